@@ -1,0 +1,44 @@
+"""The types that stages share. Frozen, torch-free at import, and the only thing that two stages have in common."""
+
+from amoeba_export.ir.architecture import Architecture, Axis, DenseArchitecture, LayerDims
+from amoeba_export.ir.latency import Budget, Latency, Metric, Source, Target, Timing, Workload
+from amoeba_export.ir.plan import LayerPlan, Policy, Shape, SubnetPlan
+from amoeba_export.ir.progress import SILENT, Progress
+from amoeba_export.ir.strategy import FixedWidth, Importance, Strategy
+from amoeba_export.ir.subnet import Subnet, TensorSpec, Writer
+from amoeba_export.ir.supernet import Adapter, AdapterDelta, Family, InputId, Supernet, TensorSource, TensorTemplate
+from amoeba_export.ir.validate import validate
+
+__all__ = [
+    "SILENT",
+    "Adapter",
+    "AdapterDelta",
+    "Architecture",
+    "Axis",
+    "Budget",
+    "DenseArchitecture",
+    "Family",
+    "FixedWidth",
+    "Importance",
+    "InputId",
+    "Latency",
+    "LayerDims",
+    "LayerPlan",
+    "Metric",
+    "Policy",
+    "Progress",
+    "Shape",
+    "Source",
+    "Strategy",
+    "Subnet",
+    "SubnetPlan",
+    "Supernet",
+    "Target",
+    "TensorSource",
+    "TensorSpec",
+    "TensorTemplate",
+    "Timing",
+    "Workload",
+    "Writer",
+    "validate",
+]

@@ -1,0 +1,121 @@
+"""Targets, workloads, budgets and what was measured."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from amoeba_export.errors import BadValue
+
+Metric = Literal["decode", "prefill", "e2e"]
+"""`decode`: time per output token at the workload's KV length. `prefill`: time to first token. `e2e`: both."""
+
+Source = Literal["measured", "recorded", "analytic"]
+"""How a latency is known. Everything but `measured` is an estimate and is called one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What the model is asked to do. Decode is timed with `prompt_tokens` in the KV cache."""
+
+    prompt_tokens: int = 128
+    generate_tokens: int = 128
+    batch: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A device plus its deployment flow, from `targets/<name>.toml`.
+
+    Attributes:
+        backend: Key of the backend that measures or estimates it.
+        dtype: Default `--dtype`.
+        formats: Default `--format`; the first one is what the backend runs.
+        align: FFN counts are multiples of this.
+        memory_limit_mb: What a model may occupy, or None when unknown.
+        options: The backend's own table, validated by the backend.
+        sources: Where each figure comes from.
+    """
+
+    name: str
+    description: str
+    backend: str
+    metric: Metric = "decode"
+    dtype: str = "fp32"
+    formats: tuple[str, ...] = ("onnx", "safetensors")
+    align: int = 1
+    memory_limit_mb: float | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    sources: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """Percentiles over the repeats of one measurement, in milliseconds."""
+
+    p50_ms: float
+    p90_ms: float
+    num_samples: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    """Decode (per token) and prefill (whole prompt) of one model on one target under one workload.
+
+    Attributes:
+        device: What the backend can say of the device: model, threads, provider, runtime versions, clocks.
+        uncertainty: Relative half-width of an estimate (0.1 = plus or minus 10 %), or None when measured.
+    """
+
+    decode: Timing
+    prefill: Timing
+    source: Source
+    workload: Workload
+    device: Mapping[str, str] = field(default_factory=dict)
+    uncertainty: float | None = None
+
+    def of(self, metric: Metric, percentile: int = 50) -> float:
+        """Milliseconds of `metric` at `percentile` (50 or 90). e2e = prefill + generate_tokens * decode."""
+        if percentile == 90:
+            decode, prefill = self.decode.p90_ms, self.prefill.p90_ms
+        else:
+            decode, prefill = self.decode.p50_ms, self.prefill.p50_ms
+        return {
+            "decode": decode,
+            "prefill": prefill,
+            "e2e": prefill + self.workload.generate_tokens * decode,
+        }[metric]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """A latency limit: absolute in milliseconds, or a fraction of the full supernet on the same target.
+
+    Exactly one of `limit_ms` and `fraction` is set.
+    """
+
+    metric: Metric = "decode"
+    percentile: int = 50
+    limit_ms: float | None = None
+    fraction: float | None = None
+
+    @classmethod
+    def parse(cls, text: str, *, metric: Metric = "decode", percentile: int = 50) -> Budget:
+        """Read `50ms`, `0.05s` or `75%`. Raises `BadValue`."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*(ms|s|%)", text.strip())
+        if not match or float(match[1]) <= 0 or (match[2] == "%" and float(match[1]) > 100):
+            raise BadValue("A latency", text, "a time or a share of the full model, such as 50ms, 0.05s or 75%")
+        value = float(match[1])
+        if match[2] == "%":
+            return cls(metric=metric, percentile=percentile, fraction=value / 100)
+        return cls(metric=metric, percentile=percentile, limit_ms=value * (1000 if match[2] == "s" else 1))
+
+    def resolve(self, full_ms: float | None = None) -> float:
+        """The limit in milliseconds; a fraction needs `full_ms`, the full supernet's latency."""
+        if self.limit_ms is not None:
+            return self.limit_ms
+        assert self.fraction is not None and full_ms is not None, "a relative budget needs the full model's latency"
+        return self.fraction * full_ms

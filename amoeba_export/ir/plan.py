@@ -1,0 +1,188 @@
+"""Shapes and plans: what a user asks for, and exactly which weights that means."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from amoeba_export.errors import BadValue, InputError
+from amoeba_export.ir.architecture import Architecture, DenseArchitecture, LayerDims
+
+Policy = Literal["uniform", "adaptive"]
+"""`uniform`: every kept layer keeps the same counts. `adaptive`: counts differ per layer, as in the paper."""
+
+PLAN_SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Shape:
+    """Depth (number of kept layers) and width (kept fraction of a kept layer's prunable weights)."""
+
+    depth: int
+    width: float
+
+    @classmethod
+    def parse(cls, text: str) -> Shape:
+        """Read `DEPTHxWIDTH`, such as `24x0.75`. Raises `BadValue`."""
+        match = re.fullmatch(r"(\d+)x(\d+(?:\.\d+)?)", text.strip())
+        if not match or not int(match[1]) or not 0 < float(match[2]) <= 1:
+            raise BadValue("A shape", text, "DEPTHxWIDTH with a width above 0 and at most 1, such as 24x0.75")
+        return cls(int(match[1]), float(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.depth}x{self.width:g}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerPlan:
+    """What one kept layer keeps, as sorted indices into the supernet's layer `source_layer`.
+
+    Attributes:
+        query_heads: Kept query heads. Every kept KV head serves the same number of them.
+        kv_heads: Kept KV heads; query head `q` reads KV head `q // heads_per_kv` of the supernet.
+        ffn: Kept FFN neurons.
+    """
+
+    source_layer: int
+    query_heads: tuple[int, ...]
+    kv_heads: tuple[int, ...]
+    ffn: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubnetPlan:
+    """One subnet, named weight by weight. Same plan, same supernet, same adapters: same bytes.
+
+    Attributes:
+        shape: The shape that was asked for.
+        policy: How widths were spread over layers.
+        layers: Kept layers, by increasing `source_layer`.
+        width_key: The width whose masks and biases an imported upstream strategy supplies, or None: biases then come
+            from the strategy's input means.
+        compensate: Whether removed channels are replaced by their mean (a bias on o_proj and down_proj).
+        gate_width: The width choice that a SMoL gate is asked for, or None when no adapter has a gate.
+        strategy_id: sha256 of the strategy that the plan was derived from, or None for a plan by hand.
+        model_id: `Supernet.identity` of the model that the plan belongs to, or None.
+    """
+
+    shape: Shape
+    policy: Policy
+    layers: tuple[LayerPlan, ...]
+    width_key: float | None = None
+    compensate: bool = True
+    gate_width: float | None = None
+    strategy_id: str | None = None
+    model_id: str | None = None
+
+    @classmethod
+    def full(cls, architecture: Architecture) -> SubnetPlan:
+        """The plan that keeps everything."""
+        layer_indices = range(architecture.num_layers)
+        return cls(
+            shape=Shape(architecture.num_layers, 1.0),
+            policy="uniform",
+            layers=tuple(
+                LayerPlan(
+                    source_layer=i,
+                    query_heads=tuple(range(architecture.num_heads)),
+                    kv_heads=tuple(range(architecture.num_kv_heads)),
+                    ffn=tuple(range(architecture.ffn_size)),
+                )
+                for i in layer_indices
+            ),
+        )
+
+    @property
+    def kept_layers(self) -> tuple[int, ...]:
+        """Supernet indices of the kept layers."""
+        return tuple(layer.source_layer for layer in self.layers)
+
+    def active_layers(self, num_layers: int) -> tuple[int, ...]:
+        """The 0/1 vector of kept layers, `num_layers` long: the SMoL gate's first input."""
+        kept = set(self.kept_layers)
+        return tuple(int(i in kept) for i in range(num_layers))
+
+    def has_o_bias(self, layer: LayerPlan, architecture: Architecture) -> bool:
+        """Whether o_proj of `layer` gets a compensation bias (the source's own bias apart)."""
+        return self.compensate and (self.width_key is not None or len(layer.query_heads) < architecture.num_heads)
+
+    def has_down_bias(self, layer: LayerPlan, architecture: Architecture) -> bool:
+        """Whether down_proj of `layer` gets a compensation bias (the source's own bias apart)."""
+        return self.compensate and (self.width_key is not None or len(layer.ffn) < architecture.ffn_size)
+
+    def dense(self, architecture: Architecture) -> DenseArchitecture:
+        """The dims of the cut model."""
+        return DenseArchitecture(
+            base=architecture,
+            layers=tuple(
+                LayerDims(
+                    num_heads=len(layer.query_heads),
+                    num_kv_heads=len(layer.kv_heads),
+                    ffn_size=len(layer.ffn),
+                    qkv_bias=architecture.qkv_bias,
+                    o_bias=architecture.o_bias or self.has_o_bias(layer, architecture),
+                    gate_up_bias=architecture.mlp_bias,
+                    down_bias=architecture.mlp_bias or self.has_down_bias(layer, architecture),
+                )
+                for layer in self.layers
+            ),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `plan.json`."""
+        return {
+            "schema_version": PLAN_SCHEMA,
+            "shape": str(self.shape),
+            "policy": self.policy,
+            "width_key": self.width_key,
+            "compensate": self.compensate,
+            "gate_width": self.gate_width,
+            "strategy_id": self.strategy_id,
+            "model_id": self.model_id,
+            "layers": [
+                {
+                    "source_layer": layer.source_layer,
+                    "query_heads": list(layer.query_heads),
+                    "kv_heads": list(layer.kv_heads),
+                    "ffn": list(layer.ffn),
+                }
+                for layer in self.layers
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], *, where: str | None = None) -> SubnetPlan:
+        """Read what `to_json` wrote. Raises `InputError` naming the first key that is wrong."""
+        try:
+            if data["schema_version"] != PLAN_SCHEMA:
+                raise InputError(
+                    f"This plan has schema version {data['schema_version']}; this amoeba reads {PLAN_SCHEMA}.",
+                    where=where,
+                    next_step="Write the plan again with this version of amoeba.",
+                )
+            return cls(
+                shape=Shape.parse(data["shape"]),
+                policy=data["policy"],
+                layers=tuple(
+                    LayerPlan(
+                        source_layer=int(layer["source_layer"]),
+                        query_heads=tuple(map(int, layer["query_heads"])),
+                        kv_heads=tuple(map(int, layer["kv_heads"])),
+                        ffn=tuple(map(int, layer["ffn"])),
+                    )
+                    for layer in data["layers"]
+                ),
+                width_key=data["width_key"],
+                compensate=bool(data["compensate"]),
+                gate_width=data["gate_width"],
+                strategy_id=data["strategy_id"],
+                model_id=data["model_id"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"This is not a plan: {type(error).__name__}: {error}.",
+                where=where,
+                next_step="Give the plan.json of an artifact, or write one with 'amoeba search --json'.",
+            ) from error

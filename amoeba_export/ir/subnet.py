@@ -1,0 +1,55 @@
+"""A cut model on its way to disk: known in shape before the first weight is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from amoeba_export.ir.architecture import DenseArchitecture
+from amoeba_export.ir.plan import SubnetPlan
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """Name and shape of one weight of a cut model, in the naming of stock transformers, layers renumbered from 0."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subnet:
+    """A cut model: dims, the plan it follows, and a stream of its weights.
+
+    Attributes:
+        specs: Every weight, in stream order. Tied embeddings appear once, as `model.embed_tokens.weight`. A block
+            without heads (or neurons) has no projections and no norm; its output bias may remain as
+            `...o_proj.bias` (`...down_proj.bias`).
+        stream: Opens the stream of (name, weight [shape of its spec]), each name exactly once, in the order of
+            `specs`. Weights come in the source's dtype unless an adapter or bias made them; writers convert. The
+            consumer may keep or drop them, never write into them.
+        source_folder: Where tokenizer, chat template and generation config are copied from.
+    """
+
+    architecture: DenseArchitecture
+    plan: SubnetPlan
+    specs: tuple[TensorSpec, ...]
+    stream: Callable[[], Iterator[tuple[str, torch.Tensor]]]
+    source_folder: Path
+    source_dtype: torch.dtype
+    model_name: str
+
+
+class Writer(Protocol):
+    """One container being written. Takes each weight once, in any order; knows all shapes beforehand."""
+
+    def accept(self, name: str, weight: torch.Tensor) -> None:
+        """Write one weight. A name that it does not know or already has is an error."""
+
+    def close(self) -> None:
+        """Finish the files. Raises if a weight is missing."""

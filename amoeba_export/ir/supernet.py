@@ -1,0 +1,119 @@
+"""The model that subnets are cut from: dims, a lazy source of weights, adapters, and where each came from."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from amoeba_export.ir.architecture import Architecture, Axis
+from amoeba_export.ir.plan import SubnetPlan
+
+if TYPE_CHECKING:
+    import torch
+
+    from amoeba_export.ir.strategy import Strategy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorTemplate:
+    """One weight of a family, as data: its name (with `{layer}`) and what each axis indexes.
+
+    Attributes:
+        when: The `Architecture` flag that says whether this weight exists (`qkv_bias`, `qk_norm`, ...), or None for
+            always. `untied` means: only when embeddings are not tied.
+    """
+
+    name: str
+    axes: tuple[Axis, ...]
+    when: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """One model family: which weights it has. Read from `load/architectures/<model_type>.toml`."""
+
+    model_type: str
+    globals: tuple[TensorTemplate, ...]
+    layer: tuple[TensorTemplate, ...]
+
+
+class TensorSource(Protocol):
+    """Named weights that are not read until asked for."""
+
+    def names(self) -> Collection[str]:
+        """Every weight there is."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """From the header alone."""
+
+    def dtype(self, name: str) -> torch.dtype:
+        """From the header alone."""
+
+    def read(self, name: str) -> torch.Tensor:
+        """The whole weight. May be a read-only memory map: never write into it. Raises `DamagedFile`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterDelta:
+    """What one adapter does to one linear weight W [O, I]: W' = W + scale * b_OR @ a_RI, computed in fp32.
+
+    Attributes:
+        magnitude_O: DoRA only: rows of W' are rescaled to this norm, W'' = magnitude * W' / ||W'||_row.
+    """
+
+    a_RI: torch.Tensor
+    b_OR: torch.Tensor
+    scale: float
+    magnitude_O: torch.Tensor | None = None
+
+
+class Adapter(Protocol):
+    """A fine-tuned change of linear weights: plain LoRA, rsLoRA, DoRA, or a shape-aware mixture (SMoL)."""
+
+    @property
+    def input(self) -> InputId:
+        """Where it came from."""
+
+    @property
+    def width_choices(self) -> tuple[float, ...]:
+        """Widths that the gate knows; empty when there is no gate."""
+
+    def modules(self) -> Collection[str]:
+        """Supernet module names it changes, such as `model.layers.0.self_attn.q_proj`."""
+
+    def delta(self, module: str, plan: SubnetPlan) -> AdapterDelta | None:
+        """The change of `module` for `plan` (the gate is a constant of the plan), or None when there is none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputId:
+    """One input of an artifact, by content: `role` is `model`, `strategy`, `adapter`, `plan` or `target`."""
+
+    role: str
+    id: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Supernet:
+    """The uncut model. Nothing is in memory until `tensors.read`.
+
+    Attributes:
+        name: What the user called it: a directory's name, a hub id, or `demo`.
+        folder: The folder with `config.json`, tokenizer files and weights.
+        identity: sha256 over the config and the weights files; strategies and plans refer to it.
+        adapters: Applied in order.
+        strategy: What to keep at each shape, or None before calibration.
+    """
+
+    name: str
+    folder: Path
+    architecture: Architecture
+    family: Family
+    tensors: TensorSource
+    identity: str
+    inputs: tuple[InputId, ...] = ()
+    adapters: tuple[Adapter, ...] = ()
+    strategy: Strategy | None = None
