@@ -12,7 +12,13 @@ VOCAB = 128
 
 _FAMILIES: dict[str, dict[str, Any]] = {
     # GQA 6/3 with a head_dim that is not hidden / heads, tied embeddings
-    "llama": {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 16, "tie_word_embeddings": True},
+    "llama": {
+        "hidden_size": 96,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 3,
+        "head_dim": 32,
+        "tie_word_embeddings": True,
+    },
     # MHA, untied: the shape of Llama-2
     "llama-mha": {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 16, "tie_word_embeddings": False},
     "mistral": {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": None},
@@ -23,7 +29,7 @@ FAMILIES = tuple(_FAMILIES)
 
 
 def tiny_config(family: str = "llama", **overrides: Any) -> Any:
-    """The config of a tiny model: 4 layers, hidden 64, FFN 96, vocabulary 128."""
+    """The config of a tiny model: 4 layers, hidden 64 (96 for llama), FFN 96, vocabulary 128."""
     settings: dict[str, Any] = {
         "num_hidden_layers": 4,
         "hidden_size": 64,
