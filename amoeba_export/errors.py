@@ -141,6 +141,26 @@ class WrongModel(InputError):
         )
 
 
+class DiskFull(InputError):
+    """The output does not fit on its disk. Found before the work, by reserving the space."""
+
+    def __init__(self, path: Path, needed_bytes: int, free_bytes: int) -> None:
+        super().__init__(
+            f"The disk is too full: {needed_bytes:,} bytes are needed and {free_bytes:,} are free.",
+            where=path,
+            next_step="Free some space, or choose an --out on another disk.",
+        )
+
+
+class NonFiniteWeights(InputError):
+    """A weight with NaN or infinity in it: everything computed from it would be one too."""
+
+    def __init__(self, name: str, origin: str) -> None:
+        super().__init__(
+            f"The weight {name} is not finite: {origin}.", next_step="Get the file again, or train it again."
+        )
+
+
 # --- not representable ------------------------------------------------------------------------------------------------
 
 
