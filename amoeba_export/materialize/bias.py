@@ -1,0 +1,57 @@
+"""Compensation: what the removed input channels contributed on average, as a constant (FLAP; DESIGN section 4)."""
+
+from __future__ import annotations
+
+import torch
+
+from amoeba_export.errors import InputError
+from amoeba_export.ir import Axis, LayerPlan, Strategy, SubnetPlan
+
+ROWS = 1024
+"""Rows of a half-precision weight that are widened to fp32 at once."""
+
+
+def compensation_bias(
+    w_OI: torch.Tensor,
+    kept: torch.Tensor | None,
+    axis: Axis,
+    layer: LayerPlan,
+    plan: SubnetPlan,
+    strategy: Strategy | None,
+) -> torch.Tensor:
+    """Bias [O], fp32, that stands for the removed columns of an o_proj (`query`) or down_proj (`ffn`) weight.
+
+    W[:, removed] @ mean[removed], from the base weight: adapters are not in it, because Stage 2 trains with the bias
+    fixed. An imported upstream strategy supplies the vector itself.
+
+    Args:
+        w_OI: The whole source weight.
+        kept: Kept columns, or None for all.
+        axis: What the columns are.
+        layer: Which layer of the supernet the weight is from.
+        plan: Says where the bias comes from.
+        strategy: The input means, or the vectors.
+
+    Raises:
+        InputError: The plan asks for compensation and the strategy cannot give it.
+    """
+    if plan.width_key is not None:
+        if strategy is None or plan.width_key not in strategy.widths:
+            raise InputError(
+                f"The plan takes the masks and biases of width {plan.width_key:g}, which this strategy does not have.",
+                next_step="Give the strategy that the plan was derived from (--strategy).",
+            )
+        width = strategy.widths[plan.width_key]
+        bias_LD = width.o_bias_LD if axis == "query" else width.down_bias_LD
+        return torch.tensor(bias_LD[layer.source_layer], dtype=torch.float32)
+    if strategy is None or strategy.importance is None:
+        raise InputError(
+            "The plan replaces removed channels by their mean, and no strategy with input means is given.",
+            next_step="Give the strategy that the plan was derived from (--strategy).",
+        )
+    means = strategy.importance.o_mean_LQ if axis == "query" else strategy.importance.down_mean_LF
+    removed_mean_I = torch.tensor(means[layer.source_layer], dtype=torch.float32)
+    if kept is not None:
+        removed_mean_I[kept] = 0.0
+    # A product with zeros for the kept columns: no gathered copy of the removed ones, which can be most of the weight.
+    return torch.cat([rows.to(torch.float32) @ removed_mean_I for rows in torch.split(w_OI, ROWS)])
