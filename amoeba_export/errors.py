@@ -8,7 +8,7 @@ sentence, so that a raise site reads as `raise UnknownTarget(name, known)`.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
@@ -104,6 +104,16 @@ class BadValue(UsageError):
         super().__init__(f"{what} cannot be '{value}'.", where=where, next_step=f"Give {expected}.")
 
 
+class Problems(UsageError):
+    """Several bad settings, reported together. Its exit code is that of the first one."""
+
+    def __init__(self, problems: Sequence[AmoebaError]) -> None:
+        self.problems = tuple(problems)
+        self.exit_code = problems[0].exit_code
+        listed = "\n".join(f"  {number}. {problem}" for number, problem in enumerate(problems, 1))
+        super().__init__(f"{len(problems)} settings are wrong:\n{listed}")
+
+
 class OutputExists(UsageError):
     """`--out` names something that is already there."""
 
@@ -141,6 +151,19 @@ class WrongModel(InputError):
         )
 
 
+class WeightsMismatch(InputError):
+    """Weights that do not fit their config.json: missing, left over, or of another shape."""
+
+    def __init__(self, problems: Sequence[str], *, where: str | Path, shown: int = 6) -> None:
+        self.problems = tuple(problems)
+        more = f"; and {len(problems) - shown} more" if len(problems) > shown else ""
+        super().__init__(
+            f"The weights do not fit the model's config: {'; '.join(problems[:shown])}{more}.",
+            where=where,
+            next_step="Give config.json and weights that belong together.",
+        )
+
+
 class DiskFull(InputError):
     """The output does not fit on its disk. Found before the work, by reserving the space."""
 
@@ -158,6 +181,19 @@ class NonFiniteWeights(InputError):
     def __init__(self, name: str, origin: str) -> None:
         super().__init__(
             f"The weight {name} is not finite: {origin}.", next_step="Get the file again, or train it again."
+        )
+
+
+# --- budget ------------------------------------------------------------------------------------------------------------
+
+
+class NothingFits(BudgetError):
+    """Every candidate of a search is over a limit. Names the one that comes closest."""
+
+    def __init__(self, limits: str, closest: str, reached: str, *, next_step: str) -> None:
+        super().__init__(
+            f"No shape that the strategy knows meets {limits}; the closest, {closest}, reaches {reached}.",
+            next_step=next_step,
         )
 
 

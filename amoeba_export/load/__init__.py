@@ -1,0 +1,75 @@
+"""Load: from a model's name, a strategy and adapters to a `Supernet` whose weights are not read yet."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from amoeba_export import locations
+from amoeba_export.errors import DamagedFile, NotFound
+from amoeba_export.ir import SILENT, InputId, Progress, Supernet
+from amoeba_export.load.checkpoint import open_checkpoint
+from amoeba_export.load.families import expected_weights, read_architecture
+from amoeba_export.load.identity import model_identity
+from amoeba_export.load.locate import locate_model
+from amoeba_export.load.strategy import check_strategy, read_strategy, write_strategy
+
+__all__ = ["check_strategy", "load_supernet", "read_strategy", "write_strategy"]
+
+
+def load_supernet(
+    model: str,
+    *,
+    adapters: Sequence[Path] = (),
+    strategy: Path | None = None,
+    cache_dir: Path | None = None,
+    progress: Progress = SILENT,
+) -> Supernet:
+    """Open a model: find it, read its config and headers, check that all belongs together. Reads no weight.
+
+    Args:
+        model: A Hugging Face folder, a hub id, a GGUF file, or `demo`.
+        adapters: Adapter folders, applied in order.
+        strategy: A `strategy.safetensors`.
+        cache_dir: Where unpacked models and digests are kept; `locations.cache_dir()` when None.
+        progress: Told what takes time.
+
+    Raises:
+        InputError: Something is missing, damaged, or belongs to another model.
+        UnsupportedError: The family, or an option of an adapter, is one that we do not compute.
+    """
+    cache_dir = cache_dir or locations.cache_dir()
+    name, folder = locate_model(model, cache_dir=cache_dir, progress=progress)
+    config_path = folder / "config.json"
+    if not config_path.is_file():
+        raise NotFound("The model's config", config_path, next_step="Give the folder that holds config.json.")
+    try:
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DamagedFile(config_path, f"not JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise DamagedFile(config_path, "not a JSON object")
+    architecture, file = read_architecture(config, where=config_path)
+    tensors = open_checkpoint(
+        folder,
+        expected_weights(file.family, architecture),
+        {name.format(layer=i) for name in file.ignored for i in range(architecture.num_layers)},
+    )
+    identity = model_identity(config, tensors.files, cache_dir=cache_dir, progress=progress)
+    supernet = Supernet(
+        name=name,
+        folder=folder,
+        architecture=architecture,
+        family=file.family,
+        tensors=tensors,
+        identity=identity,
+        inputs=(InputId(role="model", id=name, sha256=identity),),
+    )
+    if strategy is not None:
+        known = read_strategy(strategy)
+        check_strategy(known, supernet, where=strategy)
+        entry = InputId(role="strategy", id=strategy.name, sha256=known.identity or "")
+        supernet = dataclasses.replace(supernet, strategy=known, inputs=(*supernet.inputs, entry))
+    return supernet

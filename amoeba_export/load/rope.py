@@ -1,0 +1,49 @@
+"""RoPE as configs spell it: `rope_theta` with `rope_scaling` (transformers 4) or `rope_parameters` (transformers 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from amoeba_export.errors import UnsupportedError
+
+DEFAULT_THETA = 10000.0
+KNOWN_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+
+
+def read_rope(config: Mapping[str, Any], *, where: Path) -> tuple[float, dict[str, Any] | None]:
+    """Base and scaling of a config.
+
+    Where both spellings are present, `rope_scaling` goes before `rope_parameters` and a base inside either goes before
+    the top-level `rope_theta`: the order of transformers 5 (`RotaryEmbeddingConfigMixin`), which reads our output too.
+
+    Returns:
+        The base, and the other parameters with `rope_type` among them, or None for plain RoPE.
+
+    Raises:
+        UnsupportedError: RoPE that differs between layers, covers part of a head, or has an unknown type.
+    """
+    parameters = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
+    if any(isinstance(value, Mapping) for value in parameters.values()):
+        raise UnsupportedError(
+            f"RoPE that differs between layers is not supported: {', '.join(sorted(parameters))}.",
+            where=where,
+            next_step="Use a model with one RoPE for all layers.",
+        )
+    theta = parameters.pop("rope_theta", None) or config.get("rope_theta") or DEFAULT_THETA
+    legacy_type = parameters.pop("type", "default")
+    rope_type = parameters.setdefault("rope_type", legacy_type)
+    if rope_type not in KNOWN_TYPES:
+        raise UnsupportedError(
+            f"RoPE of type '{rope_type}' is not supported.",
+            where=where,
+            next_step=f"Use a model whose RoPE is one of: {', '.join(KNOWN_TYPES)}.",
+        )
+    if parameters.pop("partial_rotary_factor", 1.0) != 1.0:
+        raise UnsupportedError(
+            "RoPE over a part of each head is not supported.",
+            where=where,
+            next_step="Use a model that rotates whole heads.",
+        )
+    return float(theta), None if rope_type == "default" else parameters

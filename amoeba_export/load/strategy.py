@@ -1,0 +1,197 @@
+"""`strategy.safetensors`: arrays as tensors, everything else as one JSON text in the file's metadata."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from amoeba_export.errors import DamagedFile, InputError, NotFound, WrongModel
+from amoeba_export.ir import FixedWidth, Importance, Shape, Strategy, Supernet
+
+SCHEMA = 1
+_METADATA = "amoeba_strategy"
+_NEXT_STEP = "Make it again with 'amoeba calibrate' or 'amoeba import'."
+_DIMS = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "ffn_size")
+
+
+def write_strategy(strategy: Strategy, path: Path) -> Strategy:
+    """Write `strategy` to `path` at once or not at all, and return it with the identity of the file.
+
+    The same strategy gives the same bytes: safetensors orders tensors itself, and its metadata has a single entry,
+    because it writes several in random order.
+    """
+    content = _serialize(strategy)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return dataclasses.replace(strategy, identity=hashlib.sha256(content).hexdigest())
+
+
+def read_strategy(path: Path) -> Strategy:
+    """Read what `write_strategy` wrote.
+
+    Raises:
+        NotFound: There is no such file.
+        DamagedFile: It is not a strategy, or its parts do not fit together.
+        InputError: It is an upstream file, or of another version.
+    """
+    if not path.is_file():
+        raise NotFound("The strategy", path, next_step="Make one with 'amoeba calibrate --out strategy.safetensors'.")
+    if path.suffix == ".npy":
+        raise InputError(
+            "This is a strategy of the published AmoebaLLM code.",
+            where=path,
+            next_step="Convert it once: 'amoeba import FILE MODEL --out strategy.safetensors'.",
+        )
+    try:
+        with safe_open(path, framework="np") as file:
+            text = (file.metadata() or {}).get(_METADATA)
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 a safe_open does not iterate
+        data = None if text is None else json.loads(text)
+    except (SafetensorError, ValueError) as error:
+        raise DamagedFile(path, str(error), next_step=_NEXT_STEP) from error
+    if data is None:
+        raise DamagedFile(path, "a safetensors file without a strategy in it", next_step=_NEXT_STEP)
+    if data.get("schema_version") != SCHEMA:
+        raise InputError(
+            f"This strategy has schema version {data.get('schema_version')}; this amoeba reads {SCHEMA}.",
+            where=path,
+            next_step=_NEXT_STEP,
+        )
+    try:
+        strategy = _deserialize(data, arrays)
+        problems = _problems(strategy)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DamagedFile(path, f"{type(error).__name__}: {error}", next_step=_NEXT_STEP) from error
+    if problems:
+        raise DamagedFile(path, "; ".join(problems), next_step=_NEXT_STEP)
+    return dataclasses.replace(strategy, identity=hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def check_strategy(strategy: Strategy, supernet: Supernet, *, where: Path | None = None) -> None:
+    """Refuse a strategy that was made for another model. Raises `WrongModel` naming every difference."""
+    differences = [
+        f"{name} is {getattr(strategy, name)} there and {getattr(supernet.architecture, name)} here"
+        for name in _DIMS
+        if getattr(strategy, name) != getattr(supernet.architecture, name)
+    ]
+    if not differences and strategy.model_id not in (None, supernet.identity):
+        differences.append(f"its model is {str(strategy.model_id)[:12]}, this one is {supernet.identity[:12]}")
+    for width in strategy.widths.values():
+        if width.o_bias_LD.shape[1] != supernet.architecture.hidden_size:
+            differences.append(
+                f"hidden_size is {width.o_bias_LD.shape[1]} there and {supernet.architecture.hidden_size} here"
+            )
+            break
+    if differences:
+        raise WrongModel("The strategy", differences, where=where)
+
+
+def _serialize(strategy: Strategy) -> bytes:
+    arrays: dict[str, NDArray[Any]] = {}
+    if strategy.importance is not None:
+        arrays |= {f"importance.{name}": value for name, value in _arrays(strategy.importance).items()}
+    for width, masks in strategy.widths.items():
+        arrays |= {f"width.{width!r}.{name}": value for name, value in _arrays(masks).items()}
+    data = {
+        "schema_version": SCHEMA,
+        "model_id": strategy.model_id,
+        **{name: getattr(strategy, name) for name in _DIMS},
+        "depth": {str(removed): list(map(int, kept)) for removed, kept in sorted(strategy.depth.items())},
+        "depth_metric": {str(removed): float(value) for removed, value in sorted(strategy.depth_metric.items())},
+        "metric": strategy.metric,
+        "importance_metric": None if strategy.importance is None else strategy.importance.metric,
+        "widths": sorted(map(float, strategy.widths), reverse=True),
+        "quality": [[shape.depth, shape.width, float(value)] for shape, value in sorted(strategy.quality.items())],
+        "quality_metric": strategy.quality_metric,
+        "policy": strategy.policy,
+        "provenance": dict(sorted(strategy.provenance.items())),
+    }
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    return save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata={_METADATA: text})
+
+
+def _arrays(record: Importance | FixedWidth) -> dict[str, NDArray[Any]]:
+    values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+
+
+def _deserialize(data: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Strategy:
+    importance = None
+    if data["importance_metric"] is not None:
+        importance = Importance(
+            **{name: arrays[f"importance.{name}"] for name in ("heads_LN", "ffn_LF", "o_mean_LQ", "down_mean_LF")},
+            metric=data["importance_metric"],
+        )
+    fixed = ("heads_LN", "ffn_LF", "o_bias_LD", "down_bias_LD")
+    return Strategy(
+        model_id=data["model_id"],
+        num_layers=int(data["num_layers"]),
+        num_heads=int(data["num_heads"]),
+        num_kv_heads=int(data["num_kv_heads"]),
+        head_dim=int(data["head_dim"]),
+        ffn_size=int(data["ffn_size"]),
+        depth={int(removed): tuple(kept) for removed, kept in data["depth"].items()},
+        depth_metric={int(removed): float(value) for removed, value in data["depth_metric"].items()},
+        metric=data["metric"],
+        importance=importance,
+        widths={
+            float(width): FixedWidth(**{name: arrays[f"width.{width!r}.{name}"] for name in fixed})
+            for width in map(float, data["widths"])
+        },
+        quality={Shape(int(depth), float(width)): float(value) for depth, width, value in data["quality"]},
+        quality_metric=data["quality_metric"],
+        policy=data["policy"],
+        provenance=data["provenance"],
+    )
+
+
+def _problems(strategy: Strategy) -> list[str]:
+    """What does not fit together inside a strategy."""
+    num_layers = strategy.num_layers
+    problems = [
+        f"the layers kept without {removed} are not {num_layers - removed} of {num_layers}"
+        for removed, kept in strategy.depth.items()
+        if len(kept) != num_layers or sum(kept) != num_layers - removed or not set(kept) <= {0, 1}
+    ]
+    if 0 not in strategy.depth:
+        problems.append("the full depth is missing")
+    if strategy.importance is None and not strategy.widths:
+        problems.append("it has neither importances nor masks")
+    query, ffn = strategy.num_heads * strategy.head_dim, strategy.ffn_size
+    if strategy.importance is not None:
+        sizes = {"heads_LN": strategy.num_heads, "ffn_LF": ffn, "o_mean_LQ": query, "down_mean_LF": ffn}
+        problems += _array_problems(strategy.importance, num_layers, sizes)
+    for width in strategy.widths.values():
+        problems += _array_problems(width, num_layers, {"heads_LN": strategy.num_heads, "ffn_LF": ffn})
+    return problems
+
+
+def _array_problems(record: Importance | FixedWidth, num_layers: int, sizes: Mapping[str, int]) -> list[str]:
+    problems = []
+    for name, array in _arrays(record).items():
+        is_mask = isinstance(record, FixedWidth) and name in sizes
+        if array.dtype.kind != ("b" if is_mask else "f") or array.ndim != 2:
+            problems.append(f"{name} is {array.dtype} {list(array.shape)}")
+        elif array.shape != (num_layers, sizes.get(name, array.shape[1])):
+            problems.append(f"{name} has shape {list(array.shape)}")
+        elif not is_mask and not np.isfinite(array).all():
+            problems.append(f"{name} is not finite")
+    return problems
