@@ -123,6 +123,16 @@ class OutputExists(UsageError):
         )
 
 
+class NotReplaceable(UsageError):
+    """`--force` for something that amoeba did not make: it replaces artifacts and empty folders, nothing else."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"The output '{path}' is not an artifact, so --force does not replace it.",
+            next_step="Choose another --out, or remove it yourself.",
+        )
+
+
 # --- input ------------------------------------------------------------------------------------------------------------
 
 
@@ -164,6 +174,27 @@ class WeightsMismatch(InputError):
         )
 
 
+class ReadOnlyOutput(InputError):
+    """A place where nothing can be written."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(
+            f"The output '{path}' cannot be written: {reason}.",
+            next_step="Choose an --out in a folder that you may write to.",
+        )
+
+
+class UnsafePickle(InputError):
+    """A pickle that names something other than data. It was not run."""
+
+    def __init__(self, path: str | Path, name: str) -> None:
+        super().__init__(
+            f"This file wants to run code: it asks for {name}. It was refused.",
+            where=path,
+            next_step="Do not open it with other tools either; get the file from someone you trust.",
+        )
+
+
 class DiskFull(InputError):
     """The output does not fit on its disk. Found before the work, by reserving the space."""
 
@@ -184,6 +215,57 @@ class NonFiniteWeights(InputError):
         )
 
 
+class EmptyData(InputError):
+    """A data file without anything in it."""
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__("The calibration data is empty.", where=path, next_step="Give a file with text in it.")
+
+
+class NotText(InputError):
+    """A data file that is not UTF-8 text, such as an archive or a checkpoint."""
+
+    def __init__(self, path: str | Path, offset: int) -> None:
+        super().__init__(
+            f"The calibration data is not UTF-8 text: byte {offset} cannot be read.",
+            where=path,
+            next_step="Give a text file, a JSONL file, or the id of a data set.",
+        )
+
+
+class BadRecord(InputError):
+    """A line of a JSONL file that is not what the recipe says it is."""
+
+    def __init__(self, path: str | Path, line: int, problem: str) -> None:
+        super().__init__(
+            f"Line {line} of the calibration data {problem}.",
+            where=f"{path}:{line}",
+            next_step="Mend the line, or name the right fields in the recipe.",
+        )
+
+
+class TooFewSamples(InputError):
+    """A data set that is smaller than what the recipe takes from it."""
+
+    def __init__(self, where: str | Path, found: str, needed: str) -> None:
+        super().__init__(
+            f"The calibration data is too small: it has {found}, and the recipe takes {needed}.",
+            where=where,
+            next_step="Give more data, or a recipe with fewer samples or a shorter window.",
+        )
+
+
+class NotANumber(InputError):
+    """A calibration metric that is NaN: no comparison with it means anything."""
+
+    def __init__(self, metric: str, removed: Sequence[int]) -> None:
+        without = f"without layers {', '.join(map(str, removed))}" if removed else "with all its layers"
+        super().__init__(
+            f"The {metric} of the model {without} is not a number.",
+            next_step="Check the model: run it on a sentence, or get its weights again.",
+        )
+
+
 # --- budget ------------------------------------------------------------------------------------------------------------
 
 
@@ -195,6 +277,23 @@ class NothingFits(BudgetError):
             f"No shape that the strategy knows meets {limits}; the closest, {closest}, reaches {reached}.",
             next_step=next_step,
         )
+
+
+# --- target -----------------------------------------------------------------------------------------------------------
+
+
+class TargetUnavailable(TargetError):
+    """A target that cannot be used here and now: a runtime, a device, a host or a table is missing."""
+
+    def __init__(self, what: str, next_step: str) -> None:
+        super().__init__(f"{what[0].upper()}{what[1:]}.", next_step=next_step)
+
+
+class MeasurementFailed(TargetError):
+    """One model that could not be measured: it hung, crashed, ran out of memory, or its times cannot be."""
+
+    def __init__(self, label: str, target: str, reason: str, next_step: str) -> None:
+        super().__init__(f"Measuring {label} on '{target}' failed: {reason}.", next_step=next_step)
 
 
 # --- not representable ------------------------------------------------------------------------------------------------

@@ -1,0 +1,37 @@
+"""Artifact: a folder that appears whole or not at all, a manifest that says what is in it, and the cache."""
+
+from amoeba_export.artifact.cache import Cache, CacheUsage, canonical_key
+from amoeba_export.artifact.checksums import FileEntry, list_files, sha256_file
+from amoeba_export.artifact.manifest import (
+    MANIFEST_NAME,
+    PLAN_NAME,
+    LatencyRecord,
+    LayerCounts,
+    Manifest,
+    ShapeRecord,
+    VerificationRecord,
+    is_artifact,
+    read_manifest,
+    verify_checksums,
+)
+from amoeba_export.artifact.staging import Staging
+
+__all__ = [
+    "MANIFEST_NAME",
+    "PLAN_NAME",
+    "Cache",
+    "CacheUsage",
+    "FileEntry",
+    "LatencyRecord",
+    "LayerCounts",
+    "Manifest",
+    "ShapeRecord",
+    "Staging",
+    "VerificationRecord",
+    "canonical_key",
+    "is_artifact",
+    "list_files",
+    "read_manifest",
+    "sha256_file",
+    "verify_checksums",
+]

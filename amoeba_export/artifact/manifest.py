@@ -1,0 +1,221 @@
+"""`amoeba.json`: what an artifact is, where it came from, how fast and how exact it was seen to be.
+
+Everything but the measurements (`latency`, `verification`) is a function of the inputs: same inputs, same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from amoeba_export.artifact.checksums import FileEntry, relative, sha256_file, walk_files
+from amoeba_export.errors import DamagedFile, InputError, NotFound
+from amoeba_export.ir import InputId, Metric, Shape, Source, SubnetPlan, Workload
+
+MANIFEST_NAME = "amoeba.json"
+PLAN_NAME = "plan.json"
+MANIFEST_SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerCounts:
+    """How much one kept layer keeps: counts. `plan.json` has the indices."""
+
+    source_layer: int
+    query_heads: int
+    kv_heads: int
+    ffn: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShapeRecord:
+    """The shape that was built."""
+
+    depth: int
+    width: float
+    layers: tuple[LayerCounts, ...]
+
+    @classmethod
+    def of(cls, plan: SubnetPlan) -> ShapeRecord:
+        """The counts of `plan`."""
+        return cls(
+            depth=plan.shape.depth,
+            width=plan.shape.width,
+            layers=tuple(
+                LayerCounts(
+                    source_layer=layer.source_layer,
+                    query_heads=len(layer.query_heads),
+                    kv_heads=len(layer.kv_heads),
+                    ffn=len(layer.ffn),
+                )
+                for layer in plan.layers
+            ),
+        )
+
+    @property
+    def shape(self) -> Shape:
+        """Depth and width alone."""
+        return Shape(self.depth, self.width)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyRecord:
+    """The budget, what the cost model promised, and what the target said of the files in this artifact.
+
+    Attributes:
+        percentile: Which percentile the budget holds for.
+        budget_ms: None when the shape was given without a budget.
+        predicted_ms: None when nothing was predicted.
+        measured_ms: `p50` and `p90` of `metric` in milliseconds, or None when the figures are an estimate.
+        source: `measured`, or how the estimate came about.
+        target: The target's name.
+        uncertainty: Relative half-width of the prediction.
+        device: What the backend says of the device that was measured.
+    """
+
+    metric: Metric
+    percentile: int = 50
+    budget_ms: float | None
+    predicted_ms: float | None
+    measured_ms: Mapping[str, float] | None
+    source: Source
+    target: str
+    workload: Workload
+    uncertainty: float | None = None
+    device: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_estimate(self) -> bool:
+        """Whether the target itself was never asked."""
+        return self.source != "measured"
+
+    @property
+    def actual_ms(self) -> float | None:
+        """What counts against the budget: the measured percentile, or the estimate where there is none."""
+        return self.measured_ms[f"p{self.percentile}"] if self.measured_ms else self.predicted_ms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerificationRecord:
+    """The files, re-opened from disk, against the masked supernet: the worst of all formats."""
+
+    max_abs_diff: float
+    max_rel_diff: float
+    greedy_tokens_equal: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """The content of `amoeba.json`.
+
+    Attributes:
+        model: What the user called the supernet.
+        dtype: `fp32`, `int4`, ...
+        quality: The calibrated metric of this shape, such as `{"loss": 3.2}`; None without a calibrated grid.
+        files: Every file but the manifest, sorted by path.
+        tool: Versions of amoeba and of what it computed with.
+    """
+
+    model: str
+    shape: ShapeRecord
+    dtype: str
+    latency: LatencyRecord | None
+    quality: Mapping[str, float] | None
+    verification: VerificationRecord | None
+    inputs: tuple[InputId, ...]
+    files: tuple[FileEntry, ...] = ()
+    tool: Mapping[str, str]
+    schema_version: int = MANIFEST_SCHEMA
+
+    def with_files(self, files: Sequence[FileEntry]) -> Manifest:
+        """A copy that lists `files`."""
+        return dataclasses.replace(self, files=tuple(files))
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object, `schema_version` first."""
+        data = dataclasses.asdict(self)
+        return {"schema_version": data.pop("schema_version"), **data}
+
+    def to_text(self) -> str:
+        """The bytes of `amoeba.json`."""
+        return json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], *, where: Path | None = None) -> Manifest:
+        """Read what `to_json` wrote. Raises `InputError` naming the first key that is wrong."""
+        try:
+            version = data["schema_version"]
+            if version != MANIFEST_SCHEMA:
+                raise InputError(
+                    f"This manifest has schema version {version}; this amoeba reads {MANIFEST_SCHEMA}.",
+                    where=where,
+                    next_step="Use the amoeba that wrote the artifact, or export it again.",
+                )
+            shape, latency, verification = data["shape"], data["latency"], data["verification"]
+            layers = tuple(LayerCounts(**layer) for layer in shape["layers"])
+            return cls(
+                model=data["model"],
+                shape=ShapeRecord(depth=shape["depth"], width=shape["width"], layers=layers),
+                dtype=data["dtype"],
+                latency=latency and LatencyRecord(**{**latency, "workload": Workload(**latency["workload"])}),
+                quality=data["quality"],
+                verification=verification and VerificationRecord(**verification),
+                inputs=tuple(InputId(**item) for item in data["inputs"]),
+                files=tuple(FileEntry(**item) for item in data["files"]),
+                tool=data["tool"],
+            )
+        except (KeyError, TypeError) as error:
+            raise DamagedFile(
+                where or MANIFEST_NAME, f"it is not a manifest ({type(error).__name__}: {error})"
+            ) from error
+
+
+def is_artifact(folder: Path) -> bool:
+    """Whether `folder` was published by amoeba."""
+    return (folder / MANIFEST_NAME).is_file()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of an artifact. Raises `NotFound`, `DamagedFile`, `InputError`."""
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise NotFound("The artifact's manifest", path, next_step="Give a folder that 'amoeba export' wrote.")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DamagedFile(path, f"it is not JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise DamagedFile(path, "it is not a JSON object")
+    return Manifest.from_json(data, where=path)
+
+
+def verify_checksums(folder: Path) -> Manifest:
+    """Compare every file of an artifact with its manifest.
+
+    Raises:
+        InputError: With every file that is missing, changed, or not in the manifest.
+    """
+    manifest = read_manifest(folder)
+    known = {entry.path: entry for entry in manifest.files}
+    present = {relative(path, folder): path for path in walk_files(folder)}
+    present.pop(MANIFEST_NAME)
+    problems = [f"{name} is missing" for name in known if name not in present]
+    for name, path in present.items():
+        entry = known.get(name)
+        if entry is None:
+            problems.append(f"{name} is not in the manifest")
+        elif (size_bytes := path.stat().st_size) != entry.size_bytes:
+            problems.append(f"{name} has {size_bytes:,} bytes instead of {entry.size_bytes:,}")
+        elif sha256_file(path) != entry.sha256:
+            problems.append(f"{name} has other content")
+    if problems:
+        raise InputError(
+            f"The artifact is not as it was written: {'; '.join(problems)}.",
+            where=folder,
+            next_step="Copy or export it again.",
+        )
+    return manifest

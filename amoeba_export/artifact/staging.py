@@ -1,0 +1,177 @@
+"""Staging: an artifact is built in a hidden folder beside its destination and moved there in one rename.
+
+Whatever kills the process, the destination is absent, or what it was before, or complete.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from amoeba_export.artifact.checksums import list_files
+from amoeba_export.artifact.manifest import MANIFEST_NAME, Manifest, is_artifact
+from amoeba_export.artifact.reserved import ReservedFolder, sweep
+from amoeba_export.errors import DiskFull, InputError, NotReplaceable, OutputExists, ReadOnlyOutput
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Staging:
+    """A destination, checked before any work, and the folder in which its content is built.
+
+        with Staging(out, force=force) as staging:
+            ...write into staging.folder, verify, measure...
+            manifest = staging.publish(manifest)
+
+    Leaving without `publish` removes everything, parents that were made for `out` included. Folders that killed runs
+    left beside `out` are removed on entry.
+
+    Args:
+        out: The artifact to be. Missing parents are made.
+        force: Replace an artifact (or an empty folder) that is already there. Anything else is never replaced.
+
+    Raises:
+        OutputExists: `out` exists and `force` is not set.
+        NotReplaceable: `out` exists and is not an artifact.
+        ReadOnlyOutput: Nothing can be written there.
+    """
+
+    def __init__(self, out: Path, *, force: bool = False) -> None:
+        check_destination(out, force=force)
+        self.out = out.expanduser().resolve()
+        self._force = force
+        self._reserved: ReservedFolder | None = None
+        self._made_parents: list[Path] = []
+        self._expected_bytes: int | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the artifact's files are written, under their final relative paths."""
+        assert self._reserved is not None, "a staging folder exists only inside its with block"
+        return self._reserved.content
+
+    def __enter__(self) -> Self:
+        prefix = f".{self.out.name}.amoeba-"
+        try:
+            self._made_parents = _make_parents(self.out.parent)
+            sweep(self.out.parent, prefix)
+            self._reserved = ReservedFolder(self.out.parent, prefix)
+        except OSError as error:
+            self._remove_parents()
+            raise _explained(error, self.out, self._expected_bytes) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        free_bytes = shutil.disk_usage(self.out.parent).free if error else 0
+        assert self._reserved is not None
+        self._reserved.release()
+        self._remove_parents()
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            raise _explained(error, self.out, self._expected_bytes, free_bytes) from error
+
+    def clear(self) -> None:
+        """Remove what was written so far: the next smaller plan is about to be built."""
+        shutil.rmtree(self.folder)
+        self.folder.mkdir()
+
+    def require_space(self, size_bytes: int) -> None:
+        """Refuse now what would not fit later. Raises `DiskFull`."""
+        self._expected_bytes = size_bytes
+        free_bytes = shutil.disk_usage(self.folder).free
+        if free_bytes < size_bytes:
+            raise DiskFull(self.out, size_bytes, free_bytes)
+
+    def publish(self, manifest: Manifest) -> Manifest:
+        """Flush every file to the disk, write the manifest last, and move the folder to `out`.
+
+        Returns:
+            The manifest as written: with the list of files.
+        """
+        complete = manifest.with_files(list_files(self.folder))
+        (self.folder / MANIFEST_NAME).write_text(complete.to_text(), encoding="utf-8")
+        for path in _bottom_up(self.folder):
+            _sync(path)
+        if self._force and self.out.exists():
+            _exchange(self.folder, self.out)  # the old artifact is now in the reserved folder, and goes with it
+        elif self.out.exists():  # came into being while we worked
+            raise OutputExists(self.out)
+        else:
+            self.folder.rename(self.out)
+        _sync(self.out.parent)
+        self._made_parents = []
+        return complete
+
+    def _remove_parents(self) -> None:
+        for parent in self._made_parents:
+            try:
+                parent.rmdir()
+            except OSError:  # somebody else put something there meanwhile
+                return
+
+
+def check_destination(out: Path, *, force: bool) -> None:
+    """The checks of `Staging`, for who wants them before anything else. Writes nothing."""
+    resolved = out.expanduser().resolve()
+    if resolved.exists():
+        if not force:
+            raise OutputExists(out)
+        if not (is_artifact(resolved) or (resolved.is_dir() and not any(resolved.iterdir()))):
+            raise NotReplaceable(out)
+    existing = next(parent for parent in resolved.parents if parent.exists())
+    if not existing.is_dir():
+        raise ReadOnlyOutput(out, f"{existing} is a file")
+    # root may write anywhere; a folder whose mode lets nobody write was still meant to stay as it is
+    if not os.access(existing, os.W_OK | os.X_OK) or not existing.stat().st_mode & 0o222:
+        raise ReadOnlyOutput(out, f"{existing} is read-only")
+
+
+def _make_parents(folder: Path) -> list[Path]:
+    """Make `folder` and what is missing above it. Returns what was made, deepest first."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def _bottom_up(folder: Path) -> Iterator[Path]:
+    for root, _, names in os.walk(folder, topdown=False):
+        yield from (Path(root) / name for name in names)
+        yield Path(root)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Swap two folders in one step where the system can, in two renames where it cannot."""
+    if sys.platform == "linux":
+        at_fdcwd, rename_exchange = -100, 2
+        renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # glibc 2.28, musl 1.2.4
+        if renameat2 and renameat2(at_fdcwd, os.fsencode(new), at_fdcwd, os.fsencode(old), rename_exchange) == 0:
+            return
+    aside = new.with_name("replaced")
+    old.rename(aside)
+    new.rename(old)
+
+
+def _explained(error: OSError, out: Path, needed_bytes: int | None, free_bytes: int = 0) -> InputError:
+    if error.errno in _DISK_FULL and needed_bytes is not None:
+        return DiskFull(out, needed_bytes, free_bytes)
+    if error.errno in _DISK_FULL:
+        return InputError(
+            "The disk is full.", where=out, next_step="Free some space, or choose an --out on another disk."
+        )
+    return ReadOnlyOutput(out, error.strerror or str(error))
