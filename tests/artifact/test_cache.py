@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,11 @@ import pytest
 from amoeba_export.artifact import Cache, CacheUsage, canonical_key
 
 
-def writes(text: str) -> object:
-    return lambda folder: (folder / "data").write_text(text)
+def writes(text: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / "data").write_text(text)
+
+    return write
 
 
 @pytest.fixture
