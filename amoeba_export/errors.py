@@ -279,6 +279,26 @@ class NothingFits(BudgetError):
         )
 
 
+class BudgetMissed(BudgetError):
+    """A built subnet that is over its budget when measured, with no smaller one to turn to."""
+
+    def __init__(self, shape: str, metric: str, percentile: int, reached_ms: float, limit_ms: float) -> None:
+        super().__init__(
+            f"The subnet {shape} takes {reached_ms:.4g} ms ({metric} p{percentile}); the budget is {limit_ms:.4g} ms.",
+            next_step=f"Allow {reached_ms * 1.03:.3g} ms, or let --latency without --shape choose a smaller subnet.",
+        )
+
+
+class EstimateRefused(TargetError):
+    """`--require-measured` on a target whose latency is only estimated."""
+
+    def __init__(self, target: str, source: str) -> None:
+        super().__init__(
+            f"The latency of target '{target}' would be an estimate ({source}), and --require-measured refuses one.",
+            next_step="Choose a target that is measured here, or leave --require-measured out.",
+        )
+
+
 # --- target -----------------------------------------------------------------------------------------------------------
 
 

@@ -15,8 +15,9 @@ from amoeba_export.load.families import expected_weights, read_architecture
 from amoeba_export.load.identity import model_identity
 from amoeba_export.load.locate import locate_model
 from amoeba_export.load.strategy import check_strategy, read_strategy, write_strategy
+from amoeba_export.load.upstream import import_upstream
 
-__all__ = ["check_strategy", "load_supernet", "read_strategy", "write_strategy"]
+__all__ = ["check_strategy", "import_upstream", "load_supernet", "read_strategy", "write_strategy"]
 
 
 def load_supernet(

@@ -173,8 +173,6 @@ def _problems(strategy: Strategy) -> list[str]:
     ]
     if 0 not in strategy.depth:
         problems.append("the full depth is missing")
-    if strategy.importance is None and not strategy.widths:
-        problems.append("it has neither importances nor masks")
     query, ffn = strategy.num_heads * strategy.head_dim, strategy.ffn_size
     if strategy.importance is not None:
         sizes = {"heads_LN": strategy.num_heads, "ffn_LF": ffn, "o_mean_LQ": query, "down_mean_LF": ffn}
