@@ -319,6 +319,18 @@ class MeasurementFailed(TargetError):
 # --- not representable ------------------------------------------------------------------------------------------------
 
 
+class UnsupportedAdapter(UnsupportedError):
+    """An adapter with an option that cannot be merged into the weights of a cut model."""
+
+    def __init__(self, option: str, *, where: str | Path) -> None:
+        super().__init__(
+            f"The adapter uses {option}, which is not supported.",
+            where=where,
+            next_step="Merge it with peft (merge_and_unload, save_pretrained) and give the merged model, or train a "
+            "LoRA without it.",
+        )
+
+
 class NotRepresentable(UnsupportedError):
     """A plan that a container cannot hold. Names the containers that can."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from amoeba_export import locations
 from amoeba_export.errors import DamagedFile, NotFound
 from amoeba_export.ir import SILENT, InputId, Progress, Supernet
+from amoeba_export.load.adapters import read_adapter
 from amoeba_export.load.checkpoint import open_checkpoint
 from amoeba_export.load.families import expected_weights, read_architecture
 from amoeba_export.load.identity import model_identity
@@ -68,6 +69,11 @@ def load_supernet(
         identity=identity,
         inputs=(InputId(role="model", id=name, sha256=identity),),
     )
+    opened = tuple(
+        read_adapter(path, family=file.family, architecture=architecture, cache_dir=cache_dir) for path in adapters
+    )
+    inputs = (*supernet.inputs, *(adapter.input for adapter in opened))
+    supernet = dataclasses.replace(supernet, adapters=opened, inputs=inputs)
     if strategy is not None:
         known = read_strategy(strategy)
         check_strategy(known, supernet, where=strategy)

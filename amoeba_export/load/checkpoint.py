@@ -164,6 +164,11 @@ def open_checkpoint(folder: Path, expected: Mapping[str, tuple[int, ...]], ignor
     return Checkpoint(files, {name: found[name] for name in expected})
 
 
+def open_file(path: Path) -> Checkpoint:
+    """One safetensors file with whatever weights it has. Raises `DamagedFile`, `UnsupportedError`."""
+    return Checkpoint([path], _read_header(path))
+
+
 def _check_index(index: Path, found: Mapping[str, _Entry]) -> None:
     for name, shard in _read_index(index).items():
         if name not in found or found[name].path.name != shard:

@@ -219,6 +219,15 @@ def expected_weights(family: Family, architecture: Architecture) -> dict[str, tu
     return names
 
 
+def linear_shapes(family: Family, architecture: Architecture) -> dict[str, tuple[int, int]]:
+    """Module -> (out, in) of every linear layer. A tied head is not one: its weight is the embedding."""
+    return {
+        name.removesuffix(".weight"): (shape[0], shape[1])
+        for name, shape in expected_weights(family, architecture).items()
+        if len(shape) == 2 and name != "model.embed_tokens.weight"
+    }
+
+
 def _present(template: TensorTemplate, architecture: Architecture) -> bool:
     if template.when is None:
         return True

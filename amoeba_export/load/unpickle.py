@@ -1,15 +1,18 @@
-"""Pickled numpy data without the rest of pickle: arrays, scalars, dtypes, and containers of those."""
+"""Pickles without their danger: numpy data and torch weights are read, and whatever else a file names is refused."""
 
 from __future__ import annotations
 
 import io
 import pickle
+import zipfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from amoeba_export.errors import DamagedFile, NotFound, UnsafePickle
+from amoeba_export.errors import DamagedFile, NonFiniteWeights, NotFound, UnsafePickle
 
 # What numpy's own __reduce__ names; numpy 2 calls the module numpy._core, numpy 1 called it numpy.core.
 _FUNCTIONS = {"_reconstruct": np.zeros(0).__reduce__()[0], "scalar": np.float64(0).__reduce__()[0]}
@@ -67,3 +70,50 @@ def load_pickled_npy(path: Path) -> Any:
         return array[()]
     except _BROKEN as error:
         raise DamagedFile(path, f"{type(error).__name__}: {error}") from error
+
+
+class LoadedWeights:
+    """A `TensorSource` over tensors that are already there (or mapped by torch)."""
+
+    def __init__(self, path: Path, weights: Mapping[str, torch.Tensor]) -> None:
+        self._path = path
+        self._weights = dict(weights)
+
+    def names(self) -> Collection[str]:
+        """Every weight there is."""
+        return self._weights.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of one weight."""
+        return tuple(self._weights[name].shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Of one weight."""
+        return self._weights[name].dtype
+
+    def read(self, name: str) -> torch.Tensor:
+        """One weight. Raises `NonFiniteWeights`."""
+        weight = self._weights[name]
+        if not torch.isfinite(weight).all():
+            raise NonFiniteWeights(name, f"NaN or infinity in {self._path}")
+        return weight
+
+
+def load_pickled_weights(path: Path) -> LoadedWeights:
+    """The tensors of a `.bin` file that `torch.save` wrote of a dict, through torch's weights-only loading.
+
+    Raises:
+        UnsafePickle: It names anything but tensors. Nothing of it was run.
+        DamagedFile: It is not such a file.
+    """
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (*_BROKEN, RuntimeError) as error:
+        if zipfile.is_zipfile(path) and (unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(path)):
+            raise UnsafePickle(path, ", ".join(sorted(unsafe))) from error
+        raise DamagedFile(path, str(error).splitlines()[0]) from error
+    if not isinstance(data, dict) or not all(
+        isinstance(name, str) and isinstance(weight, torch.Tensor) for name, weight in data.items()
+    ):
+        raise DamagedFile(path, "not a table of weights")
+    return LoadedWeights(path, data)

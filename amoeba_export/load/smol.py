@@ -1,0 +1,188 @@
+"""SMoL: a mixture of LoRAs whose gate sees the shape (paper sec. 3.3; upstream `peft/tuners/lora/{moe,bnb,model}.py`).
+
+One gate for the whole model: [active layers ; one-hot of the width choice] -> linear -> linear -> softmax over the top
+k logits. An adapted linear computes W x + scale * (sum_e g_e B_e)(sum_e g_e A_e) x: the gate enters twice. Upstream
+adds noise to the logits, when evaluating too; here there is none, so the gate is a constant of the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from amoeba_export.errors import DamagedFile, InputError, WrongModel
+from amoeba_export.ir import AdapterDelta, InputId, SubnetPlan, TensorSource
+from amoeba_export.load.lora import check_targets, group_by_module, scaling, shape_differences
+
+ROUTER = "base_model.lora_sparsemoe.router."
+_GATE = tuple(f"{ROUTER}topkroute_linear.{i}.{kind}" for i in (0, 1) for kind in ("weight", "bias"))
+_NOISE = tuple(f"{ROUTER}noise_linear.{kind}" for kind in ("weight", "bias"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """What the gate says to one shape.
+
+    Attributes:
+        scores_E: Softmax over the top k, zero elsewhere. fp32 [E].
+        indices: The top k experts, the strongest first.
+    """
+
+    scores_E: torch.Tensor
+    indices: tuple[int, ...]
+
+
+class SmolAdapter:
+    """One gate and E pairs (A, B) per module; the mixture for a plan is one pair."""
+
+    def __init__(
+        self,
+        weights: TensorSource,
+        modules: Mapping[str, tuple[tuple[str, str], ...]],
+        *,
+        width_choices: tuple[float, ...],
+        top_k: int,
+        scale: float,
+        num_layers: int,
+        identity: InputId,
+    ) -> None:
+        self._weights = weights
+        self._modules = dict(modules)
+        self._gates: dict[tuple[tuple[int, ...], float], Gate] = {}
+        self.width_choices = width_choices
+        self.top_k = top_k
+        self.scale = scale
+        self.num_layers = num_layers
+        self.input = identity
+
+    @classmethod
+    def open(
+        cls,
+        config: Mapping[str, Any],
+        weights: TensorSource,
+        *,
+        linears: Mapping[str, tuple[int, int]],
+        num_layers: int,
+        identity: InputId,
+        where: Path,
+    ) -> SmolAdapter:
+        """Find the gate and every expert and check their shapes. `linears`: module -> (out, in)."""
+        choices = parse_width_choice(config.get("width_choice"), where=where)
+        num_experts, top_k, rank = (_count(config, key, where) for key in ("num_experts", "top_k", "r"))
+        if top_k > num_experts:
+            raise DamagedFile(where, f"its config takes the top {top_k} of {num_experts} experts")
+        if missing := [name for name in _GATE if name not in weights.names()]:
+            raise DamagedFile(where, f"the gate is not complete: {missing[0]} is missing")
+        found = group_by_module((name for name in weights.names() if name not in (*_GATE, *_NOISE)), linears, where)
+        check_targets(config, found, linears, where)
+        gate_in = weights.shape(_GATE[0])[-1]
+        differences = []
+        if gate_in != num_layers + len(choices):
+            differences.append(
+                f"its gate knows {gate_in - len(choices)} layers and {len(choices)} widths, this model has "
+                f"{num_layers} layers"
+            )
+        differences += shape_differences(weights, _GATE[2], (num_experts, weights.shape(_GATE[0])[0]))
+        modules = {}
+        for module, parts in found.items():
+            if set(parts) != {(part, expert) for part in ("lora_A", "lora_B") for expert in range(num_experts)}:
+                raise DamagedFile(where, f"{module} does not have an A and a B for each of {num_experts} experts")
+            pairs = tuple((parts["lora_A", expert], parts["lora_B", expert]) for expert in range(num_experts))
+            out, inner = linears[module]
+            for a, b in pairs:
+                differences += shape_differences(weights, a, (rank, inner))
+                differences += shape_differences(weights, b, (out, rank))
+            modules[module] = pairs
+        if differences:
+            raise WrongModel("The adapter", differences[:4], where=where)
+        return cls(
+            weights,
+            modules,
+            width_choices=choices,
+            top_k=top_k,
+            scale=scaling(float(config.get("lora_alpha", 8)), rank, use_rslora=bool(config.get("use_rslora"))),
+            num_layers=num_layers,
+            identity=identity,
+        )
+
+    def modules(self) -> Collection[str]:
+        """Supernet module names it changes."""
+        return self._modules.keys()
+
+    def gate(self, active_layers: Sequence[int], width: float) -> Gate:
+        """The gate's answer to one shape, without noise.
+
+        Args:
+            active_layers: 0/1 per layer of the supernet. [L].
+            width: One of `width_choices`.
+
+        Raises:
+            InputError: The gate does not know this width.
+        """
+        key = (tuple(active_layers), width)
+        if key not in self._gates:
+            self._gates[key] = self._ask(*key)
+        return self._gates[key]
+
+    def gate_for(self, plan: SubnetPlan) -> Gate:
+        """The gate's answer to a plan: at its `gate_width`, or at its shape's width where it names none."""
+        width = plan.shape.width if plan.gate_width is None else plan.gate_width
+        return self.gate(plan.active_layers(self.num_layers), width)
+
+    def delta(self, module: str, plan: SubnetPlan) -> AdapterDelta | None:
+        """The mixture that `plan` gets on `module`, or None when there is none."""
+        if module not in self._modules:
+            return None
+        gate = self.gate_for(plan)
+        chosen = [(float(gate.scores_E[expert]), self._modules[module][expert]) for expert in gate.indices]
+        a_RI = sum((score * self._read(a) for score, (a, _) in chosen), start=torch.zeros(()))
+        b_OR = sum((score * self._read(b) for score, (_, b) in chosen), start=torch.zeros(()))
+        return AdapterDelta(a_RI=a_RI, b_OR=b_OR, scale=self.scale)
+
+    def _ask(self, active_layers: tuple[int, ...], width: float) -> Gate:
+        known = [idx for idx, choice in enumerate(self.width_choices) if abs(choice - width) < 1e-6]
+        if not known:
+            raise InputError(
+                f"The adapter's gate does not know width {width:g}.",
+                where=self.input.id,
+                next_step=f"Choose one of: {', '.join(f'{choice:g}' for choice in self.width_choices)}.",
+            )
+        one_hot = [float(idx == known[0]) for idx in range(len(self.width_choices))]
+        # fp64, rounded at the end: an fp32 product depends on how its operands happen to lie in memory.
+        shape = torch.tensor([*map(float, active_layers), *one_hot], dtype=torch.float64)
+        w0, bias0, w1, bias1 = (self._weights.read(name).to(torch.float64) for name in _GATE)
+        logits_E = w1 @ (w0 @ shape + bias0) + bias1
+        top = logits_E.topk(self.top_k)
+        scores_E = torch.zeros_like(logits_E).scatter(0, top.indices, torch.softmax(top.values, dim=0))
+        return Gate(scores_E=scores_E.to(torch.float32), indices=tuple(map(int, top.indices)))
+
+    def _read(self, name: str) -> torch.Tensor:
+        return self._weights.read(name).to(torch.float32)
+
+
+def parse_width_choice(value: Any, *, where: Path) -> tuple[float, ...]:
+    """`"[1,7/8,0.65]"`, as upstream's command line spells it, or a list of numbers. Parsed, never evaluated.
+
+    Raises:
+        DamagedFile: It is neither.
+    """
+    items = value.strip().removeprefix("[").removesuffix("]").split(",") if isinstance(value, str) else value
+    try:
+        choices = tuple(float(Fraction(str(item).strip())) for item in items)
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise DamagedFile(where, f"its width_choice is not a list of fractions: {value!r}") from error
+    if not choices or len(set(choices)) != len(choices) or not all(0 < choice <= 1 for choice in choices):
+        raise DamagedFile(where, f"its width_choice is not a list of different widths up to 1: {value!r}")
+    return choices
+
+
+def _count(config: Mapping[str, Any], key: str, where: Path) -> int:
+    value = config.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise DamagedFile(where, f"its config has {key} = {value!r}")
+    return value
