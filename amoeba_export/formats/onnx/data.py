@@ -1,0 +1,101 @@
+"""The external data file `model.onnx.data`: where each tensor lies, known before the first weight arrives.
+
+Offsets are computed up front, so weights can come in any order and go straight to their place. Rows of one stored
+matrix may come from several weights (packed q, k and v): all matrices are stored [out, in] as checkpoints have them, so
+that a packed matrix is its parts one after the other and nothing waits in memory.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from amoeba_export.errors import DiskFull
+
+DATA_NAME = "model.onnx.data"
+
+_PAGE = 4096
+_CACHE_LINE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """One tensor in the data file."""
+
+    name: str
+    dtype: ir.DataType
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one index of the first axis."""
+        return math.prod(self.shape[1:]) * self.dtype.bitwidth // 8
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the whole tensor."""
+        return self.shape[0] * self.row_bytes
+
+
+class Layout:
+    """Gives each tensor its place, in the order of asking: same model, same file."""
+
+    def __init__(self) -> None:
+        self.size_bytes = 0
+        self.regions: list[Region] = []
+
+    def reserve(self, name: str, dtype: ir.DataType, shape: tuple[int, ...]) -> Region:
+        """The next free place. Whole pages can be mapped as they are (ONNX asks for that); small tensors just align."""
+        probe = Region(name, dtype, shape, 0)
+        alignment = _PAGE if probe.size_bytes >= _PAGE else _CACHE_LINE
+        offset = -(-self.size_bytes // alignment) * alignment
+        self.size_bytes = offset + probe.size_bytes
+        region = Region(name, dtype, shape, offset)
+        self.regions.append(region)
+        return region
+
+
+class DataFile:
+    """The open file, at its full size from the start.
+
+    Raises:
+        DiskFull: When `size_bytes` does not fit on the disk of `path`.
+    """
+
+    def __init__(self, path: Path, size_bytes: int) -> None:
+        self.path = path
+        free_bytes = shutil.disk_usage(path.parent).free
+        if size_bytes > free_bytes:
+            raise DiskFull(path, size_bytes, free_bytes)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.ftruncate(self._descriptor, size_bytes)
+
+    def write(self, region: Region, row_start: int, rows: npt.NDArray[np.generic]) -> None:
+        """Write contiguous `rows` of `region` from `row_start` on; rows are raw bytes or of the region's dtype."""
+        view = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
+        offset = region.offset + row_start * region.row_bytes
+        assert offset + len(view) <= region.offset + region.size_bytes, region
+        while view:
+            written = os.pwrite(self._descriptor, view, offset)
+            view, offset = view[written:], offset + written
+
+    def close(self) -> None:
+        """Close the file. Making it durable is the staging folder's business."""
+        os.close(self._descriptor)
+
+    def __enter__(self) -> DataFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

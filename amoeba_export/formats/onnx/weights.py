@@ -1,0 +1,165 @@
+"""How the weights of a cut model become stored tensors: which bytes of the data file each fills, and in what form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import torch
+
+from amoeba_export.errors import NonFiniteWeights
+from amoeba_export.formats.onnx import quantize
+from amoeba_export.formats.onnx.data import DataFile, Layout, Region
+from amoeba_export.formats.onnx.graph import Recorder
+from amoeba_export.formats.onnx.precision import TORCH_DTYPES, Precision
+
+_CHUNK_BYTES = 8 << 20
+
+
+class Placement(Protocol):
+    """Where one weight goes and how it is encoded."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape that the weight must have."""
+
+    def write(self, file: DataFile, name: str, weight: torch.Tensor) -> None:
+        """Encode `weight` and write it, a few MB at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """Rows of a stored tensor, converted to its dtype."""
+
+    shape: tuple[int, ...]
+    region: Region
+    row_start: int
+
+    def write(self, file: DataFile, name: str, weight: torch.Tensor) -> None:
+        """See `Placement`. Raises `NonFiniteWeights` when a finite weight does not fit in half precision."""
+        dtype = TORCH_DTYPES[self.region.dtype]
+        for start, rows in _row_chunks(weight):
+            converted = rows.to(dtype).contiguous()
+            if dtype is torch.float16 and not torch.isfinite(converted).all():
+                raise NonFiniteWeights(name, "a value is beyond the range of fp16")
+            file.write(self.region, self.row_start + start, converted.view(torch.uint8).numpy())
+
+
+@dataclass(frozen=True, slots=True)
+class Turned:
+    """A whole stored matrix, transposed to [in, out]."""
+
+    shape: tuple[int, ...]
+    region: Region
+
+    def write(self, file: DataFile, name: str, weight: torch.Tensor) -> None:
+        """See `Placement`."""
+        Plain(self.region.shape, self.region, 0).write(file, name, weight.T)
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Rows of a block-quantized matrix."""
+
+    shape: tuple[int, ...]
+    packed: Region
+    scales: Region
+    row_start: int
+    bits: int
+
+    def write(self, file: DataFile, name: str, weight: torch.Tensor) -> None:
+        """See `Placement`."""
+        for start, rows in _row_chunks(weight):
+            packed, scales = quantize.quantize_rows(rows.float().numpy(), self.bits)
+            file.write(self.packed, self.row_start + start, packed)
+            file.write(self.scales, self.row_start + start, scales.astype(self.scales.dtype.numpy(), copy=False))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matrix:
+    """A stored linear weight [rows, columns] (out, in), or its quantized form."""
+
+    rows: int
+    columns: int
+    weight: ir.Value
+    region: Region
+    scales: ir.Value | None = None
+    bits: int | None = None
+
+
+@dataclass
+class WeightStore:
+    """Reserves the data file's tensors as the graph asks for them and remembers what fills them.
+
+    Attributes:
+        placements: By source weight name.
+        tables: Tensors that are computed here, such as RoPE tables.
+    """
+
+    recorder: Recorder
+    precision: Precision
+    layout: Layout = field(default_factory=Layout)
+    placements: dict[str, Placement] = field(default_factory=dict)
+    tables: list[tuple[Region, npt.NDArray[np.generic]]] = field(default_factory=list)
+
+    def vector(self, name: str, parts: Sequence[tuple[str, int]]) -> ir.Value:
+        """A stored vector made of one or more weights (name, length), one after the other."""
+        region = self.layout.reserve(name, self.precision.activation, (sum(size for _, size in parts),))
+        start = 0
+        for source, size in parts:
+            self._place(source, Plain((size,), region, start))
+            start += size
+        return self.recorder.stored(region)
+
+    def matrix(self, name: str, parts: Sequence[tuple[str, int]], columns: int, *, bits: int | None) -> Matrix:
+        """A stored matrix made of one or more weights (name, rows) with the same columns, stacked."""
+        rows = sum(size for _, size in parts)
+        if bits is None:
+            region = self.layout.reserve(name, self.precision.activation, (rows, columns))
+            self._place_rows(parts, lambda size, start: Plain((size, columns), region, start))
+            return Matrix(rows=rows, columns=columns, weight=self.recorder.stored(region), region=region)
+        blocks = quantize.num_blocks(columns)
+        packed = self.layout.reserve(f"{name}_q{bits}", ir.DataType.UINT8, (rows, blocks, quantize.blob_bytes(bits)))
+        scales = self.layout.reserve(f"{name}_scales", self.precision.activation, (rows, blocks))
+        self._place_rows(parts, lambda size, start: Blocks((size, columns), packed, scales, start, bits))
+        return Matrix(
+            rows=rows,
+            columns=columns,
+            weight=self.recorder.stored(packed),
+            region=packed,
+            scales=self.recorder.stored(scales),
+            bits=bits,
+        )
+
+    def turned(self, name: str, rows: int, columns: int) -> ir.Value:
+        """One weight [rows, columns] stored as [columns, rows]."""
+        region = self.layout.reserve(name, self.precision.activation, (columns, rows))
+        self._place(name, Turned((rows, columns), region))
+        return self.recorder.stored(region)
+
+    def table(self, name: str, values: npt.NDArray[np.generic], dtype: ir.DataType) -> ir.Value:
+        """A stored tensor whose values are known now."""
+        region = self.layout.reserve(name, dtype, values.shape)
+        self.tables.append((region, values.astype(dtype.numpy())))
+        return self.recorder.stored(region)
+
+    def _place_rows(self, parts: Sequence[tuple[str, int]], placement: Callable[[int, int], Placement]) -> None:
+        start = 0
+        for source, size in parts:
+            self._place(source, placement(size, start))
+            start += size
+
+    def _place(self, source: str, placement: Placement) -> None:
+        assert source not in self.placements, source
+        self.placements[source] = placement
+
+
+def _row_chunks(weight: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    """Consecutive rows of `weight`, about `_CHUNK_BYTES` of fp32 at a time, with the index of the first one."""
+    step = max(1, _CHUNK_BYTES * len(weight) // max(1, 4 * weight.numel()))
+    for start in range(0, len(weight), step):
+        yield start, weight[start : start + step]
