@@ -1,0 +1,20 @@
+"""From latencies and qualities to one choice: the grid of the paper, or every layer on its own."""
+
+from amoeba_export.search.choose import search_plan
+from amoeba_export.search.pareto import pareto_front
+from amoeba_export.search.predict import Predictor
+from amoeba_export.search.quality import Quality, QualitySurface, quality_surface
+from amoeba_export.search.space import Candidate, Memory, SearchResult, Space
+
+__all__ = [
+    "Candidate",
+    "Memory",
+    "Predictor",
+    "Quality",
+    "QualitySurface",
+    "SearchResult",
+    "Space",
+    "pareto_front",
+    "quality_surface",
+    "search_plan",
+]

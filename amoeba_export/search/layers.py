@@ -1,0 +1,229 @@
+"""The `layers` space: every kept layer gets its own heads and neurons, the best that the budget buys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amoeba_export.ir import Architecture, DenseArchitecture, LayerDims, Policy, Shape, Strategy, SubnetPlan, validate
+from amoeba_export.ir.derive import derive_plan
+from amoeba_export.search.importance import Retained
+from amoeba_export.search.knapsack import solve_knapsack
+from amoeba_export.search.predict import Corrected
+from amoeba_export.search.quality import quality_surface
+from amoeba_export.search.space import Limits, Sketch
+
+NUM_FFN_OPTIONS = 32
+"""Neuron counts that a layer may have, evenly spaced, besides none."""
+
+CAPACITIES = (1.0, 0.995, 0.99, 0.98, 0.96, 0.94, 0.92, 0.9, 0.85, 0.8, 0.7, 0.6)
+"""Shares of the budget for which a depth's solution is listed: one knapsack solves them all."""
+
+FloatArray = NDArray[np.float64]
+
+
+class LayerCounts(NamedTuple):
+    """What one kept layer is to keep."""
+
+    source_layer: int
+    num_heads: int
+    num_kv_heads: int
+    ffn_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Constraint:
+    """A limit, and what a model takes of it before correction: a sum over blocks, or nearly so."""
+
+    cost: Callable[[DenseArchitecture], float]
+    limit: float
+
+
+def layers_sketches(
+    strategy: Strategy,
+    architecture: Architecture,
+    predictor: Corrected,
+    limits: Limits,
+    *,
+    align: int = 1,
+    gate_widths: Sequence[float] = (),
+) -> list[Sketch]:
+    """For every depth of the strategy: the per-layer heads and neurons that retain most under the limits.
+
+    The layers of a depth are those of the strategy's depth order. Each has a class of attention options (any number of
+    KV heads, any number of query heads on each, or none) and a class of FFN options; an option's value is what it
+    retains of its block's importance, its cost the predicted difference that it makes. The multiple-choice knapsack
+    over all classes is solved by dynamic programming: exact, up to 1/4096 of the budget per block, under one limit.
+    Under several, mixtures of them are solved one after another, a bound that is tight where one limit rules.
+
+    The estimate of quality is on the grid's scale: a plan is taken to be as good as the grid's shape of the same depth
+    that retains as much, which makes the estimate exact for every shape that was measured. A plan that retains less
+    than every measured shape of its depth is left out.
+    """
+    assert strategy.importance is not None, "an upstream import has masks, not importances"
+    retained = Retained.of(strategy.importance, architecture)
+    policy: Policy = "adaptive" if strategy.policy == "adaptive" else "uniform"
+    surface = quality_surface(
+        strategy,
+        coordinate=lambda shape: retained.share(derive_plan(strategy, architecture, shape, policy=policy)),
+    )
+    options = _Options(architecture, align)
+    constraints = _constraints(predictor, limits)
+    sketches = []
+    for _, active in sorted(strategy.depth.items()):
+        kept = [layer for layer, keep in enumerate(active) if keep]
+        for layers, share in _solutions(kept, retained, options, constraints):
+            quality = surface.at(len(kept), share)
+            if quality is None:
+                continue
+            dense = options.dense(layers)
+            sketches.append(
+                Sketch(
+                    shape=_shape(dense),
+                    policy="adaptive",
+                    dense=dense,
+                    quality=quality,
+                    make_plan=partial(_plan, strategy, architecture, retained, layers, tuple(gate_widths)),
+                )
+            )
+    return sketches
+
+
+class _Options:
+    """What a layer of `architecture` may keep."""
+
+    def __init__(self, architecture: Architecture, align: int) -> None:
+        self._architecture = architecture
+        per_group = range(1, architecture.heads_per_kv + 1)
+        groups = range(1, architecture.num_kv_heads + 1)
+        self.attention = [(0, 0), *((kv * each, kv) for kv in groups for each in per_group)]
+        size = architecture.ffn_size
+        step = max(1, -(-size // (NUM_FFN_OPTIONS * align))) * align
+        self.ffn = [*range(0, size, step), size]
+
+    def dense(self, layers: Sequence[LayerCounts]) -> DenseArchitecture:
+        """The dims of a model with these layers, biases included."""
+        base = self._architecture
+        return DenseArchitecture(
+            base=base,
+            layers=tuple(
+                LayerDims(
+                    num_heads=layer.num_heads,
+                    num_kv_heads=layer.num_kv_heads,
+                    ffn_size=layer.ffn_size,
+                    qkv_bias=base.qkv_bias,
+                    o_bias=base.o_bias or layer.num_heads < base.num_heads,
+                    gate_up_bias=base.mlp_bias,
+                    down_bias=base.mlp_bias or layer.ffn_size < base.ffn_size,
+                )
+                for layer in layers
+            ),
+        )
+
+    def costs(self, cost: Callable[[DenseArchitecture], float], depth: int) -> tuple[float, FloatArray, FloatArray]:
+        """Cost of `depth` empty layers, and what each attention and each FFN option adds in one of them."""
+        empty = [LayerCounts(0, 0, 0, 0)] * depth
+        base = cost(self.dense(empty))
+        rest = empty[1:]
+        attention = [cost(self.dense([LayerCounts(0, heads, kv, 0), *rest])) - base for heads, kv in self.attention]
+        ffn = [cost(self.dense([LayerCounts(0, 0, 0, size), *rest])) - base for size in self.ffn]
+        return base, np.array(attention), np.array(ffn)
+
+
+def _constraints(predictor: Corrected, limits: Limits) -> list[_Constraint]:
+    constraints = []
+    for budget, limit_ms in limits.budgets:
+        metric, percentile = budget.metric, budget.percentile
+        constraints.append(
+            _Constraint(
+                partial(predictor.raw, metric=metric, percentile=percentile),
+                predictor.raw_limit(limit_ms, metric, percentile),
+            )
+        )
+    if limits.memory_mb is not None and limits.memory_limit_mb is not None:
+        constraints.append(_Constraint(limits.memory_mb, limits.memory_limit_mb))
+    return constraints
+
+
+def _mixtures(num_constraints: int) -> list[tuple[float, ...]]:
+    """Weights under which several limits become one: each alone, all alike, and every pair in between."""
+    if num_constraints == 1:
+        return [(1.0,)]
+    alone = [tuple(float(i == k) for i in range(num_constraints)) for k in range(num_constraints)]
+    mixed = [
+        tuple(share * a + (1 - share) * b for a, b in zip(alone[i], alone[k], strict=True))
+        for i in range(num_constraints)
+        for k in range(i)
+        for share in (0.25, 0.5, 0.75)
+    ]
+    return [*alone, *mixed, (1 / num_constraints,) * num_constraints]
+
+
+def _solutions(
+    kept: Sequence[int], retained: Retained, options: _Options, constraints: Sequence[_Constraint]
+) -> Iterator[tuple[tuple[LayerCounts, ...], float]]:
+    """Solutions for the layers `kept` at several capacities, without repeats, each with what it retains."""
+    parts = [options.costs(constraint.cost, len(kept)) for constraint in constraints]
+    if any(base >= constraint.limit for (base, _, _), constraint in zip(parts, constraints, strict=True)):
+        return
+    values = [
+        values
+        for layer in kept
+        for values in (
+            retained.attention_values(layer, options.attention),
+            retained.ffn_values(layer, options.ffn),
+        )
+    ]
+    seen = set()
+    for weights in _mixtures(len(constraints)):
+        capacity = 0.0
+        attention, ffn = np.zeros(len(options.attention)), np.zeros(len(options.ffn))
+        for weight, (base, attention_cost, ffn_cost), constraint in zip(weights, parts, constraints, strict=True):
+            capacity += weight * (1 - base / constraint.limit)
+            attention += weight * attention_cost / constraint.limit
+            ffn += weight * ffn_cost / constraint.limit
+        solved = solve_knapsack([attention, ffn] * len(kept), values, capacity=capacity)
+        for share in CAPACITIES:
+            chosen = solved.solution(capacity - (1 - share))
+            if chosen is None or chosen in seen:
+                continue
+            seen.add(chosen)
+            layers = tuple(
+                LayerCounts(layer, *options.attention[heads], options.ffn[neurons])
+                for layer, heads, neurons in zip(kept, chosen[::2], chosen[1::2], strict=True)
+            )
+            total = sum(float(value[option]) for value, option in zip(values, chosen, strict=True))
+            yield layers, min(1.0, total / len(chosen))
+
+
+def _shape(dense: DenseArchitecture) -> Shape:
+    """Depth, and the kept share of the layers' prunable weights, to four digits."""
+    base = dense.base
+    kept = sum(base.prunable_params(layer) for layer in dense.layers)
+    share = kept / (len(dense.layers) * base.prunable_params())
+    return Shape(len(dense.layers), max(0.0001, round(share, 4)))
+
+
+def _plan(
+    strategy: Strategy,
+    architecture: Architecture,
+    retained: Retained,
+    layers: Sequence[LayerCounts],
+    gate_widths: Sequence[float],
+) -> SubnetPlan:
+    shape = _shape(_Options(architecture, 1).dense(layers))
+    plan = SubnetPlan(
+        shape=shape,
+        policy="adaptive",
+        layers=tuple(retained.layer_plan(*layer) for layer in layers),
+        gate_width=min(gate_widths, key=lambda width: (abs(width - shape.width), -width)) if gate_widths else None,
+        strategy_id=strategy.identity,
+        model_id=strategy.model_id,
+    )
+    validate(plan, architecture)
+    return plan

@@ -1,0 +1,127 @@
+"""What a search looks at and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from amoeba_export.ir import Budget, DenseArchitecture, Policy, Shape, SubnetPlan
+from amoeba_export.search.quality import Quality
+
+Space = Literal["grid", "layers"]
+"""`grid`: depth x width, as in the paper. `layers`: heads and neurons of each layer on their own."""
+
+
+Memory = Callable[[DenseArchitecture], float]
+"""What a model occupies while it runs, in MiB."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a candidate must meet: every budget with its limit in milliseconds, and the memory, if both are known."""
+
+    budgets: tuple[tuple[Budget, float], ...]
+    memory_mb: Memory | None = None
+    memory_limit_mb: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sketch:
+    """A possible subnet before its latency is looked at.
+
+    Attributes:
+        make_plan: Derives the plan; sketches are many and plans are large, so only the chosen one is made.
+    """
+
+    shape: Shape
+    policy: Policy
+    dense: DenseArchitecture = field(repr=False)
+    quality: Quality
+    make_plan: Callable[[], SubnetPlan] = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A possible subnet with what is known of it.
+
+    Attributes:
+        shape: Depth and width; in the `layers` space the width is the kept share of the layers' weights.
+        predicted_ms: The first budget's metric at its percentile, corrected by what was measured.
+        uncertainty: Relative half-width of `predicted_ms`; 0 for a measured model.
+        decode_ms, prefill_ms, e2e_ms: Medians.
+        memory_mb: What it occupies while it runs, or None when nobody asked.
+        fits: Whether it meets every budget and the memory limit.
+        on_pareto: Whether no other candidate is at least as good, as fast and as small, and better in one of these.
+    """
+
+    shape: Shape
+    policy: Policy
+    dense: DenseArchitecture = field(repr=False)
+    quality: Quality
+    predicted_ms: float
+    uncertainty: float
+    decode_ms: float
+    prefill_ms: float
+    e2e_ms: float
+    memory_mb: float | None
+    fits: bool
+    on_pareto: bool
+    make_plan: Callable[[], SubnetPlan] = field(repr=False, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """One row of `amoeba search --json`. Rounded, so that the last bit of a machine's arithmetic does not show."""
+        return {
+            "shape": str(self.shape),
+            "policy": self.policy,
+            "predicted_ms": round(self.predicted_ms, 6),
+            "uncertainty": round(self.uncertainty, 6),
+            "decode_ms": round(self.decode_ms, 6),
+            "prefill_ms": round(self.prefill_ms, 6),
+            "e2e_ms": round(self.e2e_ms, 6),
+            "memory_mb": None if self.memory_mb is None else round(self.memory_mb, 3),
+            "quality": round(self.quality.value, 6),
+            "quality_source": self.quality.source,
+            "fits": self.fits,
+            "on_pareto": self.on_pareto,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchResult:
+    """All candidates, ranked, with at least one that fits.
+
+    Attributes:
+        candidates: Those that fit, best quality first (ties: the faster one); then the others, fastest first.
+        limits: Each budget with its limit in milliseconds.
+        quality_metric: What the candidates' quality is.
+        higher_is_better: Whether a larger quality is the better one.
+    """
+
+    candidates: tuple[Candidate, ...]
+    limits: tuple[tuple[Budget, float], ...]
+    quality_metric: str
+    higher_is_better: bool
+
+    @property
+    def best(self) -> Candidate:
+        """The choice."""
+        return self.candidates[0]
+
+    @property
+    def pareto(self) -> tuple[Candidate, ...]:
+        """The candidates on the Pareto front, fastest first."""
+        front = (candidate for candidate in self.candidates if candidate.on_pareto)
+        return tuple(sorted(front, key=lambda candidate: candidate.predicted_ms))
+
+    def to_json(self) -> dict[str, Any]:
+        """The answer of `amoeba search --json`."""
+        return {
+            "limits": [
+                {"metric": budget.metric, "percentile": budget.percentile, "limit_ms": round(limit_ms, 6)}
+                for budget, limit_ms in self.limits
+            ],
+            "quality_metric": self.quality_metric,
+            "best": self.best.to_json(),
+            "candidates": [candidate.to_json() for candidate in self.candidates],
+        }
