@@ -1,0 +1,157 @@
+"""What any cut of a model costs on a target: measured once and kept, or computed where the target is an estimate."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from amoeba_export.artifact import Cache
+from amoeba_export.backends import Backend, Subject, find_backend, measure_latency
+from amoeba_export.errors import TargetError, TargetUnavailable
+from amoeba_export.ir import (
+    SILENT,
+    Architecture,
+    DenseArchitecture,
+    Latency,
+    Metric,
+    Progress,
+    SubnetPlan,
+    Supernet,
+    Target,
+    Workload,
+)
+from amoeba_export.profile import CostTable, read_table, record_cost_table, write_table
+from amoeba_export.search import Predictor
+
+TABLE_NAME = "table.json"
+
+
+class Estimates:
+    """The predictor of a backend that computes latencies from dims instead of measuring them."""
+
+    def __init__(self, backend: Backend, target: Target, workload: Workload, dtype: str) -> None:
+        self._backend, self._target, self._workload, self._dtype = backend, target, workload, dtype
+
+    def latency(self, dense: DenseArchitecture) -> Latency:
+        """The backend's estimate of `dense`. Raises `TargetError`."""
+        subject = Subject(dense=dense, dtype=self._dtype)
+        (result,) = self._backend.measure([subject], self._workload, target=self._target)
+        if isinstance(result, TargetError):
+            raise result
+        return result
+
+    def predict(self, dense: DenseArchitecture, metric: Metric = "decode", percentile: int = 50) -> tuple[float, float]:
+        """See `search.predict.Predictor`."""
+        latency = self.latency(dense)
+        return latency.of(metric, percentile), latency.uncertainty or 0.0
+
+
+def is_measured(target: Target) -> bool:
+    """Whether the target's latencies are measured, not estimated."""
+    return find_backend(target.backend).source == "measured"
+
+
+def make_predictor(
+    supernet: Supernet,
+    target: Target,
+    workload: Workload,
+    dtype: str,
+    *,
+    cache: Cache,
+    min_depth: int | None = None,
+    progress: Progress = SILENT,
+) -> Predictor:
+    """Something that tells the latency of any cut of `supernet` on `target`.
+
+    A target that is measured gets a cost table, taken from the cache when device, versions, dims, dtype and workload
+    are the same. Raises `TargetError`.
+    """
+    backend = find_backend(target.backend)
+    if backend.source != "measured":
+        return Estimates(backend, target, workload, dtype)
+    return make_cost_table(supernet, target, workload, dtype, cache=cache, min_depth=min_depth, progress=progress)
+
+
+def make_cost_table(
+    supernet: Supernet,
+    target: Target,
+    workload: Workload,
+    dtype: str,
+    *,
+    cache: Cache,
+    prompt_lengths: Sequence[int] = (),
+    min_depth: int | None = None,
+    refresh: bool = False,
+    progress: Progress = SILENT,
+) -> CostTable:
+    """The cost table of `supernet` on `target`, from the cache or measured now (`refresh`: always now)."""
+    backend = find_backend(target.backend)
+    availability = backend.check(target)
+    if not availability.ok:
+        raise TargetUnavailable(f"Target '{target.name}' cannot be used: {availability.reason}", availability.next_step)
+    facts = {
+        "target": dataclasses.asdict(target),
+        "device": dict(backend.describe(target)),
+        "architecture": _dims(supernet),
+        "workload": dataclasses.asdict(workload),
+        "dtype": dtype,
+        "min_depth": min_depth,
+        "prompt_lengths": list(prompt_lengths),
+    }
+    found = None if refresh else cache.get("cost-tables", facts)
+    if found is not None:
+        progress.note(f"Cost table of '{target.name}': measured before, taken from the cache.")
+        return read_table(found / TABLE_NAME)
+
+    def measure(dense: DenseArchitecture, one: Workload) -> Latency:
+        (result,) = measure_latency([Subject(dense=dense, dtype=dtype)], one, target=target, rounds=1)
+        if isinstance(result, TargetError):
+            raise result
+        return result
+
+    table = record_cost_table(
+        supernet.architecture,
+        measure,
+        target=target,
+        dtype=dtype,
+        workload=workload,
+        prompt_lengths=prompt_lengths,
+        min_depth=min_depth,
+        progress=progress,
+    )
+    cache.put("cost-tables", facts, lambda folder: write_table(table, folder / TABLE_NAME))
+    return table
+
+
+def measure_beside_full(
+    architecture: Architecture,
+    subject: Subject,
+    target: Target,
+    workload: Workload,
+    *,
+    progress: Progress = SILENT,
+) -> tuple[Latency, Latency]:
+    """Latency of the uncut model and of `subject`, in turns in one run: their ratio holds when the machine drifts.
+
+    Raises:
+        TargetError: One of them could not be measured.
+    """
+    full = Subject(dense=full_dims(architecture), dtype=subject.dtype, label="the full model")
+    results = measure_latency([full, subject], workload, target=target, progress=progress)
+    for result in results:
+        if isinstance(result, TargetError):
+            raise result
+    full_latency, latency = results
+    assert isinstance(full_latency, Latency) and isinstance(latency, Latency)
+    return full_latency, latency
+
+
+def full_dims(architecture: Architecture) -> DenseArchitecture:
+    """The uncut model."""
+    return SubnetPlan.full(architecture).dense(architecture)
+
+
+def _dims(supernet: Supernet) -> dict[str, object]:
+    dims = dataclasses.asdict(supernet.architecture)
+    del dims["config"]
+    return dims

@@ -1,0 +1,282 @@
+"""The closed loop: choose a subnet, build it, measure it, and choose again until the budget is kept and used."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from amoeba_export.artifact import Cache
+from amoeba_export.backends import Subject, find_backend
+from amoeba_export.costing import is_measured, make_predictor, measure_beside_full
+from amoeba_export.errors import BudgetMissed, TargetError
+from amoeba_export.ir import (
+    SILENT,
+    Budget,
+    DenseArchitecture,
+    Latency,
+    Progress,
+    SubnetPlan,
+    Supernet,
+    Target,
+    Timing,
+)
+from amoeba_export.profile import predict_memory_mb
+from amoeba_export.request import Settings
+from amoeba_export.search import Candidate, Predictor, SearchResult, search_plan
+from amoeba_export.selection import gate_widths
+
+MAX_BUILDS = 6
+"""Subnets that are built and measured before the best of them is taken, or none."""
+
+GOOD_USE = 0.95
+"""A subnet that keeps the budget and uses this share of it is not worth another build."""
+
+Build = Callable[[SubnetPlan], Path]
+"""Writes a plan's files in place of the last one's, and returns their folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """A plan whose files were built, and what is known of its latency.
+
+    Attributes:
+        candidate: What the search said of it; None when the shape or plan was given.
+        limit_ms: The budget in milliseconds, or None without one.
+        predicted_ms: What was expected before it was measured, and its relative `uncertainty`.
+        latency: Measured, or estimated where the target is; None without a target.
+        full: The same of the uncut model, from the same run.
+    """
+
+    plan: SubnetPlan
+    candidate: Candidate | None = None
+    limit_ms: float | None = None
+    predicted_ms: float | None = None
+    uncertainty: float | None = None
+    latency: Latency | None = None
+    full: Latency | None = None
+
+
+def choose(
+    supernet: Supernet,
+    settings: Settings,
+    predictor: Predictor,
+    *,
+    full: Latency | None = None,
+    measured: tuple[tuple[DenseArchitecture, Latency], ...] = (),
+) -> SearchResult:
+    """Search once, with what was measured so far. Raises `NothingFits`."""
+    assert settings.budget and settings.target and supernet.strategy, "a search needs a budget, a target, a strategy"
+    dtype = _dtype(settings, settings.target)
+    return search_plan(
+        supernet.strategy,
+        supernet.architecture,
+        predictor,
+        [settings.budget],
+        policy=settings.policy,
+        align=settings.align,
+        gate_widths=gate_widths(supernet),
+        full=full,
+        measured=measured,
+        memory_mb=lambda dense: predict_memory_mb(dense, dtype=dtype, workload=settings.workload),
+        memory_limit_mb=settings.target.memory_limit_mb,
+    )
+
+
+def fit_budget(
+    supernet: Supernet, settings: Settings, build: Build, *, cache: Cache, progress: Progress = SILENT
+) -> Fitted:
+    """Build the best subnet that keeps the budget on the target.
+
+    A target that is measured is asked about every subnet that is built, beside the full model in the same run. One
+    that misses corrects the cost model and a smaller one is built; one that is far under, a larger one. A target that
+    is an estimate is searched once.
+
+    Raises:
+        BudgetError: Nothing fits, by prediction or when measured.
+        TargetError: The target cannot be used, or measuring failed.
+    """
+    target, budget = settings.target, settings.budget
+    assert target and budget and supernet.strategy
+    predictor = make_predictor(
+        supernet,
+        target,
+        settings.workload,
+        _dtype(settings, target),
+        cache=cache,
+        min_depth=supernet.strategy.min_depth,
+        progress=progress,
+    )
+    if not is_measured(target):
+        result = choose(supernet, settings, predictor)
+        plan = result.best.make_plan()
+        build(plan)
+        return _given(supernet, settings, plan, predictor, result.best)
+    trials: list[_Trial] = []
+    full: Latency | None = None
+    while True:
+        result = choose(supernet, settings, predictor, full=full, measured=_beside(trials, full))
+        best, limit_ms = result.best, result.limits[0][1]
+        if len(trials) == MAX_BUILDS or any(trial.candidate.dense == best.dense for trial in trials):
+            break
+        progress.note(f"Building {best.shape}: {best.predicted_ms:.4g} ms expected, the limit is {limit_ms:.4g} ms.")
+        plan = best.make_plan()
+        full, latency = _measure(supernet, settings, best.dense, build(plan), progress)
+        trial = _Trial(plan=plan, candidate=best, full=full, latency=latency, budget=budget)
+        progress.note(f"Measured {best.shape}: {trial.reached_ms:.4g} ms, the limit is {trial.limit_ms:.4g} ms.")
+        trials.append(trial)
+        if GOOD_USE <= trial.use <= 1:
+            break
+    kept = [trial for trial in trials if trial.use <= 1]
+    if not kept:
+        closest = min(trials, key=lambda trial: trial.use)
+        raise BudgetMissed(
+            str(closest.plan.shape), budget.metric, budget.percentile, closest.reached_ms, closest.limit_ms
+        )
+    sign = -1 if result.higher_is_better else 1
+    chosen = min(kept, key=lambda trial: (sign * trial.candidate.quality.value, trial.use))
+    if chosen is not trials[-1]:
+        build(chosen.plan)
+    return chosen.fitted()
+
+
+def fit_plan(
+    supernet: Supernet, settings: Settings, plan: SubnetPlan, build: Build, *, progress: Progress = SILENT
+) -> Fitted:
+    """Build `plan`, and say how fast it is where there is a target.
+
+    Raises:
+        BudgetMissed: There is a budget, and it is over it.
+        TargetError: The target cannot be used, or measuring failed.
+    """
+    folder = build(plan)
+    if settings.target is None:
+        return Fitted(plan=plan)
+    if is_measured(settings.target):
+        full, latency = _measure(supernet, settings, plan.dense(supernet.architecture), folder, progress)
+        fitted = Fitted(plan=plan, latency=latency, full=full)
+    else:
+        predictor = make_predictor(
+            supernet, settings.target, settings.workload, _dtype(settings, settings.target), cache=Cache()
+        )
+        fitted = _given(supernet, settings, plan, predictor, None)
+    budget = settings.budget
+    if budget is None:
+        return fitted
+    assert fitted.latency and fitted.full
+    limit_ms = budget.resolve(fitted.full.of(budget.metric, budget.percentile))
+    reached_ms = fitted.latency.of(budget.metric, budget.percentile)
+    if reached_ms > limit_ms:
+        raise BudgetMissed(str(plan.shape), budget.metric, budget.percentile, reached_ms, limit_ms)
+    return dataclasses.replace(fitted, limit_ms=limit_ms)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trial:
+    """A subnet that was built and measured beside the full model."""
+
+    plan: SubnetPlan
+    candidate: Candidate
+    full: Latency
+    latency: Latency
+    budget: Budget
+
+    @property
+    def limit_ms(self) -> float:
+        return self.budget.resolve(self.full.of(self.budget.metric, self.budget.percentile))
+
+    @property
+    def reached_ms(self) -> float:
+        return self.latency.of(self.budget.metric, self.budget.percentile)
+
+    @property
+    def use(self) -> float:
+        """Share of the budget that it takes."""
+        return self.reached_ms / self.limit_ms
+
+    def fitted(self) -> Fitted:
+        return Fitted(
+            plan=self.plan,
+            candidate=self.candidate,
+            limit_ms=self.limit_ms,
+            predicted_ms=self.candidate.predicted_ms,
+            uncertainty=self.candidate.uncertainty,
+            latency=self.latency,
+            full=self.full,
+        )
+
+
+def _beside(trials: list[_Trial], full: Latency | None) -> tuple[tuple[DenseArchitecture, Latency], ...]:
+    """What was measured, as it would have been in the run that measured `full` (the last one).
+
+    A relative budget is a ratio to the full model of the same run, so earlier runs are scaled by how much slower or
+    faster that model was then. An absolute budget takes times as they were.
+    """
+    assert full or not trials
+    return tuple(
+        (trial.candidate.dense, _scaled(trial.latency, trial.full, full) if trial.budget.fraction else trial.latency)
+        for trial in trials
+        if full
+    )
+
+
+def _scaled(latency: Latency, then: Latency, now: Latency) -> Latency:
+    def scale(timing: Timing, before: Timing, after: Timing) -> Timing:
+        p50, p90 = after.p50_ms / before.p50_ms, after.p90_ms / before.p90_ms
+        return dataclasses.replace(timing, p50_ms=timing.p50_ms * p50, p90_ms=timing.p90_ms * p90)
+
+    return dataclasses.replace(
+        latency,
+        decode=scale(latency.decode, then.decode, now.decode),
+        prefill=scale(latency.prefill, then.prefill, now.prefill),
+    )
+
+
+def _given(
+    supernet: Supernet, settings: Settings, plan: SubnetPlan, predictor: Predictor, candidate: Candidate | None
+) -> Fitted:
+    """What an estimated target says of `plan`."""
+    target, budget = settings.target, settings.budget
+    assert target
+    dtype = _dtype(settings, target)
+    dense = [plan.dense(supernet.architecture), SubnetPlan.full(supernet.architecture).dense(supernet.architecture)]
+    results = find_backend(target.backend).measure(
+        [Subject(dense=one, dtype=dtype) for one in dense], settings.workload, target=target
+    )
+    for result in results:
+        if isinstance(result, TargetError):
+            raise result
+    latency, full = results
+    assert isinstance(latency, Latency) and isinstance(full, Latency)
+    metric, percentile = (budget.metric, budget.percentile) if budget else (target.metric, 50)
+    predicted_ms, uncertainty = predictor.predict(dense[0], metric, percentile)
+    return Fitted(
+        plan=plan,
+        candidate=candidate,
+        limit_ms=budget.resolve(full.of(metric, percentile)) if budget else None,
+        predicted_ms=predicted_ms,
+        uncertainty=uncertainty,
+        latency=latency,
+        full=full,
+    )
+
+
+def _measure(
+    supernet: Supernet, settings: Settings, dense: DenseArchitecture, folder: Path, progress: Progress
+) -> tuple[Latency, Latency]:
+    """Measure the files in `folder`; where the target cannot run their formats, a graph of the same dims."""
+    assert settings.target
+    containers = find_backend(settings.target.backend).containers
+    artifact = folder if any(container in settings.formats for container in containers) else None
+    subject = Subject(
+        dense=dense,
+        artifact=artifact,
+        dtype=_dtype(settings, settings.target),
+        label=f"the subnet of {len(dense.layers)} layers",
+    )
+    return measure_beside_full(supernet.architecture, subject, settings.target, settings.workload, progress=progress)
+
+
+def _dtype(settings: Settings, target: Target) -> str:
+    return settings.dtype or target.dtype

@@ -1,0 +1,106 @@
+"""Read this first: `export` is the whole job as one list of stages. Each one makes what the next one needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from amoeba_export.artifact import Cache, Manifest, Staging
+from amoeba_export.costing import is_measured, make_predictor
+from amoeba_export.describe import make_manifest, write_plan
+from amoeba_export.errors import EstimateRefused
+from amoeba_export.fitting import Fitted, choose, fit_budget, fit_plan
+from amoeba_export.formats.write import format_dtypes, write_formats
+from amoeba_export.ir import SILENT, Progress, SubnetPlan, Supernet
+from amoeba_export.load import load_supernet
+from amoeba_export.materialize import materialize_subnet
+from amoeba_export.request import ExportRequest, Settings, resolve
+from amoeba_export.search import SearchResult
+from amoeba_export.selection import given_plan, with_strategy
+from amoeba_export.verify import verify_artifact
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportResult:
+    """What `export` made. `manifest` is None after a dry run, `search` when the shape or plan was given."""
+
+    settings: Settings
+    supernet: Supernet
+    plan: SubnetPlan
+    search: SearchResult | None = None
+    fitted: Fitted | None = None
+    manifest: Manifest | None = None
+
+
+def export(request: ExportRequest, *, progress: Progress = SILENT) -> ExportResult:
+    """Cut the subnet that `request` asks for, and leave it complete at its output folder, or leave nothing there.
+
+    Raises:
+        AmoebaError: Whatever amoeba can name; its kind says whose turn it is. Nothing is left at the output.
+    """
+    settings = resolve_settings(request, progress)
+    if request.dry_run:
+        return _plan_only(settings, progress)
+    cache = Cache()
+    with Staging(settings.out, force=request.force) as staging:
+        supernet = load_supernet(request.model, adapters=request.adapters, strategy=request.strategy, progress=progress)
+        supernet = with_strategy(supernet, settings, cache=cache, progress=progress)
+
+        def build(plan: SubnetPlan) -> Path:
+            staging.clear()
+            dtypes = format_dtypes(
+                plan.dense(supernet.architecture), settings.formats, settings.dtype, explicit=bool(request.dtype)
+            )
+            write_formats(materialize_subnet(supernet, plan), staging.folder, dtypes, progress=progress)
+            write_plan(plan, staging.folder)
+            return staging.folder
+
+        plan = given_plan(supernet, settings)
+        if plan is None:
+            fitted = fit_budget(supernet, settings, build, cache=cache, progress=progress)
+        else:
+            fitted = fit_plan(supernet, settings, plan, build, progress=progress)
+        report = verify_artifact(staging.folder, supernet, fitted.plan, progress=progress)
+        manifest = staging.publish(make_manifest(supernet, settings, fitted, report))
+    return ExportResult(settings=settings, supernet=supernet, plan=fitted.plan, fitted=fitted, manifest=manifest)
+
+
+def search(request: ExportRequest, *, progress: Progress = SILENT) -> ExportResult:
+    """The choice that `export` would start from, and what it was compared with. Writes nothing but caches."""
+    return _plan_only(resolve_settings(request, progress), progress)
+
+
+def resolve_settings(request: ExportRequest, progress: Progress) -> Settings:
+    """Read every setting, refuse what cannot be kept, and say what will be done."""
+    settings = resolve(request)
+    if request.require_measured and settings.target and not is_measured(settings.target):
+        raise EstimateRefused(settings.target.name, settings.target.backend)
+    progress.note(settings.summary)
+    if settings.target and not is_measured(settings.target):
+        progress.warn(
+            f"Latencies of '{settings.target.name}' are estimates ({settings.target.backend}): no device is asked."
+        )
+    return settings
+
+
+def _plan_only(settings: Settings, progress: Progress) -> ExportResult:
+    request, cache = settings.request, Cache()
+    supernet = load_supernet(request.model, adapters=request.adapters, strategy=request.strategy, progress=progress)
+    supernet = with_strategy(supernet, settings, cache=cache, progress=progress)
+    plan = given_plan(supernet, settings)
+    result = None
+    if plan is None:
+        assert settings.target and supernet.strategy
+        predictor = make_predictor(
+            supernet,
+            settings.target,
+            settings.workload,
+            settings.dtype or settings.target.dtype,
+            cache=cache,
+            min_depth=supernet.strategy.min_depth,
+            progress=progress,
+        )
+        result = choose(supernet, settings, predictor)
+        plan = result.best.make_plan()
+    format_dtypes(plan.dense(supernet.architecture), settings.formats, settings.dtype, explicit=bool(request.dtype))
+    return ExportResult(settings=settings, supernet=supernet, plan=plan, search=result)
