@@ -1,0 +1,144 @@
+"""The supernet with one subnet switched on: dropped layers are not run, dropped heads and neurons are not there.
+
+B batch, T tokens, D hidden, H head dim, V vocabulary, P selected positions. Legend of the layers: `layer.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from amoeba_export.finetune.layer import LayerCut, SlicedLayer, rms_norm
+from amoeba_export.finetune.smol import LowRank, unchanged
+from amoeba_export.ir import SubnetPlan, Supernet
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cut:
+    """A plan made ready to run: indices and compensation biases, computed once."""
+
+    plan: SubnetPlan
+    layers: tuple[LayerCut, ...]
+
+
+class SlicedSupernet(nn.Module):
+    """A supernet in memory that runs any of its subnets, with low-rank changes of its linear weights.
+
+    Args:
+        supernet: Its weights are read once; its adapters are not applied here.
+        dtype: Of the frozen weights and the activations. Norms and losses are computed in fp32.
+        checkpoint_layers: Recompute each layer in the backward pass instead of keeping its activations.
+    """
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        checkpoint_layers: bool = False,
+    ) -> None:
+        super().__init__()
+        architecture = supernet.architecture
+        self.architecture = architecture
+        self.strategy = supernet.strategy
+        self.checkpoint_layers = checkpoint_layers
+
+        def frozen(name: str, *, transposed: bool = False) -> nn.Parameter:
+            weight = supernet.tensors.read(name)
+            weight = weight.t().contiguous() if transposed else weight
+            return nn.Parameter(weight.to(device=device, dtype=dtype), requires_grad=False)
+
+        self.embed_VD = frozen("model.embed_tokens.weight")
+        self.head_VD = self.embed_VD if architecture.tied_embeddings else frozen("lm_head.weight")
+        self.norm_D = frozen("model.norm.weight")
+        self.layers = nn.ModuleList(SlicedLayer(architecture, i, frozen) for i in range(architecture.num_layers))
+        self.rotary: Any = LlamaRotaryEmbedding(AutoConfig.from_pretrained(supernet.folder)).to(device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embed_VD.device
+
+    def cut(self, plan: SubnetPlan) -> Cut:
+        """Make `plan` ready to run.
+
+        Raises:
+            InputError: The plan compensates removed channels and the strategy has no means for it.
+        """
+        return Cut(
+            plan, tuple(self._layer(layer.source_layer).cut(layer, plan, self.strategy) for layer in plan.layers)
+        )
+
+    def _layer(self, index: int) -> SlicedLayer:
+        return cast(SlicedLayer, self.layers[index])
+
+    def forward(
+        self,
+        input_ids_BT: torch.Tensor,
+        *,
+        cut: Cut,
+        low_rank: LowRank = unchanged,
+        select_BT: torch.Tensor | None = None,
+        segments_BT: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Fp32 logits [P, V] of the selected positions, row by row.
+
+        Args:
+            input_ids_BT: Tokens.
+            cut: The subnet.
+            low_rank: What changes the weights of this subnet.
+            select_BT: Positions whose logits are wanted; None for all.
+            segments_BT: Which example of its row a token belongs to, counted from 1; 0 is padding. Examples do not see
+                each other, and each starts at position 0. None: a row is one example, padded (if at all) at its end.
+        """
+        x_BTD = functional.embedding(input_ids_BT, self.embed_VD)
+        mask = _mask(segments_BT, input_ids_BT, self.architecture.sliding_window)
+        cos, sin = self.rotary(x_BTD, _positions(segments_BT, input_ids_BT))
+        for layer in cut.layers:
+            run = self._layer(layer.plan.source_layer)
+            if self.checkpoint_layers and torch.is_grad_enabled():
+                x_BTD = checkpoint(run, x_BTD, cos, sin, mask, layer, low_rank, use_reentrant=False)
+            else:
+                x_BTD = run(x_BTD, cos, sin, mask, layer, low_rank)
+        x_PD = x_BTD.flatten(0, 1) if select_BT is None else x_BTD[select_BT]
+        x_PD = rms_norm(x_PD, self.norm_D, self.architecture.norm_eps)
+        return functional.linear(x_PD, self.head_VD).float()
+
+
+def _positions(segments_BT: torch.Tensor | None, input_ids_BT: torch.Tensor) -> torch.Tensor:
+    """Position of each token within its example."""
+    columns_T = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)
+    if segments_BT is None:
+        return columns_T[None]
+    starts_BT = torch.zeros_like(segments_BT, dtype=torch.int64)
+    starts_BT[:, 1:] = (segments_BT[:, 1:] != segments_BT[:, :-1]) * columns_T[1:]
+    return columns_T - starts_BT.cummax(dim=1).values
+
+
+def _mask(
+    segments_BT: torch.Tensor | None, input_ids_BT: torch.Tensor, sliding_window: int | None
+) -> torch.Tensor | None:
+    """Who sees whom, bool [B, 1, T, T] (or [1, 1, T, T]); None when plain causal attention says it all.
+
+    Padding is last, so no token sees it; it sees itself, because a row without anything to see is not a number.
+    """
+    num_tokens = input_ids_BT.shape[1]
+    window = sliding_window if sliding_window is not None and sliding_window < num_tokens else None
+    if window is None and (segments_BT is None or int(segments_BT.max()) == 1):
+        return None
+    columns_T = torch.arange(num_tokens, device=input_ids_BT.device)
+    distance_TT = columns_T[:, None] - columns_T
+    mask = (distance_TT >= 0)[None]
+    if window is not None:
+        mask = mask & (distance_TT < window)
+    if segments_BT is not None:
+        mask = mask & (segments_BT[:, :, None] == segments_BT[:, None, :])
+    return mask[:, None]
