@@ -23,7 +23,7 @@ def search_plan(
     predictor: Predictor,
     budgets: Sequence[Budget],
     *,
-    space: Space = "grid",
+    space: Space | None = None,
     policy: Policy = "uniform",
     align: int = 1,
     gate_widths: Sequence[float] = (),
@@ -43,9 +43,10 @@ def search_plan(
         architecture: The supernet.
         predictor: Latency of any cut, such as a cost table.
         budgets: All of them hold for a candidate that fits. The first one is the one that is reported.
-        space: `grid` or `layers`; `layers` contains the grid, so its choice is never worse on the same estimate. An
-            upstream import has no importances, and its grid only.
-        policy: How the grid spreads a width over layers.
+        space: `grid` or `layers`; None means `layers` for the adaptive policy and `grid` for the uniform one. `layers`
+            contains the grid that the strategy's quality was measured on, so its choice is never worse on the same
+            estimate. An upstream import has no importances, hence its grid only.
+        policy: How a `grid` spreads a width over layers.
         align: Neuron counts are multiples of this.
         gate_widths: Width choices of a SMoL gate.
         unit: What the grid cuts attention in.
@@ -65,6 +66,9 @@ def search_plan(
         memory_mb=memory_mb,
         memory_limit_mb=memory_limit_mb,
     )
+    space = space or ("layers" if policy == "adaptive" else "grid")
+    if space == "layers":
+        policy = "adaptive" if strategy.policy == "adaptive" else "uniform"
     sketches = grid_sketches(strategy, architecture, policy=policy, align=align, gate_widths=gate_widths, unit=unit)
     if space == "layers" and strategy.importance is not None:
         sketches += layers_sketches(strategy, architecture, corrected, limits, align=align, gate_widths=gate_widths)

@@ -19,7 +19,7 @@ def test_median_polish_takes_out_a_slow_round_and_an_outlier() -> None:
     times = subjects[:, None] * np.array([1.0, 1.3, 0.95])
     polished, noise = median_polish(times)
     assert polished == pytest.approx(subjects, rel=1e-9)
-    assert noise < 1e-9
+    assert noise.max() < 1e-9
     times[2, 0] *= 3
     assert median_polish(times)[0] == pytest.approx(subjects, rel=1e-9)
 
@@ -41,7 +41,7 @@ def test_rounds_run_to_and_fro_and_one_failure_stops_nobody() -> None:
         return Machine().measure(dense(*[(9, 3, 1536)] * depth))
 
     result = measure_interleaved([1, 2, 3], measure, rounds=2)
-    assert order == [1, 2, 3, 3, 2, 1]
+    assert order == [1, 2, 3, 3, 1]
     assert result.latencies[1] is None
     assert result.errors[1].what == "out of memory"
     first = result.latencies[0]
@@ -49,6 +49,7 @@ def test_rounds_run_to_and_fro_and_one_failure_stops_nobody() -> None:
     assert first.decode.p50_ms == pytest.approx(Machine().measure(dense((9, 3, 1536))).decode.p50_ms)
     assert first.decode.p90_ms == pytest.approx(1.05 * first.decode.p50_ms)
     assert first.decode.num_samples == 40
+    assert first.decode.noise == pytest.approx(0, abs=1e-12)
 
 
 def test_a_table_from_a_machine_that_slows_down() -> None:

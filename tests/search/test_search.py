@@ -176,6 +176,12 @@ def test_layers_is_never_worse_than_the_grid(limit: str) -> None:
     assert plan.kept_layers == tuple(i for i, keep in enumerate(active) if keep)
 
 
+def test_the_adaptive_policy_means_layers_unless_a_space_is_named() -> None:
+    assert _search(policy="adaptive") == _search(space="layers")
+    named = _search(policy="adaptive", space="grid")
+    assert {one.policy for one in named.candidates if one.shape.width < 1} == {"adaptive"}
+
+
 def test_layers_with_align_and_gate() -> None:
     best = _search("70%", space="layers", align=64, gate_widths=(1.0, 0.75, 0.5)).best
     assert all(layer.ffn_size % 64 == 0 for layer in best.dense.layers)
