@@ -103,11 +103,9 @@ def make_cost_table(
         progress.note(f"Cost table of '{target.name}': measured before, taken from the cache.")
         return read_table(found / TABLE_NAME)
 
-    def measure(dense: DenseArchitecture, one: Workload) -> Latency:
-        (result,) = measure_latency([Subject(dense=dense, dtype=dtype)], one, target=target, rounds=1)
-        if isinstance(result, TargetError):
-            raise result
-        return result
+    def measure(graphs: Sequence[DenseArchitecture], one: Workload) -> Sequence[Latency | TargetError]:
+        subjects = [Subject(dense=graph, dtype=dtype, label=_label(graph)) for graph in graphs]
+        return measure_latency(subjects, one, target=target, progress=progress)
 
     table = record_cost_table(
         supernet.architecture,
@@ -155,3 +153,7 @@ def _dims(supernet: Supernet) -> dict[str, object]:
     dims = dataclasses.asdict(supernet.architecture)
     del dims["config"]
     return dims
+
+
+def _label(dense: DenseArchitecture) -> str:
+    return f"a graph of {len(dense.layers)} layers, {dense.num_params / 1e6:.1f} M weights"

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 from amoeba_export.errors import TargetError
 from amoeba_export.ir import SILENT, Architecture, DenseArchitecture, Latency, Progress, Target, Workload
 from amoeba_export.profile.cost_table import CostTable, fit_cost_table
 from amoeba_export.profile.design import design_graphs
-from amoeba_export.profile.rounds import measure_interleaved
 
-Measure = Callable[[DenseArchitecture, Workload], Latency]
-"""Opens a graph with these dims (weights are random), measures one workload, closes it. Raises `TargetError`."""
+Measure = Callable[[Sequence[DenseArchitecture], Workload], Sequence[Latency | TargetError]]
+"""Measures graphs of these dims (weights are random) in interleaved rounds: one result per graph, in order."""
 
 
 def record_cost_table(
@@ -24,7 +24,6 @@ def record_cost_table(
     prompt_lengths: Sequence[int] = (),
     num_graphs: int = 12,
     min_depth: int | None = None,
-    rounds: int = 3,
     progress: Progress = SILENT,
 ) -> CostTable:
     """Measure at most `num_graphs` graphs of `architecture` on `target` and fit a cost table.
@@ -34,7 +33,7 @@ def record_cost_table(
 
     Args:
         architecture: The supernet.
-        measure: How one graph is measured.
+        measure: How graphs are measured: all of a workload at once, so that they share rounds.
         target: Its `align` holds for the graphs, too.
         dtype: Precision of the graphs.
         workload: What is measured; also the table's default.
@@ -42,7 +41,6 @@ def record_cost_table(
             latency at any length.
         num_graphs: Upper limit of different graphs.
         min_depth: Fewest layers of a graph; the search's shallowest.
-        rounds: Measurements of each graph.
         progress: Who listens.
 
     Raises:
@@ -50,31 +48,26 @@ def record_cost_table(
     """
     graphs = design_graphs(architecture, num_graphs=num_graphs, min_depth=min_depth, align=target.align)
     lengths = dict.fromkeys((workload.prompt_tokens, *prompt_lengths))
-    workloads = [
-        Workload(prompt_tokens=length, generate_tokens=workload.generate_tokens, batch=workload.batch)
-        for length in lengths
-    ]
-    subjects = [(graph, one) for one in workloads for graph in graphs]
-    result = measure_interleaved(
-        subjects,
-        lambda subject: measure(*subject),
-        rounds=rounds,
-        description=f"Profiling {target.name}",
-        progress=progress,
-    )
-    measured = [
-        (graph, latency) for (graph, _), latency in zip(subjects, result.latencies, strict=True) if latency is not None
-    ]
+    measured: list[tuple[DenseArchitecture, Latency]] = []
+    failed: list[TargetError] = []
+    for length in lengths:
+        results = measure(graphs, dataclasses.replace(workload, prompt_tokens=length))
+        for graph, result in zip(graphs, results, strict=True):
+            if isinstance(result, TargetError):
+                failed.append(result)
+            else:
+                measured.append((graph, result))
     if not measured:
-        raise next(iter(result.errors.values()))
+        raise failed[0]
     table = _fit(measured, target, dtype)
     for position in table.suspects:
         graph, first = measured[position]
         progress.note(f"Measurement {position + 1} of {len(measured)} does not fit the others; measuring it again.")
-        try:
-            measured[position] = (graph, measure(graph, first.workload))
-        except TargetError as error:
-            progress.warn(f"Measuring it again failed, the first measurement stays: {error.what}")
+        (again,) = measure([graph], first.workload)
+        if isinstance(again, TargetError):
+            progress.warn(f"Measuring it again failed, the first measurement stays: {again.what}")
+        else:
+            measured[position] = (graph, again)
     return _fit(measured, target, dtype) if table.suspects else table
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 
 from amoeba_export.errors import TargetError
 from amoeba_export.ir import DenseArchitecture, Latency, Target, Workload
-from amoeba_export.profile import measure_interleaved, predict_memory_mb, record_cost_table
+from amoeba_export.profile import predict_memory_mb, record_cost_table
+from amoeba_export.profile.record import Measure
 from amoeba_export.profile.rounds import median_polish
-from tests.profile.machines import SMOL, Machine, dense, random_dense
+from tests.profile.machines import SMOL, Machine, dense
 
 CPU = Target(name="cpu", description="", backend="imaginary", align=8)
 
@@ -31,40 +33,16 @@ def test_median_polish_bridges_what_is_missing() -> None:
     assert np.isnan(polished[2])
 
 
-def test_rounds_run_to_and_fro_and_one_failure_stops_nobody() -> None:
-    order: list[int] = []
+def _each(measure: Callable[[DenseArchitecture], Latency]) -> Measure:
+    """A backend that measures one graph at a time and goes on when one fails."""
 
-    def measure(depth: int) -> Latency:
-        order.append(depth)
-        if depth == 2:
-            raise TargetError("out of memory")
-        return Machine().measure(dense(*[(9, 3, 1536)] * depth))
+    def one(model: DenseArchitecture, workload: Workload) -> Latency | TargetError:
+        try:
+            return replace(measure(model), workload=workload)
+        except TargetError as error:
+            return error
 
-    result = measure_interleaved([1, 2, 3], measure, rounds=2)
-    assert order == [1, 2, 3, 3, 1]
-    assert result.latencies[1] is None
-    assert result.errors[1].what == "out of memory"
-    first = result.latencies[0]
-    assert first is not None
-    assert first.decode.p50_ms == pytest.approx(Machine().measure(dense((9, 3, 1536))).decode.p50_ms)
-    assert first.decode.p90_ms == pytest.approx(1.05 * first.decode.p50_ms)
-    assert first.decode.num_samples == 40
-    assert first.decode.noise == pytest.approx(0, abs=1e-12)
-
-
-def test_a_table_from_a_machine_that_slows_down() -> None:
-    """The machine is 25 % slower in the second round; the table does not show it."""
-    steady, calls = Machine(), []
-
-    def measure(model: DenseArchitecture, workload: Workload) -> Latency:
-        calls.append(model)
-        machine = Machine() if not 12 < len(calls) <= 24 else _slower(1.25)
-        return machine.measure(model, workload)
-
-    table = record_cost_table(SMOL, measure, target=CPU, dtype="fp32", workload=Workload(), rounds=3)
-    assert len(calls) == 36
-    model = random_dense(np.random.default_rng(3))
-    assert table.predict(model)[0] == pytest.approx(steady.measure(model).decode.p50_ms, rel=1e-3)
+    return lambda graphs, workload: [one(graph, workload) for graph in graphs]
 
 
 def _slower(factor: float) -> Machine:
@@ -77,11 +55,11 @@ def _slower(factor: float) -> Machine:
 def test_a_suspect_is_measured_again() -> None:
     calls: list[DenseArchitecture] = []
 
-    def measure(model: DenseArchitecture, workload: Workload) -> Latency:
+    def measure(model: DenseArchitecture) -> Latency:
         calls.append(model)
-        return (_slower(2) if len(calls) == 6 else Machine()).measure(model, workload)
+        return (_slower(2) if len(calls) == 6 else Machine()).measure(model)
 
-    table = record_cost_table(SMOL, measure, target=CPU, dtype="fp32", workload=Workload(), rounds=1)
+    table = record_cost_table(SMOL, _each(measure), target=CPU, dtype="fp32", workload=Workload())
     assert len(calls) > 12
     assert calls[5] in calls[12:]
     assert table.suspects == ()
@@ -89,27 +67,28 @@ def test_a_suspect_is_measured_again() -> None:
 
 
 def test_graphs_that_do_not_run_are_left_out() -> None:
-    def measure(model: DenseArchitecture, workload: Workload) -> Latency:
+    def measure(model: DenseArchitecture) -> Latency:
         if len(model.layers) == 30 and all(layer == SMOL.layer_dims for layer in model.layers):
             raise TargetError("The full model does not fit into the memory of the device.")
-        return Machine().measure(model, workload)
+        return Machine().measure(model)
 
-    table = record_cost_table(SMOL, measure, target=CPU, dtype="fp32", workload=Workload(), rounds=1)
+    table = record_cost_table(SMOL, _each(measure), target=CPU, dtype="fp32", workload=Workload())
     assert len(table.measurements) == 11
 
 
 def test_a_target_that_measures_nothing_says_why() -> None:
-    def measure(model: DenseArchitecture, workload: Workload) -> Latency:
+    def measure(model: DenseArchitecture) -> Latency:
         raise TargetError("The device is gone.")
 
     with pytest.raises(TargetError, match=r"The device is gone\."):
-        record_cost_table(SMOL, measure, target=CPU, dtype="fp32", workload=Workload())
+        record_cost_table(SMOL, _each(measure), target=CPU, dtype="fp32", workload=Workload())
 
 
 def test_further_prompt_lengths() -> None:
-    table = record_cost_table(
-        SMOL, Machine().measure, target=CPU, dtype="fp32", workload=Workload(), prompt_lengths=(128, 512), rounds=1
-    )
+    def measure(graphs: Sequence[DenseArchitecture], workload: Workload) -> list[Latency | TargetError]:
+        return [Machine().measure(graph, workload) for graph in graphs]
+
+    table = record_cost_table(SMOL, measure, target=CPU, dtype="fp32", workload=Workload(), prompt_lengths=(128, 512))
     assert table.prompt_lengths == (128, 512)
     assert len(table.measurements) == 24
     assert table.workload == Workload()
