@@ -14,7 +14,7 @@ from amoeba_export.artifact.manifest import (
     read_manifest,
     verify_checksums,
 )
-from amoeba_export.artifact.staging import Staging
+from amoeba_export.artifact.staging import Staging, check_destination, check_file_destination
 
 __all__ = [
     "MANIFEST_NAME",
@@ -29,6 +29,8 @@ __all__ = [
     "Staging",
     "VerificationRecord",
     "canonical_key",
+    "check_destination",
+    "check_file_destination",
     "is_artifact",
     "list_files",
     "read_manifest",

@@ -18,7 +18,7 @@ from typing import Self
 from amoeba_export.artifact.checksums import list_files
 from amoeba_export.artifact.manifest import MANIFEST_NAME, Manifest, is_artifact
 from amoeba_export.artifact.reserved import ReservedFolder, sweep
-from amoeba_export.errors import DiskFull, InputError, NotReplaceable, OutputExists, ReadOnlyOutput
+from amoeba_export.errors import DiskFull, InputError, NotReplaceable, OutputExists, ReadOnlyOutput, UsageError
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -126,6 +126,23 @@ def check_destination(out: Path, *, force: bool) -> None:
             raise OutputExists(out)
         if not (is_artifact(resolved) or (resolved.is_dir() and not any(resolved.iterdir()))):
             raise NotReplaceable(out)
+    _check_writable(out, resolved)
+
+
+def check_file_destination(out: Path) -> None:
+    """The checks for a single file, which is replaced when it exists. Writes nothing.
+
+    Raises:
+        UsageError: `out` is a folder.
+        ReadOnlyOutput: Nothing can be written there.
+    """
+    resolved = out.expanduser().resolve()
+    if resolved.is_dir():
+        raise UsageError(f"The output '{out}' is a folder.", next_step="Give the name of a file.")
+    _check_writable(out, resolved)
+
+
+def _check_writable(out: Path, resolved: Path) -> None:
     existing = next(parent for parent in resolved.parents if parent.exists())
     if not existing.is_dir():
         raise ReadOnlyOutput(out, f"{existing} is a file")

@@ -1,0 +1,90 @@
+"""How an artifact is shown: what it is, how fast and how exact it was seen to be, and its files."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from amoeba_export.artifact import FileEntry, LatencyRecord, Manifest, VerificationRecord
+from amoeba_export.cli.console import facts, milliseconds, percent, size, table
+from amoeba_export.ir import Latency
+
+
+def result_table(manifest: Manifest, *, full: Latency | None = None) -> Table:
+    """Shape, latency against its budget, quality and verification of one artifact.
+
+    Args:
+        manifest: The artifact's.
+        full: The uncut model's latency, where it was measured in the same run.
+    """
+    shape = manifest.shape
+    rows = {"shape": f"{shape.shape} (layers x width), {layer_counts(manifest)}", "dtype": manifest.dtype}
+    if manifest.latency:
+        rows |= _latency_rows(manifest.latency, full)
+    if manifest.quality:
+        rows["quality"] = _quality(manifest.quality)
+    if manifest.verification:
+        rows["verified"] = _verified(manifest.verification)
+    target = f" for {manifest.latency.target}" if manifest.latency else ""
+    return facts(rows, title=f"{manifest.model}{target}")
+
+
+def files_table(files: Sequence[FileEntry], folder: Path) -> Table:
+    """Files and their sizes."""
+    made = table("file", "size", right=("size",), title=f"{folder}")
+    for file in files:
+        made.add_row(file.path, size(file.size_bytes))
+    made.add_row("total", size(sum(file.size_bytes for file in files)), style="bold")
+    return made
+
+
+def layer_counts(manifest: Manifest) -> str:
+    """What a layer keeps: the counts when all layers agree, else their ranges."""
+    layers = manifest.shape.layers
+
+    def span(counts: Sequence[int]) -> str:
+        return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+
+    heads, kv_heads, ffn = (
+        span([getattr(layer, name) for layer in layers]) for name in ("query_heads", "kv_heads", "ffn")
+    )
+    return f"{heads} query heads, {kv_heads} KV heads, {ffn} neurons a layer"
+
+
+def command(*words: str | Path) -> str:
+    """A command line that can be pasted."""
+    return shlex.join(map(str, words))
+
+
+def _latency_rows(latency: LatencyRecord, full: Latency | None) -> dict[str, str]:
+    what = f"{latency.metric} p{latency.percentile}"
+    rows = {}
+    if latency.budget_ms is not None:
+        rows["budget"] = f"{milliseconds(latency.budget_ms)}  {what}"
+    if full is not None:
+        rows["full model"] = milliseconds(full.of(latency.metric, latency.percentile))
+    uncertainty = f"  +/- {percent(latency.uncertainty)}" if latency.uncertainty else ""
+    if latency.measured_ms is None:
+        rows["estimate"] = f"{milliseconds(latency.predicted_ms)}{uncertainty}  ({latency.source}, no device was asked)"
+    else:
+        if latency.predicted_ms is not None:
+            rows["predicted"] = f"{milliseconds(latency.predicted_ms)}{uncertainty}"
+        both = ", ".join(f"{name} {milliseconds(value)}" for name, value in latency.measured_ms.items())
+        rows["measured"] = f"{milliseconds(latency.actual_ms)}  ({latency.metric} {both})"
+    if latency.budget_ms is not None and latency.actual_ms is not None:
+        rows["used"] = f"{percent(latency.actual_ms / latency.budget_ms)} of the budget"
+    return rows
+
+
+def _quality(quality: Mapping[str, float]) -> str:
+    figures = [f"{name} {value:.4g}" for name, value in quality.items() if not name.endswith("_full")]
+    full = [f"{value:.4g}" for name, value in quality.items() if name.endswith("_full")]
+    return ", ".join(figures) + (f"  (full model {full[0]})" if full else "")
+
+
+def _verified(record: VerificationRecord) -> str:
+    tokens = "same greedy tokens" if record.greedy_tokens_equal else "greedy tokens differ"
+    return f"largest difference {record.max_abs_diff:.2g} to the masked supernet, {tokens}"

@@ -1,0 +1,184 @@
+"""What a user sees: the answer on stdout, as tables or as JSON, and everything said on the way on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+HEARTBEAT_S = 30.0
+"""In a log, long work says this often how far it is."""
+
+WORTH_SAYING_S = 2.0
+"""Work that took less says nothing when it is done."""
+
+
+class _Output(Console):
+    """A rich console that leaves a closed pipe to `main`."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        raise BrokenPipeError
+
+
+def answer() -> Console:
+    """The console of stdout. A file or pipe gets lines as long as they are, not cut at 80 columns."""
+    return _Output(highlight=False, markup=False, emoji=False, width=_width(sys.stdout.isatty()))
+
+
+def print_json(data: Any) -> None:
+    """The answer as JSON, for programs."""
+    print(json.dumps(data, indent=2, allow_nan=False), flush=True)
+
+
+def table(*columns: str, title: str | None = None, right: tuple[str, ...] = ()) -> Table:
+    """An empty table in our style. Columns named in `right` hold figures."""
+    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return made
+
+
+def facts(rows: dict[str, str], *, title: str | None = None) -> Table:
+    """Names and values, one pair a line."""
+    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, show_header=False)
+    made.add_column(style="dim", no_wrap=True)
+    made.add_column(overflow="fold")
+    for name, value in rows.items():
+        made.add_row(name, value)
+    return made
+
+
+class Talk:
+    """The listener that commands give to the stages (`ir.Progress`): lines on stderr, bars on a terminal."""
+
+    def __init__(self) -> None:
+        self.on_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._console = _Output(
+            stderr=True,
+            highlight=False,
+            markup=False,
+            emoji=False,
+            soft_wrap=True,
+            width=None if self.on_terminal else _width(False),
+        )
+        self._bars: Bars | None = None
+        self._num_tracks = 0
+        self._lock = threading.Lock()  # measurements are tracked from a thread of their own
+
+    def note(self, message: str) -> None:
+        """One line of talk."""
+        self._console.print(message)
+
+    def warn(self, message: str) -> None:
+        """One line that should not be missed."""
+        self._console.print(f"warning: {message}", style="yellow")
+
+    def error(self, message: str) -> None:
+        """What went wrong: the first line stands out."""
+        first, _, rest = message.partition("\n")
+        self._console.print(f"error: {first}", style="bold red")
+        if rest:
+            self._console.print(rest)
+
+    def show(self, renderable: RenderableType) -> None:
+        """A table among the talk."""
+        self._console.print(renderable)
+
+    @contextmanager
+    def track(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A bar on a terminal; elsewhere a line at the start, one now and then, and one at the end."""
+        start = time.monotonic()
+        with self._bar(description, total) if self.on_terminal else self._lines(description, total) as advance:
+            yield advance
+        seconds = time.monotonic() - start
+        if seconds >= WORTH_SAYING_S:
+            self._console.print(f"{description}: {duration(seconds)}", style="dim")
+
+    @contextmanager
+    def _bar(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
+        with self._lock:
+            if self._bars is None:
+                self._bars = Bars(
+                    TextColumn("{task.description}"),
+                    BarColumn(bar_width=30),
+                    MofNCompleteColumn(),
+                    TimeRemainingColumn(compact=True),
+                    console=self._console,
+                    transient=True,
+                )
+                self._bars.start()
+            bars = self._bars
+            self._num_tracks += 1
+        task = bars.add_task(description, total=total)
+        try:
+            yield lambda steps: bars.advance(task, steps)
+        finally:
+            bars.remove_task(task)
+            with self._lock:
+                self._num_tracks -= 1
+                if self._num_tracks == 0:
+                    bars.stop()
+                    self._bars = None
+
+    @contextmanager
+    def _lines(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
+        start = last = time.monotonic()
+        done = 0
+
+        def advance(steps: int) -> None:
+            nonlocal done, last
+            done += steps
+            now = time.monotonic()
+            if now - last >= HEARTBEAT_S and 0 < done < total:
+                last = now
+                left = duration((now - start) / done * (total - done))
+                self._console.print(f"{description}: {done} of {total}, about {left} left")
+
+        self._console.print(f"{description} ({total} steps)")
+        yield advance
+
+
+def duration(seconds: float) -> str:
+    """`8.2 s`, `42 s`, `3 min 05 s`, `2 h 10 min`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, whole = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {whole:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def size(size_bytes: float) -> str:
+    """`812 B`, `4.1 kB`, `538.1 MB`: decimal units, as disks and downloads are sold."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size_bytes < 1000 or unit == "GB":
+            break
+        size_bytes /= 1000
+    return f"{size_bytes:.0f} B" if unit == "B" else f"{size_bytes:.1f} {unit}"
+
+
+def milliseconds(value_ms: float | None) -> str:
+    """`18.6 ms`, or a dash for what is not known."""
+    return "-" if value_ms is None else f"{value_ms:.3g} ms" if value_ms < 100 else f"{value_ms:.0f} ms"
+
+
+def percent(share: float) -> str:
+    """`4 %`, and `0.4 %` where a whole number would hide it."""
+    return f"{100 * share:.0f} %" if share >= 0.0095 else f"{100 * share:.1g} %"
+
+
+def _width(is_terminal: bool) -> int | None:
+    return None if is_terminal else 10_000

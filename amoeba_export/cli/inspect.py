@@ -1,0 +1,189 @@
+"""`amoeba inspect`: what a file or folder is, whatever amoeba can read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import RenderableType
+
+from amoeba_export.artifact import is_artifact, read_manifest
+from amoeba_export.cli.artifacts import files_table, result_table
+from amoeba_export.cli.console import answer, facts, percent, print_json, table
+from amoeba_export.cli.options import AsJson
+from amoeba_export.cli.strategies import strategy_facts, strategy_to_json
+from amoeba_export.errors import DamagedFile, InputError, NotFound
+from amoeba_export.ir import SubnetPlan
+
+Shown = tuple[dict[str, Any], list[RenderableType]]
+"""The answer for programs, and for people."""
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="FILE|DIR", help="What to look at.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show what an artifact, plan, strategy, cost table, model or adapter holds. Reads no weights."""
+    data, shown = _look(path)
+    if as_json:
+        print_json(data)
+        return
+    console = answer()
+    for position, renderable in enumerate(shown):
+        if position:
+            console.print()
+        console.print(renderable)
+
+
+def _look(path: Path) -> Shown:
+    if not path.exists():
+        raise NotFound("What should be inspected", path)
+    if path.is_dir():
+        if is_artifact(path):
+            return _artifact(path)
+        if (path / "adapter_config.json").is_file():
+            return _adapter(path)
+        if (path / "config.json").is_file():
+            return _model(path)
+    elif path.suffix == ".json":
+        return _json(path)
+    elif path.suffix in (".safetensors", ".npy"):
+        return _strategy(path)
+    elif path.suffix == ".gguf":
+        return _model(path)
+    raise InputError(
+        "This is nothing that amoeba can inspect.",
+        where=path,
+        next_step="Give an artifact, a model or adapter folder, a plan.json, a cost table, or a strategy.safetensors.",
+    )
+
+
+def _artifact(folder: Path) -> Shown:
+    manifest = read_manifest(folder)
+    origins = table("input", "name", "sha256")
+    for item in manifest.inputs:
+        origins.add_row(item.role, item.id, item.sha256)
+    return (
+        {"kind": "artifact", **manifest.to_json()},
+        [result_table(manifest), files_table(manifest.files, folder), origins, facts(dict(manifest.tool))],
+    )
+
+
+def _json(path: Path) -> Shown:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DamagedFile(path, f"it is not JSON ({error})") from error
+    if isinstance(data, dict) and "fits" in data:
+        return _cost_table(path)
+    if isinstance(data, dict) and "layers" in data:
+        return _plan(SubnetPlan.from_json(data, where=str(path)), path)
+    if path.name == "amoeba.json":
+        return _artifact(path.parent)
+    raise InputError(
+        "This JSON file is neither a plan nor a cost table.", where=path, next_step="Give a plan.json or a cost table."
+    )
+
+
+def _plan(plan: SubnetPlan, path: Path) -> Shown:
+    rows = {
+        "shape": str(plan.shape),
+        "policy": plan.policy,
+        "compensation": "removed channels are replaced by their mean" if plan.compensate else "none",
+        "model id": plan.model_id or "any",
+        "strategy": plan.strategy_id or "none",
+    }
+    if plan.gate_width is not None:
+        rows["gate width"] = f"{plan.gate_width:g}"
+    layers = table("layer", "of", "query heads", "KV heads", "neurons", right=("layer", "of", "neurons"))
+    for position, layer in enumerate(plan.layers):
+        layers.add_row(
+            str(position),
+            str(layer.source_layer),
+            " ".join(map(str, layer.query_heads)) or "-",
+            " ".join(map(str, layer.kv_heads)) or "-",
+            str(len(layer.ffn)),
+        )
+    return {"kind": "plan", **plan.to_json()}, [facts(rows, title=str(path)), layers]
+
+
+def _strategy(path: Path) -> Shown:
+    from amoeba_export.load import read_strategy
+
+    strategy = read_strategy(path)
+    depths = table("depth", strategy.metric, "removed layers", right=("depth", strategy.metric))
+    for removed, kept in sorted(strategy.depth.items()):
+        metric = strategy.depth_metric.get(removed)
+        gone = " ".join(str(i) for i, keep in enumerate(kept) if not keep)
+        depths.add_row(str(sum(kept)), "-" if metric is None else f"{metric:.4f}", gone or "-")
+    shown: list[RenderableType] = [facts(strategy_facts(strategy), title=str(path)), depths]
+    if strategy.quality:
+        widths = sorted({shape.width for shape in strategy.quality}, reverse=True)
+        columns = [f"x{width:g}" for width in widths]
+        grid = table("depth", *columns, right=("depth", *columns), title=f"quality ({strategy.quality_metric})")
+        values = {(shape.depth, shape.width): value for shape, value in strategy.quality.items()}
+        for depth in sorted({shape.depth for shape in strategy.quality}, reverse=True):
+            cells = [values.get((depth, width)) for width in widths]
+            grid.add_row(str(depth), *("-" if cell is None else f"{cell:.4f}" for cell in cells))
+        shown.append(grid)
+    return strategy_to_json(strategy), shown
+
+
+def _cost_table(path: Path) -> Shown:
+    from amoeba_export.profile import read_table, table_to_json
+
+    costs = read_table(path)
+    rows = {
+        "target": costs.target,
+        "dtype": costs.dtype,
+        "source": costs.source,
+        "workload": f"prompt {costs.workload.prompt_tokens}, batch {costs.workload.batch}",
+        "graphs": str(len(costs.measurements)),
+    }
+    for name, fit in costs.fits.items():
+        errors = sorted(abs(error) for error in fit.leave_one_out)
+        rows[name.replace("_", " ")] = f"{percent(errors[len(errors) // 2])} median leave-one-out error"
+    return {"kind": "cost table", **table_to_json(costs)}, [facts(rows | dict(costs.device), title=str(path))]
+
+
+def _model(path: Path) -> Shown:
+    from amoeba_export.load import load_supernet
+
+    supernet = load_supernet(str(path))
+    full = SubnetPlan.full(supernet.architecture).dense(supernet.architecture)
+    dims = supernet.architecture
+    data: dict[str, Any] = {
+        "kind": "model",
+        "name": supernet.name,
+        "family": dims.family,
+        "identity": supernet.identity,
+        "num_params": full.num_params,
+        "num_layers": dims.num_layers,
+        "hidden_size": dims.hidden_size,
+        "num_heads": dims.num_heads,
+        "num_kv_heads": dims.num_kv_heads,
+        "head_dim": dims.head_dim,
+        "ffn_size": dims.ffn_size,
+        "vocab_size": dims.vocab_size,
+        "max_positions": dims.max_positions,
+        "tied_embeddings": dims.tied_embeddings,
+        "rope_theta": dims.rope_theta,
+    }
+    rows = {name.replace("_", " "): f"{value}" for name, value in data.items() if name != "kind"}
+    rows["num params"] = f"{full.num_params:,}"
+    return data, [facts(rows, title=str(path))]
+
+
+def _adapter(folder: Path) -> Shown:
+    path = folder / "adapter_config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DamagedFile(path, f"it is not JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise DamagedFile(path, "it is not a JSON object")
+    shown = {key: value for key, value in config.items() if value not in (None, [], {}, False)}
+    rows = {key: value if isinstance(value, str) else json.dumps(value) for key, value in shown.items()}
+    return {"kind": "adapter", "config": config}, [facts(rows, title=str(folder))]

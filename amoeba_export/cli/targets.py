@@ -1,0 +1,102 @@
+"""`amoeba targets`: the devices that amoeba knows, what is known of them, and whether they can be measured here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Annotated
+
+import typer
+
+from amoeba_export.cli.console import answer, facts, print_json, table
+from amoeba_export.cli.options import AsJson, complete_targets
+from amoeba_export.errors import TargetUnavailable
+from amoeba_export.ir import Target
+
+targets = typer.Typer(name="targets", help="Devices to cut for: list them, show one, check whether it can be measured.")
+
+Name = Annotated[
+    str,
+    typer.Argument(metavar="NAME|FILE", help="A target's name or TOML file.", autocompletion=complete_targets),
+]
+
+
+@targets.callback(invoke_without_command=True)
+def default(context: typer.Context) -> None:
+    """Devices to cut for: list them, show one, check whether it can be measured."""
+    if context.invoked_subcommand is None:
+        list_()
+
+
+@targets.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """List the targets that need no file of yours."""
+    from amoeba_export.backends.targets import list_targets
+
+    found = list_targets()
+    if as_json:
+        print_json([_to_json(target) for target in found.values()])
+        return
+    shown = table("target", "backend", "metric", "dtype", "formats", "what it is")
+    for target in found.values():
+        name = ", ".join((target.name, *target.aliases))
+        shown.add_row(name, target.backend, target.metric, target.dtype, ", ".join(target.formats), target.description)
+    answer().print(shown)
+
+
+@targets.command()
+def show(name: Name, as_json: AsJson = False) -> None:
+    """Show one target, and where its figures come from."""
+    from amoeba_export.backends.targets import read_target
+
+    target = read_target(name)
+    if as_json:
+        print_json(_to_json(target))
+        return
+    rows = {
+        "backend": target.backend,
+        "metric": target.metric,
+        "dtype": target.dtype,
+        "formats": ", ".join(target.formats),
+        "align": f"{target.align} neurons",
+        "memory limit": "unknown" if target.memory_limit_mb is None else f"{target.memory_limit_mb:g} MiB",
+    }
+    if target.aliases:
+        rows["also called"] = ", ".join(target.aliases)
+    rows |= {name: value if isinstance(value, str) else json.dumps(value) for name, value in target.options.items()}
+    rows |= {f"source {number}": source for number, source in enumerate(target.sources, 1)}
+    console = answer()
+    console.print(facts(rows, title=f"{target.name}: {target.description}"))
+
+
+@targets.command()
+def check(name: Name, as_json: AsJson = False) -> None:
+    """Check whether a target can be measured here, and say what is missing. Exit code 6 when it cannot."""
+    from amoeba_export.backends import find_backend
+    from amoeba_export.backends.targets import read_target
+
+    target = read_target(name)
+    backend = find_backend(target.backend)
+    found = backend.check(target)
+    device = dict(backend.describe(target)) if found.ok else {}
+    if as_json:
+        print_json(
+            {
+                "target": target.name,
+                "backend": target.backend,
+                "ok": found.ok,
+                "source": backend.source,
+                "reason": found.reason,
+                "next_step": found.next_step,
+                "device": device,
+            }
+        )
+    if not found.ok:
+        raise TargetUnavailable(f"Target '{target.name}' cannot be used: {found.reason}", found.next_step)
+    if not as_json:
+        says = "can be measured here" if backend.source == "measured" else f"can be estimated ({backend.source})"
+        answer().print(facts(device, title=f"{target.name} {says}."))
+
+
+def _to_json(target: Target) -> dict[str, object]:
+    return dataclasses.asdict(target)
