@@ -319,6 +319,18 @@ class MeasurementFailed(TargetError):
 # --- not representable ------------------------------------------------------------------------------------------------
 
 
+class UnsupportedModel(UnsupportedError):
+    """A model of a family that we do not read."""
+
+    def __init__(self, model_type: object, supported: Iterable[str], *, where: str | Path) -> None:
+        names = sorted(supported)
+        super().__init__(
+            f"Models of type '{model_type}' are not supported.{nearest(str(model_type), names)}",
+            where=where,
+            next_step=f"Use a model of one of these types: {', '.join(names)}.",
+        )
+
+
 class UnsupportedAdapter(UnsupportedError):
     """An adapter with an option that cannot be merged into the weights of a cut model."""
 

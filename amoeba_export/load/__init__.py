@@ -6,13 +6,14 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from amoeba_export import locations
 from amoeba_export.errors import DamagedFile, NotFound
 from amoeba_export.ir import SILENT, InputId, Progress, Supernet
 from amoeba_export.load.adapters import read_adapter
 from amoeba_export.load.checkpoint import open_checkpoint
-from amoeba_export.load.families import expected_weights, read_architecture
+from amoeba_export.load.families import expected_weights, read_architecture, tied_copies
 from amoeba_export.load.identity import model_identity
 from amoeba_export.load.locate import locate_model
 from amoeba_export.load.strategy import check_strategy, read_strategy, write_strategy
@@ -45,19 +46,13 @@ def load_supernet(
     cache_dir = cache_dir or locations.cache_dir()
     name, folder = locate_model(model, cache_dir=cache_dir, progress=progress)
     config_path = folder / "config.json"
-    if not config_path.is_file():
-        raise NotFound("The model's config", config_path, next_step="Give the folder that holds config.json.")
-    try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DamagedFile(config_path, f"not JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise DamagedFile(config_path, "not a JSON object")
+    config = _read_config(config_path)
     architecture, file = read_architecture(config, where=config_path)
     tensors = open_checkpoint(
         folder,
         expected_weights(file.family, architecture),
-        {name.format(layer=i) for name in file.ignored for i in range(architecture.num_layers)},
+        copies=tied_copies(file.family, architecture),
+        ignored={name.format(layer=i) for name in file.ignored for i in range(architecture.num_layers)},
     )
     identity = model_identity(config, tensors.files, cache_dir=cache_dir, progress=progress)
     supernet = Supernet(
@@ -80,3 +75,20 @@ def load_supernet(
         entry = InputId(role="strategy", id=strategy.name, sha256=known.identity or "")
         supernet = dataclasses.replace(supernet, strategy=known, inputs=(*supernet.inputs, entry))
     return supernet
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        next_step = "Give the folder that holds config.json."
+        if (path.parent / "adapter_config.json").is_file():
+            next_step = "This is an adapter: give the model that it was trained on, and this folder as --adapter."
+        elif (path.parent / "amoeba.json").is_file():
+            next_step = "This is an artifact of amoeba: give the safetensors folder inside it."
+        raise NotFound("The model's config", path, next_step=next_step)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DamagedFile(path, f"not JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise DamagedFile(path, "not a JSON object")
+    return config

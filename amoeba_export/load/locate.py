@@ -11,6 +11,8 @@ from amoeba_export.load.demo import demo_gguf, unpack_gguf
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _HUB_FILES = ("*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja", "vocab.txt", "merges.txt")
+_HUB_IGNORED = ("consolidated*", "*/*")
+"""The same weights once more, in their author's own format, and what lies in subfolders."""
 
 
 def locate_model(model: str, *, cache_dir: Path, progress: Progress = SILENT) -> tuple[str, Path]:
@@ -48,7 +50,7 @@ def _download(model: str, progress: Progress) -> Path:
 
     progress.note(f"Looking for {model} on the Hugging Face hub")
     try:
-        return Path(snapshot_download(model, allow_patterns=list(_HUB_FILES)))
+        return Path(snapshot_download(model, allow_patterns=list(_HUB_FILES), ignore_patterns=list(_HUB_IGNORED)))
     except GatedRepoError as error:
         raise InputError(
             f"{model} is a gated model, and the hub did not let us in.",

@@ -59,8 +59,8 @@ class LoraAdapter:
             if unknown := {part for part, expert in parts if expert is not None}:
                 raise DamagedFile(where, f"{module} has experts in {', '.join(sorted(unknown))}, the config has none")
             names = {part: name for (part, _), name in parts.items()}
-            rank = int(by_pattern(config.get("rank_pattern"), module, config.get("r", 8)))
-            alpha = float(by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8)))
+            rank = positive_int(by_pattern(config, "rank_pattern", module, config.get("r", 8), where), "r", where)
+            alpha = number(by_pattern(config, "alpha_pattern", module, config.get("lora_alpha", 8), where), where)
             entry = _Module(
                 a=names["lora_A"],
                 b=names["lora_B"],
@@ -105,12 +105,29 @@ def scaling(alpha: float, rank: int, *, use_rslora: bool) -> float:
     return alpha / math.sqrt(rank) if use_rslora else alpha / rank
 
 
-def by_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
+def by_pattern(config: Mapping[str, Any], key: str, module: str, default: Any, where: Path) -> Any:
     """The value of the first pattern that matches the end of a module's name (peft `get_pattern_key`)."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
+    for pattern, value in (config.get(key) or {}).items():
+        try:
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                return value
+        except re.error as error:
+            raise DamagedFile(where, f"{key} has a pattern that is none: {pattern!r} ({error})") from error
     return default
+
+
+def positive_int(value: Any, key: str, where: Path) -> int:
+    """A count from a config. Raises `DamagedFile`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise DamagedFile(where, f"its config has {key} = {value!r}")
+    return value
+
+
+def number(value: Any, where: Path) -> float:
+    """The lora_alpha of a config. Raises `DamagedFile`."""
+    if not isinstance(value, int | float):
+        raise DamagedFile(where, f"its config has lora_alpha = {value!r}")
+    return float(value)
 
 
 def group_by_module(names: Iterable[str], linears: Collection[str], where: Path) -> dict[str, Parts]:

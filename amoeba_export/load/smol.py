@@ -17,7 +17,7 @@ import torch
 
 from amoeba_export.errors import DamagedFile, InputError, WrongModel
 from amoeba_export.ir import AdapterDelta, InputId, SubnetPlan, TensorSource
-from amoeba_export.load.lora import check_targets, group_by_module, scaling, shape_differences
+from amoeba_export.load.lora import check_targets, group_by_module, number, positive_int, scaling, shape_differences
 
 ROUTER = "base_model.lora_sparsemoe.router."
 _GATE = tuple(f"{ROUTER}topkroute_linear.{i}.{kind}" for i in (0, 1) for kind in ("weight", "bias"))
@@ -73,7 +73,7 @@ class SmolAdapter:
     ) -> SmolAdapter:
         """Find the gate and every expert and check their shapes. `linears`: module -> (out, in)."""
         choices = parse_width_choice(config.get("width_choice"), where=where)
-        num_experts, top_k, rank = (_count(config, key, where) for key in ("num_experts", "top_k", "r"))
+        num_experts, top_k, rank = (positive_int(config.get(key), key, where) for key in ("num_experts", "top_k", "r"))
         if top_k > num_experts:
             raise DamagedFile(where, f"its config takes the top {top_k} of {num_experts} experts")
         if missing := [name for name in _GATE if name not in weights.names()]:
@@ -105,7 +105,7 @@ class SmolAdapter:
             modules,
             width_choices=choices,
             top_k=top_k,
-            scale=scaling(float(config.get("lora_alpha", 8)), rank, use_rslora=bool(config.get("use_rslora"))),
+            scale=scaling(number(config.get("lora_alpha", 8), where), rank, use_rslora=bool(config.get("use_rslora"))),
             num_layers=num_layers,
             identity=identity,
         )
@@ -179,10 +179,3 @@ def parse_width_choice(value: Any, *, where: Path) -> tuple[float, ...]:
     if not choices or len(set(choices)) != len(choices) or not all(0 < choice <= 1 for choice in choices):
         raise DamagedFile(where, f"its width_choice is not a list of different widths up to 1: {value!r}")
     return choices
-
-
-def _count(config: Mapping[str, Any], key: str, where: Path) -> int:
-    value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise DamagedFile(where, f"its config has {key} = {value!r}")
-    return value
