@@ -1,0 +1,107 @@
+"""The racing judge: candidate and rival meet on the same samples, until the difference is statistically decided.
+
+Not exact: a comparison is wrong with a probability of about 1 - confidence, mostly where it hardly matters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from amoeba_export.calibrate.depth import Challenge
+from amoeba_export.calibrate.evaluator import Cut
+from amoeba_export.calibrate.exact import check_number
+from amoeba_export.calibrate.head import Objective
+from amoeba_export.calibrate.ledger import Ledger
+
+
+@dataclass(slots=True)
+class _Race:
+    """One candidate against one rival; `gains` is how much better each sample is with the candidate."""
+
+    candidate: Cut
+    rival: Cut
+    gains: list[float] = field(default_factory=list)
+    won: bool | None = None
+
+
+class RacingJudge:
+    """Judges rows of a depth search whose cells hold one choice each.
+
+    After each chunk of the ledger (they grow), the mean of the paired differences is compared with zero, by Student's t
+    for as many samples as were seen, with the correction for a finite population: once all samples are seen, the
+    decision is the exact one. The error probability is shared evenly by the looks. An empirical Bernstein bound would
+    not need the differences to be near normal, but its range term alone is wider than any difference here until
+    thousands of samples are seen.
+
+    A candidate without a rival is not measured before it becomes one. Metrics are left open (NaN).
+    """
+
+    def __init__(self, ledger: Ledger, objective: Objective, *, confidence: float) -> None:
+        self._ledger = ledger
+        self._objective = objective
+        self._num_samples = objective.num_samples
+        self._looks = len(ledger.chunks)
+        self._error = (1 - confidence) / max(1, self._looks - 1)
+
+    def judge(self, challenges: Sequence[Challenge]) -> list[float | None]:
+        """NaN for a candidate that wins, None for one that loses."""
+        races = [
+            _Race(Cut(challenge.active), Cut(challenge.rival.active)) if challenge.rival else None
+            for challenge in challenges
+        ]
+        running = [race for race in races if race is not None]
+        for chunk_idx in range(self._looks):
+            running = [race for race in running if race.won is None]
+            cuts = [cut for race in running for cut in (race.candidate, race.rival)]
+            scores = self._ledger.chunk(cuts, chunk_idx)
+            for cut, values in scores.items():
+                check_number(values.tolist(), cut, self._objective)
+            for race in running:
+                better = scores[race.rival] - scores[race.candidate]
+                race.gains.extend(better if self._objective.mode == "min" else -better)
+                race.won = self._decide(race.gains)
+        return [math.nan if race is None or race.won else None for race in races]
+
+    def _decide(self, gains: Sequence[float]) -> bool | None:
+        """True or False when it is decided, None when it is not."""
+        num_seen = len(gains)
+        mean = math.fsum(gains) / num_seen
+        if num_seen == self._num_samples:
+            return mean > 0
+        if num_seen < 2:
+            return None
+        variance = math.fsum((gain - mean) ** 2 for gain in gains) / (num_seen - 1)
+        if variance == 0:
+            return None  # a handful of equal answers says nothing of the next one
+        unseen_share = 1 - num_seen / self._num_samples
+        margin = student_t(1 - self._error / 2, num_seen - 1) * math.sqrt(variance / num_seen * unseen_share)
+        return mean > 0 if abs(mean) > margin else None
+
+
+def student_t(probability: float, degrees: int) -> float:
+    """Quantile of Student's t, by bisection on its distribution for whole degrees (Abramowitz and Stegun 26.7.3-4)."""
+    low, high = 0.0, 1e6
+    for _ in range(100):
+        middle = (low + high) / 2
+        if _student_cdf(middle, degrees) < probability:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _student_cdf(t: float, degrees: int) -> float:
+    """P(T <= t) for t >= 0."""
+    angle = math.atan2(t, math.sqrt(degrees))
+    cos2 = math.cos(angle) ** 2
+    term = total = 1.0 if degrees % 2 == 0 else math.cos(angle)
+    for k in range(1 + degrees % 2, degrees - 1, 2):
+        term *= cos2 * k / (k + 1)
+        total += term
+    if degrees % 2 == 0:
+        return 0.5 + math.sin(angle) * total / 2
+    if degrees == 1:
+        return 0.5 + angle / math.pi
+    return 0.5 + (angle + math.sin(angle) * total) / math.pi

@@ -1,0 +1,234 @@
+"""Calibration recipes: what Stage 1 measures, on what, and how hard it tries. TOML files; `calibration/` has some."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from amoeba_export.errors import InputError, NotFound, UnknownName, nearest
+from amoeba_export.ir.derive import Unit
+from amoeba_export.ir.plan import Policy
+from amoeba_export.locations import data_dir
+
+ObjectiveName = Literal["loss", "perplexity", "accuracy"]
+WidthMetric = Literal["WIFV", "WIFN", "IFV", "wanda"]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataRecipe(_Table):
+    """Where samples come from. Exactly one of `file` and `hub` is set.
+
+    Attributes:
+        file: A text file, a `.jsonl` file of documents, or a `.jsonl` file of multiple-choice items; relative to the
+            recipe.
+        hub: Id of a data set, read with `datasets` (the `data` extra).
+        config: Configuration of the hub data set.
+        split: Split of the hub data set.
+        kind: `text` is cut into windows; `choices` asks one multiple-choice question per sample.
+        fields: Fields of a record that make one document, joined by newlines.
+        window: Tokens of a text sample; longest multiple-choice prompt.
+        samples: Samples that the search sees.
+        heldout: Further samples, for the quality of each shape.
+        batch: Samples in one forward.
+    """
+
+    file: str | None = None
+    hub: str | None = None
+    config: str | None = None
+    split: str = "train"
+    kind: Literal["text", "choices"] = "text"
+    fields: tuple[str, ...] = ("text",)
+    window: Annotated[int, Field(ge=2)] = 256
+    samples: Annotated[int, Field(ge=1)] = 16
+    heldout: Annotated[int, Field(ge=0)] = 8
+    batch: Annotated[int, Field(ge=1)] = 4
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataRecipe:
+        if (self.file is None) == (self.hub is None):
+            raise ValueError("give either 'file' or 'hub'")
+        return self
+
+
+class DepthRecipe(_Table):
+    """The search for layers.
+
+    Attributes:
+        metric: What is compared.
+        max_removed: Most layers to remove: a number, or a share of the layers (below 1).
+        keep_last: Layers at the end that always stay.
+        beam: Choices kept per cell; 1 is the paper's algorithm.
+        mode: `exact` compares whole search sets; `racing` stops when a comparison is decided at `confidence`.
+        confidence: Of one racing comparison.
+    """
+
+    metric: ObjectiveName = "loss"
+    max_removed: Annotated[float, Field(gt=0)] = 0.4
+    keep_last: Annotated[int, Field(ge=0)] = 1
+    beam: Annotated[int, Field(ge=1)] = 1
+    mode: Literal["exact", "racing"] = "exact"
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+
+    @field_validator("max_removed")
+    @classmethod
+    def _share_or_number(cls, value: float) -> float:
+        if value > 1 and value != int(value):
+            raise ValueError("give a whole number of layers, or a share of them below 1")
+        return value
+
+    @model_validator(mode="after")
+    def _one_beam(self) -> DepthRecipe:
+        if self.mode == "racing" and self.beam > 1:
+            raise ValueError("racing keeps one choice per cell; leave 'beam' out, or use mode 'exact'")
+        return self
+
+    def removed_of(self, num_layers: int) -> int:
+        """`max_removed` for a model of `num_layers`."""
+        if self.max_removed >= 1:
+            return int(self.max_removed)
+        return max(1, min(int(self.max_removed * num_layers), num_layers - max(1, self.keep_last)))
+
+
+class WidthRecipe(_Table):
+    """The importance of heads and neurons. `data` is its own data set, or None for the search samples."""
+
+    metric: WidthMetric = "WIFV"
+    data: DataRecipe | None = None
+
+
+class QualityRecipe(_Table):
+    """The grid of shapes whose quality is measured on the held-out samples.
+
+    Attributes:
+        metric: What is measured.
+        depth_step: Every how many removed layers; the deepest cut is always measured.
+        widths: The widths.
+        policy: How a width is spread over layers.
+        unit: What attention loses at a time.
+        align: FFN counts are multiples of it.
+    """
+
+    metric: ObjectiveName = "loss"
+    depth_step: Annotated[int, Field(ge=1)] = 1
+    widths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1.0, 0.875, 0.75, 0.625, 0.5)
+    policy: Policy = "uniform"
+    unit: Unit = "kv_group"
+    align: Annotated[int, Field(ge=1)] = 1
+
+
+class Recipe(_Table):
+    """One recipe.
+
+    Attributes:
+        name: File name without `.toml`.
+        memory_mb: What weights and states may take in memory. Layers stay there when all of them fit into half of it;
+            otherwise they are read again whenever they are needed.
+        states_mb: What the hidden states of the search samples may take on disk. Where they take more, some are
+            computed again.
+    """
+
+    name: str
+    description: str = ""
+    memory_mb: Annotated[int, Field(ge=64)] = 2048
+    states_mb: Annotated[int, Field(ge=1)] = 4096
+    data: DataRecipe
+    depth: DepthRecipe = DepthRecipe()
+    width: WidthRecipe = WidthRecipe()
+    quality: QualityRecipe = QualityRecipe()
+
+    @model_validator(mode="after")
+    def _accuracy_of_choices(self) -> Recipe:
+        for table in ("depth", "quality"):
+            if getattr(self, table).metric == "accuracy" and self.data.kind != "choices":
+                raise ValueError(f"{table}.metric = 'accuracy' needs data.kind = 'choices'")
+        if self.data.heldout < 1:
+            raise ValueError("data.heldout must be at least 1: quality is measured there")
+        return self
+
+    @property
+    def identity(self) -> str:
+        """sha256 of every setting and data file that decides the result."""
+        digest = hashlib.sha256(json.dumps(self.facts(), sort_keys=True).encode())
+        for data in (self.data, self.width.data):
+            if data is not None and data.file is not None and Path(data.file).is_file():
+                digest.update(hashlib.sha256(Path(data.file).read_bytes()).digest())
+        return digest.hexdigest()
+
+    def facts(self) -> dict[str, Any]:
+        """Every setting that decides the result. Not where files lie, nor what only costs time or memory."""
+        facts = self.model_dump(mode="json", exclude={"name", "description", "memory_mb", "states_mb"})
+        for data in (facts["data"], facts["width"]["data"]):
+            if data is not None:
+                del data["file"]
+        return facts
+
+
+def shipped_recipes() -> tuple[str, ...]:
+    """Names of the recipes in `calibration/`."""
+    return tuple(sorted(path.stem for path in data_dir("calibration").glob("*.toml")))
+
+
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """Read a shipped recipe by name, or a TOML file by path.
+
+    Raises:
+        UnknownName: No recipe has that name.
+        NotFound: There is no such file.
+        InputError: The file is not TOML, or has settings that make no sense: all of them are named.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        if str(name_or_path) not in shipped_recipes():
+            raise UnknownName("recipe", str(name_or_path), shipped_recipes())
+        path = data_dir("calibration") / f"{name_or_path}.toml"
+    if not path.is_file():
+        raise NotFound("The recipe", path)
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"This recipe is not TOML: {error}.", where=path, next_step="Mend the file.") from error
+    try:
+        recipe = Recipe.model_validate({**tables, "name": path.stem})
+    except ValidationError as error:
+        problems = "; ".join(_problem(detail) for detail in error.errors())
+        raise InputError(
+            f"The recipe has settings that cannot be used: {problems}.",
+            where=path,
+            next_step="Mend them; docs/calibration.md lists every setting.",
+        ) from error
+    return recipe.model_copy(
+        update={
+            "data": _located(recipe.data, path.parent),
+            "width": recipe.width.model_copy(
+                update={"data": recipe.width.data and _located(recipe.width.data, path.parent)}
+            ),
+        }
+    )
+
+
+def _located(data: DataRecipe, folder: Path) -> DataRecipe:
+    """The same with `file` made independent of the working directory."""
+    return data if data.file is None else data.model_copy(update={"file": str((folder / data.file).resolve())})
+
+
+def _problem(detail: Mapping[str, Any]) -> str:
+    key = ".".join(map(str, detail["loc"]))
+    if detail["type"] == "extra_forbidden":
+        hint = nearest(key.split(".")[-1], _SETTINGS).strip()
+        return f"{key} is not a setting{f' ({hint})' if hint else ''}"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{key}: {message[0].lower()}{message[1:]}" if key else message
+
+
+_SETTINGS = [
+    name for table in (Recipe, DataRecipe, DepthRecipe, WidthRecipe, QualityRecipe) for name in table.model_fields
+]

@@ -1,0 +1,194 @@
+"""Stage 1 as one list: samples, importances, layers, quality."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from amoeba_export.calibrate.depth import Challenge, Choice, Judge, fill_table
+from amoeba_export.calibrate.evaluator import Cut, LocalScorer, Widths
+from amoeba_export.calibrate.exact import ExactJudge, check_number
+from amoeba_export.calibrate.head import Objective
+from amoeba_export.calibrate.layers import LayerStack
+from amoeba_export.calibrate.ledger import Ledger, all_at_once, doubling, one_by_one
+from amoeba_export.calibrate.quality import grid_depths, measure_quality, width_plans
+from amoeba_export.calibrate.racing import RacingJudge
+from amoeba_export.calibrate.recipe import Recipe
+from amoeba_export.calibrate.samples import Samples, read_samples
+from amoeba_export.calibrate.states import StateStore
+from amoeba_export.calibrate.width import measure_importance
+from amoeba_export.calibrate.workplace import Workplace, open_workplace
+from amoeba_export.ir import SILENT, Importance, Progress, Shape, Strategy, Supernet
+
+MEGABYTE = 10**6
+
+
+def calibrate(
+    supernet: Supernet, recipe: Recipe, *, seed: int = 0, cache_dir: Path | None = None, progress: Progress = SILENT
+) -> Strategy:
+    """Stage 1: which layers to keep at each depth, how much each head and neuron matters, how good each shape is.
+
+    The same supernet, recipe, data and seed give the same strategy. Adapters of the supernet are not applied.
+
+    Args:
+        supernet: The model.
+        recipe: What to measure, from `load_recipe`.
+        seed: Of the draw of samples.
+        cache_dir: Where finished work is kept, so that a run that was killed goes on where it stopped. None keeps
+            nothing.
+        progress: Told of everything that takes time.
+
+    Raises:
+        InputError: The data cannot be used, or a metric is NaN.
+        UsageError: The recipe asks for what this model does not have, such as more layers to remove.
+    """
+    samples, heldout = read_samples(recipe.data, supernet.folder, seed=seed)
+    width_samples = samples
+    if recipe.width.data is not None:
+        width_samples, _ = read_samples(recipe.width.data, supernet.folder, seed=seed)
+    progress.note(
+        f"Calibrating {supernet.name} with recipe '{recipe.name}', seed {seed}: {samples.num_samples} samples of"
+        f" {samples.num_tokens} tokens for the search, {heldout.num_samples} of {heldout.num_tokens} held out"
+    )
+    with open_workplace(supernet.identity, cache_dir, progress=progress) as workplace:
+        stack = LayerStack(supernet, memory_bytes=recipe.memory_mb * MEGABYTE)
+        run = _Run(stack, recipe, workplace, progress)
+        importance = run.importance(width_samples)
+        depth = run.depth(samples)
+        arch = supernet.architecture
+        strategy = Strategy(
+            model_id=supernet.identity,
+            num_layers=arch.num_layers,
+            num_heads=arch.num_heads,
+            num_kv_heads=arch.num_kv_heads,
+            head_dim=arch.head_dim,
+            ffn_size=arch.ffn_size,
+            depth={removed: tuple(map(int, choice.active)) for removed, choice in depth.items()},
+            depth_metric={removed: choice.metric for removed, choice in depth.items()},
+            metric=recipe.depth.metric,
+            importance=importance,
+            quality_metric=recipe.quality.metric,
+            policy=recipe.quality.policy,
+            provenance=_provenance(recipe, samples, heldout, width_samples, seed),
+        )
+        strategy = replace(strategy, quality=run.quality(heldout, strategy, importance))
+        for used in (samples, width_samples):
+            workplace.clear_states(used)
+    return strategy
+
+
+def _provenance(recipe: Recipe, samples: Samples, heldout: Samples, width: Samples, seed: int) -> dict[str, str]:
+    """What is needed to repeat it."""
+    return {
+        "recipe": recipe.name,
+        "settings": json.dumps(recipe.facts(), sort_keys=True),
+        "seed": str(seed),
+        "search_samples_sha256": samples.digest,
+        "heldout_samples_sha256": heldout.digest,
+        "width_samples_sha256": width.digest,
+    } | {package: importlib.metadata.version(package) for package in ("amoeba-export", "torch", "transformers")}
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """The steps, each of which finds what an earlier run has left in the workplace."""
+
+    stack: LayerStack
+    recipe: Recipe
+    workplace: Workplace
+    progress: Progress
+
+    def _states(self, samples: Samples) -> StateStore:
+        limit_bytes = self.recipe.states_mb * MEGABYTE
+        return StateStore(self.stack, samples, self.workplace.states(samples), limit_bytes=limit_bytes)
+
+    def importance(self, samples: Samples) -> Importance:
+        metric = self.recipe.width.metric
+        return measure_importance(
+            self.stack,
+            samples,
+            self._states(samples),
+            metric=metric,
+            folder=self.workplace.folder(samples) / f"channels-{metric}",
+            progress=self.progress,
+        )
+
+    def depth(self, samples: Samples) -> dict[int, Choice]:
+        """Number of removed layers -> choice, with the full model at 0."""
+        recipe, num_layers = self.recipe.depth, self.stack.architecture.num_layers
+        objective = Objective(recipe.metric, samples)
+        scorer = LocalScorer(self.stack, samples, recipe.metric, states=self._states(samples))
+        chunks = all_at_once(samples)
+        if recipe.mode == "racing":
+            chunks = doubling(samples)
+        elif self.stack.is_resident:
+            chunks = one_by_one(samples)
+        with Ledger(scorer, chunks, self.workplace.folder(samples) / f"depth-{recipe.metric}.jsonl") as ledger:
+            full = (True,) * num_layers
+            found = {0: Choice(full, _in_full(ledger, objective, full))}
+            judge = ExactJudge(ledger, objective).judge
+            if recipe.mode == "racing":
+                judge = RacingJudge(ledger, objective, confidence=recipe.confidence).judge
+            with self._shown(judge, recipe.removed_of(num_layers)) as shown:
+                found |= fill_table(
+                    shown,
+                    num_layers=num_layers,
+                    max_removed=recipe.removed_of(num_layers),
+                    keep_last=recipe.keep_last,
+                    mode=objective.mode,
+                    beam=recipe.beam,
+                )
+            return {
+                m: replace(choice, metric=_in_full(ledger, objective, choice.active)) for m, choice in found.items()
+            }
+
+    @contextmanager
+    def _shown(self, judge: Judge, max_removed: int) -> Iterator[Judge]:
+        """`judge`, with progress in units of work: later rows have more layers above their boundary."""
+        num_layers, num_rows = (
+            self.stack.architecture.num_layers,
+            self.stack.architecture.num_layers - self.recipe.depth.keep_last,
+        )
+        head = 0 if self.recipe.depth.metric == "accuracy" else self.stack.head_layers
+
+        def work(row: int) -> int:
+            first = num_rows - row
+            return sum(num_layers - first - m + head for m in range(1, min(row, max_removed) + 1))
+
+        rows = iter(range(1, num_rows + 1))
+        with self.progress.track("Searching layers", sum(map(work, range(1, num_rows + 1)))) as advance:
+
+            def judged(challenges: Sequence[Challenge]) -> Sequence[float | None]:
+                metrics = judge(challenges)
+                advance(work(next(rows)))
+                return metrics
+
+            yield judged
+
+    def quality(self, heldout: Samples, strategy: Strategy, importance: Importance) -> dict[Shape, float]:
+        recipe = self.recipe.quality
+        plans = width_plans(strategy, self.stack.architecture, recipe)
+        widths = Widths(importance=importance, plans=plans)
+        scorer = LocalScorer(self.stack, heldout, recipe.metric, widths=widths)
+        path = self.workplace.folder(heldout) / f"quality-{recipe.metric}-{widths.digest}.jsonl"
+        with Ledger(scorer, all_at_once(heldout), path) as ledger:
+            return measure_quality(
+                ledger,
+                Objective(recipe.metric, heldout),
+                strategy.depth,
+                widths=recipe.widths,
+                removed=grid_depths(max(strategy.depth), recipe.depth_step),
+                progress=self.progress,
+            )
+
+
+def _in_full(ledger: Ledger, objective: Objective, active: tuple[bool, ...]) -> float:
+    """The metric over all samples."""
+    cut = Cut(active)
+    scores = ledger.all([cut])[0].tolist()
+    check_number(scores, cut, objective)
+    return objective.value(scores)

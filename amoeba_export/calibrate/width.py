@@ -1,0 +1,193 @@
+"""How much each head and neuron matters: FLAP statistics, layer by layer (FLAP; upstream `width_shrink/prune.py`).
+
+C counts the input channels of an o_proj or down_proj, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save
+from torch import nn
+
+from amoeba_export.calibrate.layers import LayerStack
+from amoeba_export.calibrate.recipe import WidthMetric
+from amoeba_export.calibrate.samples import Samples
+from amoeba_export.calibrate.states import StateStore
+from amoeba_export.errors import NotANumber
+from amoeba_export.ir import SILENT, Importance, Progress
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_WATCHED = ("self_attn.o_proj", "mlp.down_proj")
+
+
+@dataclass(slots=True)
+class ChannelStatistics:
+    """Mean and spread of each input channel over tokens that come in batches, in float64 and one pass.
+
+    Batches are merged by the pairwise update of Chan, Golub and LeVeque, which does not cancel. Upstream's update is
+    not used: it mixes token and sample counts, and drops the first sample from the fluctuation.
+
+    Attributes:
+        count: Tokens seen.
+        mean_C: Their mean.
+        spread_C: Their summed squared distance from the mean.
+    """
+
+    count: int = 0
+    mean_C: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    spread_C: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+
+    def add(self, x_TC: torch.Tensor) -> None:
+        """Take in the inputs of some tokens."""
+        values_TC = x_TC.double()
+        count = values_TC.shape[0]
+        mean_C = values_TC.mean(dim=0)
+        spread_C = (values_TC - mean_C).square().sum(dim=0)
+        if not self.count:
+            self.count, self.mean_C, self.spread_C = count, mean_C.numpy(), spread_C.numpy()
+            return
+        total = self.count + count
+        shift_C = mean_C.numpy() - self.mean_C
+        self.mean_C = self.mean_C + shift_C * (count / total)
+        self.spread_C = self.spread_C + spread_C.numpy() + shift_C**2 * (self.count * count / total)
+        self.count = total
+
+    def variance(self) -> NDArray[np.float64]:
+        """Of each channel, unbiased. [C]."""
+        return self.spread_C / max(self.count - 1, 1)
+
+    def mean_square(self) -> NDArray[np.float64]:
+        """Mean of the squares of each channel. [C]."""
+        return self.spread_C / self.count + self.mean_C**2
+
+
+def channel_scores(statistics: ChannelStatistics, w_OC: torch.Tensor, metric: WidthMetric) -> NDArray[np.float64]:
+    """Importance of each input channel of a projection, before standardisation. [C].
+
+    `IFV` var(x); `WIFV` var(x) * ||W[:, c]||^2; `WIFN` and `wanda` mean_o |W[o, c]| * rms(x).
+    """
+    if metric == "IFV":
+        return statistics.variance()
+    if metric == "WIFV":
+        energy_C: NDArray[np.float64] = w_OC.double().square().sum(dim=0).numpy()
+        return np.asarray(statistics.variance() * energy_C)
+    magnitude_C: NDArray[np.float64] = w_OC.double().abs().mean(dim=0).numpy()
+    return np.asarray(magnitude_C * np.sqrt(statistics.mean_square()))
+
+
+def standardise(scores_LC: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Zero mean and unit deviation in each layer; all zero where a layer's scores do not differ."""
+    centred_LC = scores_LC - scores_LC.mean(axis=1, keepdims=True)
+    deviation_L1 = scores_LC.std(axis=1, ddof=1, keepdims=True) if scores_LC.shape[1] > 1 else np.zeros((1, 1))
+    return np.divide(centred_LC, deviation_L1, out=np.zeros_like(centred_LC), where=deviation_L1 > 0)
+
+
+def make_importance(
+    o_LQ: NDArray[np.float64],
+    down_LF: NDArray[np.float64],
+    o_mean_LQ: NDArray[np.float64],
+    down_mean_LF: NDArray[np.float64],
+    *,
+    metric: WidthMetric,
+    head_dim: int,
+) -> Importance:
+    """From channel scores of all layers to the importance of heads and neurons.
+
+    Attention scores are squared, but for `wanda`, standardised per layer, and averaged over a head's channels.
+    """
+    attention_LQ = o_LQ if metric == "wanda" else o_LQ**2
+    heads_LNH = standardise(attention_LQ).reshape(o_LQ.shape[0], -1, head_dim)
+    return Importance(
+        heads_LN=heads_LNH.mean(axis=2),
+        ffn_LF=standardise(down_LF),
+        o_mean_LQ=o_mean_LQ.astype(np.float32),
+        down_mean_LF=down_mean_LF.astype(np.float32),
+        metric=metric,
+    )
+
+
+def measure_importance(
+    stack: LayerStack,
+    samples: Samples,
+    states: StateStore,
+    *,
+    metric: WidthMetric,
+    folder: Path,
+    progress: Progress = SILENT,
+) -> Importance:
+    """Watch the inputs of o_proj and down_proj while `samples` go through the model, one layer at a time.
+
+    In memory at a time: one layer's weights (all of them where the stack keeps them), the input and output of one
+    batch, and float64 copies of the two inputs that are watched.
+
+    Args:
+        stack: The model.
+        samples: The calibration tokens; padding is left out.
+        states: Over the same samples. Holds the full model's states afterwards.
+        metric: How channels are scored.
+        folder: One file per finished layer; those that are there are not measured again.
+        progress: Told of each layer.
+
+    Raises:
+        NotANumber: A statistic is not finite.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    num_layers = stack.architecture.num_layers
+    paths = [folder / f"layer-{layer_idx:04d}.safetensors" for layer_idx in range(num_layers)]
+    first = next((i for i, path in enumerate(paths) if not path.is_file()), num_layers)
+    measured: dict[str, NDArray[np.float64]] = {}
+
+    @contextmanager
+    def observe(layer_idx: int, module: nn.Module) -> Iterator[None]:
+        watched = {name: ChannelStatistics() for name in _WATCHED}
+        batches = {name: iter(samples.batches) for name in _WATCHED}
+
+        def hook(name: str) -> Any:
+            def add(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+                x_BTC, lengths_B = inputs[0], next(batches[name]).lengths_B
+                real_BT = torch.arange(x_BTC.shape[1])[None] < lengths_B[:, None]
+                watched[name].add(x_BTC[real_BT])
+
+            return add
+
+        handles = [module.get_submodule(name).register_forward_pre_hook(hook(name)) for name in _WATCHED]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+        measured.clear()
+        for name, statistics in watched.items():
+            weight = module.get_parameter(f"{name}.weight").detach()
+            measured[f"{name}.score"] = channel_scores(statistics, weight, metric)
+            measured[f"{name}.mean"] = statistics.mean_C
+
+    with progress.track("Measuring heads and neurons", num_layers) as advance:
+        advance(first)
+        for layer_idx in states.sweep(observe, first=first) if first < num_layers else ():
+            if layer_idx >= first:
+                if not all(np.isfinite(values).all() for values in measured.values()):
+                    raise NotANumber(f"importance of layer {layer_idx}", [])
+                part = paths[layer_idx].with_suffix(".part")
+                part.write_bytes(save(measured))
+                part.replace(paths[layer_idx])
+                advance(1)
+    layers = [load_file(path) for path in paths]
+    stacked = {key: np.stack([layer[key] for layer in layers]) for key in layers[0]}
+    return make_importance(
+        stacked["self_attn.o_proj.score"],
+        stacked["mlp.down_proj.score"],
+        stacked["self_attn.o_proj.mean"],
+        stacked["mlp.down_proj.mean"],
+        metric=metric,
+        head_dim=stack.architecture.head_dim,
+    )

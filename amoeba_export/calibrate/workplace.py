@@ -1,0 +1,71 @@
+"""Where a calibration keeps what it has finished, so that a run that was killed goes on where it stopped."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from amoeba_export.calibrate.samples import Samples
+from amoeba_export.ir import SILENT, Progress
+
+FORMAT = 1
+"""Raise it when the same inputs give other scores than before, so that no stale ones are found."""
+
+
+class Workplace:
+    """Folders by content: one per model and samples. Scores and statistics stay there; states go when a run is done."""
+
+    def __init__(self, root: Path, model_id: str) -> None:
+        self._root = root
+        self._model_id = model_id
+
+    def folder(self, samples: Samples) -> Path:
+        """For everything that depends on the model and these samples alone."""
+        folder = self._root / digest(
+            {"format": FORMAT, "model": self._model_id, "samples": samples.digest, "torch": torch.__version__}
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def states(self, samples: Samples) -> Path:
+        """For hidden states: large, and worth nothing once the run is done."""
+        return self.folder(samples) / "states"
+
+    def clear_states(self, samples: Samples) -> None:
+        """Remove them."""
+        shutil.rmtree(self.states(samples), ignore_errors=True)
+
+
+@contextmanager
+def open_workplace(model_id: str, cache_dir: Path | None, *, progress: Progress = SILENT) -> Iterator[Workplace]:
+    """The workplace of a model below `cache_dir`, for this process alone; a temporary one without a `cache_dir`.
+
+    A second process that calibrates the same model waits, and then finds what the first one has finished.
+    """
+    if cache_dir is None:
+        with tempfile.TemporaryDirectory(prefix="amoeba-calibrate-") as folder:
+            yield Workplace(Path(folder), model_id)
+        return
+    root = cache_dir / "calibration"
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / f"{digest({'model': model_id})}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress.note("Another process calibrates this model; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield Workplace(root, model_id)
+
+
+def digest(facts: Mapping[str, Any]) -> str:
+    """A folder name for facts that JSON can hold."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
