@@ -14,7 +14,7 @@ from typing import Any
 
 from amoeba_export.artifact.checksums import FileEntry, relative, sha256_file, walk_files
 from amoeba_export.errors import DamagedFile, InputError, NotFound
-from amoeba_export.ir import InputId, Metric, Shape, Source, SubnetPlan, Workload
+from amoeba_export.ir import Architecture, InputId, Metric, Shape, Source, SubnetPlan, Workload
 
 MANIFEST_NAME = "amoeba.json"
 PLAN_NAME = "plan.json"
@@ -118,6 +118,7 @@ class Manifest:
         quality: The calibrated metric of this shape, such as `{"loss": 3.2}`; None without a calibrated grid.
         files: Every file but the manifest, sorted by path.
         tool: Versions of amoeba and of what it computed with.
+        dims: Of the supernet, all but its `config`: with the plan, they are the dims of what is in the artifact.
     """
 
     model: str
@@ -129,7 +130,12 @@ class Manifest:
     inputs: tuple[InputId, ...]
     files: tuple[FileEntry, ...] = ()
     tool: Mapping[str, str]
+    dims: Mapping[str, Any] | None = None
     schema_version: int = MANIFEST_SCHEMA
+
+    def architecture(self) -> Architecture | None:
+        """The supernet's dims."""
+        return None if self.dims is None else Architecture(**self.dims)
 
     def with_files(self, files: Sequence[FileEntry]) -> Manifest:
         """A copy that lists `files`."""
@@ -167,6 +173,7 @@ class Manifest:
                 inputs=tuple(InputId(**item) for item in data["inputs"]),
                 files=tuple(FileEntry(**item) for item in data["files"]),
                 tool=data["tool"],
+                dims=data["dims"],
             )
         except (KeyError, TypeError) as error:
             raise DamagedFile(

@@ -15,11 +15,16 @@ from typing import Annotated
 import typer
 
 from amoeba_export import __version__
+from amoeba_export.cli.bench import bench
+from amoeba_export.cli.calibrate import calibrate
 from amoeba_export.cli.console import Talk
 from amoeba_export.cli.doctor import doctor
+from amoeba_export.cli.export import export, search
 from amoeba_export.cli.imports import import_strategy
 from amoeba_export.cli.inspect import inspect
+from amoeba_export.cli.profile import profile
 from amoeba_export.cli.targets import targets
+from amoeba_export.cli.verify import verify
 from amoeba_export.errors import AmoebaError, InputError
 
 INTERRUPTED = 130
@@ -27,13 +32,20 @@ INTERRUPTED = 130
 app = typer.Typer(
     name="amoeba",
     no_args_is_help=True,
+    rich_markup_mode="markdown",  # fills the paragraphs of a docstring; "rich" keeps their line breaks
     pretty_exceptions_enable=False,  # errors are ours to show
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(export)
+app.command()(calibrate)
+app.command()(search)
+app.command()(profile)
+app.command()(bench)
 app.command()(inspect)
+app.command()(verify)
 app.command("import")(import_strategy)
-app.add_typer(targets)
 app.command()(doctor)
+app.add_typer(targets)
 
 
 def _version(asked: bool) -> None:

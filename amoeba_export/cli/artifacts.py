@@ -27,7 +27,7 @@ def result_table(manifest: Manifest, *, full: Latency | None = None) -> Table:
     if manifest.quality:
         rows["quality"] = _quality(manifest.quality)
     if manifest.verification:
-        rows["verified"] = _verified(manifest.verification)
+        rows["verified"] = verified(manifest.verification)
     target = f" for {manifest.latency.target}" if manifest.latency else ""
     return facts(rows, title=f"{manifest.model}{target}")
 
@@ -52,6 +52,12 @@ def layer_counts(manifest: Manifest) -> str:
         span([getattr(layer, name) for layer in layers]) for name in ("query_heads", "kv_heads", "ffn")
     )
     return f"{heads} query heads, {kv_heads} KV heads, {ffn} neurons a layer"
+
+
+def verified(record: VerificationRecord) -> str:
+    """What a verification came to, in one line."""
+    tokens = "same greedy tokens" if record.greedy_tokens_equal else "greedy tokens differ"
+    return f"largest difference {record.max_abs_diff:.2g} to the masked supernet, {tokens}"
 
 
 def command(*words: str | Path) -> str:
@@ -83,8 +89,3 @@ def _quality(quality: Mapping[str, float]) -> str:
     figures = [f"{name} {value:.4g}" for name, value in quality.items() if not name.endswith("_full")]
     full = [f"{value:.4g}" for name, value in quality.items() if name.endswith("_full")]
     return ", ".join(figures) + (f"  (full model {full[0]})" if full else "")
-
-
-def _verified(record: VerificationRecord) -> str:
-    tokens = "same greedy tokens" if record.greedy_tokens_equal else "greedy tokens differ"
-    return f"largest difference {record.max_abs_diff:.2g} to the masked supernet, {tokens}"

@@ -77,7 +77,7 @@ def _json(path: Path) -> Shown:
     except ValueError as error:
         raise DamagedFile(path, f"it is not JSON ({error})") from error
     if isinstance(data, dict) and "fits" in data:
-        return _cost_table(path)
+        return inspect_cost_table(path)
     if isinstance(data, dict) and "layers" in data:
         return _plan(SubnetPlan.from_json(data, where=str(path)), path)
     if path.name == "amoeba.json":
@@ -131,7 +131,8 @@ def _strategy(path: Path) -> Shown:
     return strategy_to_json(strategy), shown
 
 
-def _cost_table(path: Path) -> Shown:
+def inspect_cost_table(path: Path) -> Shown:
+    """The answer about a cost table file, which `profile` gives too."""
     from amoeba_export.profile import read_table, table_to_json
 
     costs = read_table(path)

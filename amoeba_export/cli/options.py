@@ -3,38 +3,16 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
+from amoeba_export.cli.completion import complete_formats, complete_from, complete_targets
 from amoeba_export.errors import DamagedFile, InputError
+from amoeba_export.ir import Metric, Policy
 
 CONFIG_NAME = "amoeba.toml"
-
-
-def complete_targets(incomplete: str) -> list[tuple[str, str]]:
-    """Target names and aliases, with what they are."""
-    from amoeba_export.backends.targets import list_targets
-
-    names = {name: target.description for target in list_targets().values() for name in (target.name, *target.aliases)}
-    return [(name, text) for name, text in sorted(names.items()) if name.startswith(incomplete)]
-
-
-def complete_formats(incomplete: str) -> list[str]:
-    """Formats, one after the other: after `onnx,` come the ones that are left."""
-    from amoeba_export.formats import FORMATS
-
-    before, comma, last = incomplete.rpartition(",")
-    taken = before.split(",")
-    return [f"{before}{comma}{name}" for name in FORMATS if name.startswith(last) and name not in taken]
-
-
-def complete_from(names: Iterable[str]) -> object:
-    """Completion out of a fixed list."""
-    known = tuple(names)
-    return lambda incomplete: [name for name in known if name.startswith(incomplete)]
 
 
 def split_commas(text: str | None) -> tuple[str, ...] | None:
@@ -73,15 +51,108 @@ def model_or_default(model: str | None) -> str:
 Model = Annotated[
     str | None,
     typer.Argument(
-        help="A model folder, a hub id, or demo. Left out: the one of amoeba.toml, else demo.", show_default=False
+        metavar="MODEL",
+        help="A model folder, a hub id, or demo. Left out: the one of amoeba.toml, else demo.",
+        show_default=False,
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout.")]
 Adapters = Annotated[
     list[Path] | None,
-    typer.Option("--adapter", metavar="DIR", help="A LoRA or SMoL adapter to merge in. Repeat for several, in order."),
+    typer.Option(
+        "--adapter",
+        metavar="DIR",
+        help="A LoRA or SMoL adapter to merge in. Repeat for several, in order.",
+        rich_help_panel="Subnet",
+    ),
 ]
 StrategyFile = Annotated[
     Path | None,
-    typer.Option("--strategy", metavar="F", help="What calibration found. Left out: calibrated quickly, and kept."),
+    typer.Option(
+        "--strategy",
+        metavar="F",
+        help="What calibration found. Left out: calibrated quickly, and kept.",
+        rich_help_panel="Subnet",
+    ),
+]
+Prompt = Annotated[
+    int,
+    typer.Option(
+        "--prompt", metavar="N", help="Tokens of the prompt; decode is timed after them.", rich_help_panel="Latency"
+    ),
+]
+Generate = Annotated[
+    int, typer.Option("--generate", metavar="N", help="Tokens to generate; e2e counts them.", rich_help_panel="Latency")
+]
+Batch = Annotated[int, typer.Option("--batch", metavar="N", help="Sequences at once.", rich_help_panel="Latency")]
+Latency = Annotated[
+    str | None,
+    typer.Option(
+        "--latency",
+        metavar="B",
+        help="The budget: 50ms, 0.05s, or 75% of the full model on this target.",
+        rich_help_panel="Latency",
+    ),
+]
+TargetName = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        metavar="NAME|FILE",
+        help="The device and its flow; 'amoeba targets' lists them.",
+        autocompletion=complete_targets,
+        rich_help_panel="Latency",
+    ),
+]
+MetricName = Annotated[
+    str | None,
+    typer.Option(
+        "--metric",
+        metavar="|".join(get_args(Metric)),
+        help="What the budget limits. Left out: what the target's file says.",
+        autocompletion=complete_from(get_args(Metric)),
+        rich_help_panel="Latency",
+    ),
+]
+Percentile = Annotated[
+    int, typer.Option("--percentile", metavar="50|90", help="Of the measured times.", rich_help_panel="Latency")
+]
+PolicyName = Annotated[
+    str,
+    typer.Option(
+        "--policy",
+        metavar="|".join(get_args(Policy)),
+        help="Layers all keep the same counts, or each its own.",
+        autocompletion=complete_from(get_args(Policy)),
+        rich_help_panel="Subnet",
+    ),
+]
+Formats = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="F,F",
+        help="Containers to write, such as safetensors,onnx,gguf. Left out: what the target's file says.",
+        autocompletion=complete_formats,
+        rich_help_panel="Output",
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="fp32|fp16|bf16|int8|int4",
+        help="Precision of the weights. Left out: what the target's file says.",
+        autocompletion=complete_from(("fp32", "fp16", "bf16", "int8", "int4")),
+        rich_help_panel="Output",
+    ),
+]
+RequiredTarget = Annotated[
+    str,
+    typer.Option(
+        "--target",
+        metavar="NAME|FILE",
+        help="The device and its flow; 'amoeba targets' lists them.",
+        autocompletion=complete_targets,
+    ),
 ]

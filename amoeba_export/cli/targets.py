@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
+from amoeba_export.cli.completion import complete_targets
 from amoeba_export.cli.console import answer, facts, print_json, table
-from amoeba_export.cli.options import AsJson, complete_targets
+from amoeba_export.cli.options import AsJson
 from amoeba_export.errors import TargetUnavailable
 from amoeba_export.ir import Target
 

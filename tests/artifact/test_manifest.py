@@ -43,6 +43,7 @@ def test_the_keys_are_the_documented_ones() -> None:
         "inputs",
         "files",
         "tool",
+        "dims",
     ]
     assert data["shape"] == {
         "depth": 1,

@@ -1,0 +1,217 @@
+"""`amoeba export` and `amoeba search`: the main job, and its first half."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from amoeba_export.cli.artifacts import command, files_table, result_table
+from amoeba_export.cli.console import Talk, answer, milliseconds, percent, print_json, table
+from amoeba_export.cli.options import (
+    Adapters,
+    AsJson,
+    Batch,
+    Dtype,
+    Formats,
+    Generate,
+    Latency,
+    MetricName,
+    Model,
+    Percentile,
+    PolicyName,
+    Prompt,
+    StrategyFile,
+    TargetName,
+    model_or_default,
+    split_commas,
+)
+
+if TYPE_CHECKING:
+    from amoeba_export.pipeline import ExportResult
+    from amoeba_export.search import SearchResult
+
+SHOWN_CANDIDATES = 12
+
+
+def export(
+    model: Model = None,
+    target: TargetName = None,
+    latency: Latency = None,
+    metric: MetricName = None,
+    percentile: Percentile = 50,
+    prompt: Prompt = 128,
+    generate: Generate = 128,
+    batch: Batch = 1,
+    strategy: StrategyFile = None,
+    adapter: Adapters = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(
+            "--shape", metavar="DEPTHxWIDTH", help="No search: this shape, such as 24x0.75.", rich_help_panel="Subnet"
+        ),
+    ] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            "--plan", metavar="F", help="No search: the plan.json of an earlier artifact.", rich_help_panel="Subnet"
+        ),
+    ] = None,
+    policy: PolicyName = "uniform",
+    formats: Formats = None,
+    dtype: Dtype = None,
+    require_measured: Annotated[
+        bool,
+        typer.Option(
+            "--require-measured", help="Refuse a target whose latency is only estimated.", rich_help_panel="Latency"
+        ),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="The artifact. Left out: dist/MODEL-TARGET-LATENCY.", rich_help_panel="Output"
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an earlier artifact at --out.", rich_help_panel="Output")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Search and say what would be built. Writes nothing.", rich_help_panel="Output"),
+    ] = (False),
+    as_json: AsJson = False,
+) -> None:
+    """Cut a model to a latency budget, write it, check it and measure it.
+
+    The artifact is re-opened from disk, compared with the masked supernet and measured on the target. Nothing
+    half-written is ever left at --out.
+    """
+    from amoeba_export import pipeline
+    from amoeba_export.request import ExportRequest
+
+    request = ExportRequest(
+        model=model_or_default(model),
+        target=target,
+        latency=latency,
+        metric=metric,
+        percentile=percentile,
+        prompt_tokens=prompt,
+        generate_tokens=generate,
+        batch=batch,
+        strategy=strategy,
+        adapters=tuple(adapter or ()),
+        shape=shape,
+        plan=plan,
+        policy=policy,
+        formats=split_commas(formats),
+        dtype=dtype,
+        require_measured=require_measured,
+        out=out,
+        force=force,
+        dry_run=dry_run,
+    )
+    result = pipeline.export(request, progress=Talk())
+    if result.manifest is None:
+        _show_choice(result, as_json=as_json)
+        return
+    out = result.settings.out
+    if as_json:
+        print_json({"out": str(out), **result.manifest.to_json()})
+        return
+    console = answer()
+    console.print()
+    console.print(result_table(result.manifest, full=result.fitted.full if result.fitted else None))
+    console.print()
+    console.print(files_table(result.manifest.files, out))
+    console.print()
+    console.print(f"next: {command('amoeba', 'bench', out)}")
+
+
+def search(
+    model: Model = None,
+    target: TargetName = None,
+    latency: Latency = None,
+    metric: MetricName = None,
+    percentile: Percentile = 50,
+    prompt: Prompt = 128,
+    generate: Generate = 128,
+    batch: Batch = 1,
+    strategy: StrategyFile = None,
+    adapter: Adapters = None,
+    policy: PolicyName = "uniform",
+    formats: Formats = None,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show which shapes meet a budget, and which one export would start from. Writes nothing.
+
+    With --json, the plan of the choice is in the answer; export --plan takes it.
+    """
+    from amoeba_export import pipeline
+    from amoeba_export.request import ExportRequest
+
+    request = ExportRequest(
+        model=model_or_default(model),
+        target=target,
+        latency=latency,
+        metric=metric,
+        percentile=percentile,
+        prompt_tokens=prompt,
+        generate_tokens=generate,
+        batch=batch,
+        strategy=strategy,
+        adapters=tuple(adapter or ()),
+        policy=policy,
+        formats=split_commas(formats),
+        dtype=dtype,
+    )
+    _show_choice(pipeline.search(request, progress=Talk()), as_json=as_json)
+
+
+def _show_choice(result: ExportResult, *, as_json: bool) -> None:
+    """What a search, or a dry run, came to."""
+    if as_json:
+        data: dict[str, Any] = {"model": result.supernet.name, "out": str(result.settings.out)}
+        if result.search is not None:
+            data |= result.search.to_json()
+        print_json({**data, "plan": result.plan.to_json()})
+        return
+    console = answer()
+    if result.search is not None:
+        console.print(_candidates(result.search))
+        budget, limit_ms = result.search.limits[0]
+        best = result.search.best
+        console.print()
+        console.print(
+            f"{best.shape} is the best under {milliseconds(limit_ms)} ({budget.metric} p{budget.percentile}): "
+            f"{milliseconds(best.predicted_ms)} predicted, +/- {percent(best.uncertainty)}."
+        )
+    else:
+        layers = " ".join(map(str, result.plan.kept_layers))
+        console.print(f"{result.plan.shape} keeps the layers {layers}.")
+
+
+def _candidates(result: SearchResult) -> Table:
+    """The best candidates that fit, and the nearest that do not."""
+    fitting = [one for one in result.candidates if one.fits][:SHOWN_CANDIDATES]
+    beyond = [one for one in result.candidates if not one.fits][:3]
+    figures = ("predicted", "decode", "prefill", "memory", result.quality_metric)
+    shown = table("shape", *figures, "", right=figures)
+    for one in (*fitting, *beyond):
+        shown.add_row(
+            str(one.shape),
+            milliseconds(one.predicted_ms),
+            milliseconds(one.decode_ms),
+            milliseconds(one.prefill_ms),
+            "-" if one.memory_mb is None else f"{one.memory_mb:.0f} MiB",
+            f"{one.quality.value:.4f}",
+            "chosen" if one is result.best else "" if one.fits else "over the budget",
+            style="bold" if one is result.best else "" if one.fits else "dim",
+        )
+    hidden = len(result.candidates) - len(fitting) - len(beyond)
+    if hidden > 0:
+        shown.caption = f"and {hidden} more; --json has all"
+        shown.caption_justify = "left"
+    return shown

@@ -1,0 +1,110 @@
+"""`amoeba verify`: an artifact against its checksums, and against the supernet that it was cut from."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from amoeba_export.artifact import Cache, Manifest, VerificationRecord, sha256_file, verify_checksums
+from amoeba_export.cli.artifacts import verified
+from amoeba_export.cli.console import Talk, answer, print_json
+from amoeba_export.cli.options import Adapters, AsJson
+from amoeba_export.errors import NotFound, WrongModel
+from amoeba_export.ir import Supernet
+
+
+def verify(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A folder that export wrote.")],
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="MODEL", help="The supernet. Left out: what the manifest names.")
+    ] = None,
+    strategy: Annotated[
+        Path | None,
+        typer.Option("--strategy", metavar="F", help="The strategy that it was cut by, if it is not in the cache."),
+    ] = None,
+    adapter: Adapters = None,
+    checksums_only: Annotated[
+        bool, typer.Option("--checksums-only", help="Only compare the files with the manifest; needs no supernet.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check that an artifact is whole, and that it computes what the masked supernet computes.
+
+    Exit code 3 when a file is missing or changed, 5 when the numbers differ.
+    """
+    manifest = verify_checksums(artifact)
+    num_files = f"{len(manifest.files)} files are as they were written"
+    if checksums_only:
+        if as_json:
+            print_json({"artifact": str(artifact), "files_ok": True})
+        else:
+            answer().print(f"{artifact}: {num_files}.")
+        return
+    from amoeba_export.request import read_plan
+    from amoeba_export.verify import verify_artifact
+
+    talk = Talk()
+    plan = read_plan(artifact)
+    supernet = _supernet(manifest, model, strategy, plan.strategy_id, tuple(adapter or ()), talk)
+    report = verify_artifact(artifact, supernet, plan, progress=talk)
+    record = VerificationRecord(
+        max_abs_diff=report.max_abs_diff,
+        max_rel_diff=report.max_rel_diff,
+        greedy_tokens_equal=report.greedy_tokens_equal,
+    )
+    if as_json:
+        print_json({"artifact": str(artifact), "files_ok": True, "verification": dataclasses.asdict(record)})
+    else:
+        answer().print(f"{artifact}: {num_files}; {verified(record)}.")
+
+
+def _supernet(
+    manifest: Manifest,
+    model: str | None,
+    strategy: Path | None,
+    strategy_id: str | None,
+    adapters: tuple[Path, ...],
+    talk: Talk,
+) -> Supernet:
+    """The supernet that the artifact was cut from, and no other: by content, input for input."""
+    from amoeba_export.load import load_supernet
+
+    name = model or next((item.id for item in manifest.inputs if item.role == "model"), manifest.model)
+    if strategy is None and strategy_id is not None:
+        strategy = _cached_strategy(strategy_id)
+    try:
+        supernet = load_supernet(name, adapters=adapters, strategy=strategy, progress=talk)
+    except NotFound as error:
+        if model is not None:
+            raise
+        raise NotFound("The artifact's supernet", name, next_step="Say where it is with --model.") from error
+    wanted = {(item.role, item.sha256): item for item in manifest.inputs if item.role != "target"}
+    given = {(item.role, item.sha256): item for item in supernet.inputs}
+    differences = [
+        f"it was cut with the {item.role} {item.id} ({item.sha256[:12]})"
+        for key, item in wanted.items()
+        if key not in given
+    ]
+    differences += [
+        f"here is the {item.role} {item.id} ({item.sha256[:12]})" for key, item in given.items() if key not in wanted
+    ]
+    if differences:
+        raise WrongModel("The artifact", differences)
+    return supernet
+
+
+def _cached_strategy(strategy_id: str) -> Path:
+    """A strategy that export calibrated earlier, found by its content. Raises `NotFound`."""
+    from amoeba_export.selection import STRATEGY_NAME
+
+    for path in Cache().root.glob(f"*/*/{STRATEGY_NAME}"):
+        if sha256_file(path) == strategy_id:
+            return path
+    raise NotFound(
+        "The strategy that the artifact was cut by",
+        f"sha256 {strategy_id}",
+        next_step="Say where it is with --strategy; the cache does not have it.",
+    )
