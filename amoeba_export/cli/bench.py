@@ -9,7 +9,7 @@ import typer
 
 from amoeba_export.artifact import Manifest, read_manifest
 from amoeba_export.cli.console import Talk, answer, milliseconds, percent, print_json, size, table
-from amoeba_export.cli.options import AsJson, TargetName
+from amoeba_export.cli.options import AsJson, OptionalTarget
 from amoeba_export.errors import InputError, TargetError
 from amoeba_export.ir import Latency, Workload
 
@@ -19,14 +19,16 @@ if TYPE_CHECKING:
 
 def bench(
     artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Folders that export wrote.")],
-    target: TargetName = None,
+    target: OptionalTarget = None,
     prompt: Annotated[int | None, typer.Option("--prompt", metavar="N", help="Tokens of the prompt.")] = None,
     generate: Annotated[int | None, typer.Option("--generate", metavar="N", help="Tokens to generate.")] = None,
     batch: Annotated[int | None, typer.Option("--batch", metavar="N", help="Sequences at once.")] = None,
     rounds: Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="How often each has its turn.")] = 3,
     as_json: AsJson = False,
 ) -> None:
-    """Measure artifacts side by side: in turns, one at a time, so that a drifting machine favours none.
+    """Measure artifacts side by side, in turns.
+
+    One at a time, so that a drifting machine favours none.
 
     Target and workload, left out, are those of the first artifact.
     """

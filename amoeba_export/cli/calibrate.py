@@ -30,7 +30,7 @@ def calibrate(
     seed: Annotated[int, typer.Option("--seed", help="Of the draw of samples.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Find out which layers to keep at each depth, and how much each head and neuron matters.
+    """Find out which layers, heads and neurons matter (Stage 1).
 
     A run that was stopped goes on where it was when the same command is given again.
     """

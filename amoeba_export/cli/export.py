@@ -83,7 +83,7 @@ def export(
     ] = (False),
     as_json: AsJson = False,
 ) -> None:
-    """Cut a model to a latency budget, write it, check it and measure it.
+    """Cut a model to a latency budget: write, check, measure.
 
     The artifact is re-opened from disk, compared with the masked supernet and measured on the target. Nothing
     half-written is ever left at --out.
@@ -145,7 +145,7 @@ def search(
     dtype: Dtype = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show which shapes meet a budget, and which one export would start from. Writes nothing.
+    """Show which shapes meet a budget. Writes nothing.
 
     With --json, the plan of the choice is in the answer; export --plan takes it.
     """

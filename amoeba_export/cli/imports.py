@@ -19,7 +19,10 @@ def import_strategy(
     out: Annotated[Path, typer.Option("--out", metavar="F", help="Where to write strategy.safetensors.")],
     as_json: AsJson = False,
 ) -> None:
-    """Convert a strategy of the published AmoebaLLM code, without running anything that is pickled in it."""
+    """Convert a strategy of the published AmoebaLLM code.
+
+    Nothing that is pickled in it is run.
+    """
     from amoeba_export.load import load_supernet, write_strategy
     from amoeba_export.load.upstream import import_upstream
 

@@ -25,7 +25,10 @@ def inspect(
     path: Annotated[Path, typer.Argument(metavar="FILE|DIR", help="What to look at.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show what an artifact, plan, strategy, cost table, model or adapter holds. Reads no weights."""
+    """Show what a file or folder holds. Reads no weights.
+
+    Artifacts, plans, strategies, cost tables, models and adapters.
+    """
     data, shown = _look(path)
     if as_json:
         print_json(data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -94,16 +94,21 @@ Latency = Annotated[
         rich_help_panel="Latency",
     ),
 ]
-TargetName = Annotated[
-    str | None,
-    typer.Option(
+
+
+def _target(panel: str | None = None) -> Any:
+    return typer.Option(
         "--target",
         metavar="NAME|FILE",
         help="The device and its flow; 'amoeba targets' lists them.",
         autocompletion=complete_targets,
-        rich_help_panel="Latency",
-    ),
-]
+        rich_help_panel=panel,
+    )
+
+
+Target = Annotated[str, _target()]
+OptionalTarget = Annotated[str | None, _target()]
+TargetName = Annotated[str | None, _target("Latency")]
 MetricName = Annotated[
     str | None,
     typer.Option(
@@ -145,14 +150,5 @@ Dtype = Annotated[
         help="Precision of the weights. Left out: what the target's file says.",
         autocompletion=complete_from(("fp32", "fp16", "bf16", "int8", "int4")),
         rich_help_panel="Output",
-    ),
-]
-RequiredTarget = Annotated[
-    str,
-    typer.Option(
-        "--target",
-        metavar="NAME|FILE",
-        help="The device and its flow; 'amoeba targets' lists them.",
-        autocompletion=complete_targets,
     ),
 ]

@@ -11,12 +11,12 @@ from amoeba_export.artifact import Cache, check_file_destination
 from amoeba_export.cli.artifacts import command
 from amoeba_export.cli.console import Talk, answer, print_json
 from amoeba_export.cli.inspect import inspect_cost_table
-from amoeba_export.cli.options import AsJson, Batch, Dtype, Generate, Model, Prompt, RequiredTarget, model_or_default
+from amoeba_export.cli.options import AsJson, Batch, Dtype, Generate, Model, Prompt, Target, model_or_default
 from amoeba_export.errors import EstimateRefused
 
 
 def profile(
-    target: RequiredTarget,
+    target: Target,
     out: Annotated[Path, typer.Option("--out", metavar="F", help="Where to write the cost table (JSON).")],
     model: Model = None,
     dtype: Dtype = None,
@@ -32,7 +32,9 @@ def profile(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure graphs that span the space of subnets, and fit a cost table to them.
+    """Record a cost table of a target, to replay where it is not.
+
+    Graphs that span the space of subnets are measured, and an additive model is fitted to them.
 
     The graphs have the model's dims and random weights: no checkpoint travels, and speed does not depend on values.
     """

@@ -14,7 +14,7 @@ from amoeba_export.cli.options import AsJson
 from amoeba_export.errors import TargetUnavailable
 from amoeba_export.ir import Target
 
-targets = typer.Typer(name="targets", help="Devices to cut for: list them, show one, check whether it can be measured.")
+targets = typer.Typer(name="targets", help="List the devices to cut for, show one, check one.")
 
 Name = Annotated[
     str,
@@ -24,7 +24,7 @@ Name = Annotated[
 
 @targets.callback(invoke_without_command=True)
 def default(context: typer.Context) -> None:
-    """Devices to cut for: list them, show one, check whether it can be measured."""
+    """List the devices to cut for, show one, check one."""
     if context.invoked_subcommand is None:
         list_()
 

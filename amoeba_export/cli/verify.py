@@ -31,9 +31,9 @@ def verify(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check that an artifact is whole, and that it computes what the masked supernet computes.
+    """Check an artifact against its checksums and its supernet.
 
-    Exit code 3 when a file is missing or changed, 5 when the numbers differ.
+    It must be whole, and compute what the masked supernet computes. Exit code 3 when a file is missing or changed, 5 when the numbers differ.
     """
     manifest = verify_checksums(artifact)
     num_files = f"{len(manifest.files)} files are as they were written"
