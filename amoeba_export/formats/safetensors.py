@@ -1,0 +1,202 @@
+"""A Hugging Face folder: `config.json`, safetensors shards written weight by weight, tokenizer, model card.
+
+The header of every shard is known before the first weight, so space is reserved, and each weight goes straight to its
+place. Nothing but the weight at hand is in memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from amoeba_export.errors import DiskFull, NotRepresentable
+from amoeba_export.formats.config import AMOEBA, container_type, dense_config, zero_biases
+from amoeba_export.formats.sidecars import copy_generation_config, copy_license, copy_tokenizer, write_model_card
+from amoeba_export.ir import DenseArchitecture, Subnet, TensorSpec
+
+default_dtype = "source"
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+dtypes = ("source", *_DTYPES)
+
+MODELING = "modeling_amoeba.py"
+
+MAX_SHARD_BYTES = 5_000_000_000
+"""As the Hugging Face hub cuts large models."""
+
+_HEADER_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_CHUNK_BYTES = 32 << 20
+"""How much of a weight is converted at once: a 7B embedding in fp32 would be half a gigabyte."""
+
+
+def check(dense: DenseArchitecture, *, dtype: str) -> None:
+    """Every plan can be held. Raises `NotRepresentable` for weights of fewer than 16 bits."""
+    if dtype not in dtypes:
+        raise NotRepresentable(
+            "safetensors",
+            f"transformers loads weights of 16 or 32 bits, and {dtype} is asked for",
+            ("--dtype bf16", f"--format onnx --dtype {dtype}", f"--format gguf --dtype {dtype}"),
+        )
+
+
+def open_writer(
+    subnet: Subnet, folder: Path, *, dtype: str = default_dtype, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> SafetensorsWriter:
+    """Write everything but the weights, reserve their space, and return the writer that takes them.
+
+    Raises:
+        NotRepresentable: As `check`; or from `accept`, when a weight is too large for fp16.
+        DiskFull: The shards do not fit on the disk.
+    """
+    check(subnet.architecture, dtype=dtype)
+    torch_dtype = _DTYPES.get(dtype, subnet.source_dtype)
+    model_type = container_type(subnet.architecture)
+    config = dense_config(subnet, dtype=str(torch_dtype).removeprefix("torch."))
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if model_type == AMOEBA:
+        shutil.copyfile(Path(__file__).with_name(MODELING), folder / MODELING)
+    copy_tokenizer(subnet.source_folder, folder)
+    copy_generation_config(subnet.source_folder, folder)
+    copy_license(subnet.source_folder, folder)
+    write_model_card(subnet, folder, needs_code=model_type == AMOEBA)
+    return SafetensorsWriter(
+        folder, subnet.specs, zeros=tuple(zero_biases(subnet.architecture)), dtype=torch_dtype, limit=max_shard_bytes
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    path: Path
+    header: bytes
+    offsets: dict[str, int]
+    size_bytes: int
+
+
+class SafetensorsWriter:
+    """Shards whose headers are written first, and weights that may come in any order.
+
+    Args:
+        folder: Where the shards go.
+        specs: Weights that `accept` will be given.
+        zeros: Weights that are zero and never given. Their place in the file is left as it was reserved.
+        dtype: Of every weight in the files.
+        limit: No shard with more than one weight has more bytes of weights.
+    """
+
+    def __init__(
+        self, folder: Path, specs: Sequence[TensorSpec], *, zeros: Sequence[TensorSpec], dtype: torch.dtype, limit: int
+    ) -> None:
+        self._folder = folder
+        self._dtype = dtype
+        self._missing = {spec.name: spec.shape for spec in specs}
+        shards = _lay_out(folder, [*specs, *zeros], dtype, limit)
+        self._place = {name: (shard, offset) for shard in shards for name, offset in shard.offsets.items()}
+        self._needed = sum(shard.size_bytes for shard in shards)
+        if (free := shutil.disk_usage(folder).free) < self._needed:
+            raise DiskFull(folder, self._needed, free)
+        self._files = {shard.path: self._reserve(shard) for shard in shards}
+        if len(shards) > 1:
+            weight_map = {name: shard.path.name for name, (shard, _) in sorted(self._place.items())}
+            total = sum(shard.size_bytes - len(shard.header) for shard in shards)
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            text = json.dumps(index, indent=2) + "\n"
+            (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+
+    def _reserve(self, shard: _Shard) -> int:
+        """Create a shard in its full size, zeros behind its header, and return its file descriptor."""
+        file = os.open(shard.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file, 0, shard.size_bytes)
+            else:
+                os.ftruncate(file, shard.size_bytes)
+            self._write(file, memoryview(shard.header), 0)
+        except OSError as error:
+            os.close(file)
+            raise self._explained(error) from error
+        return file
+
+    def _explained(self, error: OSError) -> Exception:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return DiskFull(self._folder, self._needed, shutil.disk_usage(self._folder).free)
+        return error
+
+    def _write(self, file: int, data: memoryview, offset: int) -> None:
+        while data:
+            written = os.pwrite(file, data, offset)
+            data, offset = data[written:], offset + written
+
+    def accept(self, name: str, weight: torch.Tensor) -> None:
+        """Write one weight to its place. Raises `NotRepresentable` when fp16 cannot hold it, and `DiskFull`."""
+        expected = self._missing.pop(name, None)
+        assert expected == tuple(weight.shape), f"{name}: got {tuple(weight.shape)}, expected {expected}"
+        shard, offset = self._place[name]
+        flat = weight.reshape(-1)
+        step = _CHUNK_BYTES // self._dtype.itemsize
+        for start in range(0, flat.numel(), step):
+            part = flat[start : start + step].to(self._dtype)
+            if self._dtype is torch.float16 and not torch.isfinite(part.sum(dtype=torch.float32)):
+                raise NotRepresentable("fp16", f"values of {name} exceed its range", ("--dtype bf16", "--dtype fp32"))
+            try:
+                data = part.view(torch.uint8).numpy().data
+                self._write(self._files[shard.path], data, offset + start * self._dtype.itemsize)
+            except OSError as error:
+                raise self._explained(error) from error
+
+    def close(self) -> None:
+        """Close the shards. Syncing them to disk is the artifact's business."""
+        for file in self._files.values():
+            os.close(file)
+        self._files = {}
+        assert not self._missing, f"weights that never came: {sorted(self._missing)}"
+
+
+def _lay_out(folder: Path, specs: Sequence[TensorSpec], dtype: torch.dtype, limit: int) -> list[_Shard]:
+    """Assign weights to shards in order and compute each shard's header."""
+    groups: list[list[TensorSpec]] = [[]]
+    filled = 0
+    for spec in sorted(specs, key=_by_layer):
+        size = math.prod(spec.shape) * dtype.itemsize
+        if groups[-1] and filled + size > limit:
+            groups.append([])
+            filled = 0
+        groups[-1].append(spec)
+        filled += size
+    shards = []
+    for number, group in enumerate(groups, 1):
+        single = len(groups) == 1
+        name = "model.safetensors" if single else f"model-{number:05}-of-{len(groups):05}.safetensors"
+        shards.append(_shard(folder / name, group, dtype))
+    return shards
+
+
+def _by_layer(spec: TensorSpec) -> int:
+    """Zero biases join the layer that they belong to; Python's sort keeps the order otherwise."""
+    parts = spec.name.split(".")
+    return int(parts[2]) if parts[1] == "layers" else -1
+
+
+def _shard(path: Path, specs: Sequence[TensorSpec], dtype: torch.dtype) -> _Shard:
+    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offsets, position = {}, 0
+    for spec in specs:
+        end = position + math.prod(spec.shape) * dtype.itemsize
+        table[spec.name] = {
+            "dtype": _HEADER_NAMES[dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [position, end],
+        }
+        offsets[spec.name], position = position, end
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    header = len(text).to_bytes(8, "little") + text
+    shifted = {name: len(header) + offset for name, offset in offsets.items()}
+    return _Shard(path, header, shifted, len(header) + position)

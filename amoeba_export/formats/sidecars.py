@@ -1,0 +1,87 @@
+"""The files that make weights usable: tokenizer, chat template, generation config, licence, model card."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from amoeba_export.ir import Subnet
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+_LICENSES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy the tokenizer and chat template of the supernet, as far as it has them."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    if (source / "additional_chat_templates").is_dir():
+        shutil.copytree(source / "additional_chat_templates", folder / "additional_chat_templates")
+
+
+def copy_generation_config(source: Path, folder: Path) -> None:
+    """Copy `generation_config.json`: end tokens and sampling defaults do not change with the shape."""
+    if (source / "generation_config.json").is_file():
+        shutil.copyfile(source / "generation_config.json", folder / "generation_config.json")
+
+
+def copy_license(source: Path, folder: Path) -> None:
+    """Copy the licence of the supernet: the weights are still its authors'."""
+    for pattern in _LICENSES:
+        for path in sorted(source.glob(pattern)):
+            if path.is_file():
+                shutil.copyfile(path, folder / path.name)
+
+
+def write_model_card(subnet: Subnet, folder: Path, *, needs_code: bool) -> None:
+    """`README.md`: what the model is, how it was made, how to load it. The same for the same inputs."""
+    plan, dense = subnet.plan, subnet.architecture
+    base = dense.base
+    call = 'AutoModelForCausalLM.from_pretrained("."' + (", trust_remote_code=True)" if needs_code else ")")
+    rows = "\n".join(
+        f"| {idx} | {layer.source_layer} | {dims.num_heads} | {dims.num_kv_heads} | {dims.ffn_size} |"
+        for idx, (layer, dims) in enumerate(zip(plan.layers, dense.layers, strict=True))
+    )
+    code = (
+        "Its layers differ, which no stock model type has: `modeling_amoeba.py` beside the weights runs it.\n\n"
+        if needs_code
+        else ""
+    )
+    text = f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [amoeba, pruned]
+---
+
+# {subnet.model_name}, cut to {plan.shape}
+
+A dense subnet of `{subnet.model_name}`, made with amoeba: {len(dense.layers)} of {base.num_layers} layers,
+{plan.policy} widths, {dense.num_params:,} weights. The licence of `{subnet.model_name}` applies to them.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = {call}
+tokenizer = AutoTokenizer.from_pretrained(".")
+```
+
+{code}The uncut model has {base.num_heads} query heads, {base.num_kv_heads} KV heads and {base.ffn_size} FFN neurons in
+each layer. This one has:
+
+| layer | source layer | query heads | KV heads | FFN neurons |
+|---|---|---|---|---|
+{rows}
+"""
+    (folder / "README.md").write_text(text, encoding="utf-8")

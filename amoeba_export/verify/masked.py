@@ -1,0 +1,174 @@
+"""The reference: the supernet itself, with what a plan drops multiplied by zero.
+
+Nothing here is shared with `materialize`. The forward pass is that of transformers' own model of the source's family,
+at full width: weights stay as they are in the files, adapters are applied beside them instead of merged, dropped heads
+and neurons are zeroed in the activations, and dropped layers are skipped. One physical layer takes the weights of every
+kept layer in turn, so that a large supernet needs the memory of one layer and its embeddings.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from amoeba_export.errors import InputError
+from amoeba_export.ir import AdapterDelta, LayerPlan, SubnetPlan, Supernet
+
+_PROJECTIONS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
+
+
+@torch.no_grad()
+def masked_logits(supernet: Supernet, plan: SubnetPlan, input_ids: torch.Tensor) -> torch.Tensor:
+    """Logits of the subnet `plan`, computed by masking the supernet. fp32.
+
+    Args:
+        supernet: With its adapters, and its strategy when the plan compensates.
+        plan: What stays.
+        input_ids: [B, T], without padding.
+
+    Returns:
+        [B, T, V].
+    """
+    model = _one_layer_model(supernet)
+    state = {
+        name: supernet.tensors.read(name).float()
+        for name in ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
+        if name in supernet.tensors.names()
+    }
+    if supernet.architecture.tied_embeddings:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    model.model.layers[0] = _EveryKeptLayer(model.model.layers[0], supernet, plan)
+    missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
+    assert not unexpected and all(name.startswith("model.layers.") for name in missing), (missing, unexpected)
+    head = model.lm_head
+    if any("lm_head" in adapter.modules() for adapter in supernet.adapters):
+        model.lm_head = _Unmerged(supernet, plan, "lm_head")
+    logits: torch.Tensor = model(input_ids, use_cache=False).logits
+    model.lm_head = head
+    return logits.float()
+
+
+def _one_layer_model(supernet: Supernet) -> Any:
+    """Transformers' model of the source's family with one layer, whose weights are not used."""
+    config = {**supernet.architecture.config, "num_hidden_layers": 1}
+    config.pop("dtype", None)
+    config.pop("torch_dtype", None)
+    if config.get("layer_types"):
+        config["layer_types"] = config["layer_types"][:1]
+    if supernet.architecture.sliding_window is not None and "max_window_layers" in config:
+        config["max_window_layers"] = 0
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32).eval()
+
+
+class _EveryKeptLayer(nn.Module):
+    """Stands where one layer stood, and runs every kept layer through it."""
+
+    def __init__(self, layer: nn.Module, supernet: Supernet, plan: SubnetPlan) -> None:
+        super().__init__()
+        self._layer = [layer]  # in a list: its weights are no part of the model's state
+        self._supernet = supernet
+        self._plan = plan
+        for name in ("attention_type", "self_attn"):
+            if hasattr(layer, name) and not isinstance(getattr(layer, name), nn.Module):
+                setattr(self, name, getattr(layer, name))
+
+    def forward(self, hidden_BTD: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        (layer,) = self._layer
+        for kept in self._plan.layers:
+            self._load(layer, kept)
+            output = layer(hidden_BTD, *args, **kwargs)
+            hidden_BTD = output[0] if isinstance(output, tuple) else output
+        return hidden_BTD
+
+    def _load(self, layer: nn.Module, kept: LayerPlan) -> None:
+        prefix = f"model.layers.{kept.source_layer}"
+        for module in _PROJECTIONS:
+            linear = _Unmerged(self._supernet, self._plan, f"{prefix}.{module}")
+            if module.endswith(("o_proj", "down_proj")):
+                linear.mask(kept)
+            block, _, name = module.partition(".")
+            setattr(getattr(layer, block), name, linear)
+        for name, parameter in layer.named_parameters():
+            parameter.copy_(self._supernet.tensors.read(f"{prefix}.{name}"))
+
+
+class _Unmerged(nn.Module):
+    """A linear of the supernet, full size, with adapters beside it and, on request, inputs masked."""
+
+    def __init__(self, supernet: Supernet, plan: SubnetPlan, module: str) -> None:
+        super().__init__()
+        tensors = supernet.tensors
+        self._supernet, self._plan, self._module = supernet, plan, module
+        self._w_OI = tensors.read(f"{module}.weight").float()
+        self._bias_O: torch.Tensor | None = None
+        if f"{module}.bias" in tensors.names():
+            self._bias_O = tensors.read(f"{module}.bias").float()
+        self._deltas = [
+            delta
+            for adapter in supernet.adapters
+            if module in adapter.modules() and (delta := adapter.delta(module, plan)) is not None
+        ]
+        self._keep_I: torch.Tensor | None = None
+        self._constant_O: torch.Tensor | None = None
+
+    def mask(self, kept: LayerPlan) -> None:
+        """Zero the inputs of dropped heads or neurons, and add what they contributed on average."""
+        architecture, plan = self._supernet.architecture, self._plan
+        keep = torch.zeros(self._w_OI.shape[1])
+        if self._module.endswith("o_proj"):
+            keep.view(architecture.num_heads, -1)[list(kept.query_heads)] = 1
+            wanted = plan.has_o_bias(kept, architecture)
+        else:
+            keep[list(kept.ffn)] = 1
+            wanted = plan.has_down_bias(kept, architecture)
+        self._keep_I = keep
+        if wanted:
+            self._constant_O = self._average(kept, 1 - keep)
+
+    def _average(self, kept: LayerPlan, dropped_I: torch.Tensor) -> torch.Tensor:
+        strategy, attention = self._supernet.strategy, self._module.endswith("o_proj")
+        if strategy is None:
+            raise InputError("The plan has compensation biases and no strategy is given.", next_step="Give --strategy.")
+        if self._plan.width_key is not None:
+            width = strategy.widths[self._plan.width_key]
+            return torch.tensor((width.o_bias_LD if attention else width.down_bias_LD)[kept.source_layer]).float()
+        assert strategy.importance is not None, "an upstream import names its width in the plan"
+        means = strategy.importance.o_mean_LQ if attention else strategy.importance.down_mean_LF
+        mean_I = torch.tensor(means[kept.source_layer]).float() * dropped_I
+        return nn.functional.linear(mean_I, self._w_OI)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self._keep_I is not None:
+            x = x * self._keep_I
+        y = nn.functional.linear(x, self._w_OI)
+        w_OI = self._w_OI
+        for delta in self._deltas:
+            a_RI, b_OR = delta.a_RI.float(), delta.b_OR.float()
+            y = y + delta.scale * ((x @ a_RI.T) @ b_OR.T)
+            if any(other.magnitude_O is not None for other in self._deltas):
+                w_OI, ratio_O = _rescaled(w_OI, delta)
+                y = y * ratio_O
+        for constant_O in (self._bias_O, self._constant_O):
+            if constant_O is not None:
+                y = y + constant_O
+        return y
+
+
+def _rescaled(w_OI: torch.Tensor, delta: AdapterDelta) -> tuple[torch.Tensor, torch.Tensor | float]:
+    """The weight that a later DoRA adapter finds, and the factor by which this one rescales each output."""
+    changed_OI = w_OI + delta.scale * (delta.b_OR.float() @ delta.a_RI.float())
+    if delta.magnitude_O is None:
+        return changed_OI, 1.0
+    ratio_O = delta.magnitude_O.float() / torch.linalg.vector_norm(changed_OI, dim=1)
+    return changed_OI * ratio_O[:, None], ratio_O

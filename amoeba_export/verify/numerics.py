@@ -1,0 +1,87 @@
+"""How far two sets of logits are apart, and how far is too far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+EXACT_DTYPES = ("source", "fp32", "fp16", "bf16")
+"""Dtypes whose artifact computes the reference's function up to rounding. The others change it, within a limit."""
+
+MAX_REL_DIFF = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 8e-2}
+"""Largest difference of a logit, as a share of the largest reference logit, by the dtype of the weights. Weights are
+verified in fp32 arithmetic where the runtime allows it, so that these bound the rounding of weights: 2^-11 and 2^-8
+each, amplified by the depth."""
+
+MAX_KL = {"int8": 0.05, "int4": 1.0}
+"""Mean KL divergence to the unquantized subnet, in nats per token."""
+
+MAX_PERPLEXITY_RATIO = {"int8": 1.1, "int4": 2.0}
+"""Perplexity on the text, relative to the unquantized subnet's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distance:
+    """How an artifact's logits differ from the reference's, over all prompts.
+
+    Attributes:
+        max_abs_diff: Largest difference of any logit.
+        max_rel_diff: The same, divided by the largest absolute reference logit.
+        mean_kl: KL(reference || artifact), nats per token.
+        perplexity_ratio: exp of the difference in mean cross-entropy of the prompts' own next tokens.
+    """
+
+    max_abs_diff: float
+    max_rel_diff: float
+    mean_kl: float
+    perplexity_ratio: float
+
+
+def logits_distance(
+    prompts: Sequence[torch.Tensor], reference: Sequence[torch.Tensor], found: Sequence[torch.Tensor]
+) -> Distance:
+    """Compare logits [1, T, V] prompt by prompt. A NaN or infinity in either makes every figure infinite."""
+    if not all(torch.isfinite(logits).all() for logits in (*reference, *found)):
+        inf = float("inf")
+        return Distance(max_abs_diff=inf, max_rel_diff=inf, mean_kl=inf, perplexity_ratio=inf)
+    max_abs = max(float((r - f).abs().max()) for r, f in zip(reference, found, strict=True))
+    largest = max(float(r.abs().max()) for r in reference)
+    kl_sum, tokens = 0.0, 0
+    loss_difference, targets = 0.0, 0
+    for prompt, r, f in zip(prompts, reference, found, strict=True):
+        log_p, log_q = r.double().log_softmax(-1), f.double().log_softmax(-1)
+        kl_sum += float((log_p.exp() * (log_p - log_q)).sum())
+        tokens += r.shape[0] * r.shape[1]
+        next_ids = prompt[:, 1:, None]
+        loss_difference += float((log_p[:, :-1].gather(-1, next_ids) - log_q[:, :-1].gather(-1, next_ids)).sum())
+        targets += next_ids.numel()
+    ratio = torch.tensor(loss_difference / max(targets, 1)).exp()
+    return Distance(
+        max_abs_diff=max_abs,
+        max_rel_diff=max_abs / largest if largest else max_abs,
+        mean_kl=kl_sum / tokens,
+        perplexity_ratio=float(ratio),
+    )
+
+
+def broken_limits(distance: Distance, dtype: str) -> list[str]:
+    """Every limit of `dtype` that `distance` exceeds, in words. Empty: good."""
+    if dtype in MAX_REL_DIFF:
+        limit = MAX_REL_DIFF[dtype]
+        if distance.max_rel_diff <= limit:
+            return []
+        return [
+            f"logits differ by up to {distance.max_abs_diff:.3g}, {distance.max_rel_diff:.2%} of the largest logit "
+            f"(limit {limit:.2%})"
+        ]
+    broken = []
+    if not distance.mean_kl <= MAX_KL[dtype]:
+        broken.append(f"the KL divergence is {distance.mean_kl:.3g} nats per token (limit {MAX_KL[dtype]:g})")
+    if not distance.perplexity_ratio <= MAX_PERPLEXITY_RATIO[dtype]:
+        broken.append(
+            f"the perplexity is {distance.perplexity_ratio:.3g} times the unquantized one "
+            f"(limit {MAX_PERPLEXITY_RATIO[dtype]:g})"
+        )
+    return broken
