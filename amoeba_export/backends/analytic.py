@@ -1,0 +1,114 @@
+"""An estimate from a device's figures alone: bandwidth, compute, and what each token, block and layer costs besides.
+
+decode = per_token + L * per_layer + max(bytes / (efficiency * bandwidth), flops / compute), and prefill alike with the
+flops of the whole prompt. Bandwidth alone is not enough: it would promise six times the speed that a Jetson Orin Nano
+reaches with a model of 135 M weights, since there the launches of a layer's kernels take longer than its weights do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+from pydantic import Field
+
+from amoeba_export.backends import ROUNDS, TIME_LIMIT_S, Availability, Subject
+from amoeba_export.backends.targets import Strict, parse_options
+from amoeba_export.errors import TargetError
+from amoeba_export.ir import SILENT, DenseArchitecture, Latency, Progress, Source, Target, Timing, Workload
+
+_Positive = Annotated[float, Field(gt=0)]
+
+BYTES_PER_WEIGHT: Mapping[str, float] = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 34 / 32, "int4": 18 / 32}
+"""Quantized: blocks of 32 weights with one 16-bit scale, as llama.cpp's Q8_0 and Q4_0."""
+
+HEAD_BYTES_PER_WEIGHT: Mapping[str, float] = {**BYTES_PER_WEIGHT, "int4": 34 / 32}
+"""The output head stays at 8 bits in a 4-bit model: less ruins a small one."""
+
+
+class Options(Strict):
+    """The `[options]` table.
+
+    Attributes:
+        bandwidth_gb_s: Peak memory bandwidth.
+        bandwidth_efficiency: The share of it that reading weights reaches.
+        compute_tflops: Dense matrix multiplication that a prefill reaches (not the peak of a data sheet).
+        per_layer_ms: Of launching one layer's work, half of it for attention and half for the FFN.
+        per_token_ms: Of one step besides its layers.
+        uncertainty: Relative half-width of the estimate.
+    """
+
+    bandwidth_gb_s: _Positive
+    bandwidth_efficiency: Annotated[float, Field(gt=0, le=1)]
+    compute_tflops: _Positive
+    per_layer_ms: Annotated[float, Field(ge=0)]
+    per_token_ms: Annotated[float, Field(ge=0)]
+    uncertainty: Annotated[float, Field(gt=0, lt=1)]
+
+
+source: Source = "analytic"
+containers: tuple[str, ...] = ()
+options_model = Options
+
+
+def check(target: Target) -> Availability:
+    """An estimate needs nothing but the target's figures."""
+    parse_options(target)
+    return Availability(ok=True)
+
+
+def describe(target: Target) -> Mapping[str, str]:
+    """The figures that the estimate rests on."""
+    options = parse_options(target)
+    return {"device": target.description, **{name: f"{value:g}" for name, value in options.model_dump().items()}}
+
+
+def measure(
+    subjects: Sequence[Subject],
+    workload: Workload,
+    *,
+    target: Target,
+    progress: Progress = SILENT,
+    rounds: int = ROUNDS,
+    time_limit_s: float = TIME_LIMIT_S,
+) -> list[Latency | TargetError]:
+    """Estimates. p90 equals p50: a formula does not scatter."""
+    options = parse_options(target)
+    device = describe(target)
+    return [
+        Latency(
+            decode=_timing(estimate_ms(subject.dense, 1, workload, options, dtype=subject.dtype)),
+            prefill=_timing(estimate_ms(subject.dense, workload.prompt_tokens, workload, options, dtype=subject.dtype)),
+            source="analytic",
+            workload=workload,
+            device=device,
+            uncertainty=options.uncertainty,
+        )
+        for subject in subjects
+    ]
+
+
+def estimate_ms(
+    dense: DenseArchitecture, new_tokens: int, workload: Workload, options: Options, *, dtype: str
+) -> float:
+    """Milliseconds of one step with `new_tokens` tokens per row: 1 is decode at the full prompt, more is its prefill.
+
+    Weights are read once a step and logits computed for one position; the KV cache is 16 bits wide.
+    """
+    base = dense.base
+    head_params = base.vocab_size * base.hidden_size
+    layer_params = dense.num_params - head_params * (1 if base.tied_embeddings else 2)
+    weight_bytes = layer_params * BYTES_PER_WEIGHT[dtype] + head_params * HEAD_BYTES_PER_WEIGHT[dtype]
+    # Halfway through a prefill half of the prompt is in the cache; a decode step sees all of it.
+    kv_tokens = workload.prompt_tokens if new_tokens == 1 else new_tokens / 2
+    cache_bytes = sum(4 * layer.num_kv_heads * base.head_dim for layer in dense.layers) * kv_tokens * workload.batch
+    attention_flops = sum(4 * layer.num_heads * base.head_dim for layer in dense.layers) * kv_tokens * new_tokens
+    flops = workload.batch * (2 * layer_params * new_tokens + 2 * head_params + attention_flops)
+    memory_ms = (weight_bytes + cache_bytes) / (options.bandwidth_efficiency * options.bandwidth_gb_s * 1e6)
+    compute_ms = flops / (options.compute_tflops * 1e9)
+    blocks = sum((layer.num_heads > 0) + (layer.ffn_size > 0) for layer in dense.layers)
+    return options.per_token_ms + blocks * options.per_layer_ms / 2 + max(memory_ms, compute_ms)
+
+
+def _timing(milliseconds: float) -> Timing:
+    return Timing(p50_ms=milliseconds, p90_ms=milliseconds, num_samples=0)

@@ -1,0 +1,175 @@
+"""Targets as data: one TOML file per device and flow. Unknown keys are errors that name the nearest known one."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from amoeba_export.backends import find_backend, list_backends
+from amoeba_export.errors import DamagedFile, InputError, NotFound, UnknownName, nearest
+from amoeba_export.ir import Metric, Target
+from amoeba_export.locations import data_dir
+
+Dtype = Literal["fp32", "fp16", "bf16", "int8", "int4"]
+Container = Literal["onnx", "safetensors", "gguf"]
+
+
+class Strict(BaseModel):
+    """A table in which a key that we do not know is a mistake."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class OnDevice(Strict):
+    """How the device itself is measured when it can be reached, as by `--host`."""
+
+    backend: str
+    options: dict[str, Any] = {}
+
+
+class TargetFile(Strict):
+    """The keys of a target file. `ir.Target` says what they mean."""
+
+    description: str
+    backend: str
+    aliases: tuple[str, ...] = ()
+    metric: Metric = "decode"
+    dtype: Dtype = "fp32"
+    formats: Annotated[tuple[Container, ...], Field(min_length=1)] = ("onnx", "safetensors")
+    align: Annotated[int, Field(ge=1)] = 1
+    memory_limit_mb: Annotated[float, Field(gt=0)] | None = None
+    sources: tuple[str, ...] = ()
+    options: dict[str, Any] = {}
+    on_device: OnDevice | None = None
+
+
+def list_targets() -> dict[str, Target]:
+    """All targets that amoeba ships, by name, without aliases."""
+    return {path.stem: _read(path) for path in _files()}
+
+
+def read_target(name_or_file: str | Path) -> Target:
+    """The target called `name_or_file` (its name or an alias), or the one described in that TOML file.
+
+    Raises:
+        UnknownName: No target has that name.
+        NotFound: A path ending in `.toml` that is not there.
+        InputError: The file has mistakes; all are listed.
+    """
+    text = str(name_or_file)
+    if text.endswith(".toml"):
+        path = Path(text)
+        if not path.is_file():
+            raise NotFound("The target file", path, next_step="'amoeba targets' lists the targets that need no file.")
+        return _read(path)
+    paths = {path.stem: path for path in _files()}
+    if text in paths:
+        return _read(paths[text])
+    names = _aliases()
+    if text not in names:
+        raise UnknownName("target", text, {*paths, *names})
+    return _read(paths[names[text]])
+
+
+def parse_options(target: Target) -> Any:
+    """The target's options as its backend's pydantic model. Raises `InputError` with every mistake."""
+    problems: list[str] = []
+    parsed = _validated(find_backend(target.backend).options_model, target.options, ("options",), problems)
+    if problems:
+        raise _mistakes(problems, target.name)
+    return parsed
+
+
+def over_ssh(target: Target, host: str, *, port: int | None = None, identity: Path | None = None) -> Target:
+    """`target` measured on the machine `host` (`user@host`) through SSH, with the flow that its file names.
+
+    A target whose backend measures is measured there with the same backend and options; an estimated one needs an
+    `[on_device]` table.
+
+    Raises:
+        InputError: The target does not say how the device is measured.
+    """
+    if target.on_device:
+        flow = dict(target.on_device)
+    elif find_backend(target.backend).source == "measured":
+        flow = {"backend": target.backend, "options": dict(target.options)}
+    else:
+        raise InputError(
+            f"Target '{target.name}' does not say how the device is measured.",
+            next_step="Add an [on_device] table with a backend to the target's file.",
+        )
+    options: dict[str, Any] = {"host": host, **flow}
+    if port is not None:
+        options["port"] = port
+    if identity is not None:
+        options["identity"] = str(identity)
+    return replace(target, backend="ssh", options=options)
+
+
+def _files() -> list[Path]:
+    return sorted(data_dir("targets").glob("*.toml"))
+
+
+@cache
+def _aliases() -> dict[str, str]:
+    return {alias: path.stem for path in _files() for alias in _read(path).aliases}
+
+
+def _read(path: Path) -> Target:
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DamagedFile(path, f"it is not TOML ({error})", next_step="Correct the file.") from error
+    problems: list[str] = []
+    file = _validated(TargetFile, data, (), problems)
+    for table, key in ((data, "options"), (data.get("on_device"), "on_device.options")):
+        if isinstance(table, Mapping) and isinstance(backend := table.get("backend"), str):
+            _check_options(backend, table.get("options", {}), key, problems)
+    if problems:
+        raise _mistakes(problems, path)
+    assert isinstance(file, TargetFile)
+    fields = file.model_dump(exclude={"on_device"})
+    on_device = file.on_device.model_dump() if file.on_device else {}
+    return Target(name=path.stem, **fields, on_device=on_device)
+
+
+def _check_options(backend: str, options: object, key: str, problems: list[str]) -> None:
+    """A plug-in's name is taken on trust: a target file may be read where the plug-in is not installed."""
+    known = list_backends()
+    if backend not in known:
+        problems.append(
+            f"{key.replace('options', 'backend')}: there is no backend '{backend}'.{nearest(backend, known)}"
+        )
+        return
+    if isinstance(options, Mapping):
+        _validated(find_backend(backend).options_model, options, tuple(key.split(".")), problems)
+
+
+def _validated(
+    model: type[BaseModel], data: Mapping[str, Any], prefix: tuple[str, ...], problems: list[str]
+) -> BaseModel | None:
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        for detail in error.errors():
+            where = ".".join(map(str, (*prefix, *detail["loc"])))
+            if detail["type"] == "extra_forbidden":
+                hint = nearest(str(detail["loc"][-1]), model.model_fields)
+                problems.append(f"{where}: there is no such key.{hint}")
+            elif detail["type"] == "missing":
+                problems.append(f"{where}: it is required")
+            else:
+                problems.append(f"{where}: {detail['msg'][0].lower()}{detail['msg'][1:]}, not {detail['input']!r}")
+        return None
+
+
+def _mistakes(problems: list[str], where: str | Path) -> InputError:
+    listed = "\n".join(f"  - {problem}" for problem in problems)
+    count = "a mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
+    return InputError(f"The target has {count}:\n{listed}", where=where, next_step="Correct the file.")
