@@ -94,10 +94,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except typer.TyperException as error:
         return _usage(error, talk)
-    except BrokenPipeError:  # the reader has seen enough, as `head` does
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BrokenPipeError:
+        return _close_quietly()
+    except SystemExit as stop:  # shell completion ends like this, and Typer's and rich's idea of a broken pipe
+        return _close_quietly() if isinstance(stop.__context__, BrokenPipeError) else int(stop.code or 0)
     except OSError as error:
         if debug:
             traceback.print_exc()
@@ -107,6 +107,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return explained.exit_code
     except Exception as error:  # the boundary: whatever comes here is a bug of ours
         return _bug(error, talk, debug)
+
+
+def _close_quietly() -> int:
+    """The reader of stdout has seen enough, as `head` does: what is still buffered goes nowhere."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _usage(error: typer.TyperException, talk: Talk) -> int:

@@ -1,0 +1,55 @@
+"""Write the pages that are made from the code: docs/commands.md and docs/errors.md. A test compares them."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+from amoeba_export import errors
+
+HERE = Path(__file__).parent
+
+
+def commands_page() -> str:
+    """Every command and option, by Typer's own generator."""
+    call = [sys.executable, "-m", "typer", "amoeba_export.cli.app", "utils", "docs", "--name", "amoeba"]
+    return subprocess.run(call, capture_output=True, check=True, text=True).stdout.rstrip() + "\n"
+
+
+def errors_page() -> str:
+    """Every exit code, its kind, and the mistakes of that kind."""
+    lines = [
+        "# Exit codes and errors",
+        "",
+        "| code | kind | meaning |",
+        "|---|---|---|",
+        "| 0 | | done |",
+        "| 1 | | a bug in amoeba: run it again with `--debug` and report it |",
+        *(f"| {kind.exit_code} | `{kind.__name__}` | {inspect.getdoc(kind)} |" for kind in _kinds()),
+        "| 130 | | interrupted (Ctrl-C, SIGTERM, SIGHUP); nothing half-written is left |",
+        "",
+        "In Python, every error is an `amoeba_export.errors.AmoebaError` with `what`, `where` and `next_step`.",
+    ]
+    for kind in _kinds():
+        mistakes = kind.__subclasses__()
+        if mistakes:
+            lines += ["", f"## {kind.exit_code}: {kind.__name__}", ""]
+            lines += [f"- `{mistake.__name__}`: {_first_line(mistake)}" for mistake in mistakes]
+    return "\n".join(lines) + "\n"
+
+
+def _kinds() -> list[type[errors.AmoebaError]]:
+    return sorted(errors.AmoebaError.__subclasses__(), key=lambda kind: kind.exit_code)
+
+
+def _first_line(of: type) -> str:
+    return (inspect.getdoc(of) or "").splitlines()[0]
+
+
+PAGES = {"commands.md": commands_page, "errors.md": errors_page}
+
+if __name__ == "__main__":
+    for name, make in PAGES.items():
+        (HERE / name).write_text(make(), encoding="utf-8")

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from amoeba_export.cli import console
+from amoeba_export.cli.console import Talk, duration, milliseconds, percent, size
+
+
+def test_talk_is_plain_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    talk = Talk()
+    talk.note("cutting [bold]24x0.75[/] " + "x" * 200)
+    talk.warn("an estimate")
+    talk.error("It broke.\n  next:  Mend it.")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == (
+        f"cutting [bold]24x0.75[/] {'x' * 200}\nwarning: an estimate\nerror: It broke.\n  next:  Mend it.\n"
+    )
+
+
+def test_progress_without_a_terminal_is_few_lines(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    with Talk().track("Measuring", 10) as advance:
+        for _ in range(10):
+            now += 8
+            advance(1)
+    assert capsys.readouterr().err == (
+        "Measuring (10 steps)\n"
+        "Measuring: 4 of 10, about 48 s left\n"
+        "Measuring: 8 of 10, about 16 s left\n"
+        "Measuring: 1 min 20 s\n"
+    )
+
+
+def test_short_work_says_nothing_when_it_is_done(capsys: pytest.CaptureFixture[str]) -> None:
+    with Talk().track("Reading", 3) as advance:
+        advance(3)
+    assert capsys.readouterr().err == "Reading (3 steps)\n"
+
+
+_BARS = """
+import threading, time
+from amoeba_export.cli.console import Talk
+talk = Talk()
+with talk.track("Outer", 2) as outer, talk.track("Inner", 4) as inner:
+    inner(1)
+    outer(1)
+    talk.note("between")
+    time.sleep(0.2)
+with talk.track("Later", 2) as advance:
+    thread = threading.Thread(target=advance, args=(1,))
+    thread.start()
+    thread.join()
+    time.sleep(0.2)
+talk.note("after")
+"""
+
+
+def _on_terminal(code: str) -> str:
+    """What a process writes to a terminal of 100 columns."""
+    ours, theirs = pty.openpty()
+    run = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=theirs,
+        stderr=theirs,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "100", "NO_COLOR": "1"},
+    )
+    os.close(theirs)
+    seen = b""
+    reader = threading.Thread(target=run.wait)
+    reader.start()
+    while True:
+        try:
+            chunk = os.read(ours, 4096)
+        except OSError:  # how a pty says that the other end is closed
+            break
+        if not chunk:
+            break
+        seen += chunk
+    reader.join()
+    os.close(ours)
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
+
+
+def test_progress_on_a_terminal_is_bars() -> None:
+    seen = _on_terminal(_BARS)
+    assert re.search(r"Outer +[━╸]+ +1/2", seen)
+    assert re.search(r"Inner +[━╸]+ +1/4", seen)
+    assert re.search(r"Later +[━╸]+ +1/2", seen)
+    assert "between" in seen
+    assert seen.rstrip().endswith("after")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (8.24, "8.2 s"), (9.96, "10 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [(0, "0 B"), (812, "812 B"), (4096, "4.1 kB"), (538_092_672, "538.1 MB"), (13_500_000_000, "13.5 GB")],
+)
+def test_sizes(size_bytes: int, text: str) -> None:
+    assert size(size_bytes) == text
+
+
+def test_figures() -> None:
+    assert [milliseconds(value) for value in (None, 0.01234, 18.614, 123.4, 4321.0)] == [
+        "-",
+        "0.0123 ms",
+        "18.6 ms",
+        "123 ms",
+        "4321 ms",
+    ]
+    assert [percent(share) for share in (0.004, 0.04, 0.977, 1.2)] == ["0.4 %", "4 %", "98 %", "120 %"]
