@@ -218,30 +218,39 @@ class NonFiniteWeights(InputError):
 class EmptyData(InputError):
     """A data file without anything in it."""
 
-    def __init__(self, path: str | Path) -> None:
-        super().__init__("The calibration data is empty.", where=path, next_step="Give a file with text in it.")
+    def __init__(self, path: str | Path, *, what: str = "calibration data") -> None:
+        super().__init__(f"The {what} is empty.", where=path, next_step="Give a file with text in it.")
 
 
 class NotText(InputError):
     """A data file that is not UTF-8 text, such as an archive or a checkpoint."""
 
-    def __init__(self, path: str | Path, offset: int) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        offset: int,
+        *,
+        what: str = "calibration data",
+        next_step: str = "Give a text file, a JSONL file, or the id of a data set.",
+    ) -> None:
         super().__init__(
-            f"The calibration data is not UTF-8 text: byte {offset} cannot be read.",
-            where=path,
-            next_step="Give a text file, a JSONL file, or the id of a data set.",
+            f"The {what} is not UTF-8 text: byte {offset} cannot be read.", where=path, next_step=next_step
         )
 
 
 class BadRecord(InputError):
-    """A line of a JSONL file that is not what the recipe says it is."""
+    """A line of a JSONL file that is not what it should be."""
 
-    def __init__(self, path: str | Path, line: int, problem: str) -> None:
-        super().__init__(
-            f"Line {line} of the calibration data {problem}.",
-            where=f"{path}:{line}",
-            next_step="Mend the line, or name the right fields in the recipe.",
-        )
+    def __init__(
+        self,
+        path: str | Path,
+        line: int,
+        problem: str,
+        *,
+        what: str = "calibration data",
+        next_step: str = "Mend the line, or name the right fields in the recipe.",
+    ) -> None:
+        super().__init__(f"Line {line} of the {what} {problem}.", where=f"{path}:{line}", next_step=next_step)
 
 
 class TooFewSamples(InputError):
@@ -314,6 +323,20 @@ class MeasurementFailed(TargetError):
 
     def __init__(self, label: str, target: str, reason: str, next_step: str) -> None:
         super().__init__(f"Measuring {label} on '{target}' failed: {reason}.", next_step=next_step)
+
+
+# --- verification ----------------------------------------------------------------------------------------------------
+
+
+class NumbersDiffer(VerificationError):
+    """A format that was written does not compute what the masked supernet computes."""
+
+    def __init__(self, folder: Path, findings: Sequence[str]) -> None:
+        super().__init__(
+            f"What was written does not compute what it should: {'; '.join(findings)}.",
+            where=folder,
+            next_step="Try another --dtype or --format; with fp32 this is a bug in amoeba, please report it.",
+        )
 
 
 # --- not representable ------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from amoeba_export.errors import DiskFull, NotRepresentable
+from amoeba_export.errors import DiskFull, NotRepresentable, WeightsMismatch
 from amoeba_export.formats.config import AMOEBA, container_type, dense_config, zero_biases
 from amoeba_export.formats.sidecars import copy_generation_config, copy_license, copy_tokenizer, write_model_card
 from amoeba_export.ir import DenseArchitecture, Subnet, TensorSpec
@@ -135,9 +135,18 @@ class SafetensorsWriter:
             data, offset = data[written:], offset + written
 
     def accept(self, name: str, weight: torch.Tensor) -> None:
-        """Write one weight to its place. Raises `NotRepresentable` when fp16 cannot hold it, and `DiskFull`."""
-        expected = self._missing.pop(name, None)
-        assert expected == tuple(weight.shape), f"{name}: got {tuple(weight.shape)}, expected {expected}"
+        """Write one weight to its place.
+
+        Raises:
+            WeightsMismatch: It is unknown, given twice, or of another shape.
+            NotRepresentable: fp16 cannot hold its values.
+            DiskFull: The space that was reserved is not there after all.
+        """
+        expected = self._missing.get(name)
+        if expected != tuple(weight.shape):
+            known = "was given twice" if name in self._place else "is not part of this model"
+            problem = f"is {list(weight.shape)}, not {list(expected)}" if expected else known
+            raise WeightsMismatch([f"{name} {problem}"], where=self._folder)
         shard, offset = self._place[name]
         flat = weight.reshape(-1)
         step = _CHUNK_BYTES // self._dtype.itemsize
@@ -150,13 +159,15 @@ class SafetensorsWriter:
                 self._write(self._files[shard.path], data, offset + start * self._dtype.itemsize)
             except OSError as error:
                 raise self._explained(error) from error
+        del self._missing[name]
 
     def close(self) -> None:
-        """Close the shards. Syncing them to disk is the artifact's business."""
+        """Close the shards; syncing is the artifact's business. Raises `WeightsMismatch` when a weight was not given."""
         for file in self._files.values():
             os.close(file)
         self._files = {}
-        assert not self._missing, f"weights that never came: {sorted(self._missing)}"
+        if self._missing:
+            raise WeightsMismatch([f"{name} is missing" for name in self._missing], where=self._folder)
 
 
 def _lay_out(folder: Path, specs: Sequence[TensorSpec], dtype: torch.dtype, limit: int) -> list[_Shard]:

@@ -1,0 +1,6 @@
+"""Verify: the bytes just written against the masked supernet, which shares no code with what wrote them."""
+
+from amoeba_export.verify.artifact import FormatReport, VerifyReport, verify_artifact
+from amoeba_export.verify.masked import masked_logits
+
+__all__ = ["FormatReport", "VerifyReport", "masked_logits", "verify_artifact"]

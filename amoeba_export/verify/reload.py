@@ -1,0 +1,145 @@
+"""Artifacts opened from disk again, each by the runtime that its users have."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+
+class Opened(Protocol):
+    """One format of an artifact, ready to run.
+
+    Attributes:
+        dtype: The `--dtype` it was written in, as the files say.
+    """
+
+    dtype: str
+
+    def logits(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """[1, T] -> [1, T, V], without a cache."""
+
+    def greedy(self, prompt: torch.Tensor, num_tokens: int) -> list[int]:
+        """The greedy continuation of [1, T], token by token through the KV cache."""
+
+
+class OpenedSafetensors:
+    """A transformers folder, loaded as transformers loads it, in fp32 arithmetic."""
+
+    def __init__(self, folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        self.dtype = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}[config["dtype"]]
+        if "auto_map" in config:
+            # The file beside the weights, not our own copy; and not through transformers' dynamic modules, which
+            # would leave a copy in the user's cache.
+            cls: Any = _load_class(folder, config["auto_map"]["AutoModelForCausalLM"])
+        else:
+            cls = AutoModelForCausalLM
+        self._model = cls.from_pretrained(folder, dtype=torch.float32).eval()
+
+    @torch.no_grad()
+    def logits(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """See `Opened`."""
+        logits: torch.Tensor = self._model(input_ids, use_cache=False).logits
+        return logits
+
+    @torch.no_grad()
+    def greedy(self, prompt: torch.Tensor, num_tokens: int) -> list[int]:
+        """See `Opened`. Not through `generate`: its defaults come from the model and may sample or stop."""
+        tokens: list[int] = []
+        step, cache = prompt, None
+        for _ in range(num_tokens):
+            output = self._model(step, past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            tokens.append(int(output.logits[0, -1].argmax()))
+            step = torch.tensor([[tokens[-1]]])
+        return tokens
+
+
+def _load_class(folder: Path, reference: str) -> Any:
+    module_name, _, class_name = reference.partition(".")
+    name = f"_amoeba_verified_{module_name}"
+    spec = importlib.util.spec_from_file_location(name, folder / f"{module_name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # transformers looks a model's module up by its name
+    spec.loader.exec_module(module)
+    return getattr(module, class_name)
+
+
+class OpenedOnnx:
+    """`model.onnx` in ONNX Runtime on the CPU: prefill and decode through the same graph."""
+
+    def __init__(self, folder: Path) -> None:
+        import onnxruntime
+
+        self.dtype = _onnx_dtype(folder / "model.onnx")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(
+            str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
+        )
+        self._inputs = {value.name: value for value in self._session.get_inputs()}
+        self._outputs = [value.name for value in self._session.get_outputs()]
+
+    def logits(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """See `Opened`."""
+        return self._step(input_ids, self._empty())[0]
+
+    def greedy(self, prompt: torch.Tensor, num_tokens: int) -> list[int]:
+        """See `Opened`."""
+        tokens: list[int] = []
+        step, past = prompt, self._empty()
+        for _ in range(num_tokens):
+            logits, past = self._step(step, past)
+            tokens.append(int(logits[0, -1].argmax()))
+            step = torch.tensor([[tokens[-1]]])
+        return tokens
+
+    def _empty(self) -> dict[str, np.ndarray[Any, Any]]:
+        kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+        past = {}
+        for name, value in self._inputs.items():
+            if name.startswith("past_key_values."):
+                _, heads, _, head_dim = value.shape
+                past[name] = np.zeros((1, heads, 0, head_dim), dtype=kinds[value.type])
+        return past
+
+    def _step(
+        self, input_ids: torch.Tensor, past: Mapping[str, np.ndarray[Any, Any]]
+    ) -> tuple[torch.Tensor, dict[str, np.ndarray[Any, Any]]]:
+        seen = next((values.shape[2] for values in past.values()), 0)
+        length = input_ids.shape[1]
+        known = {
+            "input_ids": input_ids.numpy(),
+            "attention_mask": np.ones((1, seen + length), dtype=np.int64),
+            "position_ids": np.arange(seen, seen + length, dtype=np.int64)[None],
+        }
+        feeds = {**{name: values for name, values in known.items() if name in self._inputs}, **past}
+        results = dict(zip(self._outputs, self._session.run(None, feeds), strict=True))
+        present = {name.replace("present.", "past_key_values."): v for name, v in results.items() if name != "logits"}
+        return torch.from_numpy(results["logits"].astype(np.float32)), present
+
+
+def _onnx_dtype(path: Path) -> str:
+    """`int4` or `int8` when the graph has quantized matmuls, else the dtype of its embedding and linears."""
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    for node in graph.node:
+        if node.op_type == "MatMulNBits":
+            return f"int{next(a.i for a in node.attribute if a.name == 'bits')}"
+    names = {onnx.TensorProto.FLOAT: "fp32", onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.BFLOAT16: "bf16"}
+    matrices = [tensor.data_type for tensor in graph.initializer if len(tensor.dims) == 2]
+    return next(names[kind] for kind in matrices if kind in names)
+
+
+OPENERS: Mapping[str, Callable[[Path], Opened]] = {"safetensors": OpenedSafetensors, "onnx": OpenedOnnx}
+"""By the folder's name in an artifact."""
