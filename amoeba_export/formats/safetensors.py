@@ -162,7 +162,7 @@ class SafetensorsWriter:
         del self._missing[name]
 
     def close(self) -> None:
-        """Close the shards; syncing is the artifact's business. Raises `WeightsMismatch` when a weight was not given."""
+        """Close the shards, unsynced. Raises `WeightsMismatch` when a weight was not given."""
         for file in self._files.values():
             os.close(file)
         self._files = {}
