@@ -1,3 +1,36 @@
-"""Amoeba: cut one LLM into dense subnets that fit a device. See `pipeline.export` for the whole story."""
+"""Amoeba: cut one LLM into dense subnets that fit a device. `pipeline.export` is the whole story.
+
+    from amoeba_export import ExportRequest, export
+    export(ExportRequest(model="demo", target="cpu", latency="75%"))
+
+Names are imported when they are first used: importing this package imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from amoeba_export.load import load_supernet
+    from amoeba_export.pipeline import ExportResult, export
+    from amoeba_export.request import ExportRequest
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "ExportRequest": "amoeba_export.request",
+    "ExportResult": "amoeba_export.pipeline",
+    "export": "amoeba_export.pipeline",
+    "load_supernet": "amoeba_export.load",
+}
+
+__all__ = ["ExportRequest", "ExportResult", "export", "load_supernet"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value

@@ -96,7 +96,7 @@ def resolve(request: ExportRequest) -> Settings:
             problems.append(error)
             return None
 
-    target = attempt(lambda: read_target(request.target)) if request.target else None
+    target = attempt(lambda: read_target(request.target or "")) if request.target else None
     metric = request.metric or (target.metric if target else "decode")
     for kind, name, known in (
         ("metric", metric, get_args(Metric)),

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from amoeba_export import ExportRequest, backends, export, load_supernet, pipeline
+from amoeba_export.artifact import read_manifest, verify_checksums
+from amoeba_export.errors import AmoebaError, BudgetMissed, EstimateRefused, NothingFits, OutputExists, Problems
+from amoeba_export.ir import Shape
+from amoeba_export.load import write_strategy
+from amoeba_export.verify import masked_logits
+from tests import imaginary
+from tests.search.strategies import own_strategy
+
+
+@pytest.fixture
+def model(tiny_dirs: dict[str, Path]) -> Path:
+    return tiny_dirs["llama"]
+
+
+@pytest.fixture
+def strategy(model: Path, tmp_path: Path) -> Path:
+    """Depths 4 to 2, widths 1 to a half: worse with everything that goes."""
+    import dataclasses
+
+    supernet = load_supernet(str(model))
+    quality = {Shape(d, w): 10 - d - 2 * w for d in (4, 3, 2) for w in (1.0, 0.75, 0.5)}
+    made = own_strategy(supernet.architecture, depths=(4, 3, 2), widths=(1.0, 0.75, 0.5), quality=quality)
+    path = tmp_path / "strategy.safetensors"
+    write_strategy(dataclasses.replace(made, model_id=supernet.identity), path)
+    return path
+
+
+@pytest.fixture
+def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(backends, "BACKENDS", {**backends.BACKENDS, "imaginary": "tests.imaginary:BACKEND"})
+    imaginary.BACKEND.measured_artifacts.clear()
+    return write_target(tmp_path)
+
+
+def write_target(folder: Path, artifact_factor: float = 1.0) -> Path:
+    path = folder / "imaginary.toml"
+    path.write_text(
+        f'description = "a rule"\nbackend = "imaginary"\nalign = 8\n[options]\nartifact_factor = {artifact_factor}\n'
+    )
+    return path
+
+
+def test_an_artifact_is_complete_and_computes_what_it_should(model: Path, strategy: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    request = ExportRequest(
+        model=str(model), strategy=strategy, shape="3x0.5", formats=("safetensors", "onnx"), out=out
+    )
+    result = export(request)
+    manifest = verify_checksums(out)
+    assert manifest == result.manifest
+    assert {entry.path for entry in manifest.files} >= {"plan.json", "safetensors/config.json", "onnx/model.onnx"}
+    assert (manifest.shape.depth, manifest.shape.width, manifest.latency) == (3, 0.5, None)
+    assert [item.role for item in manifest.inputs] == ["model", "strategy"]
+    assert manifest.verification is not None
+    assert manifest.verification.greedy_tokens_equal
+    tokens = torch.arange(3, 19)[None]
+    dense = AutoModelForCausalLM.from_pretrained(out / "safetensors", dtype=torch.float32)(tokens).logits
+    assert torch.allclose(dense, masked_logits(result.supernet, result.plan, tokens), atol=1e-4)
+
+
+def test_the_plan_of_an_artifact_gives_the_same_bytes_again(model: Path, strategy: Path, tmp_path: Path):
+    first = export(ExportRequest(model=str(model), strategy=strategy, shape="3x0.5", out=tmp_path / "a"))
+    again = export(ExportRequest(model=str(model), strategy=strategy, plan=tmp_path / "a", out=tmp_path / "b"))
+    assert first.manifest is not None
+    assert again.manifest is not None
+    assert first.manifest.files == again.manifest.files
+
+
+def test_a_budget_is_kept_when_measured(model: Path, strategy: Path, target: Path, tmp_path: Path):
+    """Artifacts run 8 % slower than the graphs of the cost table: the first choice misses, a later one does not."""
+    write_target(tmp_path, artifact_factor=1.08)
+    request = ExportRequest(
+        model=str(model), strategy=strategy, target=str(target), latency="80%", out=tmp_path / "out"
+    )
+    result = export(request)
+    assert result.manifest is not None
+    assert result.fitted is not None
+    latency = result.manifest.latency
+    assert latency is not None
+    assert latency.source == "measured"
+    assert latency.measured_ms is not None
+    assert latency.budget_ms == pytest.approx(0.8 * result.fitted.full.decode.p50_ms)  # type: ignore[union-attr]
+    assert 0.9 * latency.budget_ms < latency.measured_ms["p50"] <= latency.budget_ms
+    assert len(imaginary.BACKEND.measured_artifacts) > 1
+    assert result.plan.dense(result.supernet.architecture) in imaginary.BACKEND.measured_artifacts
+
+
+def test_a_budget_that_nothing_meets_leaves_nothing(model: Path, strategy: Path, target: Path, tmp_path: Path):
+    out = tmp_path / "deep" / "out"
+    with pytest.raises(NothingFits) as caught:
+        export(ExportRequest(model=str(model), strategy=strategy, target=str(target), latency="0.001ms", out=out))
+    assert caught.value.exit_code == 4
+    assert not out.parent.exists()
+
+
+def test_a_shape_over_its_budget_is_refused(model: Path, strategy: Path, target: Path, tmp_path: Path):
+    request = ExportRequest(
+        model=str(model), strategy=strategy, target=str(target), shape="4x0.75", latency="30%", out=tmp_path / "out"
+    )
+    with pytest.raises(BudgetMissed) as caught:
+        export(request)
+    assert caught.value.what.startswith("The subnet 4x0.75 takes ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupt_leaves_nothing(model: Path, strategy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "verify_artifact", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export(ExportRequest(model=str(model), strategy=strategy, shape="3x0.5", out=tmp_path / "out"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["strategy.safetensors"]
+
+
+def test_an_estimated_target_says_so(model: Path, strategy: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    request = ExportRequest(
+        model=str(model), strategy=strategy, target="jetson", latency="90%", formats=("safetensors",), out=out
+    )
+    export(request)
+    latency = json.loads((out / "amoeba.json").read_text())["latency"]
+    assert latency["source"] == "analytic"
+    assert latency["measured_ms"] is None
+    assert latency["predicted_ms"] <= latency["budget_ms"]
+    assert latency["uncertainty"] > 0
+
+
+def test_an_estimate_can_be_refused(model: Path, tmp_path: Path):
+    request = ExportRequest(
+        model=str(model), target="jetson", latency="5ms", require_measured=True, out=tmp_path / "out"
+    )
+    with pytest.raises(EstimateRefused) as caught:
+        export(request)
+    assert caught.value.exit_code == 6
+
+
+def test_a_dry_run_writes_nothing(model: Path, strategy: Path, target: Path, tmp_path: Path):
+    before = sorted(tmp_path.iterdir())
+    request = ExportRequest(
+        model=str(model),
+        strategy=strategy,
+        target=str(target),
+        latency="70%",
+        out=tmp_path / "out",
+        dry_run=True,
+    )
+    result = export(request)
+    assert result.manifest is None
+    assert result.search is not None
+    assert result.search.best.fits
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_existing_output_is_kept(model: Path, strategy: Path, tmp_path: Path):
+    request = ExportRequest(model=str(model), strategy=strategy, shape="3x0.5", out=tmp_path / "out")
+    export(request)
+    before = read_manifest(tmp_path / "out")
+    with pytest.raises(OutputExists):
+        export(request)
+    assert read_manifest(tmp_path / "out") == before
+
+
+def test_all_bad_settings_are_named_at_once():
+    with pytest.raises(Problems) as caught:
+        export(ExportRequest(target="cqu", latency="banana", policy="unform"))
+    assert caught.value.exit_code == 2
+    assert [type(problem).__name__ for problem in caught.value.problems] == ["UnknownName", "UnknownName", "BadValue"]
+    assert "Did you mean 'cpu'?" in str(caught.value)
+
+
+def test_nothing_says_how_small():
+    with pytest.raises(AmoebaError) as caught:
+        export(ExportRequest(target="cpu"))
+    assert str(caught.value) == (
+        "Nothing says how small the subnet should be.\n"
+        "  next:  Give --latency (50ms, 75%), --shape (24x0.75) or --plan (a plan.json)."
+    )
+
+
