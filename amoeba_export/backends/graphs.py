@@ -50,11 +50,11 @@ def _write_graph(dense: DenseArchitecture, path: Path, *, dtype: str, dialect: s
     import onnx_ir
 
     from amoeba_export.formats import onnx as onnx_format
+    from amoeba_export.formats.onnx.precision import PRECISIONS
+    from amoeba_export.formats.onnx.writer import record_model
 
     onnx_format.check(dense, dtype=dtype, dialect=dialect)
-    model, _ = onnx_format.record_model(
-        dense, onnx_format.PRECISIONS[dtype], dialect=dialect, left_padding=on_cpu, last_logits=False
-    )
+    model, _ = record_model(dense, PRECISIONS[dtype], dialect=dialect, left_padding=on_cpu, last_logits=False)
     onnx.save(onnx_ir.to_proto(model), path)
 
 
