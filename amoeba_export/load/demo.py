@@ -84,11 +84,15 @@ def _convert(gguf: Path, out: Path) -> None:
     # transformers draws bars here whether or not stderr is a terminal, and has no switch for one of them.
     with contextlib.redirect_stderr(io.StringIO()):
         try:
-            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+            model, report = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
+            )
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
             splitting = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
         except (OSError, ValueError, KeyError) as error:
             raise DamagedFile(gguf, str(error)) from error
+    if report["missing_keys"]:  # transformers has filled them with random numbers
+        raise DamagedFile(gguf, f"{', '.join(sorted(report['missing_keys'])[:6])} is not in it")
     if model.config.model_type not in supported_families():
         raise UnsupportedModel(model.config.model_type, supported_families(), where=gguf)
     # The weights are plain fp32 by now; save_pretrained refuses as long as the model remembers where they come from.

@@ -123,7 +123,7 @@ def read_architecture(config: Mapping[str, Any], *, where: Path) -> tuple[Archit
     fields["num_kv_heads"] = fields["num_kv_heads"] or fields["num_heads"]
     fields["head_dim"] = fields["head_dim"] or fields["hidden_size"] // fields["num_heads"]
     fields["sliding_window"] = _window(fields["sliding_window"], fields["num_layers"], config, file, where)
-    theta, scaling = read_rope(config, where=where)
+    theta, scaling = read_rope(config, max_positions=fields["max_positions"], where=where)
     architecture = Architecture(family=model_type, rope_theta=theta, rope_scaling=scaling, config=config, **fields)
     _check_dims(architecture, where)
     return architecture, file

@@ -9,14 +9,21 @@ from typing import Any
 from amoeba_export.errors import UnsupportedError
 
 DEFAULT_THETA = 10000.0
-KNOWN_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+STRETCHED_TYPES = ("yarn", "longrope", "llama3")
+"""Types that depend on the length that the model was first trained with."""
+KNOWN_TYPES = ("default", "linear", "dynamic", *STRETCHED_TYPES)
 
 
-def read_rope(config: Mapping[str, Any], *, where: Path) -> tuple[float, dict[str, Any] | None]:
+def read_rope(config: Mapping[str, Any], *, max_positions: int, where: Path) -> tuple[float, dict[str, Any] | None]:
     """Base and scaling of a config.
 
     Where both spellings are present, `rope_scaling` goes before `rope_parameters` and a base inside either goes before
     the top-level `rope_theta`: the order of transformers 5 (`RotaryEmbeddingConfigMixin`), which reads our output too.
+
+    Args:
+        config: Of the model.
+        max_positions: Stands for `original_max_position_embeddings` where a type needs it and the config leaves it out.
+        where: The config's file.
 
     Returns:
         The base, and the other parameters with `rope_type` among them, or None for plain RoPE.
@@ -46,4 +53,6 @@ def read_rope(config: Mapping[str, Any], *, where: Path) -> tuple[float, dict[st
             where=where,
             next_step="Use a model that rotates whole heads.",
         )
+    if rope_type in STRETCHED_TYPES:
+        parameters.setdefault("original_max_position_embeddings", max_positions)
     return float(theta), None if rope_type == "default" else parameters

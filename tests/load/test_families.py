@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import copy
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from amoeba_export.errors import InputError, UnsupportedError, UnsupportedModel
+from amoeba_export.ir import Architecture
+from amoeba_export.load.families import expected_weights, linear_shapes, read_architecture, read_family, tied_copies
+from tests.tiny import FAMILIES, tiny_config
+
+WHERE = Path("config.json")
+SMALL = {
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "vocab_size": 128,
+}
+
+
+def small(model_type: str = "llama", **keys: Any) -> dict[str, Any]:
+    return {"model_type": model_type, **SMALL, "num_key_value_heads": 2, **keys}
+
+
+def read(config: dict[str, Any]) -> Architecture:
+    return read_architecture(config, where=WHERE)[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_config_of_transformers_5_is_read_as_transformers_reads_it(family: str):
+    config = tiny_config(family)
+    ours = read(config.to_dict())
+    assert ours == Architecture(
+        family=config.model_type,
+        num_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        ffn_size=config.intermediate_size,
+        vocab_size=config.vocab_size,
+        max_positions=config.max_position_embeddings,
+        norm_eps=config.rms_norm_eps,
+        rope_theta=config.rope_parameters["rope_theta"],
+        tied_embeddings=config.tie_word_embeddings,
+        qkv_bias=family == "qwen2",
+        qk_norm=family == "qwen3",
+    )
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
+def test_keys_that_a_config_leaves_out_mean_what_transformers_means(model_type: str):
+    keys = SMALL | {"hidden_size": 4096, "num_attention_heads": 32}
+    theirs = AutoConfig.for_model(model_type, **keys)
+    ours = read({"model_type": model_type, **keys})
+    assert ours.num_kv_heads == theirs.num_key_value_heads
+    assert ours.head_dim == getattr(theirs, "head_dim", 128)
+    assert ours.max_positions == theirs.max_position_embeddings
+    assert ours.norm_eps == theirs.rms_norm_eps
+    assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
+    assert ours.tied_embeddings == theirs.tie_word_embeddings
+    assert ours.sliding_window == theirs.sliding_window if model_type != "llama" else ours.sliding_window is None
+
+
+@pytest.mark.parametrize(
+    ("model_type", "flags"),
+    [
+        *(("llama", flags) for flags in itertools.product((False, True), repeat=3)),
+        *(("qwen3", (bias, False, tied)) for bias in (False, True) for tied in (False, True)),
+        *((name, (False, False, tied)) for name in ("mistral", "qwen2") for tied in (False, True)),
+    ],
+)
+def test_the_weights_that_a_config_implies_are_those_that_transformers_builds(
+    model_type: str, flags: tuple[bool, bool, bool]
+):
+    attention_bias, mlp_bias, tied = flags
+    keys = small(model_type, tie_word_embeddings=tied)
+    if model_type in ("llama", "qwen3"):
+        keys["attention_bias"] = attention_bias
+    if model_type == "llama":
+        keys["mlp_bias"] = mlp_bias
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**keys))
+    architecture, file = read_architecture(keys, where=WHERE)
+    built = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    if tied:
+        assert tied_copies(file.family, architecture) == {"lm_head.weight": "model.embed_tokens.weight"}
+        del built["lm_head.weight"]
+    assert expected_weights(file.family, architecture) == built
+    assert set(linear_shapes(file.family, architecture)) == {
+        name
+        for name, module in model.named_modules()
+        if type(module).__name__ == "Linear" and not (tied and name == "lm_head")
+    }
+
+
+def test_null_means_derived_where_a_family_has_a_default_of_its_own():
+    assert read(small("mistral", num_key_value_heads=None)).num_kv_heads == 4
+    assert read(small("llama", head_dim=None)).head_dim == 16
+
+
+# --- RoPE -------------------------------------------------------------------------------------------------------------
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 128,
+}
+
+
+@pytest.mark.parametrize(
+    ("keys", "theta", "scaling"),
+    [
+        ({}, 10000.0, None),
+        ({"rope_theta": 5e5}, 5e5, None),
+        ({"rope_theta": 5e5, "rope_scaling": None}, 5e5, None),
+        ({"rope_parameters": {"rope_theta": 1e5, "rope_type": "default"}}, 1e5, None),
+        # Both spellings, as we write them ourselves: old readers look at the first, transformers 5 at the second.
+        ({"rope_theta": 1e5, "rope_parameters": {"rope_theta": 1e5, "rope_type": "default"}}, 1e5, None),
+        ({"rope_theta": 1e4, "rope_parameters": {"rope_theta": 1e5, "rope_type": "default"}}, 1e5, None),
+        ({"rope_theta": 5e5, "rope_scaling": LLAMA3}, 5e5, LLAMA3),
+        ({"rope_parameters": LLAMA3 | {"rope_theta": 5e5}}, 5e5, LLAMA3),
+        # What it stretches from, where a config does not say.
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 4.0}, "max_position_embeddings": 512},
+            1e4,
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512},
+        ),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, 1e4, {"rope_type": "linear", "factor": 2.0}),
+    ],
+)
+def test_both_spellings_of_rope(keys: dict[str, Any], theta: float, scaling: dict[str, Any] | None):
+    architecture = read(small(**keys))
+    assert (architecture.rope_theta, architecture.rope_scaling) == (theta, scaling)
+    # transformers writes into the tables that it is given
+    given = copy.deepcopy({key: value for key, value in keys.items() if value})
+    theirs = dict(AutoConfig.for_model(**small(**given)).rope_parameters)
+    assert theirs.pop("rope_theta") == theta
+    theirs.pop("type", None)
+    assert theirs == (scaling or {"rope_type": "default"})
+
+
+# --- windows ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "window"),
+    [
+        (small("mistral"), 4096),
+        (small("mistral", sliding_window=None), None),
+        (small("qwen2", sliding_window=64), None),
+        (small("qwen2", sliding_window=64, use_sliding_window=True, max_window_layers=0), 64),
+        (small("qwen2", sliding_window=64, use_sliding_window=True, max_window_layers=2), None),
+        (small("qwen3", use_sliding_window=True, layer_types=["full_attention"] * 2), None),
+        (small("qwen3", use_sliding_window=True, layer_types=["sliding_attention"] * 2), 4096),
+    ],
+)
+def test_one_window_for_all_layers_or_none(config: dict[str, Any], window: int | None):
+    assert read(config).sliding_window == window
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        (
+            small("mixtral"),
+            "Models of type 'mixtral' are not supported. Did you mean 'mistral'?\n"
+            "  where: config.json\n"
+            "  next:  Use a model of one of these types: llama, mistral, qwen2, qwen3.",
+        ),
+        (
+            small(hidden_act="gelu"),
+            "A llama with hidden_act = 'gelu' is not supported.\n"
+            "  where: config.json\n"
+            "  next:  Use a model with hidden_act = 'silu'.",
+        ),
+        (
+            small(quantization_config={"quant_method": "gptq"}),
+            "This checkpoint is quantized (gptq); its weights cannot be cut as they are.\n"
+            "  where: config.json\n"
+            "  next:  Give the checkpoint that it was quantized from, in fp32, fp16 or bf16.",
+        ),
+        (
+            small("qwen2", use_sliding_window=True, max_window_layers=1),
+            "Layers with different attention are not supported: full_attention, sliding_attention.\n"
+            "  where: config.json\n"
+            "  next:  Use a model whose layers all attend to everything, or all through one window.",
+        ),
+        (
+            small(rope_parameters={"full_attention": {"rope_theta": 1.0}, "sliding_attention": {"rope_theta": 2.0}}),
+            "RoPE that differs between layers is not supported: full_attention, sliding_attention.\n"
+            "  where: config.json\n"
+            "  next:  Use a model with one RoPE for all layers.",
+        ),
+        (
+            small(rope_scaling={"rope_type": "spiral"}),
+            "RoPE of type 'spiral' is not supported.\n"
+            "  where: config.json\n"
+            "  next:  Use a model whose RoPE is one of: default, linear, dynamic, yarn, longrope, llama3.",
+        ),
+    ],
+)
+def test_what_we_do_not_compute_is_refused(config: dict[str, Any], text: str):
+    with pytest.raises(UnsupportedError) as caught:
+        read(config)
+    assert str(caught.value) == text
+    assert caught.value.exit_code == 7
+
+
+@pytest.mark.parametrize("key", ["rope_parameters", "top-level"])
+def test_rope_over_a_part_of_each_head_is_refused(key: str):
+    keys = {"partial_rotary_factor": 0.5}
+    with pytest.raises(UnsupportedError, match=r"part of each head|partial_rotary_factor = 0.5"):
+        read(small(**(keys if key == "top-level" else {key: {"rope_theta": 1e4, **keys}})))
+
+
+def test_a_config_that_lacks_a_dimension_is_named():
+    config = small()
+    del config["hidden_size"]
+    with pytest.raises(InputError) as caught:
+        read(config)
+    assert str(caught.value) == (
+        "The config of the model does not say 'hidden_size'.\n"
+        "  where: config.json\n"
+        "  next:  Get config.json again from where the weights come from."
+    )
+
+
+def test_all_senseless_dimensions_are_named_at_once():
+    with pytest.raises(InputError) as caught:
+        read(small(hidden_size="64", intermediate_size=0, head_dim=16, rms_norm_eps="1e-6"))
+    assert caught.value.what == (
+        "The config of the model makes no sense: hidden_size is '64'; ffn_size is 0; norm_eps is '1e-6'."
+    )
+    with pytest.raises(InputError, match="4 heads cannot share 3 KV heads evenly"):
+        read(small(num_key_value_heads=3))
+
+
+def test_a_config_without_a_model_type_is_refused():
+    with pytest.raises(UnsupportedModel, match="Models of type 'None' are not supported"):
+        read({})
+
+
+@pytest.mark.parametrize(
+    ("toml", "problem"),
+    [
+        ("[confg]", "a table named 'confg', which means nothing. Did you mean 'config'?"),
+        ("[config]\nnum_layer = 'n'", "in [config] a dimension named 'num_layer', which means nothing. Did you mean"),
+        ("[weights]\n'w' = { axis = ['hidden'] }", "for the weight w a key named 'axis', which means nothing."),
+        ("[weights]\n'w' = { axes = ['hiden'] }", "for the weight w an axis named 'hiden', which means nothing. Did"),
+        ("[weights]\n'w' = { axes = [], when = 'qk_nrm' }", "for the weight w a condition named 'qk_nrm', which"),
+    ],
+)
+def test_an_unknown_key_in_a_family_file_is_an_error(tmp_path: Path, toml: str, problem: str):
+    (tmp_path / "mine.toml").write_text(f"model_type = 'mine'\n{toml}\n")
+    with pytest.raises(InputError) as caught:
+        read_family("mine", tmp_path)
+    assert problem in caught.value.what
+    assert caught.value.where == str(tmp_path / "mine.toml")
