@@ -20,7 +20,7 @@ HEARTBEAT_S = 30.0
 """In a log, long work says this often how far it is."""
 
 WORTH_SAYING_S = 2.0
-"""Work that took less says nothing when it is done."""
+"""Work that takes less is not mentioned in a log."""
 
 
 class _Output(Console):
@@ -96,7 +96,7 @@ class Talk:
 
     @contextmanager
     def track(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A bar on a terminal; elsewhere a line at the start, one now and then, and one at the end."""
+        """A bar on a terminal; elsewhere a line when it turns out to take long, one now and then, one at the end."""
         start = time.monotonic()
         with self._bar(description, total) if self.on_terminal else self._lines(description, total) as advance:
             yield advance
@@ -144,8 +144,14 @@ class Talk:
                 left = duration((now - start) / done * (total - done))
                 self._console.print(f"{description}: {done} of {total}, about {left} left")
 
-        self._console.print(f"{description} ({total} steps)")
-        yield advance
+        # a timer, because the first step may be the long one
+        begun = threading.Timer(WORTH_SAYING_S, self._console.print, [f"{description} (0 of {total})"])
+        begun.daemon = True
+        begun.start()
+        try:
+            yield advance
+        finally:
+            begun.cancel()
 
 
 def duration(seconds: float) -> str:

@@ -35,17 +35,23 @@ def test_progress_without_a_terminal_is_few_lines(
             now += 8
             advance(1)
     assert capsys.readouterr().err == (
-        "Measuring (10 steps)\n"
-        "Measuring: 4 of 10, about 48 s left\n"
-        "Measuring: 8 of 10, about 16 s left\n"
-        "Measuring: 1 min 20 s\n"
+        "Measuring: 4 of 10, about 48 s left\nMeasuring: 8 of 10, about 16 s left\nMeasuring: 1 min 20 s\n"
     )
 
 
-def test_short_work_says_nothing_when_it_is_done(capsys: pytest.CaptureFixture[str]) -> None:
+def test_short_work_is_not_mentioned(capsys: pytest.CaptureFixture[str]) -> None:
     with Talk().track("Reading", 3) as advance:
         advance(3)
-    assert capsys.readouterr().err == "Reading (3 steps)\n"
+    assert capsys.readouterr().err == ""
+
+
+def test_long_work_says_so_before_its_first_step(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "WORTH_SAYING_S", 0.01)
+    with Talk().track("Reading", 3):
+        threading.Event().wait(0.1)
+    assert capsys.readouterr().err == "Reading (0 of 3)\nReading: 0.1 s\n"
 
 
 _BARS = """

@@ -1,0 +1,66 @@
+"""The commands and options that scripts rely on. Adding one is a line here; renaming one breaks somebody's CI."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from amoeba_export.cli.app import app
+from amoeba_export.cli.options import Dtype
+from amoeba_export.request import DTYPES
+
+EXPORT_AND_SEARCH = (
+    "MODEL --target --latency --metric --percentile --prompt --generate --batch --strategy --adapter --policy --format "
+    "--dtype --json"
+)
+SURFACE = {
+    "amoeba": "--version --debug --install-completion --show-completion",
+    "amoeba export": f"{EXPORT_AND_SEARCH} --shape --plan --require-measured --out --force --dry-run",
+    "amoeba search": EXPORT_AND_SEARCH,
+    "amoeba calibrate": "MODEL --recipe --seed --out --json",
+    "amoeba profile": "MODEL --target --out --dtype --prompt --generate --batch --host --port --identity --json",
+    "amoeba bench": "ARTIFACT... --target --prompt --generate --batch --rounds --json",
+    "amoeba inspect": "FILE|DIR --json",
+    "amoeba verify": "ARTIFACT --model --strategy --adapter --checksums-only --json",
+    "amoeba import": "UPSTREAM.npy MODEL --out --json",
+    "amoeba targets": "",
+    "amoeba targets list": "--json",
+    "amoeba targets show": "NAME|FILE --json",
+    "amoeba targets check": "NAME|FILE --json",
+    "amoeba doctor": "--json",
+}
+
+
+def surface(command: Any, name: str) -> dict[str, set[str]]:
+    found = {
+        name: {
+            word
+            for parameter in command.params
+            for word in ([parameter.metavar] if parameter.param_type_name == "argument" else parameter.opts)
+        }
+    }
+    for child in getattr(command, "commands", {}).values():
+        found |= surface(child, f"{name} {child.name}")
+    return found
+
+
+def test_the_surface_is_frozen() -> None:
+    expected = {name: set(words.split()) for name, words in SURFACE.items()}
+    assert surface(typer.main.get_command(app), "amoeba") == expected
+
+
+def test_help_names_the_dtypes_that_there_are() -> None:
+    (option,) = Dtype.__metadata__  # type: ignore[attr-defined]
+    assert option.metavar == "|".join(DTYPES)
+    assert option.autocompletion("") == list(DTYPES)
+
+
+@pytest.mark.parametrize("page", ["commands.md", "errors.md"])
+def test_the_pages_are_up_to_date(page: str) -> None:
+    """If not: python docs/generate.py"""
+    docs = Path(__file__).parents[2] / "docs"
+    assert (docs / page).read_text() == runpy.run_path(str(docs / "generate.py"))["PAGES"][page]()
