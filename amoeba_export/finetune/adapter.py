@@ -48,7 +48,7 @@ def write_adapter(folder: Path, low_rank: TrainedLowRank, *, base_model: str) ->
         "inference_mode": True,
         "init_lora_weights": True,
         "lora_alpha": settings.alpha,
-        "lora_dropout": settings.dropout,
+        "lora_dropout": 0.0,
         "modules_to_save": None,
         "peft_type": "LORA",
         "r": settings.rank,

@@ -17,7 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from amoeba_export.finetune.layer import LayerCut, SlicedLayer, rms_norm
 from amoeba_export.finetune.smol import LowRank, unchanged
-from amoeba_export.ir import SubnetPlan, Supernet
+from amoeba_export.ir import LayerPlan, SubnetPlan, Supernet
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,6 +50,7 @@ class SlicedSupernet(nn.Module):
         self.architecture = architecture
         self.strategy = supernet.strategy
         self.checkpoint_layers = checkpoint_layers
+        self._cuts: dict[tuple[LayerPlan, bool, float | None], LayerCut] = {}
 
         def frozen(name: str, *, transposed: bool = False) -> nn.Parameter:
             weight = supernet.tensors.read(name)
@@ -73,9 +74,14 @@ class SlicedSupernet(nn.Module):
         Raises:
             InputError: The plan compensates removed channels and the strategy has no means for it.
         """
-        return Cut(
-            plan, tuple(self._layer(layer.source_layer).cut(layer, plan, self.strategy) for layer in plan.layers)
-        )
+        return Cut(plan, tuple(self._layer_cut(layer, plan) for layer in plan.layers))
+
+    def _layer_cut(self, layer: LayerPlan, plan: SubnetPlan) -> LayerCut:
+        """Kept for the next plan that cuts this layer alike, as all depths of one width do."""
+        key = (layer, plan.compensate, plan.width_key)
+        if key not in self._cuts:
+            self._cuts[key] = self._layer(layer.source_layer).cut(layer, plan, self.strategy)
+        return self._cuts[key]
 
     def _layer(self, index: int) -> SlicedLayer:
         return cast(SlicedLayer, self.layers[index])

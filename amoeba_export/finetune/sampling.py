@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from amoeba_export.errors import BadValue
+from amoeba_export.finetune.settings import Settings
 from amoeba_export.ir import Shape, Strategy
 
 
@@ -49,31 +49,22 @@ class ShapeSampler:
         return tuple(Shape(depth, width) for depth in self.depths for width in self.widths)
 
 
-def sandwich(
-    strategy: Strategy, *, depths: Sequence[int], widths: Sequence[float], subnets: int, seed: int
-) -> ShapeSampler:
-    """A sampler over the depths and widths that `strategy` knows.
-
-    Args:
-        strategy: What is kept at each depth.
-        depths: Depths to draw from, or none for all of the strategy's. The full depth always belongs to them.
-        widths: Widths to draw from. The largest belongs to the full net.
-        subnets: Shapes per draw.
-        seed: Of the random ones.
+def sandwich(strategy: Strategy, settings: Settings) -> ShapeSampler:
+    """A sampler over the depths and widths of `settings`, which `strategy` must know. The full depth is always one.
 
     Raises:
         BadValue: A depth that the strategy does not know.
     """
     known = {strategy.num_layers - removed for removed in strategy.depth}
-    for depth in depths:
+    for depth in settings.depths:
         if depth not in known:
             raise BadValue("A depth", str(depth), f"depths of the strategy: {', '.join(map(str, sorted(known)))}")
-    chosen = {strategy.num_layers, *depths} if depths else known
+    chosen = {strategy.num_layers, *settings.depths} if settings.depths else known
     return ShapeSampler(
         depths=tuple(sorted(chosen, reverse=True)),
-        widths=tuple(sorted(set(widths), reverse=True)),
-        subnets=subnets,
-        seed=seed,
+        widths=settings.gate_widths,
+        subnets=settings.subnets,
+        seed=settings.seed,
     )
 
 

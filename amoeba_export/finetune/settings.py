@@ -22,7 +22,7 @@ MODES = ("smol", "lora")
 DTYPES = ("fp32", "bf16")
 POLICIES = ("uniform", "adaptive")
 MASK_FORMS = ("shifted", "unshifted")
-SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_min_lr", "warmup_stable_decay")
+SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 PROMPTS = ("auto", "alpaca", "chat")
 
 
@@ -35,7 +35,6 @@ class LowRankSettings:
         alpha: The change is scaled by alpha / rank.
         experts: E, LoRAs per linear weight. `lora` mode has one and no gate.
         top_k: Experts that a shape mixes.
-        dropout: Of the input of the LoRAs, in training.
         targets: Which linear weights of a layer get experts.
         gate_warmup: Share of the steps in which the gate is noisy. The noise falls linearly to zero, so that a shape's
             weights are settled well before the end; the published code keeps it, even at evaluation.
@@ -46,7 +45,6 @@ class LowRankSettings:
     alpha: float = 32.0
     experts: int = 5
     top_k: int = 2
-    dropout: float = 0.0
     targets: tuple[str, ...] = TARGETS
     gate_warmup: float = 0.25
 
@@ -110,6 +108,11 @@ class Settings:
     save_every: int = 100
     seed: int = 0
 
+    @property
+    def gate_widths(self) -> tuple[float, ...]:
+        """The gate's width choices: `widths`, largest first."""
+        return tuple(sorted(set(self.widths), reverse=True))
+
     def check(self) -> None:
         """Raise what is wrong: the one mistake, or `Problems` with all of them."""
         problems = list(self._problems())
@@ -157,8 +160,6 @@ class Settings:
         ):
             if not 0 <= share <= 1:
                 yield BadValue(option, f"{share:g}", "a number from 0 to 1")
-        if not 0 <= low_rank.dropout < 1:
-            yield BadValue("--dropout", f"{low_rank.dropout:g}", "a number from 0 to below 1")
         for option, value in (
             ("--learning-rate", self.learning_rate),
             ("--alpha", low_rank.alpha),

@@ -6,6 +6,12 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+from tokenizers import Regex, Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from amoeba_export.ir import Architecture, Importance, Strategy, Supernet
 from amoeba_export.load import load_supernet
@@ -43,3 +49,21 @@ def tiny_supernet(folder: Path, *, seed: int = 0) -> Supernet:
     supernet = load_supernet(str(folder))
     strategy = random_strategy(supernet.architecture, seed=seed, model_id=supernet.identity)
     return dataclasses.replace(supernet, strategy=strategy)
+
+
+def char_tokenizer(folder: Path, *, chat_template: str | None = None) -> PreTrainedTokenizerFast:
+    """One token per printable character, saved into a model folder. 0 pad, 1 bos (put first), 2 eos, 3 unknown."""
+    characters = [chr(code) for code in range(32, 127)] + ["\n"]
+    special = ["<pad>", "<bos>", "<eos>", "<unk>"]
+    vocab = {token: i for i, token in enumerate([*special, *characters])}
+    tokenizer = Tokenizer(WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = Fuse()
+    tokenizer.add_special_tokens(special)
+    tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>"
+    )
+    fast.chat_template = chat_template
+    fast.save_pretrained(folder)
+    return fast

@@ -1,0 +1,93 @@
+"""One micro-batch through its subnets: forward and backward of one after the other, gradients adding up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from amoeba_export.errors import UsageError
+from amoeba_export.finetune.model import SlicedSupernet
+from amoeba_export.finetune.objective import Objective, Positions
+from amoeba_export.finetune.packing import Batch
+from amoeba_export.finetune.settings import ObjectiveSettings
+from amoeba_export.finetune.smol import TrainedLowRank
+from amoeba_export.ir import Shape, SubnetPlan
+
+Losses = list[tuple[Shape, dict[str, float]]]
+"""Per subnet, in order: `loss` (before balancing), `cross_entropy`, and `distillation` for all but the first."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SandwichStep:
+    """The trained weights, the net that they change, and what each shape keeps.
+
+    Attributes:
+        plans: Every shape that can be drawn.
+        loss_scale: The share of a micro-batch in its step: 1 / gradient accumulation.
+    """
+
+    model: SlicedSupernet
+    low_rank: TrainedLowRank
+    plans: Mapping[Shape, SubnetPlan]
+    objective: ObjectiveSettings
+    loss_scale: float = 1.0
+
+    def run(self, batch: Batch, shapes: Sequence[Shape], *, noise: GateNoise | None = None) -> Losses:
+        """Add the gradients of `batch` under `shapes`, the first of which is trained on labels and teaches the others.
+
+        Raises:
+            UsageError: A loss that is not finite.
+        """
+        positions = Positions.of(batch.labels_BT, self.objective.mask)
+        objective = Objective(self.objective, positions)
+        losses: Losses = []
+        for i, shape in enumerate(shapes):
+            plan = self.plans[shape]
+            logits_PV = self.model(
+                batch.input_ids_BT,
+                cut=self.model.cut(plan),
+                low_rank=self.low_rank.at(plan, noise_E=noise.draw(i) if noise else None),
+                select_BT=positions.select_BT,
+                segments_BT=batch.segments_BT,
+            )
+            loss = objective(logits_PV)
+            entry = {"loss": loss.raw.item(), "cross_entropy": loss.cross_entropy.item()}
+            if loss.distillation is not None:
+                entry["distillation"] = loss.distillation.item()
+            if not all(np.isfinite(value) for value in entry.values()):
+                raise UsageError(
+                    f"Training diverged: the loss of shape {shape} is {entry['loss']}.",
+                    next_step="Lower --learning-rate, or train in fp32.",
+                )
+            (loss.total * self.loss_scale).backward()  # type: ignore[no-untyped-call]
+            losses.append((shape, entry))
+        return losses
+
+
+@dataclass(frozen=True, slots=True)
+class GateNoise:
+    """Draws for the gate: a function of seed, step, micro-batch and subnet.
+
+    Attributes:
+        key: Seed, step and micro-batch.
+        experts: Numbers per draw.
+        scale: Falls from 1 to 0 over the warm-up.
+    """
+
+    key: tuple[int, int, int]
+    experts: int
+    scale: float
+
+    def draw(self, subnet: int) -> torch.Tensor:
+        """Scaled N(0, 1), float32 [E]."""
+        normal_E = np.random.default_rng([*self.key, subnet]).standard_normal(self.experts)
+        return torch.from_numpy(normal_E * self.scale).to(torch.float32)
+
+
+def noise_scale(step: int, max_steps: int, warmup: float) -> float:
+    """1 at the first step, 0 once `warmup` of the steps are done, linear between."""
+    end = warmup * max_steps
+    return max(0.0, 1.0 - step / end) if end > 0 else 0.0
