@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ _ADMITTED: dict[tuple[str, str], Any] = {("numpy", "ndarray"): np.ndarray, ("num
 
 _BROKEN = (
     pickle.UnpicklingError,
+    struct.error,
     AttributeError,
     EOFError,
     IndexError,
@@ -106,12 +108,15 @@ def load_pickled_weights(path: Path) -> LoadedWeights:
         UnsafePickle: It names anything but tensors. Nothing of it was run.
         DamagedFile: It is not such a file.
     """
+    if not zipfile.is_zipfile(path):
+        raise DamagedFile(path, "not the zip archive that torch.save writes")
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (*_BROKEN, RuntimeError) as error:
-        if zipfile.is_zipfile(path) and (unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(path)):
+        is_pickle = isinstance(error, pickle.UnpicklingError)
+        if is_pickle and (unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(path)):
             raise UnsafePickle(path, ", ".join(sorted(unsafe))) from error
-        raise DamagedFile(path, str(error).splitlines()[0]) from error
+        raise DamagedFile(path, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
     if not isinstance(data, dict) or not all(
         isinstance(name, str) and isinstance(weight, torch.Tensor) for name, weight in data.items()
     ):
