@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from statistics import median
 
 from amoeba_export.errors import InputError, TargetError, WrongModel
 from amoeba_export.ir import Architecture, DenseArchitecture, Latency, Metric, Source, Timing, Workload
@@ -31,8 +32,15 @@ class Measurement:
 
     def milliseconds(self, phase: Phase, percentile: int) -> float:
         """The measured time of `phase`."""
-        timing = self.decode if phase == "decode" else self.prefill
+        timing = self._timing(phase)
         return timing.p90_ms if percentile == 90 else timing.p50_ms
+
+    def noise(self, phase: Phase) -> float:
+        """Relative scatter of the measurement of `phase`, 0 where it is not known."""
+        return self._timing(phase).noise or 0.0
+
+    def _timing(self, phase: Phase) -> Timing:
+        return self.decode if phase == "decode" else self.prefill
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,11 +118,16 @@ class CostTable:
         return tuple(sorted({measurement.prompt_tokens for measurement in self.measurements}))
 
     @property
-    def suspects(self) -> tuple[int, ...]:
-        """Positions of measurements that the others contradict, worth measuring again before they are believed.
+    def noise(self) -> float:
+        """Median scatter between the rounds of a measurement, 0 where it is not known."""
+        return max(median(item.noise(phase) for item in self.measurements) for phase in PHASES)
 
-        A measurement is one if, in either phase, the fit to the others misses it by more than 10 % and by more than six
-        times what their scatter explains.
+    @property
+    def suspects(self) -> tuple[int, ...]:
+        """Positions of measurements worth taking again before they are believed.
+
+        A measurement is one if, in either phase, its rounds scatter by more than 10 %, or if the fit to the others
+        misses it by more than 10 % and by more than six times what their scatter explains.
         """
         found: set[int] = set()
         for phase in PHASES:
@@ -122,6 +135,7 @@ class CostTable:
             for i, (error, ratio) in enumerate(zip(fit.leave_one_out, fit.studentized, strict=True)):
                 if abs(error) > 0.1 and abs(ratio) > 6:
                     found.add(i)
+            found.update(i for i, item in enumerate(self.measurements) if item.noise(phase) > 0.1)
         return tuple(sorted(found))
 
     def _predict_phase(
@@ -238,5 +252,6 @@ def _fitted(table: CostTable) -> CostTable:
                         where=f"measurement {position}",
                         next_step="Check the target with 'amoeba targets check' and profile it again.",
                     )
-            fits[f"{phase}_p{percentile}"] = fit_relative(rows, measured_ms)
+            noise = [item.noise(phase) for item in table.measurements]
+            fits[f"{phase}_p{percentile}"] = fit_relative(rows, measured_ms, noise=noise)
     return replace(table, fits=fits)

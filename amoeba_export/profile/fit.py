@@ -14,6 +14,9 @@ FloatArray = NDArray[np.float64]
 MIN_SPARE_ROWS = 2
 """Rows beyond the number of terms without which the residuals say nothing about the error."""
 
+ORDINARY_NOISE = 0.03
+"""Relative scatter between rounds at which a measurement counts half. A quiet machine stays well below."""
+
 _COLLINEAR = 1e-6
 _MIN_SIGMA = 0.002
 """No machine repeats itself more closely than that; a smaller sigma would call rounding an outlier."""
@@ -29,8 +32,8 @@ class Fit:
         columns: The terms that the rows could tell apart. The cost of a term that is missing here is part of the
             others': they always came together.
         coefficients_ms: Cost of each column, never negative.
-        sigma: Relative standard error of one row, from the residuals.
-        inverse_gram: (X^T X)^-1 of the relative rows X, for the error of a prediction.
+        sigma: Relative standard error of one undisturbed row, from the residuals.
+        inverse_gram: (X^T X)^-1 of the relative, weighted rows X, for the error of a prediction.
         spare_rows: Rows minus columns.
         leave_one_out: Of each row, the relative error (predicted / measured - 1) of the fit to all other rows.
         studentized: The same in units of the error to be expected, by the residuals of the other rows alone: an
@@ -77,27 +80,31 @@ def num_terms(rows: Sequence[Mapping[str, float]]) -> int:
     return len(_independent(x))
 
 
-def fit_relative(rows: Sequence[Mapping[str, float]], measured_ms: Sequence[float]) -> Fit:
-    """Minimise the sum of ((predicted - measured) / measured)^2 over non-negative costs.
+def fit_relative(
+    rows: Sequence[Mapping[str, float]], measured_ms: Sequence[float], *, noise: Sequence[float] = ()
+) -> Fit:
+    """Minimise the sum of w ((predicted - measured) / measured)^2 over non-negative costs.
 
     Relative, because a budget is missed by percents: absolute residuals would let the slow graphs decide everything.
+    w = 1 / (1 + (noise / `ORDINARY_NOISE`)^2): a graph that was disturbed while it was measured counts for less.
 
     Args:
         rows: The features of each measured graph, all with the same keys. At least `MIN_SPARE_ROWS` more than
             `num_terms(rows)`.
         measured_ms: What was measured, positive.
+        noise: Relative scatter of each measurement; none known if empty.
     """
     names = tuple(rows[0])
     t = np.array(measured_ms, dtype=np.float64)
+    roots = 1 / np.sqrt(1 + (np.array(noise or [0.0] * len(t)) / ORDINARY_NOISE) ** 2)
     x = np.array([[row[name] for name in names] for row in rows], dtype=np.float64) / t[:, None]
     kept = _independent(x)
-    x = x[:, kept]
-    ones = np.ones(len(t))
-    costs = nonnegative_least_squares(x, ones)
+    x = x[:, kept] * roots[:, None]
+    costs = nonnegative_least_squares(x, roots)
     spare_rows = len(t) - len(kept)
     assert spare_rows >= MIN_SPARE_ROWS, "the caller checks that there are enough rows"
-    residual = x @ costs - ones
-    errors, studentized = _leave_one_out(x)
+    residual = x @ costs - roots
+    errors, studentized = _leave_one_out(x, roots)
     return Fit(
         columns=tuple(names[i] for i in kept),
         coefficients_ms=tuple(costs.tolist()),
@@ -109,20 +116,21 @@ def fit_relative(rows: Sequence[Mapping[str, float]], measured_ms: Sequence[floa
     )
 
 
-def _leave_one_out(x: FloatArray) -> tuple[list[float], list[float]]:
+def _leave_one_out(x: FloatArray, y: FloatArray) -> tuple[list[float], list[float]]:
     num_rows, num_columns = x.shape
     errors, studentized = [], []
     for i in range(num_rows):
-        rest = np.delete(x, i, axis=0)
-        costs = nonnegative_least_squares(rest, np.ones(num_rows - 1))
-        errors.append(float(x[i] @ costs - 1))
+        rest, others = np.delete(x, i, axis=0), np.delete(y, i)
+        costs = nonnegative_least_squares(rest, others)
+        missed = float(x[i] @ costs - y[i])
+        errors.append(missed / float(y[i]))
         if len(_independent(rest)) < num_columns:
             studentized.append(0.0)
             continue
-        residual = rest @ costs - 1
+        residual = rest @ costs - others
         sigma = max(_MIN_SIGMA, math.sqrt(float(residual @ residual) / (num_rows - 1 - num_columns)))
         leverage = float(x[i] @ np.linalg.solve(rest.T @ rest, x[i]))
-        studentized.append(errors[-1] / (sigma * math.sqrt(1 + leverage)))
+        studentized.append(missed / (sigma * math.sqrt(1 + leverage)))
     return errors, studentized
 
 

@@ -13,6 +13,9 @@ from amoeba_export.profile.design import design_graphs
 Measure = Callable[[Sequence[DenseArchitecture], Workload], Sequence[Latency | TargetError]]
 """Measures graphs of these dims (weights are random) in interleaved rounds: one result per graph, in order."""
 
+LOUD = 0.05
+"""Median scatter between rounds above which a table deserves a warning."""
+
 
 def record_cost_table(
     architecture: Architecture,
@@ -28,7 +31,7 @@ def record_cost_table(
 ) -> CostTable:
     """Measure at most `num_graphs` graphs of `architecture` on `target` and fit a cost table.
 
-    Graphs that the device cannot run are left out, with a warning. Measurements that the others contradict are taken
+    Graphs that the device cannot run are left out. Measurements that scatter, or that the others contradict, are taken
     once more, and the second one counts.
 
     Args:
@@ -60,15 +63,32 @@ def record_cost_table(
     if not measured:
         raise failed[0]
     table = _fit(measured, target, dtype)
-    for position in table.suspects:
-        graph, first = measured[position]
-        progress.note(f"Measurement {position + 1} of {len(measured)} does not fit the others; measuring it again.")
-        (again,) = measure([graph], first.workload)
-        if isinstance(again, TargetError):
-            progress.warn(f"Measuring it again failed, the first measurement stays: {again.what}")
-        else:
-            measured[position] = (graph, again)
-    return _fit(measured, target, dtype) if table.suspects else table
+    if table.suspects:
+        _measure_again(measured, table.suspects, measure, progress)
+        table = _fit(measured, target, dtype)
+    if table.noise > LOUD:
+        progress.warn(
+            f"'{target.name}' is not quiet: its measurements scatter by {100 * table.noise:.0f} %. "
+            "Close other programs and profile it again for a better cost table."
+        )
+    return table
+
+
+def _measure_again(
+    measured: list[tuple[DenseArchitecture, Latency]],
+    suspects: Sequence[int],
+    measure: Measure,
+    progress: Progress,
+) -> None:
+    """Put second measurements of `suspects` in place of the first, those of one workload in one go."""
+    progress.note(f"Measuring {len(suspects)} of {len(measured)} graphs again: they scatter, or do not fit the others.")
+    for workload in dict.fromkeys(measured[i][1].workload for i in suspects):
+        positions = [i for i in suspects if measured[i][1].workload == workload]
+        for i, again in zip(positions, measure([measured[i][0] for i in positions], workload), strict=True):
+            if isinstance(again, TargetError):
+                progress.warn(f"Measuring a graph again failed, its first measurement stays: {again.what}")
+            else:
+                measured[i] = (measured[i][0], again)
 
 
 def _fit(measured: Sequence[tuple[DenseArchitecture, Latency]], target: Target, dtype: str) -> CostTable:

@@ -67,3 +67,15 @@ def test_residuals_are_relative() -> None:
 @pytest.mark.parametrize(("degrees", "quantile"), [(2, 2.920), (3, 2.353), (6, 1.943), (30, 1.697)])
 def test_student_t95(degrees: int, quantile: float) -> None:
     assert student_t95(degrees) == pytest.approx(quantile, rel=0.004)
+
+
+def test_a_disturbed_measurement_counts_for_less() -> None:
+    rows = [{"base": 1.0, "blocks": float(blocks)} for blocks in range(8)]
+    measured = [5 + 0.5 * row["blocks"] for row in rows]
+    measured[3] *= 1.4
+    plain = fit_relative(rows, measured)
+    weighted = fit_relative(rows, measured, noise=[0.0, 0.01, 0.0, 0.3, 0.0, 0.01, 0.0, 0.0])
+    truth = np.array([5, 0.5])
+    assert np.abs(weighted.coefficients_ms - truth).max() < 0.05 < np.abs(plain.coefficients_ms - truth).max()
+    assert weighted.leave_one_out[3] == pytest.approx(1 / 1.4 - 1, rel=0.02)
+    assert weighted.sigma < plain.sigma / 5

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -106,3 +107,41 @@ def test_memory_is_weights_cache_and_logits() -> None:
     embedding = 49152 * 576
     int4 = (0.625 * (model.num_params - embedding) + 4 * (embedding + cache + logits)) / 2**20
     assert predict_memory_mb(model, dtype="int4", workload=workload) == pytest.approx(int4)
+
+
+class _Listener:
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+    @contextmanager
+    def track(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
+        yield lambda steps: None
+
+
+def test_graphs_that_scatter_are_measured_again_together_and_a_loud_machine_is_named() -> None:
+    calls: list[int] = []
+    listener = _Listener()
+
+    def measure(graphs: Sequence[DenseArchitecture], workload: Workload) -> list[Latency | TargetError]:
+        calls.append(len(graphs))
+        return [_scattering(Machine().measure(graph), 0.4 if i % 4 == 1 else 0.06) for i, graph in enumerate(graphs)]
+
+    table = record_cost_table(SMOL, measure, target=CPU, dtype="fp32", workload=Workload(), progress=listener)
+    assert calls == [12, 3]
+    assert table.noise == 0.06
+    assert listener.notes == ["Measuring 3 of 12 graphs again: they scatter, or do not fit the others."]
+    assert listener.warnings == [
+        "'cpu' is not quiet: its measurements scatter by 6 %. Close other programs and profile it again for a better "
+        "cost table."
+    ]
+
+
+def _scattering(latency: Latency, noise: float) -> Latency:
+    return replace(latency, decode=replace(latency.decode, noise=noise))
