@@ -178,7 +178,7 @@ def test_an_adapter_of_another_model_is_refused_before_any_work(llama: Supernet)
     adapter = MemoryAdapter(
         {"model.layers.9.mlp.up_proj": AdapterDelta(a_RI=torch.ones(1, 1), b_OR=torch.ones(1, 1), scale=1)}
     )
-    with pytest.raises(WrongModel, match="it changes model.layers.9.mlp.up_proj, which is not here"):
+    with pytest.raises(WrongModel, match=r"it changes model\.layers\.9\.mlp\.up_proj, which is not here"):
         materialize_subnet(dataclasses.replace(llama, adapters=(adapter,)), SubnetPlan.full(llama.architecture))
 
 
