@@ -30,7 +30,7 @@ def make_manifest(supernet: Supernet, settings: Settings, fitted: Fitted, report
     return Manifest(
         model=supernet.name,
         shape=ShapeRecord.of(fitted.plan),
-        dtype=settings.dtype or str(supernet.tensors.dtype(supernet.family.globals[0].name)),
+        dtype=settings.dtype or _source_dtype(supernet),
         latency=_latency(settings, fitted),
         quality=_quality(supernet, fitted),
         verification=VerificationRecord(
@@ -52,6 +52,12 @@ def tool_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return versions
+
+
+def _source_dtype(supernet: Supernet) -> str:
+    """The dtype of the supernet's embeddings in the spelling of `--dtype`."""
+    name = str(supernet.tensors.dtype(supernet.family.globals[0].name)).removeprefix("torch.")
+    return {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}.get(name, name)
 
 
 def _latency(settings: Settings, fitted: Fitted) -> LatencyRecord | None:
