@@ -60,17 +60,19 @@ class Checkpoint:
             NonFiniteWeights: It has NaN or infinity in it.
         """
         entry = self._weights[name]
-        num_items = math.prod(entry.shape)
+        size_bytes = math.prod(entry.shape) * entry.dtype.itemsize
         page_start = entry.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
         skipped = entry.offset - page_start
-        length = skipped + num_items * entry.dtype.itemsize
         try:
             with entry.path.open("rb") as file:
                 # ACCESS_COPY: torch wants a writable buffer, and a write by mistake must not reach the user's file.
-                view = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=page_start)
+                view = mmap.mmap(file.fileno(), skipped + size_bytes, access=mmap.ACCESS_COPY, offset=page_start)
         except (OSError, ValueError) as error:
             raise DamagedFile(entry.path, f"{name} can no longer be read ({error})") from error
-        weight = torch.frombuffer(view, dtype=entry.dtype, count=num_items, offset=skipped).view(entry.shape)
+        raw = torch.frombuffer(view, dtype=torch.uint8, count=size_bytes, offset=skipped)
+        if entry.offset % entry.dtype.itemsize:  # a header of odd length; not every processor reads across words
+            raw = raw.clone()
+        weight = raw.view(entry.dtype).view(entry.shape)
         if name not in self._finite:
             _check_finite(name, weight, entry.path)
             self._finite.add(name)
