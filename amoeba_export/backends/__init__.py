@@ -100,6 +100,10 @@ class Backend(Protocol):
 
 BACKENDS: Mapping[str, str] = {
     "onnxruntime": "amoeba_export.backends.onnxruntime:BACKEND",
+    "genai": "amoeba_export.backends.genai:BACKEND",
+    "openvino": "amoeba_export.backends.openvino:BACKEND",
+    "torch": "amoeba_export.backends.torch:BACKEND",
+    "llamacpp": "amoeba_export.backends.llamacpp:BACKEND",
     "analytic": "amoeba_export.backends.analytic",
     "recorded": "amoeba_export.backends.recorded",
 }

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amoeba_export.errors import NotFound
+from amoeba_export.errors import InputError, NotFound
+from amoeba_export.ir import DenseArchitecture, LayerPlan, Shape, Subnet, SubnetPlan
 
 if TYPE_CHECKING:
     from amoeba_export.backends import Subject
-    from amoeba_export.ir import DenseArchitecture
 
 Prepare = Callable[["Subject", Path, Any], dict[str, Any]]
 """Given a subject, an empty folder and the backend's options: the folder to open and what the engine wants to know."""
 
 _DTYPES: Mapping[int, str] = {1: "fp32", 10: "fp16", 16: "bf16"}
 """ONNX's numbers of float types; everything else is filled with random bytes."""
+
+_TORCH_NAMES: Mapping[str, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def artifact_folder(subject: Subject, container: str) -> Path:
@@ -37,25 +41,88 @@ def prepare_onnx(subject: Subject, folder: Path, options: Any) -> dict[str, Any]
     if subject.artifact is not None:
         found = artifact_folder(subject, "onnx")
         return {"folder": str(found), "model": "model.onnx", **_graph_facts(found / "model.onnx")}
+    from amoeba_export.formats.onnx import write_random
+
+    write_random(subject.dense, folder, dtype=subject.dtype, dialect=options.dialect, left_padding=options.runs_on_cpu)
     path = folder / "model.onnx"
-    _write_graph(subject.dense, path, dtype=subject.dtype, dialect=options.dialect, on_cpu=options.runs_on_cpu)
     regions = _regions(path)
+    for name in {region["file"] for region in regions}:
+        (folder / name).unlink()  # the runner makes weights where and while it measures, so that none lie or travel
     weights = {"file": regions[0]["file"], "regions": regions} if regions else None
     return {"folder": str(folder), "model": path.name, "weights": weights, **_graph_facts(path)}
 
 
-def _write_graph(dense: DenseArchitecture, path: Path, *, dtype: str, dialect: str, on_cpu: bool) -> None:
-    """The graph that the ONNX writer makes for `dense`, without its weights."""
-    import onnx
-    import onnx_ir
+def prepare_genai(subject: Subject, folder: Path, options: Any) -> dict[str, Any]:
+    """As `prepare_onnx`, with the `genai_config.json` that ONNX Runtime GenAI reads."""
+    prepared = prepare_onnx(subject, folder, options)
+    config = Path(prepared["folder"]) / "genai_config.json"
+    if subject.artifact is None:
+        from amoeba_export.formats.onnx.genai import genai_config
 
-    from amoeba_export.formats import onnx as onnx_format
-    from amoeba_export.formats.onnx.precision import PRECISIONS
-    from amoeba_export.formats.onnx.writer import record_model
+        content = genai_config(subject.dense, folder)
+        for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            content["model"][token] = content["model"][token] or 0  # the runtime wants numbers and never stops by them
+        config.write_text(json.dumps(content), encoding="utf-8")
+    elif not config.is_file():
+        raise NotFound("The GenAI configuration", config, next_step="Export the artifact again with --format onnx.")
+    return prepared
 
-    onnx_format.check(dense, dtype=dtype, dialect=dialect)
-    model, _ = record_model(dense, PRECISIONS[dtype], dialect=dialect, left_padding=on_cpu, last_logits=False)
-    onnx.save(onnx_ir.to_proto(model), path)
+
+def prepare_safetensors(subject: Subject, folder: Path, options: Any) -> dict[str, Any]:
+    """A Hugging Face directory; without an artifact, its config alone: the engine makes the weights."""
+    if subject.artifact is not None:
+        found = artifact_folder(subject, "safetensors")
+        return {"folder": str(found), "dtype": subject.dtype, "random": False}
+    from amoeba_export.formats import safetensors
+    from amoeba_export.formats.config import AMOEBA, container_type, dense_config
+
+    safetensors.check(subject.dense, dtype=subject.dtype)
+    config = dense_config(_as_subnet(subject.dense), dtype=_TORCH_NAMES[subject.dtype])
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    if container_type(subject.dense) == AMOEBA:
+        code = Path(safetensors.__file__).with_name(safetensors.MODELING)
+        shutil.copyfile(code, folder / safetensors.MODELING)
+    return {"folder": str(folder), "dtype": subject.dtype, "random": True}
+
+
+def prepare_gguf(subject: Subject, folder: Path, options: Any) -> dict[str, Any]:
+    """A GGUF file. Only artifacts: llama.cpp refuses a model without its tokenizer, which bare dims do not have."""
+    if subject.artifact is None:
+        raise InputError(
+            f"llama.cpp cannot time {subject.label} without weights and tokenizer.",
+            next_step="Give an exported artifact, or profile with another backend of the device.",
+        )
+    found = artifact_folder(subject, "gguf")
+    files = sorted(found.glob("*.gguf"))
+    if not files:
+        raise NotFound(f"The GGUF file of {subject.label}", found, next_step="Export it again with --format gguf.")
+    return {"folder": str(found), "model": files[0].name}
+
+
+def _as_subnet(dense: DenseArchitecture) -> Subnet:
+    """`dense` as a cut of its supernet's first layers, for writers that want to know. It has no weights."""
+    import torch
+
+    base = dense.base
+    heads, kv_heads, ffn = range(base.num_heads), range(base.num_kv_heads), range(base.ffn_size)
+    layers = tuple(
+        LayerPlan(
+            source_layer=i,
+            query_heads=tuple(heads[: dims.num_heads]),
+            kv_heads=tuple(kv_heads[: dims.num_kv_heads]),
+            ffn=tuple(ffn[: dims.ffn_size]),
+        )
+        for i, dims in enumerate(dense.layers)
+    )
+    return Subnet(
+        architecture=dense,
+        plan=SubnetPlan(shape=Shape(len(layers), 1.0), policy="adaptive", layers=layers),
+        specs=(),
+        stream=lambda: iter(()),
+        source_folder=Path(),
+        source_dtype=torch.float32,
+        model_name="random",
+    )
 
 
 def _graph_facts(path: Path) -> dict[str, Any]:

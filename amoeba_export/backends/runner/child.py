@@ -48,7 +48,9 @@ def measure_subject(request: Mapping[str, Any]) -> dict[str, Any]:
     _be_killed_first()
     engine = load_engine(request["engine"])
     model = engine.open_model(request["subject"], request["workload"], request["options"])
-    decode_ms = sample_ms(model.decode, **{**DECODE, **request.get("decode", {})})
+    decode_ms = sample_ms(
+        model.decode, before=getattr(model, "rewind", None), **{**DECODE, **request.get("decode", {})}
+    )
     prefill_ms = sample_ms(model.prefill, **{**PREFILL, **request.get("prefill", {})})
     memory_mb = peak_memory_mb()
     model.close()

@@ -7,6 +7,10 @@ from typing import Any
 
 ENGINES = {
     "onnxruntime": ".engine_onnxruntime",
+    "genai": ".engine_genai",
+    "openvino": ".engine_openvino",
+    "torch": ".engine_torch",
+    "llamacpp": ".engine_llamacpp",
 }
 """Engine name, and its module here. A name with a dot is a module of somebody else's."""
 
@@ -16,7 +20,8 @@ def load_engine(name: str) -> Any:
 
     An engine has `describe(options) -> dict` (versions and what it runs on; raises `Unavailable`) and
     `open_model(subject, workload, options)`, which gives an object with `prefill()`, `decode()` and `close()`.
-    A step returns when its work is done, and `decode` always runs at the workload's KV length.
+    A step returns when its work is done, None or the milliseconds it took by the runtime's own clock. `decode` always
+    runs at the workload's KV length; a model whose cache grows has `rewind()`, called untimed before each decode.
     """
     if "." in name:
         return importlib.import_module(name)

@@ -1,0 +1,85 @@
+"""llama.cpp, through the xllamacpp wheel: its server in this process, its own clock."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+from .device import physical_cores
+from .engines import Unavailable
+
+DECODE_TOKENS = 8
+"""Tokens of one decode sample. The cache grows meanwhile, so a sample starts half of them before the KV length."""
+
+
+def describe(options: Mapping[str, Any]) -> dict[str, str]:
+    """Version, devices and threads. Raises `Unavailable` when the wheel is not there."""
+    try:
+        import xllamacpp  # noqa: F401 - only whether it loads
+    except ImportError as error:
+        raise Unavailable(
+            f"xllamacpp cannot be imported ({error})", "Install it: pip install 'amoeba-export[llamacpp]'."
+        ) from None
+    return {
+        "runtime": f"xllamacpp {version('xllamacpp')}",
+        "provider": "GPU" if options["gpu_layers"] else "CPU",
+        "threads": str(options["threads"] or physical_cores()),
+    }
+
+
+def open_model(subject: Mapping[str, Any], workload: Mapping[str, int], options: Mapping[str, Any]) -> _Model:
+    """Load the GGUF file `model` in `folder`."""
+    return _Model(subject, workload, options)
+
+
+class _Model:
+    def __init__(self, subject: Mapping[str, Any], workload: Mapping[str, int], options: Mapping[str, Any]) -> None:
+        import xllamacpp
+
+        if workload["batch"] != 1:
+            raise ValueError("llama.cpp is timed with one sequence; use --batch 1")
+        prompt = workload["prompt_tokens"]
+        params = xllamacpp.CommonParams()
+        params.model.path = os.path.join(subject["folder"], subject["model"])  # noqa: PTH118 - startup counts
+        params.n_ctx = prompt + workload["generate_tokens"] + 2 * DECODE_TOKENS
+        params.n_parallel = 1
+        params.n_gpu_layers = options["gpu_layers"]
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = options["threads"] or physical_cores()
+        params.warmup = True
+        params.fit_params = False
+        params.verbosity = -1
+        self._server = xllamacpp.Server(params)
+        self._prompt = [number % 64 + 3 for number in range(prompt)]
+        self._before = self._prompt[: max(1, prompt - DECODE_TOKENS // 2)]
+
+    def decode(self) -> float:
+        """Milliseconds per token around the KV length. The first token comes from the prompt's logits and is free."""
+        timings = self._complete(self._before, DECODE_TOKENS + 1, keep_prompt=True)
+        return float(timings["predicted_ms"]) / float(timings["predicted_n"] - 1)
+
+    def prefill(self) -> float:
+        """Milliseconds of the whole prompt."""
+        return float(self._complete(self._prompt, 1, keep_prompt=False)["prompt_ms"])
+
+    def close(self) -> None:
+        """Stop the server."""
+        del self._server
+
+    def _complete(self, tokens: list[int], count: int, *, keep_prompt: bool) -> Mapping[str, Any]:
+        request = {
+            "prompt": tokens,
+            "n_predict": count,
+            "cache_prompt": keep_prompt,
+            "ignore_eos": True,
+            "samplers": ["top_k"],
+            "top_k": 1,
+        }
+        answer = self._server.handle_completions(json.dumps(request))
+        reply = json.loads(answer) if isinstance(answer, str) else answer
+        if "timings" not in reply:
+            raise RuntimeError(f"llama.cpp answered {reply}")
+        timings: Mapping[str, Any] = reply["timings"]
+        return timings

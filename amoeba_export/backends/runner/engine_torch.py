@@ -1,0 +1,91 @@
+"""PyTorch through transformers, eager or compiled, on CPU or CUDA."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .device import physical_cores
+from .engines import Unavailable
+
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def describe(options: Mapping[str, Any]) -> dict[str, str]:
+    """Versions, device and mode. Raises `Unavailable` when a package or the device is not there."""
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise Unavailable(f"{error.name} cannot be imported ({error})", "Install torch and transformers.") from None
+    if options["device"].startswith("cuda") and not torch.cuda.is_available():
+        raise Unavailable("torch sees no CUDA device here", 'Use a machine with one, or device = "cpu".')
+    facts = {
+        "runtime": f"torch {torch.__version__}, transformers {transformers.__version__}",
+        "provider": options["device"],
+        "mode": "compiled" if options["compile"] else "eager",
+        "threads": str(options["threads"] or physical_cores()),
+    }
+    if options["device"].startswith("cuda"):
+        facts["gpu"] = torch.cuda.get_device_name(options["device"])
+    return facts
+
+
+def open_model(subject: Mapping[str, Any], workload: Mapping[str, int], options: Mapping[str, Any]) -> _Model:
+    """Load the Hugging Face directory `folder`; `random` says that it has no weights and gets random ones."""
+    return _Model(subject, workload, options)
+
+
+class _Model:
+    def __init__(self, subject: Mapping[str, Any], workload: Mapping[str, int], options: Mapping[str, Any]) -> None:
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        torch.set_num_threads(options["threads"] or physical_cores())
+        self._torch, self._device = torch, options["device"]
+        folder, dtype = subject["folder"], getattr(torch, DTYPES[subject["dtype"]])
+        # The only code that can be in the folder is modeling_amoeba.py, which amoeba put there.
+        if subject["random"]:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=True, dtype=dtype)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=dtype)
+        self._model = model.eval().to(self._device)
+        self._forward = torch.compile(self._model) if options["compile"] else self._model
+        self._new_cache: Callable[[], Any] = lambda: DynamicCache(config=self._model.config)
+        batch, self._prompt_tokens = workload["batch"], workload["prompt_tokens"]
+        prompt = torch.arange(self._prompt_tokens) % 64 + 3
+        self._prompt = prompt.repeat(batch, 1).to(self._device)
+        self._token = self._prompt[:, :1]
+        self._cache = self._filled()
+
+    def rewind(self) -> None:
+        """Cut the cache back to the prompt."""
+        # By how much: transformers 5 takes no absolute length any more.
+        if self._cache.get_seq_length() > self._prompt_tokens:
+            self._cache.crop(self._prompt_tokens - self._cache.get_seq_length())
+
+    def decode(self) -> None:
+        """One token after the prompt."""
+        self._step(self._token, self._cache)
+
+    def prefill(self) -> None:
+        """The whole prompt, from an empty cache."""
+        self._filled()
+
+    def close(self) -> None:
+        """Free the model."""
+        del self._model, self._forward, self._cache
+
+    def _filled(self) -> Any:
+        cache = self._new_cache()
+        self._step(self._prompt, cache)
+        return cache
+
+    def _step(self, tokens: Any, cache: Any) -> None:
+        with self._torch.inference_mode():
+            self._forward(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        if self._device.startswith("cuda"):
+            self._torch.cuda.synchronize(self._device)
