@@ -119,6 +119,24 @@ class SlicedSupernet(nn.Module):
         return functional.linear(x_PD, self.head_VD).float()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class RunningSubnet:
+    """One subnet of a supernet in memory, for evaluation: nothing is trained and no noise is drawn."""
+
+    model: SlicedSupernet
+    cut: Cut
+    low_rank: LowRank = unchanged
+
+    @torch.no_grad()
+    def logits(self, input_ids_BT: torch.Tensor, select_BT: torch.Tensor) -> torch.Tensor:
+        """Fp32 logits [P, V] at the selected positions, row by row. Rows are padded at their end."""
+        device = self.model.device
+        logits_PV: torch.Tensor = self.model(
+            input_ids_BT.to(device), cut=self.cut, low_rank=self.low_rank, select_BT=select_BT.to(device)
+        )
+        return logits_PV
+
+
 def _positions(segments_BT: torch.Tensor | None, input_ids_BT: torch.Tensor) -> torch.Tensor:
     """Position of each token within its example."""
     columns_T = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)

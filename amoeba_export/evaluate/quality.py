@@ -1,0 +1,174 @@
+"""`quality.json`: what each shape of a supernet is worth, and which shapes are worth their size."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from amoeba_export.errors import DamagedFile, InputError
+from amoeba_export.evaluate.choices import TaskScore
+from amoeba_export.ir import Shape
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShapeQuality:
+    """What was measured of one shape.
+
+    Attributes:
+        num_params: Weights of the dense model.
+        prunable: Share of the supernet's prunable weights that it keeps.
+        loss: Of the text, in nats per token; None without a text.
+        tasks: By name.
+    """
+
+    shape: Shape
+    num_params: int
+    prunable: float
+    loss: float | None = None
+    perplexity: float | None = None
+    tasks: Mapping[str, TaskScore] = field(default_factory=dict)
+
+    @property
+    def task_average(self) -> float | None:
+        """Mean score of the tasks."""
+        return sum(task.score for task in self.tasks.values()) / len(self.tasks) if self.tasks else None
+
+    def to_json(self) -> dict[str, Any]:
+        """One entry of `shapes`."""
+        return {
+            "shape": str(self.shape),
+            "num_params": self.num_params,
+            "prunable": self.prunable,
+            "loss": self.loss,
+            "perplexity": self.perplexity,
+            "task_average": self.task_average,
+            "tasks": {name: asdict(score) for name, score in self.tasks.items()},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ShapeQuality:
+        """Read what `to_json` made."""
+        return cls(
+            shape=Shape.parse(data["shape"]),
+            num_params=data["num_params"],
+            prunable=data["prunable"],
+            loss=data["loss"],
+            perplexity=data["perplexity"],
+            tasks={name: TaskScore(**score) for name, score in data["tasks"].items()},
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QualityFile:
+    """Shapes measured alike.
+
+    Attributes:
+        subject: What they belong to: model, strategy, adapters, policy, by content.
+        measured: What was measured: text, window, tasks, items, by content.
+    """
+
+    subject: Mapping[str, Any]
+    measured: Mapping[str, Any]
+    shapes: tuple[ShapeQuality, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The file's content."""
+        return {
+            "schema_version": SCHEMA,
+            "subject": dict(self.subject),
+            "measured": dict(self.measured),
+            "shapes": [shape.to_json() for shape in self.shapes],
+            "pareto": [str(shape.shape) for shape in pareto(self.shapes)],
+        }
+
+    def write(self, path: Path) -> None:
+        """Replace `path` in one rename."""
+        staged = path.with_name(f".{path.name}.staged")
+        with staged.open("w", encoding="utf-8") as file:
+            json.dump(self.to_json(), file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        staged.replace(path)
+
+
+def read_quality(path: Path) -> QualityFile:
+    """Read what `QualityFile.write` wrote.
+
+    Raises:
+        DamagedFile: It is not such a file.
+        InputError: It is of another schema.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["schema_version"] != SCHEMA:
+            raise InputError(
+                f"This quality file has schema version {data['schema_version']}; this amoeba reads {SCHEMA}.",
+                where=path,
+                next_step="Measure again, into another file.",
+            )
+        shapes = tuple(ShapeQuality.from_json(shape) for shape in data["shapes"])
+        return QualityFile(subject=data["subject"], measured=data["measured"], shapes=shapes)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedFile(path, f"not a quality file ({type(error).__name__}: {error})") from error
+
+
+def pareto(shapes: Sequence[ShapeQuality]) -> list[ShapeQuality]:
+    """Shapes that no other beats: smaller or as small, and better. By falling size.
+
+    Better is a lower loss; without a text, a higher task average.
+    """
+
+    def badness(shape: ShapeQuality) -> float:
+        if shape.loss is not None:
+            return shape.loss
+        return -(shape.task_average or 0.0)
+
+    front: list[ShapeQuality] = []
+    for shape in sorted(shapes, key=lambda shape: (shape.num_params, badness(shape))):
+        if not front or badness(shape) < badness(front[-1]):
+            front.append(shape)
+    return front[::-1]
+
+
+def plot_pareto(shapes: Sequence[ShapeQuality], path: Path) -> None:
+    """Draw every shape over its size, and the front.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise InputError(
+            "The plot needs matplotlib, which is not installed.",
+            next_step="Install it with: pip install 'amoeba-export[report]', or leave --plot out.",
+        ) from error
+    by_text = all(shape.perplexity is not None for shape in shapes)
+
+    def points(some: Sequence[ShapeQuality]) -> tuple[list[float], list[float]]:
+        heights = [(shape.perplexity if by_text else shape.task_average) or 0.0 for shape in some]
+        return [shape.num_params / 1e6 for shape in some], heights
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.plot(*points(shapes), linestyle="none", marker="o", alpha=0.4, label="shapes")
+    axes.plot(*points(pareto(shapes)), marker="o", label="not beaten by any other")
+    for shape in pareto(shapes):
+        x, y = points([shape])
+        axes.annotate(str(shape.shape), (x[0], y[0]), textcoords="offset points", xytext=(4, 4), fontsize=7)
+    if by_text:
+        axes.set_yscale("log")
+    axes.set_xlabel("weights of the dense model (millions)")
+    axes.set_ylabel("perplexity" if by_text else "mean task accuracy")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120, metadata={"Software": None})

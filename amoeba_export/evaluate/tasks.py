@@ -1,0 +1,142 @@
+r"""Multiple-choice tasks, as data: a JSONL file of items, or a TOML file that says how to ask them.
+
+    [[task]]
+    name = "arc_easy"
+    file = "arc_easy_val.jsonl"               beside the TOML file
+    prompt = "Question: {context}\nAnswer:"    fields of an item in braces; choices follow after one space
+    metric = "accuracy_norm"                  which of the two accuracies is the task's score
+
+An item is {"context" or "question": text, "choices": [texts], "answer": position of the right one}. Without a prompt,
+choices continue the context; with `style = "lettered"`, and for items that have a "question", they are listed with
+letters, and the letters are the choices (as MMLU is asked).
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from amoeba_export.errors import BadRecord, DamagedFile, EmptyData, InputError, NotFound
+from amoeba_export.ir.records import read_records
+
+WHAT = "task"
+METRICS = ("accuracy", "accuracy_norm")
+STYLES = ("continuation", "lettered")
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_KEYS = ("name", "file", "prompt", "style", "metric")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One question as it is asked: `choices` continue `prompt` after a space; `answer` is the right one's position."""
+
+    prompt: str
+    choices: tuple[str, ...]
+    answer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Items under a name.
+
+    Attributes:
+        metric: `accuracy`: the choice with the highest probability. `accuracy_norm`: per character of the choice.
+    """
+
+    name: str
+    items: tuple[Item, ...]
+    metric: str = "accuracy"
+
+
+def read_tasks(path: Path, *, limit: int | None = None, seed: int = 0) -> list[Task]:
+    """The tasks of a TOML file, or the one of a JSONL file.
+
+    Args:
+        path: `.toml` or `.jsonl`.
+        limit: Items a task, drawn evenly from all of them (files are often sorted); None for all.
+        seed: Of the draw.
+
+    Raises:
+        InputError: A file is missing, empty, not text, or says something that it cannot.
+    """
+    if path.suffix != ".toml":
+        return [_task(path.stem, path, {}, limit, seed)]
+    if not path.is_file():
+        raise NotFound("The task file", path)
+    try:
+        entries = tomllib.loads(path.read_text(encoding="utf-8")).get("task")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DamagedFile(path, f"not TOML ({error})", next_step="Correct the file.") from error
+    if not isinstance(entries, list) or not entries:
+        raise _wrong(path, "it has no [[task]]")
+    tasks = []
+    for number, entry in enumerate(entries, start=1):
+        unknown = sorted(set(entry) - set(_KEYS))
+        if unknown:
+            raise _wrong(path, f"task {number} has a key '{unknown[0]}'; it can have {', '.join(_KEYS)}")
+        if not isinstance(entry.get("file"), str):
+            raise _wrong(path, f"task {number} names no file")
+        for key, known in (("metric", METRICS), ("style", STYLES)):
+            if key in entry and entry[key] not in known:
+                raise _wrong(path, f"task {number} has the {key} '{entry[key]}'; it can be {' or '.join(known)}")
+        file = path.parent / entry["file"]
+        tasks.append(_task(entry.get("name", file.stem), file, entry, limit, seed))
+    return tasks
+
+
+def _task(name: str, path: Path, entry: Mapping[str, Any], limit: int | None, seed: int) -> Task:
+    items = [_item(record, entry, path, line) for line, record in read_records(path, what=WHAT)]
+    if not items:
+        raise EmptyData(path, what=WHAT)
+    if limit is not None and limit < len(items):
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(items))[:limit])
+        items = [items[i] for i in chosen]
+    return Task(name, tuple(items), entry.get("metric", "accuracy"))
+
+
+def _item(record: Mapping[str, Any], entry: Mapping[str, Any], path: Path, line: int) -> Item:
+    field = "question" if "question" in record else "context"
+    if not isinstance(record.get(field), str):
+        raise _bad(path, line, "has no text 'context' or 'question'")
+    choices, answer = record.get("choices"), record.get("answer")
+    if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
+        raise _bad(path, line, "has no list of texts 'choices'")
+    if not 2 <= len(choices) <= len(LETTERS):
+        raise _bad(path, line, f"has {len(choices)} choices; 2 to {len(LETTERS)} can be asked")
+    if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
+        raise _bad(path, line, f"has the answer {answer!r}, which is no position in its choices")
+    context = record[field]
+    if "prompt" in entry:
+        try:
+            context = entry["prompt"].format(**record)
+        except (KeyError, IndexError) as error:
+            raise _bad(path, line, f"has no field {error} that the prompt names") from error
+        return Item(context, tuple(choices), answer)
+    if entry.get("style", "lettered" if field == "question" else "continuation") == "continuation":
+        return Item(context, tuple(choices), answer)
+    lines = [context, *(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)), "Answer:"]
+    return Item("\n".join(lines), tuple(LETTERS[: len(choices)]), answer)
+
+
+def task_names(tasks: Sequence[Task]) -> tuple[str, ...]:
+    """Their names, of which none may be there twice. Raises `InputError`."""
+    names = [task.name for task in tasks]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"There are two tasks named '{name}'.", next_step="Rename one, in a TOML file of tasks.")
+    return tuple(names)
+
+
+def _wrong(path: Path, problem: str) -> InputError:
+    return InputError(
+        f"This is not a task file: {problem}.", where=path, next_step="See docs/finetuning.md for its form."
+    )
+
+
+def _bad(path: Path, line: int, problem: str) -> BadRecord:
+    return BadRecord(path, line, problem, what=WHAT, next_step="Mend the line.")
