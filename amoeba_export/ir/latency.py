@@ -36,6 +36,7 @@ class Target:
         align: FFN counts are multiples of this.
         memory_limit_mb: What a model may occupy, or None when unknown.
         options: The backend's own table, validated by the backend.
+        on_device: Backend and options that measure the device when it can be reached; empty when `backend` does.
         sources: Where each figure comes from.
     """
 
@@ -48,17 +49,23 @@ class Target:
     align: int = 1
     memory_limit_mb: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    on_device: Mapping[str, Any] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Percentiles over the repeats of one measurement, in milliseconds."""
+    """Percentiles over the repeats of one measurement, in milliseconds.
+
+    Attributes:
+        noise: Relative scatter of the rounds around `p50_ms`, or None with fewer than two rounds.
+    """
 
     p50_ms: float
     p90_ms: float
     num_samples: int
+    noise: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +75,7 @@ class Latency:
     Attributes:
         device: What the backend can say of the device: model, threads, provider, runtime versions, clocks.
         uncertainty: Relative half-width of an estimate (0.1 = plus or minus 10 %), or None when measured.
+        memory_mb: Most memory in MiB that the measuring process occupied, runtime included, or None when unknown.
     """
 
     decode: Timing
@@ -76,6 +84,7 @@ class Latency:
     workload: Workload
     device: Mapping[str, str] = field(default_factory=dict)
     uncertainty: float | None = None
+    memory_mb: float | None = None
 
     def of(self, metric: Metric, percentile: int = 50) -> float:
         """Milliseconds of `metric` at `percentile` (50 or 90). e2e = prefill + generate_tokens * decode."""
