@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import amoeba_export
 from amoeba_export.artifact import PLAN_NAME, LatencyRecord, Manifest, ShapeRecord, VerificationRecord
@@ -40,6 +42,7 @@ def make_manifest(supernet: Supernet, settings: Settings, fitted: Fitted, report
         ),
         inputs=supernet.inputs,
         tool=tool_versions(),
+        dims=_dims(supernet),
     )
 
 
@@ -58,6 +61,12 @@ def _source_dtype(supernet: Supernet) -> str:
     """The dtype of the supernet's embeddings in the spelling of `--dtype`."""
     name = str(supernet.tensors.dtype(supernet.family.globals[0].name)).removeprefix("torch.")
     return {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}.get(name, name)
+
+
+def _dims(supernet: Supernet) -> dict[str, Any]:
+    dims = dataclasses.asdict(supernet.architecture)
+    del dims["config"]
+    return dims
 
 
 def _latency(settings: Settings, fitted: Fitted) -> LatencyRecord | None:
