@@ -43,7 +43,7 @@ class Scorer(Protocol):
     """Scores cuts. A score depends on its cut and its batch alone, not on what is asked for together with it."""
 
     def scores(self, cuts: Sequence[Cut], batches: range) -> list[NDArray[np.float64]]:
-        """One array per cut: the score of each sample of the batches, in order."""
+        """One array per cut: the scores of the batches' segments, in order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

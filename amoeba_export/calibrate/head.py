@@ -20,7 +20,7 @@ from amoeba_export.calibrate.samples import Batch, Samples
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-LOGIT_BYTES = 64 * 2**20
+LOGIT_BYTES = 256 * 2**20
 """Logits in memory at once; for larger vocabularies, rows of the head are taken in blocks."""
 
 
@@ -36,11 +36,11 @@ class Head:
         return self._stack.tensors.read(self._name) if self._resident_VD is None else self._resident_VD
 
     def scores(self, batch: Batch, hidden_BTD: torch.Tensor, objective: ObjectiveName) -> NDArray[np.float64]:
-        """One number per sample [B]: summed negative log-likelihood, or 1 for a right answer and 0 for a wrong one."""
+        """One number per segment: summed negative log-likelihood, or 1 for a right answer and 0 for a wrong one."""
         hidden_SD = self._stack.norm(hidden_BTD[batch.rows_S, batch.positions_S])
         score = self._right_answers if objective == "accuracy" else self._surprise
-        totals_B = torch.zeros(batch.num_samples, dtype=torch.float64)
-        return totals_B.index_add_(0, batch.rows_S, score(batch, hidden_SD).double()).numpy()
+        totals = torch.zeros(batch.num_segments, dtype=torch.float64)
+        return totals.index_add_(0, batch.segments_S, score(batch, hidden_SD).double()).numpy()
 
     def _surprise(self, batch: Batch, hidden_SD: torch.Tensor) -> torch.Tensor:
         """-log p(target) at each scored position. [S]."""
@@ -80,16 +80,16 @@ class Objective:
     def __init__(self, name: ObjectiveName, samples: Samples) -> None:
         self.name = name
         self.mode: Mode = "max" if name == "accuracy" else "min"
-        self._total = samples.num_samples if name == "accuracy" else samples.num_scored
-        self.num_samples = samples.num_samples
+        self.num_segments = samples.num_segments
+        self._total = samples.num_scored
 
     def value(self, scores: Sequence[float]) -> float:
-        """The metric over all samples. The sum is exactly rounded, so that it never falls when a score is added."""
+        """The metric of the scores of all segments. Sums are exactly rounded: they never fall when a score is added."""
         return self._of_sum(math.fsum(scores))
 
     def at_best(self, scores: Sequence[float]) -> float:
         """The best that the metric can become after these scores: none is negative, and no answer more than right."""
-        unseen = self.num_samples - len(scores) if self.name == "accuracy" else 0
+        unseen = self.num_segments - len(scores) if self.name == "accuracy" else 0
         return self._of_sum(math.fsum(scores) + unseen)
 
     def _of_sum(self, total: float) -> float:

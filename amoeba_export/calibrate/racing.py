@@ -18,7 +18,7 @@ from amoeba_export.calibrate.ledger import Ledger
 
 @dataclass(slots=True)
 class _Race:
-    """One candidate against one rival; `gains` is how much better each sample is with the candidate."""
+    """One candidate against one rival; `gains` is how much better each segment is with the candidate."""
 
     candidate: Cut
     rival: Cut
@@ -30,10 +30,10 @@ class RacingJudge:
     """Judges rows of a depth search whose cells hold one choice each.
 
     After each chunk of the ledger (they grow), the mean of the paired differences is compared with zero, by Student's t
-    for as many samples as were seen, with the correction for a finite population: once all samples are seen, the
-    decision is the exact one. The error probability is shared evenly by the looks. An empirical Bernstein bound would
-    not need the differences to be near normal, but its range term alone is wider than any difference here until
-    thousands of samples are seen.
+    over the segments that were seen, with the correction for a finite population: once all are seen, the decision is
+    the exact one. The error probability is shared evenly by the looks. Segments of one sample are taken as independent,
+    which their differences nearly are. An empirical Bernstein bound would ask for less, but its range term alone is
+    wider than any difference here until thousands of segments are seen.
 
     A candidate without a rival is not measured before it becomes one. Metrics are left open (NaN).
     """
@@ -41,7 +41,7 @@ class RacingJudge:
     def __init__(self, ledger: Ledger, objective: Objective, *, confidence: float) -> None:
         self._ledger = ledger
         self._objective = objective
-        self._num_samples = objective.num_samples
+        self._num_segments = objective.num_segments
         self._looks = len(ledger.chunks)
         self._error = (1 - confidence) / max(1, self._looks - 1)
 
@@ -68,14 +68,14 @@ class RacingJudge:
         """True or False when it is decided, None when it is not."""
         num_seen = len(gains)
         mean = math.fsum(gains) / num_seen
-        if num_seen == self._num_samples:
+        if num_seen == self._num_segments:
             return mean > 0
         if num_seen < 2:
             return None
         variance = math.fsum((gain - mean) ** 2 for gain in gains) / (num_seen - 1)
         if variance == 0:
             return None  # a handful of equal answers says nothing of the next one
-        unseen_share = 1 - num_seen / self._num_samples
+        unseen_share = 1 - num_seen / self._num_segments
         margin = student_t(1 - self._error / 2, num_seen - 1) * math.sqrt(variance / num_seen * unseen_share)
         return mean > 0 if abs(mean) > margin else None
 

@@ -36,6 +36,7 @@ class DataRecipe(_Table):
         kind: `text` is cut into windows; `choices` asks one multiple-choice question per sample.
         fields: Fields of a record that make one document, joined by newlines.
         window: Tokens of a text sample; longest multiple-choice prompt.
+        scored: Last tokens of each window that are predicted, the others only being context; all of them when left out.
         samples: Samples that the search sees.
         heldout: Further samples, for the quality of each shape.
         batch: Samples in one forward.
@@ -48,6 +49,7 @@ class DataRecipe(_Table):
     kind: Literal["text", "choices"] = "text"
     fields: tuple[str, ...] = ("text",)
     window: Annotated[int, Field(ge=2)] = 256
+    scored: Annotated[int, Field(ge=1)] | None = None
     samples: Annotated[int, Field(ge=1)] = 16
     heldout: Annotated[int, Field(ge=0)] = 8
     batch: Annotated[int, Field(ge=1)] = 4

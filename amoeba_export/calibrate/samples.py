@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ import torch
 from amoeba_export.calibrate.data import LETTERS, Item, read_documents, read_items, source_name
 from amoeba_export.calibrate.recipe import DataRecipe
 from amoeba_export.errors import InputError, TooFewSamples
+
+SEGMENT = 16
+"""Tokens of text that make one score."""
 
 
 class Tokenizer(Protocol):
@@ -35,6 +39,7 @@ class Batch:
         rows_S: Sample of each scored position. int64 [S].
         positions_S: Where it is: the logits there predict the next token.
         targets_S: The token that is right there.
+        segments_S: Which segment of the batch it belongs to: a score is a sum over a segment. A question is one.
         choices_SC: Tokens that answer a multiple-choice question, -1 where a question has fewer; None for text.
     """
 
@@ -43,12 +48,18 @@ class Batch:
     rows_S: torch.Tensor
     positions_S: torch.Tensor
     targets_S: torch.Tensor
+    segments_S: torch.Tensor
     choices_SC: torch.Tensor | None = None
 
     @property
     def num_samples(self) -> int:
         """B."""
         return self.tokens_BT.shape[0]
+
+    @property
+    def num_segments(self) -> int:
+        """Scores that the batch gives."""
+        return int(self.segments_S[-1]) + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +72,11 @@ class Samples:
     def num_samples(self) -> int:
         """Samples in all batches."""
         return sum(batch.num_samples for batch in self.batches)
+
+    @property
+    def num_segments(self) -> int:
+        """Scores that all batches give."""
+        return sum(batch.num_segments for batch in self.batches)
 
     @property
     def num_tokens(self) -> int:
@@ -135,24 +151,28 @@ def text_samples(
     starts = [window * recipe.window for window in rng.sample(range(num_windows), wanted)]
     windows = [ids[start : start + recipe.window] for start in starts]
     return (
-        Samples(tuple(text_batches(windows[: recipe.samples], recipe.batch))),
-        Samples(tuple(text_batches(windows[recipe.samples :], recipe.batch))),
+        Samples(tuple(text_batches(windows[: recipe.samples], recipe.batch, scored=recipe.scored))),
+        Samples(tuple(text_batches(windows[recipe.samples :], recipe.batch, scored=recipe.scored))),
     )
 
 
-def text_batches(windows: Sequence[Sequence[int]], size: int) -> list[Batch]:
-    """Windows of one length: every token but the first is predicted."""
+def text_batches(windows: Sequence[Sequence[int]], size: int, *, scored: int | None = None) -> list[Batch]:
+    """Windows of one length, of which the last `scored` tokens are predicted; None for all but the first."""
     batches = []
     for start in range(0, len(windows), size):
         tokens_BT = torch.tensor(windows[start : start + size], dtype=torch.int64)
         num_rows, length = tokens_BT.shape
+        num_scored = min(scored or length, length - 1)
+        first, per_row = length - num_scored, math.ceil(num_scored / SEGMENT)
+        segments_BS = torch.arange(num_rows)[:, None] * per_row + torch.arange(num_scored) // SEGMENT
         batches.append(
             Batch(
                 tokens_BT=tokens_BT,
                 lengths_B=torch.full((num_rows,), length),
-                rows_S=torch.arange(num_rows).repeat_interleave(length - 1),
-                positions_S=torch.arange(length - 1).repeat(num_rows),
-                targets_S=tokens_BT[:, 1:].reshape(-1),
+                rows_S=torch.arange(num_rows).repeat_interleave(num_scored),
+                positions_S=torch.arange(first - 1, length - 1).repeat(num_rows),
+                targets_S=tokens_BT[:, first:].reshape(-1),
+                segments_S=segments_BS.reshape(-1),
             )
         )
     return batches
@@ -216,6 +236,7 @@ def _choice_batches(chosen: Sequence[tuple[list[int], Item]], letters: Sequence[
                 rows_S=torch.arange(len(group)),
                 positions_S=lengths_B - 1,
                 targets_S=torch.tensor([letters[item.answer] for _, item in group]),
+                segments_S=torch.arange(len(group)),
                 choices_SC=choices_SC,
             )
         )

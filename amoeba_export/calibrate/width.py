@@ -81,7 +81,7 @@ def channel_scores(statistics: ChannelStatistics, w_OC: torch.Tensor, metric: Wi
         energy_C: NDArray[np.float64] = w_OC.double().square().sum(dim=0).numpy()
         return np.asarray(statistics.variance() * energy_C)
     magnitude_C: NDArray[np.float64] = w_OC.double().abs().mean(dim=0).numpy()
-    return np.asarray(magnitude_C * np.sqrt(statistics.mean_square()))
+    return np.asarray(magnitude_C * statistics.mean_square() ** 0.5)
 
 
 def standardise(scores_LC: NDArray[np.float64]) -> NDArray[np.float64]:
