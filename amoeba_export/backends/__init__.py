@@ -25,6 +25,9 @@ ENTRY_POINT_GROUP = "amoeba_export.backends"
 ROUNDS = 3
 """Rounds of a measurement unless told otherwise: the median of three survives one bad minute."""
 
+SPARE_S = 60.0
+"""Seconds that a plug-in may take beyond the time limits of all its models."""
+
 TIME_LIMIT_S = 120.0
 """Seconds that opening and timing one model once may take."""
 
@@ -104,6 +107,7 @@ BACKENDS: Mapping[str, str] = {
     "openvino": "amoeba_export.backends.openvino:BACKEND",
     "torch": "amoeba_export.backends.torch:BACKEND",
     "llamacpp": "amoeba_export.backends.llamacpp:BACKEND",
+    "ssh": "amoeba_export.backends.ssh",
     "analytic": "amoeba_export.backends.analytic",
     "recorded": "amoeba_export.backends.recorded",
 }
@@ -178,7 +182,7 @@ def measure_latency(
     if target.backend in BACKENDS:  # ours keep time themselves, and Ctrl-C reaches them here
         results = measure()
     else:
-        results = _guarded(measure, target, patience_s=60 + 1.5 * time_limit_s * rounds * max(1, len(subjects)))
+        results = _guarded(measure, target, patience_s=SPARE_S + 1.5 * time_limit_s * rounds * max(1, len(subjects)))
     if len(results) != len(subjects):
         raise TargetError(f"The backend '{target.backend}' gave {len(results)} results for {len(subjects)} models.")
     return [_checked(result, subject, target) for result, subject in zip(results, subjects, strict=True)]

@@ -25,6 +25,7 @@ def serve(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
     """
     reply = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    _end_with_parent()
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_stdin, daemon=True).start()
     try:
@@ -61,6 +62,15 @@ def describe_device(request: Mapping[str, Any]) -> dict[str, Any]:
     """What the machine and the engine say of themselves."""
     engine = load_engine(request["engine"])
     return {"device": {**describe_machine(), **engine.describe(request["options"])}}
+
+
+def _end_with_parent() -> None:
+    """Linux kills this process with its parent, even one that hangs in native code and never sees stdin end."""
+    if sys.platform == "linux":
+        import ctypes
+
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _end_with_stdin() -> None:

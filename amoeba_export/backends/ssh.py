@@ -1,0 +1,289 @@
+"""Any runtime on another machine, through SSH: graphs without weights go there, timings come back.
+
+What is sent: the runner (one zip file), a job, and per model its graph, or the files of an artifact. A bootstrap on the
+other side makes a temporary folder, holds it as long as the connection lives, and removes it with everything in it when
+the connection ends, however it ends. A connection that drops is made again, and measuring goes on with what is missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shlex
+import zipfile
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from amoeba_export.backends import ROUNDS, TIME_LIMIT_S, Availability, Subject, find_backend
+from amoeba_export.backends.runtime import DESCRIBE_LIMIT_S, Job, RuntimeBackend, read_events
+from amoeba_export.backends.targets import Strict, parse_options
+from amoeba_export.errors import InputError, TargetError, TargetUnavailable
+from amoeba_export.ir import SILENT, Latency, Progress, Source, Target, Workload
+
+ATTEMPTS = 3
+"""Connections that are made before a run is given up; one that brought results counts as the first again."""
+
+PATIENCE_S = 120.0
+"""Beyond the time limit of a model, for making its weights on a slow disk."""
+
+_PACKAGE = "amoeba_runner"
+
+_BOOTSTRAP = """
+import os, shutil, signal, subprocess, sys, tempfile
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+folder = tempfile.mkdtemp(prefix="amoeba-")
+runner = None
+try:
+    print(folder, flush=True)
+    for line in sys.stdin:
+        environment = dict(os.environ, PYTHONPATH=os.path.join(folder, "runner.zip"), TMPDIR=folder)
+        job = os.path.join(folder, "job.json")
+        command = [sys.executable, "-m", "amoeba_runner", "--job", job]
+        runner = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE)
+finally:
+    if runner is not None:
+        runner.kill()
+        runner.wait()
+    shutil.rmtree(folder, ignore_errors=True)
+"""
+"""Runs on the device: each line on stdin starts the job, the end of stdin ends everything."""
+
+
+class Options(Strict):
+    """The `[options]` table; `over_ssh` makes it from a target and a host.
+
+    Attributes:
+        host: `user@host`, or a name from `~/.ssh/config`.
+        port: Port, or None for SSH's own choice.
+        identity: Private key, or None for the agent and the default keys.
+        known_hosts: Host keys that are trusted, or None for `~/.ssh/known_hosts`.
+        python: The interpreter there; it needs numpy and the runtime.
+        backend: The backend that measures there.
+        options: That backend's own options.
+    """
+
+    host: Annotated[str, Field(min_length=1)]
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    identity: Path | None = None
+    known_hosts: Path | None = None
+    python: str = "python3"
+    backend: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Dropped(Exception):
+    """The connection ended before the job did."""
+
+
+source: Source = "measured"
+containers: tuple[str, ...] = ("onnx", "safetensors", "gguf")
+options_model = Options
+
+
+def check(target: Target) -> Availability:
+    """Connects, starts the runner there and asks its runtime."""
+    try:
+        _device(target)
+    except TargetError as error:
+        return Availability(ok=False, reason=error.what.rstrip("."), next_step=error.next_step or "")
+    return Availability(ok=True)
+
+
+def describe(target: Target) -> Mapping[str, str]:
+    """What the device over there says of itself."""
+    return _device(target)
+
+
+def measure(
+    subjects: Sequence[Subject],
+    workload: Workload,
+    *,
+    target: Target,
+    progress: Progress = SILENT,
+    rounds: int = ROUNDS,
+    time_limit_s: float = TIME_LIMIT_S,
+) -> list[Latency | TargetError]:
+    """See `Backend`. Raises `TargetUnavailable` when the host cannot be reached or trusted."""
+    inner, there = _flow(target)
+    with (
+        inner.job(subjects, workload, target=there, rounds=rounds, time_limit_s=time_limit_s) as job,
+        progress.track(f"Measuring on {parse_options(target).host}", rounds * len(subjects)) as advance,
+    ):
+        events = asyncio.run(_run(target, job, progress, advance))
+        return read_events(
+            events, job, subjects, workload, target=target, advance=lambda steps: None, progress=progress
+        )
+
+
+def _flow(target: Target) -> tuple[RuntimeBackend, Target]:
+    """The backend that measures there, and the target as it sees it."""
+    options = parse_options(target)
+    inner = find_backend(options.backend)
+    if not isinstance(inner, RuntimeBackend):
+        raise InputError(
+            f"The backend '{options.backend}' does not run through the runner, so it cannot run over SSH.",
+            next_step="Use onnxruntime, genai, openvino, torch or llamacpp.",
+        )
+    there = replace(target, backend=options.backend, options=options.options)
+    parse_options(there)
+    return inner, there
+
+
+def _device(target: Target) -> dict[str, str]:
+    return dict(_asked(json.dumps(dict(target.options), sort_keys=True), target.name))
+
+
+@cache
+def _asked(options: str, name: str) -> Mapping[str, str]:
+    """One connection per process and host: a job without models says what the device is."""
+    target = Target(name=name, description="", backend="ssh", options=json.loads(options))
+    inner, there = _flow(target)
+    with inner.job([], Workload(), target=there, rounds=0, time_limit_s=DESCRIBE_LIMIT_S) as job:
+        events = asyncio.run(_run(target, job, SILENT, lambda steps: None))
+    for event in events:
+        if event["event"] == "device":
+            return {**event["device"], "host": json.loads(options)["host"].rpartition("@")[2]}
+    reason = events[0]
+    raise TargetUnavailable(f"{json.loads(options)['host']}: {reason['reason']}", reason["next_step"])
+
+
+async def _run(target: Target, job: Job, progress: Progress, advance: Any) -> list[dict[str, Any]]:
+    """All events of `job`, over as many connections as it takes."""
+    events: list[dict[str, Any]] = []
+    failures = 0
+    while True:
+        known = len(events)
+        try:
+            await _attempt(target, job, events, advance)
+            return events
+        except Dropped as error:
+            failures = 1 if len(events) > known else failures + 1
+            if failures == ATTEMPTS:
+                host = parse_options(target).host
+                raise TargetUnavailable(
+                    f"the connection to {host} broke {ATTEMPTS} times ({error})",
+                    "Check the network and the device, and run the command again.",
+                ) from error
+            progress.warn(f"The connection broke ({error}); connecting again.")
+            await asyncio.sleep(failures)
+
+
+async def _attempt(target: Target, job: Job, events: list[dict[str, Any]], advance: Any) -> None:
+    """One connection: send, start, and collect events until `done`. Raises `Dropped`."""
+    import asyncssh
+
+    finished = {(event["id"], event["round"]) for event in events if event["event"] == "result"}
+    failed = {event["id"] for event in events if event["event"] == "failure"}
+    try:
+        async with _connected(target) as (connection, process):
+            folder = (await asyncio.wait_for(process.stdout.readline(), DESCRIBE_LIMIT_S)).strip()
+            if not folder:
+                complaint = (await process.stderr.read()).strip().splitlines()
+                raise TargetUnavailable(
+                    f"{parse_options(target).python} does not start on {parse_options(target).host}: "
+                    f"{complaint[-1] if complaint else 'no answer'}",
+                    "Set 'python' in the target's options to an interpreter with numpy and the runtime.",
+                )
+            async with connection.start_sftp_client() as sftp:
+                content = await _send(sftp, job, folder, failed)
+                content["done"] = sorted(finished)
+                await _write(sftp, f"{folder}/job.json", json.dumps(content).encode())
+            process.stdin.write("run\n")
+            patience_s = job.content["time_limit_s"] + PATIENCE_S
+            while line := await asyncio.wait_for(process.stdout.readline(), patience_s):
+                event = json.loads(line)
+                if event["event"] != "device" or not any(one["event"] == "device" for one in events):
+                    events.append(event)
+                if event["event"] in ("result", "failure"):
+                    advance(1)
+                if event["event"] in ("done", "unavailable"):
+                    return
+            raise Dropped("the runner ended early")
+    except (ConnectionError, asyncssh.Error, BrokenPipeError, EOFError, TimeoutError) as error:
+        raise Dropped(str(error) or type(error).__name__) from error
+
+
+@asynccontextmanager
+async def _connected(target: Target) -> AsyncIterator[tuple[Any, Any]]:
+    """A connection and the bootstrap running on it. Host keys are checked; there is no way to skip that."""
+    try:
+        import asyncssh
+    except ImportError as error:
+        raise TargetUnavailable(
+            "measuring over SSH needs asyncssh", "Install it: pip install 'amoeba-export[ssh]'."
+        ) from error
+    options = parse_options(target)
+    user, _, host = options.host.rpartition("@")
+    settings: dict[str, Any] = {"keepalive_interval": 10, "login_timeout": 30}
+    if user:
+        settings["username"] = user
+    if options.port is not None:
+        settings["port"] = options.port
+    if options.identity is not None:
+        settings["client_keys"] = [str(options.identity.expanduser())]
+    if options.known_hosts is not None:
+        settings["known_hosts"] = str(options.known_hosts.expanduser())
+    try:
+        connection = await asyncssh.connect(host, **settings)
+    except asyncssh.HostKeyNotVerifiable as error:
+        raise TargetUnavailable(
+            f"the host key of {host} is not trusted ({error})",
+            "Connect once with 'ssh' and compare the key, or name a file in 'known_hosts'.",
+        ) from error
+    except asyncssh.PermissionDenied as error:
+        raise TargetUnavailable(
+            f"{options.host} does not let us in ({error})", "Give the right user and --identity, or start an SSH agent."
+        ) from error
+    except (asyncssh.KeyImportError, FileNotFoundError) as error:
+        raise TargetUnavailable(f"the identity cannot be used ({error})", "Give the path of a private key.") from error
+    except OSError as error:
+        raise Dropped(f"{host} cannot be reached: {error}") from error
+    async with connection:
+        command = f"exec {shlex.quote(options.python)} -c {shlex.quote(_BOOTSTRAP)}"
+        process = await connection.create_process(command)
+        try:
+            yield connection, process
+        finally:
+            # The end of stdin makes the bootstrap clean up; its exit says that it has.
+            if not process.is_closing():
+                process.stdin.write_eof()
+                try:
+                    await asyncio.wait_for(process.wait_closed(), 10)
+                except TimeoutError:
+                    process.kill()
+
+
+async def _send(sftp: Any, job: Job, folder: str, failed: set[int]) -> dict[str, Any]:
+    """Send the runner and what the job's models need, and return the job with the paths over there."""
+    archive = job.folder / "runner.zip"
+    if not archive.exists():
+        pack_runner(archive)
+    await sftp.put(str(archive), f"{folder}/runner.zip")
+    subjects = []
+    for subject in job.content["subjects"]:
+        if subject["id"] in failed:
+            continue
+        there = f"{folder}/{subject['id']}"
+        await sftp.put(subject["folder"], there, recurse=True)
+        subjects.append({**subject, "folder": there})
+    return {**job.content, "subjects": subjects}
+
+
+async def _write(sftp: Any, path: str, content: bytes) -> None:
+    async with sftp.open(path, "wb") as file:
+        await file.write(content)
+
+
+def pack_runner(path: Path) -> None:
+    """Zip the runner as a package that `python -m amoeba_runner` finds with the zip file on PYTHONPATH."""
+    source_folder = Path(__file__).with_name("runner")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(source_folder.glob("*.py")):
+            archive.write(file, os.path.join(_PACKAGE, file.name))  # noqa: PTH118 - a name inside the zip file

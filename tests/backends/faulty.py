@@ -1,0 +1,61 @@
+"""An engine that misbehaves as its subject says, and a backend that runs it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from amoeba_export.backends import Subject
+from amoeba_export.backends.runtime import RuntimeBackend
+from amoeba_export.backends.targets import Strict
+
+
+def describe(options: Mapping[str, Any]) -> dict[str, str]:
+    return {"runtime": "faulty 1"}
+
+
+class open_model:  # noqa: N801 - an engine's function
+    def __init__(self, subject: Mapping[str, Any], workload: Mapping[str, int], options: Mapping[str, Any]) -> None:
+        self._behaviour = subject["behaviour"]
+        if self._behaviour == "memory":
+            import resource
+
+            import numpy as np
+
+            resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+            np.ones(1 << 30)
+        if self._behaviour == "noise on stdout":
+            os.write(1, b"loading model... {not json}\n")
+
+    def decode(self) -> float | None:
+        if self._behaviour == "hang":
+            time.sleep(1000)
+        if self._behaviour == "crash":
+            os.abort()
+        if self._behaviour == "killed":
+            os.kill(os.getpid(), 9)
+        if self._behaviour == "exit":
+            os._exit(3)
+        if self._behaviour == "raise":
+            raise RuntimeError("no kernel for this node")
+        return {"nan": float("nan"), "negative": -1.0, "zero": 0.0}.get(self._behaviour, 2.0)
+
+    def prefill(self) -> float:
+        return 10.0
+
+    def close(self) -> None:
+        pass
+
+
+class Options(Strict):
+    pass
+
+
+def prepare(subject: Subject, folder: Path, options: Any) -> dict[str, Any]:
+    return {"folder": str(folder), "behaviour": subject.label}
+
+
+BACKEND = RuntimeBackend(engine="tests.backends.faulty", containers=(), options_model=Options, prepare=prepare)
