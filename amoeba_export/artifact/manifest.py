@@ -130,12 +130,12 @@ class Manifest:
     inputs: tuple[InputId, ...]
     files: tuple[FileEntry, ...] = ()
     tool: Mapping[str, str]
-    dims: Mapping[str, Any] | None = None
+    dims: Mapping[str, Any]
     schema_version: int = MANIFEST_SCHEMA
 
-    def architecture(self) -> Architecture | None:
+    def architecture(self) -> Architecture:
         """The supernet's dims."""
-        return None if self.dims is None else Architecture(**self.dims)
+        return Architecture(**self.dims)
 
     def with_files(self, files: Sequence[FileEntry]) -> Manifest:
         """A copy that lists `files`."""
@@ -147,8 +147,20 @@ class Manifest:
         return {"schema_version": data.pop("schema_version"), **data}
 
     def to_text(self) -> str:
-        """The bytes of `amoeba.json`."""
-        return json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
+        """The bytes of `amoeba.json`: JSON with each layer, input and file on a line of its own, for readable diffs."""
+        data = self.to_json()
+        shape, layers = data["shape"], data["shape"].pop("layers")
+        lines = []
+        for key, value in data.items():
+            if value is shape:
+                head = json.dumps(shape)[:-1]
+                text = f'{head}, "layers": {_one_a_line(layers, "    ")}}}'
+            elif isinstance(value, list | tuple):
+                text = _one_a_line(value, "  ")
+            else:
+                text = json.dumps(value, indent=2, allow_nan=False).replace("\n", "\n  ")
+            lines.append(f"  {json.dumps(key)}: {text}")
+        return "{\n" + ",\n".join(lines) + "\n}\n"
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], *, where: Path | None = None) -> Manifest:
@@ -179,6 +191,13 @@ class Manifest:
             raise DamagedFile(
                 where or MANIFEST_NAME, f"it is not a manifest ({type(error).__name__}: {error})"
             ) from error
+
+
+def _one_a_line(items: Sequence[Any], indent: str) -> str:
+    if not items:
+        return "[]"
+    lines = ",\n".join(f"{indent}  {json.dumps(item, allow_nan=False)}" for item in items)
+    return f"[\n{lines}\n{indent}]"
 
 
 def is_artifact(folder: Path) -> bool:

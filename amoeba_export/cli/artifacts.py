@@ -6,14 +6,14 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.table import Table
+from rich.console import RenderableType
 
 from amoeba_export.artifact import FileEntry, LatencyRecord, Manifest, VerificationRecord
-from amoeba_export.cli.console import facts, milliseconds, percent, size, table
+from amoeba_export.cli.console import facts, milliseconds, percent, size, table, titled
 from amoeba_export.ir import Latency
 
 
-def result_table(manifest: Manifest, *, full: Latency | None = None) -> Table:
+def result_table(manifest: Manifest, *, full: Latency | None = None) -> RenderableType:
     """Shape, latency against its budget, quality and verification of one artifact.
 
     Args:
@@ -29,16 +29,16 @@ def result_table(manifest: Manifest, *, full: Latency | None = None) -> Table:
     if manifest.verification:
         rows["verified"] = verified(manifest.verification)
     target = f" for {manifest.latency.target}" if manifest.latency else ""
-    return facts(rows, title=f"{manifest.model}{target}")
+    return titled(f"{manifest.model}{target}", facts(rows))
 
 
-def files_table(files: Sequence[FileEntry], folder: Path) -> Table:
+def files_table(files: Sequence[FileEntry], folder: Path) -> RenderableType:
     """Files and their sizes."""
-    made = table("file", "size", right=("size",), title=f"{folder}")
+    made = table("file", "size", right=("size",))
     for file in files:
         made.add_row(file.path, size(file.size_bytes))
     made.add_row("total", size(sum(file.size_bytes for file in files)), style="bold")
-    return made
+    return titled(str(folder), made)
 
 
 def layer_counts(manifest: Manifest) -> str:

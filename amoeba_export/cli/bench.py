@@ -10,7 +10,7 @@ import typer
 from amoeba_export.artifact import Manifest, read_manifest
 from amoeba_export.cli.console import Talk, answer, milliseconds, percent, print_json, size, table
 from amoeba_export.cli.options import AsJson, OptionalTarget
-from amoeba_export.errors import InputError, TargetError
+from amoeba_export.errors import TargetError
 from amoeba_export.ir import Latency, Workload
 
 if TYPE_CHECKING:
@@ -64,14 +64,7 @@ def _subject(artifact: Path, manifest: Manifest) -> Subject:
     from amoeba_export.backends import Subject
     from amoeba_export.request import read_plan
 
-    architecture = manifest.architecture()
-    if architecture is None:
-        raise InputError(
-            "This artifact's manifest does not say the dims of its model.",
-            where=artifact,
-            next_step="Export it again with this version of amoeba.",
-        )
-    dense = read_plan(artifact).dense(architecture)
+    dense = read_plan(artifact).dense(manifest.architecture())
     return Subject(dense=dense, artifact=artifact, dtype=manifest.dtype, label=f"'{artifact}'")
 
 

@@ -10,7 +10,7 @@ import typer
 from amoeba_export.artifact import Cache, check_file_destination
 from amoeba_export.cli.artifacts import command
 from amoeba_export.cli.completion import complete_recipes
-from amoeba_export.cli.console import Talk, answer, facts, print_json
+from amoeba_export.cli.console import Talk, answer, facts, print_json, titled
 from amoeba_export.cli.options import AsJson, Model, model_or_default
 from amoeba_export.cli.strategies import strategy_facts, strategy_to_json
 
@@ -49,7 +49,7 @@ def calibrate(
         print_json({"out": str(out), **strategy_to_json(strategy)})
         return
     console = answer()
-    console.print(facts(strategy_facts(strategy), title=str(out)))
+    console.print(titled(str(out), facts(strategy_facts(strategy))))
     console.print()
     following = ("amoeba", "export", name, "--strategy", out, "--target", "cpu", "--latency", "75%")
     console.print(f"next: {command(*following)}")

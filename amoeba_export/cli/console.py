@@ -7,14 +7,15 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
+from rich.text import Text
 
 HEARTBEAT_S = 30.0
 """In a log, long work says this often how far it is."""
@@ -40,22 +41,27 @@ def print_json(data: Any) -> None:
     print(json.dumps(data, indent=2, allow_nan=False), flush=True)
 
 
-def table(*columns: str, title: str | None = None, right: tuple[str, ...] = ()) -> Table:
+def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     """An empty table in our style. Columns named in `right` hold figures."""
-    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
+    made = Table(box=None, pad_edge=False, header_style="dim")
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return made
 
 
-def facts(rows: dict[str, str], *, title: str | None = None) -> Table:
+def facts(rows: Mapping[str, str]) -> Table:
     """Names and values, one pair a line."""
-    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, show_header=False)
+    made = Table(box=None, pad_edge=False, show_header=False)
     made.add_column(style="dim", no_wrap=True)
     made.add_column(overflow="fold")
     for name, value in rows.items():
         made.add_row(name, value)
     return made
+
+
+def titled(title: str, renderable: RenderableType) -> Group:
+    """`renderable` under a title; one of rich's own would be folded to the width of its table."""
+    return Group(Text(title, style="bold", overflow="fold"), renderable)
 
 
 class Talk:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from amoeba_export.artifact import check_file_destination
-from amoeba_export.cli.console import Talk, answer, facts, print_json
+from amoeba_export.cli.console import Talk, answer, facts, print_json, titled
 from amoeba_export.cli.options import AsJson
 from amoeba_export.cli.strategies import strategy_facts, strategy_to_json
 
@@ -32,4 +32,4 @@ def import_strategy(
     if as_json:
         print_json({"out": str(out), **strategy_to_json(strategy)})
     else:
-        answer().print(facts(strategy_facts(strategy), title=str(out)))
+        answer().print(titled(str(out), facts(strategy_facts(strategy))))

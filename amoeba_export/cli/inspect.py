@@ -11,7 +11,7 @@ from rich.console import RenderableType
 
 from amoeba_export.artifact import is_artifact, read_manifest
 from amoeba_export.cli.artifacts import files_table, result_table
-from amoeba_export.cli.console import answer, facts, percent, print_json, table
+from amoeba_export.cli.console import answer, facts, percent, print_json, table, titled
 from amoeba_export.cli.options import AsJson
 from amoeba_export.cli.strategies import strategy_facts, strategy_to_json
 from amoeba_export.errors import DamagedFile, InputError, NotFound
@@ -109,7 +109,7 @@ def _plan(plan: SubnetPlan, path: Path) -> Shown:
             " ".join(map(str, layer.kv_heads)) or "-",
             str(len(layer.ffn)),
         )
-    return {"kind": "plan", **plan.to_json()}, [facts(rows, title=str(path)), layers]
+    return {"kind": "plan", **plan.to_json()}, [titled(str(path), facts(rows)), layers]
 
 
 def _strategy(path: Path) -> Shown:
@@ -121,16 +121,16 @@ def _strategy(path: Path) -> Shown:
         metric = strategy.depth_metric.get(removed)
         gone = " ".join(str(i) for i, keep in enumerate(kept) if not keep)
         depths.add_row(str(sum(kept)), "-" if metric is None else f"{metric:.4f}", gone or "-")
-    shown: list[RenderableType] = [facts(strategy_facts(strategy), title=str(path)), depths]
+    shown: list[RenderableType] = [titled(str(path), facts(strategy_facts(strategy))), depths]
     if strategy.quality:
         widths = sorted({shape.width for shape in strategy.quality}, reverse=True)
         columns = [f"x{width:g}" for width in widths]
-        grid = table("depth", *columns, right=("depth", *columns), title=f"quality ({strategy.quality_metric})")
+        grid = table("depth", *columns, right=("depth", *columns))
         values = {(shape.depth, shape.width): value for shape, value in strategy.quality.items()}
         for depth in sorted({shape.depth for shape in strategy.quality}, reverse=True):
             cells = [values.get((depth, width)) for width in widths]
             grid.add_row(str(depth), *("-" if cell is None else f"{cell:.4f}" for cell in cells))
-        shown.append(grid)
+        shown.append(titled(f"quality ({strategy.quality_metric})", grid))
     return strategy_to_json(strategy), shown
 
 
@@ -149,7 +149,7 @@ def inspect_cost_table(path: Path) -> Shown:
     for name, fit in costs.fits.items():
         errors = sorted(abs(error) for error in fit.leave_one_out)
         rows[name.replace("_", " ")] = f"{percent(errors[len(errors) // 2])} median leave-one-out error"
-    return {"kind": "cost table", **table_to_json(costs)}, [facts(rows | dict(costs.device), title=str(path))]
+    return {"kind": "cost table", **table_to_json(costs)}, [titled(str(path), facts(rows | dict(costs.device)))]
 
 
 def _model(path: Path) -> Shown:
@@ -177,7 +177,7 @@ def _model(path: Path) -> Shown:
     }
     rows = {name.replace("_", " "): f"{value}" for name, value in data.items() if name != "kind"}
     rows["num params"] = f"{full.num_params:,}"
-    return data, [facts(rows, title=str(path))]
+    return data, [titled(str(path), facts(rows))]
 
 
 def _adapter(folder: Path) -> Shown:
@@ -190,4 +190,4 @@ def _adapter(folder: Path) -> Shown:
         raise DamagedFile(path, "it is not a JSON object")
     shown = {key: value for key, value in config.items() if value not in (None, [], {}, False)}
     rows = {key: value if isinstance(value, str) else json.dumps(value) for key, value in shown.items()}
-    return {"kind": "adapter", "config": config}, [facts(rows, title=str(folder))]
+    return {"kind": "adapter", "config": config}, [titled(str(folder), facts(rows))]

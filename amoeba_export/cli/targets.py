@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from amoeba_export.cli.completion import complete_targets
-from amoeba_export.cli.console import answer, facts, print_json, table
+from amoeba_export.cli.console import answer, facts, print_json, table, titled
 from amoeba_export.cli.options import AsJson
 from amoeba_export.errors import TargetUnavailable
 from amoeba_export.ir import Target
@@ -67,7 +67,7 @@ def show(name: Name, as_json: AsJson = False) -> None:
     rows |= {name: value if isinstance(value, str) else json.dumps(value) for name, value in target.options.items()}
     rows |= {f"source {number}": source for number, source in enumerate(target.sources, 1)}
     console = answer()
-    console.print(facts(rows, title=f"{target.name}: {target.description}"))
+    console.print(titled(f"{target.name}: {target.description}", facts(rows)))
 
 
 @targets.command()
@@ -96,7 +96,7 @@ def check(name: Name, as_json: AsJson = False) -> None:
         raise TargetUnavailable(f"Target '{target.name}' cannot be used: {found.reason}", found.next_step)
     if not as_json:
         says = "can be measured here" if backend.source == "measured" else f"can be estimated ({backend.source})"
-        answer().print(facts(device, title=f"{target.name} {says}."))
+        answer().print(titled(f"{target.name} {says}.", facts(device)))
 
 
 def _to_json(target: Target) -> dict[str, object]:

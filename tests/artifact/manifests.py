@@ -30,5 +30,18 @@ def manifest(**changes: Any) -> Manifest:
         "verification": VerificationRecord(max_abs_diff=1e-5, max_rel_diff=1e-6, greedy_tokens_equal=True),
         "inputs": (InputId(role="model", id="demo", sha256="ab" * 32),),
         "tool": {"amoeba": "0.1.0"},
+        "dims": {
+            "family": "llama",
+            "num_layers": 4,
+            "hidden_size": 96,
+            "num_heads": 6,
+            "num_kv_heads": 3,
+            "head_dim": 32,
+            "ffn_size": 96,
+            "vocab_size": 128,
+            "max_positions": 256,
+            "norm_eps": 1e-5,
+            "rope_theta": 10000.0,
+        },
     }
     return Manifest(**(settings | changes))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -64,6 +65,21 @@ def test_the_keys_are_the_documented_ones() -> None:
     }
     assert data["verification"] == {"max_abs_diff": 1e-5, "max_rel_diff": 1e-6, "greedy_tokens_equal": True}
     assert data["inputs"] == [{"role": "model", "id": "demo", "sha256": "ab" * 32}]
+
+
+def test_a_diff_of_two_manifests_can_be_read() -> None:
+    text = manifest().with_files([FileEntry(path="a", size_bytes=1, sha256="00")]).to_text()
+    assert '"shape": {"depth": 1, "width": 0.5, "layers": [\n' in text
+    assert '      {"source_layer": 3, "query_heads": 3, "kv_heads": 1, "ffn": 48}\n' in text
+    assert '  "files": [\n    {"path": "a", "size_bytes": 1, "sha256": "00"}\n  ],\n' in text
+
+
+def test_the_dims_come_back_as_an_architecture() -> None:
+    architecture = dataclasses.replace(manifest().architecture(), rope_scaling={"rope_type": "llama3", "factor": 8.0})
+    dims = dataclasses.asdict(architecture)
+    del dims["config"]
+    written = manifest(dims=dims)
+    assert Manifest.from_json(json.loads(written.to_text())).architecture() == architecture
 
 
 @pytest.mark.parametrize("changes", [{}, {"latency": None, "quality": None, "verification": None}])

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
+from amoeba_export import backends
 from amoeba_export.cli.app import main
+from amoeba_export.ir import Shape
+from amoeba_export.load import load_supernet, write_strategy
+from tests.search.strategies import own_strategy
 
 
 @dataclass(frozen=True)
@@ -26,3 +32,29 @@ def amoeba(capsys: pytest.CaptureFixture[str]) -> Callable[..., Run]:
         return Run(code, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture
+def model(tiny_dirs: dict[str, Path]) -> Path:
+    return tiny_dirs["llama"]
+
+
+@pytest.fixture
+def strategy(model: Path, tmp_path: Path) -> Path:
+    """Depths 4 to 2, widths 1 to a half: worse with everything that goes."""
+    supernet = load_supernet(str(model))
+    quality = {Shape(d, w): 10 - d - 2 * w for d in (4, 3, 2) for w in (1.0, 0.75, 0.5)}
+    made = own_strategy(supernet.architecture, depths=(4, 3, 2), widths=(1.0, 0.75, 0.5), quality=quality)
+    path = tmp_path / "inputs" / "strategy.safetensors"
+    write_strategy(dataclasses.replace(made, model_id=supernet.identity), path)
+    return path
+
+
+@pytest.fixture
+def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A target that is measured without a clock."""
+    monkeypatch.setattr(backends, "BACKENDS", {**backends.BACKENDS, "imaginary": "tests.imaginary:BACKEND"})
+    path = tmp_path / "inputs" / "imaginary.toml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text('description = "a rule"\nbackend = "imaginary"\nalign = 8\n')
+    return path
