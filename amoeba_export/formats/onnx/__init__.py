@@ -1,17 +1,22 @@
 """ONNX, emitted node by node: no tracing, no model object, one weight in memory at a time.
 
-A folder gets `model.onnx` (the graph) and `model.onnx.data` (the weights). `decoder.py` is the walk over layers,
-`ort.py` and `standard.py` the operators it is written in, `weights.py` how each weight is stored.
+A folder gets `model.onnx` (the graph), `model.onnx.data` (the weights), the tokenizer, `config.json` for optimum, and
+`genai_config.json` for the runtime of onnxruntime-genai. `decoder.py` is the walk over layers, `ort.py` and
+`standard.py` are the operators it is written in, `weights.py` is how each weight is stored.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from amoeba_export.errors import NotRepresentable, UnknownName
+from amoeba_export.formats.config import dense_config
+from amoeba_export.formats.onnx.genai import genai_config
 from amoeba_export.formats.onnx.precision import PRECISIONS
 from amoeba_export.formats.onnx.rope import TABULATED_TYPES, rope_type
-from amoeba_export.formats.onnx.writer import DIALECTS, OnnxWriter, record_model
+from amoeba_export.formats.onnx.writer import DIALECTS, OnnxWriter, Spelling
+from amoeba_export.formats.sidecars import copy_generation_config, copy_license, copy_tokenizer
 from amoeba_export.ir import DenseArchitecture, Subnet
 
 default_dtype = "fp32"
@@ -23,68 +28,86 @@ def check(dense: DenseArchitecture, *, dtype: str, dialect: str = "ort") -> None
 
     Any mix of layer widths, blocks without heads or neurons, and biases is fine.
     """
-    if dtype not in PRECISIONS:
-        raise UnknownName("ONNX dtype", dtype, PRECISIONS)
     if dialect not in DIALECTS:
         raise UnknownName("ONNX dialect", dialect, DIALECTS)
+    if dtype not in PRECISIONS:
+        raise NotRepresentable("ONNX", f"{dtype} is not one of its dtypes", [f"--dtype {name}" for name in PRECISIONS])
+    if dialect == "standard" and PRECISIONS[dtype].linear:
+        raise NotRepresentable(
+            "ONNX without onnxruntime's operators",
+            f"{dtype} weights need MatMulNBits",
+            ("the dialect ort", "--dtype fp16", "--dtype fp32"),
+        )
     if rope_type(dense.base) not in TABULATED_TYPES:
         raise NotRepresentable(
             "ONNX",
             f"the angles of its RoPE ({rope_type(dense.base)}) change with the length of the sequence",
-            ["--format safetensors", "--format gguf"],
+            ("--format safetensors", "--format gguf"),
         )
     activation = dense.base.config.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
-        raise NotRepresentable("ONNX", f"its activation is {activation}, not silu", ["--format safetensors"])
+        raise NotRepresentable("ONNX", f"its activation is {activation}, not silu", ("--format safetensors",))
 
 
 def open_writer(
     subnet: Subnet,
     folder: Path,
     *,
-    dtype: str,
+    dtype: str = default_dtype,
     dialect: str = "ort",
     left_padding: bool = True,
     last_logits: bool = False,
 ) -> OnnxWriter:
-    """Start writing `subnet` as `model.onnx` and `model.onnx.data`.
+    """Write everything but weights and graph, reserve the space of the weights, and return the writer that takes them.
 
     Args:
         subnet: The cut model.
         folder: Where the files go.
         dtype: `fp32`, `fp16`, `bf16`; `int8` and `int4` quantize weights only.
         dialect: `ort` for onnxruntime (CPU, CUDA), `standard` for everything else.
-        left_padding: Mask padding at the left of a row. Of onnxruntime's providers only CPU and WebGPU can; without
-            it, rows of a batch may be padded at the right alone.
+        left_padding: Hide padding at the left of a row. Needs a provider whose GroupQueryAttention takes a bias, as the
+            CPU's does; without it, rows of a batch may be padded at the right alone. `standard` always can.
         last_logits: Compute the logits of the last position only: `logits` is [batch, 1, vocab].
 
     Raises:
-        NotRepresentable: See `check`.
-        DiskFull: The files will not fit.
+        NotRepresentable: As `check`; or from `accept`, when a weight is too large for fp16.
+        DiskFull: The files do not fit on the disk.
     """
-    check(subnet.architecture, dtype=dtype, dialect=dialect)
-    model, store = record_model(
-        subnet.architecture, PRECISIONS[dtype], dialect=dialect, left_padding=left_padding, last_logits=last_logits
-    )
-    return OnnxWriter(model, store, folder)
+    dense = subnet.architecture
+    check(dense, dtype=dtype, dialect=dialect)
+    spelling = Spelling(dtype=dtype, dialect=dialect, left_padding=left_padding, last_logits=last_logits)
+    writer = OnnxWriter(dense, folder, spelling)
+    _write_json(dense_config(subnet, dtype=_TORCH_NAMES[dtype]), folder / "config.json")
+    if dialect == "ort":
+        _write_json(genai_config(dense, subnet.source_folder), folder / "genai_config.json")
+    copy_tokenizer(subnet.source_folder, folder)
+    copy_generation_config(subnet.source_folder, folder)
+    copy_license(subnet.source_folder, folder)
+    return writer
 
 
 def write_random(
     dense: DenseArchitecture,
     folder: Path,
     *,
-    dtype: str,
-    seed: int = 0,
+    dtype: str = default_dtype,
     dialect: str = "ort",
     left_padding: bool = True,
     last_logits: bool = False,
+    seed: int = 0,
 ) -> None:
-    """Write a model of these dims with random weights, the same graph as `open_writer` would: for timing.
+    """Write a model of these dims with random weights and nothing beside it: for timing.
 
-    Arguments and errors as in `open_writer`.
+    The graph is that of `open_writer`, to the byte. Arguments and errors as there.
     """
     check(dense, dtype=dtype, dialect=dialect)
-    model, store = record_model(
-        dense, PRECISIONS[dtype], dialect=dialect, left_padding=left_padding, last_logits=last_logits
-    )
-    OnnxWriter(model, store, folder).close_random(seed)
+    spelling = Spelling(dtype=dtype, dialect=dialect, left_padding=left_padding, last_logits=last_logits)
+    OnnxWriter(dense, folder, spelling).close_random(seed)
+
+
+_TORCH_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "float32", "int4": "float32"}
+"""torch's name of what goes in and out of the graph: `dtype` in config.json."""
+
+
+def _write_json(content: object, path: Path) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

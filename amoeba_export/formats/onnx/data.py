@@ -7,12 +7,13 @@ that a packed matrix is its parts one after the other and nothing waits in memor
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -68,34 +69,42 @@ class DataFile:
     """The open file, at its full size from the start.
 
     Raises:
-        DiskFull: When `size_bytes` does not fit on the disk of `path`.
+        DiskFull: `size_bytes` do not fit on the disk of `path`; or, from `write`, no longer do.
     """
 
     def __init__(self, path: Path, size_bytes: int) -> None:
-        self.path = path
+        self._path = path
+        self._size_bytes = size_bytes
         free_bytes = shutil.disk_usage(path.parent).free
         if size_bytes > free_bytes:
-            raise DiskFull(path, size_bytes, free_bytes)
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-        os.ftruncate(self._descriptor, size_bytes)
+            raise DiskFull(path.parent, size_bytes, free_bytes)
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self._descriptor, 0, size_bytes)
+            else:
+                os.ftruncate(self._descriptor, size_bytes)
+        except OSError as error:
+            self.close()
+            raise self._explained(error) from error
 
-    def write(self, region: Region, row_start: int, rows: npt.NDArray[np.generic]) -> None:
-        """Write contiguous `rows` of `region` from `row_start` on; rows are raw bytes or of the region's dtype."""
+    def write(self, region: Region, row_start: int, rows: npt.NDArray[Any]) -> None:
+        """Write `rows` of `region` from `row_start` on; they are raw bytes or of the region's dtype."""
         view = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
         offset = region.offset + row_start * region.row_bytes
         assert offset + len(view) <= region.offset + region.size_bytes, region
-        while view:
-            written = os.pwrite(self._descriptor, view, offset)
-            view, offset = view[written:], offset + written
+        try:
+            while view:
+                written = os.pwrite(self._descriptor, view, offset)
+                view, offset = view[written:], offset + written
+        except OSError as error:
+            raise self._explained(error) from error
 
     def close(self) -> None:
         """Close the file. Making it durable is the staging folder's business."""
         os.close(self._descriptor)
 
-    def __enter__(self) -> DataFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def _explained(self, error: OSError) -> Exception:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return DiskFull(self._path.parent, self._size_bytes, shutil.disk_usage(self._path.parent).free)
+        return error

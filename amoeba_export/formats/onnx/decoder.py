@@ -7,8 +7,9 @@ layers that have attention; a layer without has no cache.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import onnx_ir as ir
 
@@ -35,6 +36,9 @@ class Cache:
 
 class Dialect(Protocol):
     """The operators that a decoder is written in. `layer` is an index; names follow from it."""
+
+    opsets: ClassVar[Mapping[str, int]]
+    ir_version: ClassVar[int]
 
     def embed(self, input_ids: ir.Value) -> ir.Value:
         """Rows of the embedding, [batch, sequence, hidden]."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,14 +77,14 @@ class Recorder:
         self._nodes.append(ir.node(op_type, inputs, attributes, domain=domain, outputs=values, name=name))
         return values
 
-    def model(self, *, opsets: dict[str, int], ir_version: int) -> ir.Model:
+    def model(self, *, opsets: Mapping[str, int], ir_version: int) -> ir.Model:
         """The recorded graph as a model."""
         graph = ir.Graph(
             self._inputs,
             self._outputs,
             nodes=self._nodes,
             initializers=list(self._initializers.values()),
-            opset_imports=opsets,
+            opset_imports=dict(opsets),
             name="amoeba",
         )
         return ir.Model(graph, ir_version=ir_version, producer_name="amoeba-export")

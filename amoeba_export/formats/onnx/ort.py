@@ -1,27 +1,28 @@
 """The `ort` dialect: onnxruntime's contributed operators, as few nodes per layer as they allow.
 
-Per layer: packed qkv, GroupQueryAttention (RoPE and cache inside), o, norm (sum and bias inside), gate, up, QuickGelu,
-Mul, down, norm. All matrices are stored [out, in] and multiplied with `transB`, which onnxruntime packs at load just as
-fast as the other way round: a weight goes to disk as it comes, and tied embeddings are one stored matrix.
+Per layer: packed qkv, GroupQueryAttention (RoPE and cache inside), o, norm (sum and bias inside), packed gate and up,
+Split, QuickGelu, Mul, down, norm. All matrices are stored [out, in] and multiplied with `transB`, which onnxruntime
+packs at load and runs as fast as the other way round: a weight goes to disk as it comes, packed matrices are their
+parts one after the other, and tied embeddings are one stored matrix.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import onnx_ir as ir
 
 from amoeba_export.formats.onnx.decoder import Cache, Stream
 from amoeba_export.formats.onnx.graph import Recorder
-from amoeba_export.formats.onnx.precision import BLOCK_SIZE, LOWEST, Precision
+from amoeba_export.formats.onnx.precision import LOWEST, Blockwise, Precision
 from amoeba_export.formats.onnx.rope import rope_tables
 from amoeba_export.formats.onnx.weights import Matrix, WeightStore
 from amoeba_export.ir import Architecture, LayerDims
 
-OPSETS = {"": 21, "com.microsoft": 1}
-IR_VERSION = 10
-
 _CONTRIB = "com.microsoft"
+_FP32 = ir.DataType.FLOAT
 
 INT8_ACCURACY = 4
 """`accuracy_level` of MatMulNBits: activations in int8 blocks, the fastest kernels on every CPU."""
@@ -38,6 +39,9 @@ class _Lengths:
 
 class OrtDialect:
     """See the module. `left_padding` also masks padding at the left of a row, which GroupQueryAttention does not."""
+
+    opsets: ClassVar[Mapping[str, int]] = {"": 21, _CONTRIB: 1}
+    ir_version: ClassVar[int] = 10
 
     def __init__(
         self,
@@ -63,61 +67,65 @@ class OrtDialect:
         """See `Dialect`."""
         base = self._architecture
         name = "model.embed_tokens.weight"
-        matrix = self._store.matrix(name, [(name, base.vocab_size)], base.hidden_size, bits=self._precision.head_bits)
+        matrix = self._store.matrix(name, [(name, base.vocab_size)], base.hidden_size, encoding=self._head_encoding())
         self._embedding = matrix
-        if matrix.bits is None:
-            return self._recorder.op("Gather", [matrix.weight, input_ids], name="/model/embed_tokens")
+        if matrix.scales is None or matrix.encoding is None:
+            return self._recorder.op(
+                "Gather", [self._recorder.stored(matrix.region), input_ids], name="/model/embed_tokens"
+            )
         flat = self._recorder.stored(
             matrix.region, name=f"{matrix.region.name}_rows", shape=(matrix.rows, matrix.region.row_bytes)
         )
         return self._recorder.op(
             "GatherBlockQuantized",
-            [flat, input_ids, matrix.scales],
+            [flat, input_ids, self._recorder.stored(matrix.scales)],
             name="/model/embed_tokens",
             domain=_CONTRIB,
-            bits=matrix.bits,
-            block_size=BLOCK_SIZE,
+            bits=matrix.encoding.bits,
+            block_size=matrix.encoding.block_size,
             gather_axis=0,
             quantize_axis=1,
         )
 
     def prepare(self, input_ids: ir.Value, attention_mask: ir.Value) -> None:
-        """Lengths from the mask. A row is `first` zeros of left padding, then its tokens, then maybe right padding."""
-        record, constant = self._recorder.op, self._recorder.constant
-        cos_TH, sin_TH = rope_tables(self._architecture)
+        """See `Dialect`. A row of the mask is left padding, then tokens, then maybe right padding.
+
+        GroupQueryAttention takes the number of keys of each row and knows no other padding than at the right. Counting
+        the left padding as keys and hiding it with a bias is right for both sides: RoPE is relative, so that positions
+        may start anywhere.
+        """
         dtype = self._precision.activation
+        cos_TH, sin_TH = rope_tables(self._architecture)
         self._rope = (
             self._store.table("rope.cos", cos_TH, dtype),
             self._store.table("rope.sin", sin_TH, dtype),
         )
-        tokens = record("ReduceSum", [attention_mask, constant("axis_1", [1])], name="/mask/tokens", keepdims=0)
-        mask_shape = record("Shape", [attention_mask], name="/mask/shape")
-        total = record("Gather", [mask_shape, constant("one", 1)], name="/mask/total")
-        total_i32 = record("Cast", [total], name="/mask/total_i32", to=int(ir.DataType.INT32))
-        if not self._left_padding:
-            last = record("Sub", [tokens, constant("one", 1)], name="/mask/last")
-            last_i32 = record("Cast", [last], name="/mask/last_i32", to=int(ir.DataType.INT32))
-            self._lengths = _Lengths(last_i32, total_i32, None)
-            return
-        first_B1 = record("ArgMax", [attention_mask], name="/mask/first", axis=1, keepdims=1)
-        first = record("Squeeze", [first_B1, constant("axis_1", [1])], name="/mask/first_of_row")
-        end = record("Add", [first, tokens], name="/mask/end")
-        last = record("Sub", [end, constant("one", 1)], name="/mask/last")
-        last_i32 = record("Cast", [last], name="/mask/last_i32", to=int(ir.DataType.INT32))
-        keys_T = record("Range", [constant("zero", 0), total, constant("one", 1)], name="/mask/keys")
-        padding_BT = record("Less", [keys_T, first_B1], name="/mask/padding")
-        bias_BT = record(
-            "Where",
-            [padding_BT, constant("lowest", LOWEST[dtype], dtype), constant("visible", 0.0, dtype)],
-            name="/mask/bias_of_key",
-        )
-        bias_B11T = record("Unsqueeze", [bias_BT, constant("axes_12", [1, 2])], name="/mask/bias_4d")
-        query_shape = record("Shape", [input_ids], name="/mask/queries", start=1)
-        # GroupQueryAttention does not broadcast over queries.
-        target = record(
-            "Concat", [constant("ones", [1, 1]), query_shape, constant("axis_1", [1])], name="/mask/bias_shape", axis=0
-        )
-        bias = record("Expand", [bias_B11T, target], name="/mask/bias")
+        op, constant = self._recorder.op, self._recorder.constant
+        one, axis = constant("one", 1), constant("axis_1", [1])
+        tokens_B = op("ReduceSum", [attention_mask, axis], name="/mask/tokens", keepdims=0)
+        mask_shape = op("Shape", [attention_mask], name="/mask/shape")
+        total = op("Gather", [mask_shape, one], name="/mask/total")
+        total_i32 = op("Cast", [total], name="/mask/total_i32", to=int(ir.DataType.INT32))
+        end_B, bias = tokens_B, None
+        if self._left_padding:
+            # The bias wants four axes: find the first token of each row with all of them in place.
+            mask_B11T = op("Unsqueeze", [attention_mask, constant("axes_12", [1, 2])], name="/mask/mask_4d")
+            first_B111 = op("ArgMax", [mask_B11T], name="/mask/first", axis=3, keepdims=1)
+            first_B = op("Reshape", [first_B111, constant("flat", [-1])], name="/mask/first_of_row")
+            end_B = op("Add", [first_B, tokens_B], name="/mask/end")
+            keys_T = op("Range", [constant("zero", 0), total, one], name="/mask/keys")
+            padding_B11T = op("Less", [keys_T, first_B111], name="/mask/padding")
+            # In fp32 first: Where and Expand lack kernels for some types of activation.
+            hidden, shown = constant("hidden", LOWEST[dtype], _FP32), constant("shown", 0.0, _FP32)
+            bias_B11T = op("Where", [padding_B11T, hidden, shown], name="/mask/bias_of_key")
+            # GroupQueryAttention does not broadcast over queries.
+            num_queries = op("Shape", [input_ids], name="/mask/queries", start=1)
+            bias_shape = op("Concat", [num_queries, axis], name="/mask/bias_shape", axis=0)
+            bias = op("Expand", [bias_B11T, bias_shape], name="/mask/bias")
+            if dtype != _FP32:
+                bias = op("Cast", [bias], name="/mask/bias_narrow", to=int(dtype))
+        last_B = op("Sub", [end_B, one], name="/mask/last")
+        last_i32 = op("Cast", [last_B], name="/mask/last_i32", to=int(ir.DataType.INT32))
         self._lengths = _Lengths(last_i32, total_i32, bias)
 
     def output_bias(self, name: str) -> ir.Value:
@@ -205,9 +213,10 @@ class OrtDialect:
         """See `Dialect`."""
         hidden = self._architecture.hidden_size
         prefix, node = f"model.layers.{layer}.mlp", f"/model/layers/{layer}/mlp"
-        gate, up = (
-            self._linear(x, prefix, {projection: dims.ffn_size}, hidden, bias=dims.gate_up_bias)
-            for projection in ("gate_proj", "up_proj")
+        sizes = {"gate_proj": dims.ffn_size, "up_proj": dims.ffn_size}
+        gate_up = self._linear(x, prefix, sizes, hidden, bias=dims.gate_up_bias)
+        gate, up = self._recorder.ops(
+            "Split", [gate_up], name=f"{node}/split", outputs=("/gate", "/up"), axis=-1, num_outputs=2
         )
         active = self._recorder.op("QuickGelu", [gate], name=f"{node}/silu", domain=_CONTRIB, alpha=1.0)
         gated = self._recorder.op("Mul", [active, up], name=f"{node}/gated")
@@ -221,12 +230,20 @@ class OrtDialect:
         if not base.tied_embeddings:
             name = "lm_head.weight"
             matrix = self._store.matrix(
-                name, [(name, base.vocab_size)], base.hidden_size, bits=self._precision.head_bits
+                name, [(name, base.vocab_size)], base.hidden_size, encoding=self._head_encoding()
             )
         if self._last_logits:
             last = self._recorder.constant("last", [-1])
             x = self._recorder.op("Gather", [x, last], name="/lm_head/last", axis=1)
         return self._multiply(x, matrix, "/lm_head")
+
+    def _head_encoding(self) -> Blockwise | None:
+        """Of the embedding and lm_head: the widest block that divides a row, since the gather takes no other."""
+        wanted = self._precision.head
+        for block_size in (64, 32, 16) if wanted else ():
+            if wanted and block_size <= wanted.block_size and self._architecture.hidden_size % block_size == 0:
+                return Blockwise(wanted.bits, block_size)
+        return None
 
     def _head_norm(self, x: ir.Value, name: str, num_heads: int) -> ir.Value:
         """RMSNorm of each head of [batch, sequence, heads * head_dim]."""
@@ -247,7 +264,7 @@ class OrtDialect:
             f"{stored}.weight",
             [(f"{prefix}.{part}.weight", rows) for part, rows in parts.items()],
             columns,
-            bits=self._precision.linear_bits,
+            encoding=self._precision.linear,
         )
         bias_O = (
             self._store.vector(f"{stored}.bias", [(f"{prefix}.{part}.bias", rows) for part, rows in parts.items()])
@@ -258,17 +275,19 @@ class OrtDialect:
 
     def _multiply(self, x: ir.Value, matrix: Matrix, node: str, bias_O: ir.Value | None = None) -> ir.Value:
         """The product with `matrix` transposed, plus the bias."""
-        if matrix.bits is not None:
-            return self._recorder.op(
-                "MatMulNBits",
-                [x, matrix.weight, matrix.scales] + ([None, None, bias_O] if bias_O else []),
-                name=node,
-                domain=_CONTRIB,
-                K=matrix.columns,
-                N=matrix.rows,
-                bits=matrix.bits,
-                block_size=BLOCK_SIZE,
-                accuracy_level=INT8_ACCURACY,
-            )
-        product = self._recorder.op("FusedMatMul", [x, matrix.weight], name=node, domain=_CONTRIB, transB=1)
-        return product if bias_O is None else self._recorder.op("Add", [product, bias_O], name=f"{node}/bias")
+        weight = self._recorder.stored(matrix.region)
+        if matrix.scales is None or matrix.encoding is None:
+            product = self._recorder.op("FusedMatMul", [x, weight], name=node, domain=_CONTRIB, transB=1)
+            return product if bias_O is None else self._recorder.op("Add", [product, bias_O], name=f"{node}/bias")
+        inputs = [x, weight, self._recorder.stored(matrix.scales)]
+        return self._recorder.op(
+            "MatMulNBits",
+            inputs if bias_O is None else [*inputs, None, None, bias_O],
+            name=node,
+            domain=_CONTRIB,
+            K=matrix.columns,
+            N=matrix.rows,
+            bits=matrix.encoding.bits,
+            block_size=matrix.encoding.block_size,
+            accuracy_level=INT8_ACCURACY,
+        )

@@ -7,8 +7,26 @@ from dataclasses import dataclass
 import onnx_ir as ir
 import torch
 
-BLOCK_SIZE = 32
-"""Weights that share one scale. 32 is the smallest block that every kernel of MatMulNBits takes at full speed."""
+
+@dataclass(frozen=True, slots=True)
+class Blockwise:
+    """Symmetric integers with one scale per block along the input axis.
+
+    Attributes:
+        block_size: Weights that share one scale: a power of two from 16 on.
+    """
+
+    bits: int
+    block_size: int
+
+    def num_blocks(self, columns: int) -> int:
+        """Blocks along an input axis of `columns`; the last one may be padded."""
+        return -(-columns // self.block_size)
+
+    @property
+    def blob_bytes(self) -> int:
+        """Bytes of one packed block."""
+        return self.block_size * self.bits // 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,21 +35,21 @@ class Precision:
 
     Attributes:
         activation: Activations, norms, biases, KV cache, logits, and every weight that is not quantized.
-        linear_bits: Bits of the projections inside layers, or None for `activation`.
-        head_bits: Bits of the embedding and of lm_head, or None for `activation`. Four bits there ruin a small model.
+        linear: The projections inside layers, or None for `activation`.
+        head: The embedding and lm_head, or None for `activation`. Four bits there ruin a small model.
     """
 
     activation: ir.DataType
-    linear_bits: int | None = None
-    head_bits: int | None = None
+    linear: Blockwise | None = None
+    head: Blockwise | None = None
 
 
 PRECISIONS = {
     "fp32": Precision(activation=ir.DataType.FLOAT),
     "fp16": Precision(activation=ir.DataType.FLOAT16),
     "bf16": Precision(activation=ir.DataType.BFLOAT16),
-    "int8": Precision(activation=ir.DataType.FLOAT, linear_bits=8, head_bits=8),
-    "int4": Precision(activation=ir.DataType.FLOAT, linear_bits=4, head_bits=8),
+    "int8": Precision(activation=ir.DataType.FLOAT, linear=Blockwise(8, 64), head=Blockwise(8, 64)),
+    "int4": Precision(activation=ir.DataType.FLOAT, linear=Blockwise(4, 32), head=Blockwise(8, 64)),
 }
 
 TORCH_DTYPES = {

@@ -11,11 +11,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 import torch
 
-from amoeba_export.errors import NonFiniteWeights
-from amoeba_export.formats.onnx import quantize
+from amoeba_export.errors import NotRepresentable
 from amoeba_export.formats.onnx.data import DataFile, Layout, Region
 from amoeba_export.formats.onnx.graph import Recorder
-from amoeba_export.formats.onnx.precision import TORCH_DTYPES, Precision
+from amoeba_export.formats.onnx.precision import TORCH_DTYPES, Blockwise, Precision
+from amoeba_export.formats.onnx.quantize import quantize_rows
 
 _CHUNK_BYTES = 8 << 20
 
@@ -40,12 +40,12 @@ class Plain:
     row_start: int
 
     def write(self, file: DataFile, name: str, weight: torch.Tensor) -> None:
-        """See `Placement`. Raises `NonFiniteWeights` when a finite weight does not fit in half precision."""
+        """See `Placement`. Raises `NotRepresentable` when fp16 cannot hold a value."""
         dtype = TORCH_DTYPES[self.region.dtype]
         for start, rows in _row_chunks(weight):
             converted = rows.to(dtype).contiguous()
             if dtype is torch.float16 and not torch.isfinite(converted).all():
-                raise NonFiniteWeights(name, "a value is beyond the range of fp16")
+                raise NotRepresentable("fp16", f"values of {name} exceed its range", ("--dtype bf16", "--dtype fp32"))
             file.write(self.region, self.row_start + start, converted.view(torch.uint8).numpy())
 
 
@@ -69,12 +69,12 @@ class Blocks:
     packed: Region
     scales: Region
     row_start: int
-    bits: int
+    encoding: Blockwise
 
     def write(self, file: DataFile, name: str, weight: torch.Tensor) -> None:
         """See `Placement`."""
         for start, rows in _row_chunks(weight):
-            packed, scales = quantize.quantize_rows(rows.float().numpy(), self.bits)
+            packed, scales = quantize_rows(rows.float().numpy(), self.encoding)
             file.write(self.packed, self.row_start + start, packed)
             file.write(self.scales, self.row_start + start, scales.astype(self.scales.dtype.numpy(), copy=False))
 
@@ -85,10 +85,9 @@ class Matrix:
 
     rows: int
     columns: int
-    weight: ir.Value
     region: Region
-    scales: ir.Value | None = None
-    bits: int | None = None
+    scales: Region | None = None
+    encoding: Blockwise | None = None
 
 
 @dataclass
@@ -115,25 +114,20 @@ class WeightStore:
             start += size
         return self.recorder.stored(region)
 
-    def matrix(self, name: str, parts: Sequence[tuple[str, int]], columns: int, *, bits: int | None) -> Matrix:
+    def matrix(
+        self, name: str, parts: Sequence[tuple[str, int]], columns: int, *, encoding: Blockwise | None
+    ) -> Matrix:
         """A stored matrix made of one or more weights (name, rows) with the same columns, stacked."""
         rows = sum(size for _, size in parts)
-        if bits is None:
+        if encoding is None:
             region = self.layout.reserve(name, self.precision.activation, (rows, columns))
             self._place_rows(parts, lambda size, start: Plain((size, columns), region, start))
-            return Matrix(rows=rows, columns=columns, weight=self.recorder.stored(region), region=region)
-        blocks = quantize.num_blocks(columns)
-        packed = self.layout.reserve(f"{name}_q{bits}", ir.DataType.UINT8, (rows, blocks, quantize.blob_bytes(bits)))
+            return Matrix(rows=rows, columns=columns, region=region)
+        blocks = encoding.num_blocks(columns)
+        packed = self.layout.reserve(f"{name}_q{encoding.bits}", ir.DataType.UINT8, (rows, blocks, encoding.blob_bytes))
         scales = self.layout.reserve(f"{name}_scales", self.precision.activation, (rows, blocks))
-        self._place_rows(parts, lambda size, start: Blocks((size, columns), packed, scales, start, bits))
-        return Matrix(
-            rows=rows,
-            columns=columns,
-            weight=self.recorder.stored(packed),
-            region=packed,
-            scales=self.recorder.stored(scales),
-            bits=bits,
-        )
+        self._place_rows(parts, lambda size, start: Blocks((size, columns), packed, scales, start, encoding))
+        return Matrix(rows=rows, columns=columns, region=packed, scales=scales, encoding=encoding)
 
     def turned(self, name: str, rows: int, columns: int) -> ir.Value:
         """One weight [rows, columns] stored as [columns, rows]."""
