@@ -147,6 +147,7 @@ def test_files_beside_the_model(subnet: Subnet, tmp_path: Path) -> None:
         "type": "llama",
         "vocab_size": 128,
         "context_length": 64,
+        "bos_token_id": 2,
         "eos_token_id": [2, 5],
         "pad_token_id": 2,
         "decoder": {},

@@ -66,13 +66,16 @@ def genai_config(dense: DenseArchitecture, source_folder: Path) -> dict[str, Any
 
 
 def _special_tokens(tokens: Mapping[str, Any]) -> dict[str, Any]:
-    """The ids that are known, since the runtime refuses null. An end token pads where no other does."""
+    """The runtime wants numbers: an end token stands in for a padding or start token that the source lacks."""
     end = tokens.get("eos_token_id")
-    padding = tokens.get("pad_token_id")
-    if padding is None:
-        padding = end[0] if isinstance(end, list) else end
-    known = {"bos_token_id": tokens.get("bos_token_id"), "eos_token_id": end, "pad_token_id": padding}
-    return {key: value for key, value in known.items() if value is not None}
+    end = 0 if end is None else end
+    first_end = end[0] if isinstance(end, list) else end
+    start, padding = tokens.get("bos_token_id"), tokens.get("pad_token_id")
+    return {
+        "bos_token_id": first_end if start is None else start,
+        "eos_token_id": end,
+        "pad_token_id": first_end if padding is None else padding,
+    }
 
 
 def _generation_config(source_folder: Path) -> Mapping[str, Any]:
