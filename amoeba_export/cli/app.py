@@ -19,7 +19,9 @@ from amoeba_export.cli.bench import bench
 from amoeba_export.cli.calibrate import calibrate
 from amoeba_export.cli.console import Talk
 from amoeba_export.cli.doctor import doctor
+from amoeba_export.cli.evaluate import evaluate
 from amoeba_export.cli.export import export, search
+from amoeba_export.cli.finetune import finetune
 from amoeba_export.cli.imports import import_strategy
 from amoeba_export.cli.inspect import inspect
 from amoeba_export.cli.profile import profile
@@ -38,6 +40,8 @@ app = typer.Typer(
 )
 app.command()(export)
 app.command()(calibrate)
+app.command()(finetune)
+app.command()(evaluate)
 app.command()(search)
 app.command()(profile)
 app.command()(bench)

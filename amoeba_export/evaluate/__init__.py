@@ -2,6 +2,7 @@
 
 from amoeba_export.evaluate.choices import TaskScore, score_task
 from amoeba_export.evaluate.harness import Harness
+from amoeba_export.evaluate.measure import Measurement, Subject, measure_quality
 from amoeba_export.evaluate.model import ArtifactModel, LanguageModel
 from amoeba_export.evaluate.perplexity import TextScore, measure_perplexity, read_windows
 from amoeba_export.evaluate.quality import QualityFile, ShapeQuality, pareto, plot_pareto, read_quality
@@ -11,12 +12,15 @@ __all__ = [
     "ArtifactModel",
     "Harness",
     "LanguageModel",
+    "Measurement",
     "QualityFile",
     "ShapeQuality",
+    "Subject",
     "Task",
     "TaskScore",
     "TextScore",
     "measure_perplexity",
+    "measure_quality",
     "pareto",
     "plot_pareto",
     "read_quality",

@@ -22,6 +22,16 @@ SURFACE = {
     "amoeba export": f"{EXPORT_AND_SEARCH} --shape --plan --require-measured --out --force --dry-run",
     "amoeba search": EXPORT_AND_SEARCH,
     "amoeba calibrate": "MODEL --recipe --seed --out --json",
+    "amoeba finetune": (
+        "MODEL --strategy --data --out --mode --rank --alpha --experts --top-k --targets --gate-warmup --subnets "
+        "--depths --widths --shape --policy --kd-weight --temperature --balance --mask --max-steps --batch-size "
+        "--gradient-accumulation --learning-rate --schedule --warmup --weight-decay --max-grad-norm --max-length "
+        "--packing --prompt-format --dtype --gradient-checkpointing --save-every --seed --resume --force --json"
+    ),
+    "amoeba evaluate": (
+        "MODEL|ARTIFACT --text --window --windows --tasks --task-folder --limit --shape --grid --depths --widths "
+        "--strategy --adapter --policy --dtype --format --out --plot --json"
+    ),
     "amoeba profile": "MODEL --target --out --dtype --prompt --generate --batch --host --port --identity --json",
     "amoeba bench": "ARTIFACT... --target --prompt --generate --batch --rounds --json",
     "amoeba inspect": "FILE|DIR --json",

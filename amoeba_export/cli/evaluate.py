@@ -1,0 +1,226 @@
+"""`amoeba evaluate`: perplexity and tasks of a supernet at a shape, of all its shapes, or of an artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from amoeba_export.artifact import sha256_file
+from amoeba_export.artifact.manifest import MANIFEST_NAME
+from amoeba_export.cli.completion import complete_from
+from amoeba_export.cli.console import Talk, answer, percent, print_json, table
+from amoeba_export.cli.options import Adapters, AsJson, PolicyName, model_or_default, split_commas
+from amoeba_export.cli.subjects import Grid, artifact_subject, supernet_subject
+from amoeba_export.errors import BadValue, NotFound, UnknownName, UsageError
+from amoeba_export.ir import Shape
+
+if TYPE_CHECKING:
+    from amoeba_export.evaluate import Measurement, QualityFile, ShapeQuality
+
+_DTYPES = ("fp32", "bf16")
+_FORMATS = ("safetensors", "onnx")
+_WHAT, _SUBNET, _OUTPUT = "What to measure", "Subnet", "Output"
+
+
+def evaluate(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL|ARTIFACT",
+            help="A supernet (folder, hub id, demo), or a folder that export wrote.",
+            show_default=False,
+        ),
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option("--text", metavar="F", help="A text file, for perplexity.", rich_help_panel=_WHAT)
+    ] = None,
+    window: Annotated[
+        int, typer.Option("--window", metavar="N", help="Tokens that see each other.", rich_help_panel=_WHAT)
+    ] = 512,
+    windows: Annotated[
+        int | None, typer.Option("--windows", metavar="N", help="Only the first so many.", rich_help_panel=_WHAT)
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            "--tasks", metavar="T,T", help="Files (.jsonl, .toml), or names of lm-eval tasks.", rich_help_panel=_WHAT
+        ),
+    ] = None,
+    task_folder: Annotated[
+        Path | None,
+        typer.Option("--task-folder", metavar="DIR", help="Task files for lm-eval (YAML).", rich_help_panel=_WHAT),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", help="Items per task.", rich_help_panel=_WHAT)
+    ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option("--shape", metavar="DEPTHxWIDTH", help="Left out: the full model.", rich_help_panel=_SUBNET),
+    ] = None,
+    grid: Annotated[
+        bool, typer.Option("--grid", help="Every shape of --depths and --widths.", rich_help_panel=_SUBNET)
+    ] = False,
+    depths: Annotated[
+        str | None,
+        typer.Option(
+            "--depths", metavar="N,N", help="Of the grid. All that the strategy knows.", rich_help_panel=_SUBNET
+        ),
+    ] = None,
+    widths: Annotated[
+        str | None,
+        typer.Option("--widths", metavar="X,X", help="Of the grid. The adapter's, else five.", rich_help_panel=_SUBNET),
+    ] = None,
+    strategy: Annotated[
+        Path | None,
+        typer.Option("--strategy", metavar="F", help="What calibration found.", rich_help_panel=_SUBNET),
+    ] = None,
+    adapter: Adapters = None,
+    policy: PolicyName = "uniform",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            "--dtype",
+            metavar="fp32|bf16",
+            help="In which a supernet runs.",
+            autocompletion=complete_from(_DTYPES),
+            rich_help_panel=_SUBNET,
+        ),
+    ] = "fp32",
+    container: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="safetensors|onnx",
+            help="Which of an artifact's formats. The first it has.",
+            autocompletion=complete_from(_FORMATS),
+            rich_help_panel=_SUBNET,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="F",
+            help="Where to keep the result; shapes in it are not repeated. A grid's: quality.json of the adapter.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="F", help="Draw quality over size.", rich_help_panel=_OUTPUT)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure perplexity and multiple-choice accuracy.
+
+    A supernet runs masked, at any shape, with its adapters. An artifact runs as it was written.
+    """
+    if text is None and tasks is None:
+        raise UsageError("There is nothing to measure.", next_step="Give --text, --tasks, or both.")
+    if grid and shape:
+        raise UsageError("--grid and --shape exclude each other.", next_step="Leave one of them out.")
+    if dtype not in _DTYPES:
+        raise UnknownName("dtype", dtype, _DTYPES)
+    for option, number in (("--window", window), ("--windows", windows), ("--limit", limit)):
+        if number is not None and number < (2 if option == "--window" else 1):
+            raise BadValue(option, str(number), "a whole number above 0")
+    name = model_or_default(model)
+    talk = Talk()
+    measurement = _measurement(text, window, windows, tasks, task_folder, limit)
+    if (Path(name) / MANIFEST_NAME).is_file():
+        if grid or shape or strategy or adapter:
+            raise UsageError(
+                "An artifact has one shape, with everything in it.",
+                next_step="Leave out --grid, --shape, --strategy and --adapter.",
+            )
+        subject = artifact_subject(Path(name), container)
+    else:
+        subject = supernet_subject(
+            name,
+            strategy=strategy,
+            adapters=tuple(adapter or ()),
+            shape=Shape.parse(shape) if shape else None,
+            grid=Grid(_integers("--depths", depths), _floats("--widths", widths)) if grid else None,
+            policy=policy,
+            dtype=dtype,
+            progress=talk,
+        )
+        if grid and out is None and adapter:
+            out = adapter[-1] / "quality.json"
+    from amoeba_export.evaluate import measure_quality, plot_pareto
+
+    file = measure_quality(subject, measurement, out=out, progress=talk)
+    if plot:
+        plot_pareto(file.shapes, plot)
+    if as_json:
+        print_json(file.to_json())
+    else:
+        _show(file)
+
+
+def _measurement(
+    text: Path | None, window: int, windows: int | None, tasks: str | None, folder: Path | None, limit: int | None
+) -> Measurement:
+    """Read tasks and check names before any model is opened."""
+    from amoeba_export.evaluate import Harness, Measurement, read_tasks, task_names
+
+    if text is not None and not text.is_file():
+        raise NotFound("The evaluation text", text)
+    given = split_commas(tasks) or ()
+    files = [Path(name) for name in given if Path(name).suffix in (".jsonl", ".toml")]
+    names = [name for name in given if Path(name).suffix not in (".jsonl", ".toml")]
+    read = tuple(task for path in files for task in read_tasks(path, limit=limit))
+    facts: dict[str, Any] = {"limit": limit, "tasks": [*task_names(read), *names]}
+    facts["task_files"] = {path.name: sha256_file(path) for path in files}
+    if text is not None:
+        facts |= {"text": text.name, "text_sha256": sha256_file(text), "window": window, "windows": windows}
+    return Measurement(
+        facts=facts,
+        text=text,
+        window=window,
+        windows=windows,
+        tasks=read,
+        harness=Harness.open(names, folder=folder) if names else None,
+        limit=limit,
+    )
+
+
+def _show(file: QualityFile) -> None:
+    from amoeba_export.evaluate import pareto
+
+    names = list(dict.fromkeys(name for entry in file.shapes for name in entry.tasks))
+    figures = ("weights", "prunable", "perplexity", *names, "average")
+    shown = table("shape", *figures, "front", right=figures)
+    front = {entry.shape for entry in pareto(file.shapes)}
+    for entry in file.shapes:
+        average = entry.task_average
+        shown.add_row(
+            str(entry.shape),
+            f"{entry.num_params / 1e6:.1f} M",
+            percent(entry.prunable),
+            "-" if entry.perplexity is None else f"{entry.perplexity:.2f}",
+            *(_accuracy(entry, name) for name in names),
+            "-" if average is None else f"{100 * average:.1f}",
+            "*" if entry.shape in front and len(file.shapes) > 1 else "",
+        )
+    answer().print(shown)
+
+
+def _accuracy(entry: ShapeQuality, name: str) -> str:
+    score = entry.tasks.get(name)
+    return "-" if score is None else f"{100 * score.score:.1f} +/- {100 * score.stderr:.1f}"
+
+
+def _floats(option: str, text: str | None) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in split_commas(text) or ())
+    except ValueError as error:
+        raise BadValue(option, str(text), "numbers with commas between them") from error
+
+
+def _integers(option: str, text: str | None) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in split_commas(text) or ())
+    except ValueError as error:
+        raise BadValue(option, str(text), "whole numbers with commas between them") from error

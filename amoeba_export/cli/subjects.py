@@ -1,0 +1,167 @@
+"""What `amoeba evaluate` runs: the masked supernet at some shapes, or an artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from amoeba_export.artifact import read_manifest
+from amoeba_export.errors import InputError, UnknownName
+from amoeba_export.ir import Architecture, Policy, Progress, Shape, SubnetPlan, Supernet
+
+if TYPE_CHECKING:
+    from amoeba_export.evaluate import ShapeQuality, Subject
+    from amoeba_export.finetune.model import RunningSubnet
+
+GRID_WIDTHS = (1.0, 0.875, 0.75, 0.625, 0.5)
+"""Widths of a grid where neither adapter nor strategy lists any."""
+
+FORMATS = ("safetensors", "onnx")
+"""Containers that can be evaluated, the preferred one first."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Depths and widths to measure; empty means the usual ones."""
+
+    depths: tuple[int, ...] = ()
+    widths: tuple[float, ...] = ()
+
+
+def artifact_subject(folder: Path, container: str | None) -> Subject:
+    """One format of an artifact.
+
+    Raises:
+        UnknownName: It does not have the format.
+        InputError: It has none that can be evaluated.
+    """
+    from amoeba_export.evaluate import ArtifactModel, Subject
+    from amoeba_export.request import read_plan
+    from amoeba_export.verify.reload import OPENERS
+
+    manifest = read_manifest(folder)
+    there = [name for name in FORMATS if (folder / name).is_dir()]
+    architecture = manifest.architecture()
+    if not there or architecture is None:
+        raise InputError(
+            "This artifact has no format that can be evaluated."
+            if architecture
+            else "This artifact's manifest does not say the dims of its model.",
+            where=folder,
+            next_step=f"Export it again with --format {' or '.join(FORMATS)}.",
+        )
+    if container is not None and container not in there:
+        raise UnknownName("format in this artifact", container, there)
+    chosen = container or there[0]
+    plan = read_plan(folder)
+    return Subject(
+        facts={"artifact": manifest.model, "format": chosen, "files": {f.path: f.sha256 for f in manifest.files}},
+        tokenizer=folder / chosen,
+        max_length=architecture.max_positions,
+        shapes=(_sizes(plan, architecture),),
+        open=lambda shape: ArtifactModel(OPENERS[chosen](folder / chosen)),
+    )
+
+
+def supernet_subject(
+    name: str,
+    *,
+    strategy: Path | None,
+    adapters: tuple[Path, ...],
+    shape: Shape | None,
+    grid: Grid | None,
+    policy: str,
+    dtype: str,
+    progress: Progress,
+) -> Subject:
+    """The masked supernet, read into memory when its first shape is run.
+
+    Args:
+        name: Of the model.
+        strategy: A strategy file; needed for every shape but the full one.
+        adapters: Adapter folders.
+        shape: The shape, or None for the full one.
+        grid: All of these shapes instead.
+        policy: How a width is spread over layers.
+        dtype: `fp32` or `bf16`.
+        progress: Told what takes time.
+
+    Raises:
+        InputError: A file is missing or belongs to another model; or there is no strategy for the shape.
+    """
+    import torch
+
+    from amoeba_export.evaluate import Subject
+    from amoeba_export.finetune.model import RunningSubnet, SlicedSupernet
+    from amoeba_export.finetune.smol import adapters_at
+    from amoeba_export.load import load_supernet
+    from amoeba_export.selection import gate_widths
+
+    supernet = load_supernet(name, adapters=adapters, strategy=strategy, progress=progress)
+    widths = gate_widths(supernet)
+    shapes = _grid_shapes(grid, supernet, widths) if grid else (shape or _full(supernet),)
+    plans = {known: _plan(supernet, known, policy, widths) for known in shapes}
+    held: list[SlicedSupernet] = []
+
+    def running(shape: Shape) -> RunningSubnet:
+        if not held:
+            device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+            precision = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+            held.append(SlicedSupernet(supernet, dtype=precision, device=device or "cpu"))
+        plan = plans[shape]
+        return RunningSubnet(held[0], held[0].cut(plan), adapters_at(supernet.adapters, plan, device=held[0].device))
+
+    return Subject(
+        facts={
+            "model": supernet.name,
+            "inputs": {f"{item.role} {item.id}": item.sha256 for item in supernet.inputs},
+            "policy": policy,
+            "dtype": dtype,
+        },
+        tokenizer=supernet.folder,
+        max_length=supernet.architecture.max_positions,
+        shapes=tuple(_sizes(plans[known], supernet.architecture) for known in shapes),
+        open=running,
+    )
+
+
+def _sizes(plan: SubnetPlan, architecture: Architecture) -> ShapeQuality:
+    from amoeba_export.evaluate import ShapeQuality
+
+    dense = plan.dense(architecture)
+    kept = sum(architecture.prunable_params(layer) for layer in dense.layers)
+    whole = architecture.num_layers * architecture.prunable_params()
+    return ShapeQuality(shape=plan.shape, num_params=dense.num_params, prunable=kept / whole)
+
+
+def _full(supernet: Supernet) -> Shape:
+    return Shape(supernet.architecture.num_layers, 1.0)
+
+
+def _grid_shapes(grid: Grid, supernet: Supernet, gate_widths: Sequence[float]) -> tuple[Shape, ...]:
+    known = supernet.strategy
+    if known is None:
+        raise _no_strategy()
+    depths = grid.depths or tuple(known.num_layers - removed for removed in known.depth)
+    widths = grid.widths or gate_widths or ({1.0, *known.widths} if known.widths else GRID_WIDTHS)
+    return tuple(Shape(d, w) for d in sorted(set(depths), reverse=True) for w in sorted(set(widths), reverse=True))
+
+
+def _plan(supernet: Supernet, shape: Shape, policy: str, gate_widths: Sequence[float]) -> SubnetPlan:
+    from amoeba_export.ir.derive import derive_plan
+
+    if supernet.strategy is None:
+        if shape != _full(supernet):
+            raise _no_strategy()
+        return replace(SubnetPlan.full(supernet.architecture), gate_width=max(gate_widths, default=None))
+    kind: Policy = "adaptive" if policy == "adaptive" else "uniform"
+    return derive_plan(supernet.strategy, supernet.architecture, shape, policy=kind, gate_widths=gate_widths)
+
+
+def _no_strategy() -> InputError:
+    return InputError(
+        "A shape needs a strategy, which says what it keeps.",
+        next_step="Make one with 'amoeba calibrate', and give it with --strategy.",
+    )
