@@ -149,7 +149,8 @@ def _asked(options: str, name: str) -> Mapping[str, str]:
         events = asyncio.run(_run(target, job, SILENT, lambda steps: None))
     for event in events:
         if event["event"] == "device":
-            return {**event["device"], "host": json.loads(options)["host"].rpartition("@")[2]}
+            device: Mapping[str, str] = event["device"]
+            return device
     reason = events[0]
     raise TargetUnavailable(f"{json.loads(options)['host']}: {reason['reason']}", reason["next_step"])
 
@@ -199,6 +200,8 @@ async def _attempt(target: Target, job: Job, events: list[dict[str, Any]], advan
             patience_s = job.content["time_limit_s"] + PATIENCE_S
             while line := await asyncio.wait_for(process.stdout.readline(), patience_s):
                 event = json.loads(line)
+                if event["event"] == "device":
+                    event["device"]["host"] = parse_options(target).host.rpartition("@")[2]
                 if event["event"] != "device" or not any(one["event"] == "device" for one in events):
                     events.append(event)
                 if event["event"] in ("result", "failure"):

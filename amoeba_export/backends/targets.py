@@ -158,6 +158,8 @@ def _validated(
         return model.model_validate(data)
     except ValidationError as error:
         for detail in error.errors():
+            if detail["type"] == "too_short" and detail["input"]:
+                continue  # its items were wrong, and each of them is reported
             where = ".".join(map(str, (*prefix, *detail["loc"])))
             if detail["type"] == "extra_forbidden":
                 hint = nearest(str(detail["loc"][-1]), model.model_fields)

@@ -66,6 +66,7 @@ def test_graphs_are_measured_there_and_nothing_is_left(server: Server, target: T
         assert result.source == "measured"
         assert result.decode.p50_ms > 0 and result.prefill.p50_ms > 0
         assert result.device["runtime"].startswith("onnxruntime ")
+        assert result.device["host"] == "127.0.0.1"
         assert result.memory_mb
     assert ssh_backend.describe(target)["host"] == "127.0.0.1"
     assert left_behind(server, tmp_path) == []

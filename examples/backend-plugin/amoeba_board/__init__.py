@@ -1,0 +1,1 @@
+"""A backend for amoeba that lives in a package of its own."""

@@ -1,0 +1,117 @@
+"""The runner's own parts: what it samples, the weights that it makes, and the zip file that is sent."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from amoeba_export import backends
+from amoeba_export.backends.graphs import prepare_onnx
+from amoeba_export.backends.onnxruntime import Options
+from amoeba_export.backends.runner.sampling import sample_ms
+from amoeba_export.backends.runner.weights import write_weights
+from amoeba_export.backends.ssh import pack_runner
+from tests.backends.models import FULL, MIXED
+
+RUNNER = Path(backends.__file__).with_name("runner")
+
+
+def test_weights_fill_their_regions_and_no_two_are_equal(tmp_path: Path) -> None:
+    """ONNX Runtime packs equal weights once: a model of thirty equal layers would run from the cache."""
+    size = 64 * 1024
+    regions = [{"offset": 4096 + i * size, "length": size, "dtype": "fp32"} for i in range(60)]
+    regions.append({"offset": 4096 + 60 * size, "length": 3_000_001, "dtype": "bytes"})
+    write_weights(str(tmp_path / "w"), regions)
+    content = (tmp_path / "w").read_bytes()
+    assert len(content) == 4096 + 60 * size + 3_000_001
+    blobs = [content[region["offset"] : region["offset"] + region["length"]] for region in regions]
+    assert len(set(blobs)) == len(blobs)
+    values = np.frombuffer(blobs[7], np.float32)
+    assert values.std() == pytest.approx(0.02, rel=0.05)
+    tiny = np.finfo(np.float32).tiny
+    assert not ((values != 0) & (np.abs(values) < tiny)).any()
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_sixteen_bit_weights_are_ordinary_numbers(dtype: str, tmp_path: Path) -> None:
+    write_weights(str(tmp_path / "w"), [{"offset": 0, "length": 20_000, "dtype": dtype}])
+    words = np.frombuffer((tmp_path / "w").read_bytes(), np.uint16)
+    values = words.view(np.float16) if dtype == "fp16" else (words.astype(np.uint32) << 16).view(np.float32)
+    assert values.astype(np.float32).std() == pytest.approx(0.02, rel=0.1)
+
+
+def test_sampling_warms_up_and_stops() -> None:
+    calls: list[str] = []
+    samples = sample_ms(
+        lambda: calls.append("step"),
+        before=lambda: calls.append("before"),
+        warm_up=2,
+        seconds=0,
+        least=3,
+        most=10,
+    )
+    assert len(samples) == 3
+    assert calls == ["before", "step"] * 5
+    assert sample_ms(lambda: 7.5, warm_up=0, seconds=60, least=1, most=4) == [7.5] * 4
+
+
+def test_a_graph_without_weights_is_small_and_says_where_they_go(tmp_path: Path) -> None:
+    prepared = prepare_onnx(MIXED, tmp_path, Options())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx"]
+    assert prepared["shared_kv"] is True
+    stored = sum(region["length"] for region in prepared["weights"]["regions"])
+    assert stored >= MIXED.dense.num_params * 4
+
+
+def test_the_runner_imports_nothing_of_ours() -> None:
+    """It is sent to devices that have numpy and a runtime, and nothing else."""
+    for path in RUNNER.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names.append(node.module or "")
+            assert not any(name.startswith("amoeba_export") for name in names), path
+
+
+def test_the_zip_file_measures_without_amoeba(tmp_path: Path) -> None:
+    import json
+
+    archive = tmp_path / "runner.zip"
+    pack_runner(archive)
+    graph = tmp_path / "graph"
+    graph.mkdir()
+    job = {
+        "engine": "onnxruntime",
+        "options": {**Options().model_dump(mode="json"), "threads": 1},
+        "workload": {"prompt_tokens": 8, "generate_tokens": 8, "batch": 2},
+        "rounds": 1,
+        "time_limit_s": 60,
+        "subjects": [{"id": 0, **prepare_onnx(FULL, graph, Options())}],
+    }
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    run = subprocess.run(
+        [sys.executable, "-P", "-m", "amoeba_runner", "--job", str(tmp_path / "job.json")],
+        env={"PYTHONPATH": str(archive), "PATH": ""},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+        stdin=subprocess.DEVNULL,
+    )
+    events = [json.loads(line) for line in run.stdout.splitlines()]
+    assert [event["event"] for event in events] == ["device", "result", "done"]
+    assert min(events[1]["decode_ms"]) > 0
+    assert [path.name for path in graph.iterdir()] == ["model.onnx"], "the weights are gone again"
+
+
+def test_the_runner_runs_on_python_3_8() -> None:
+    """JetPack 5 has no newer one. The grammar is checked; annotations are never evaluated."""
+    for path in RUNNER.glob("*.py"):
+        source = path.read_text()
+        ast.parse(source, feature_version=(3, 8))
+        assert "from __future__ import annotations" in source or path.name == "__init__.py"
