@@ -6,10 +6,8 @@ place. Nothing but the weight at hand is in memory.
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ import torch
 
 from amoeba_export.errors import DiskFull, NotRepresentable, WeightsMismatch
 from amoeba_export.formats.config import AMOEBA, container_type, dense_config, zero_biases
+from amoeba_export.formats.reserved import ReservedFile
 from amoeba_export.formats.sidecars import copy_generation_config, copy_license, copy_tokenizer, write_model_card
 from amoeba_export.ir import DenseArchitecture, Subnet, TensorSpec
 
@@ -99,40 +98,18 @@ class SafetensorsWriter:
         self._missing = {spec.name: spec.shape for spec in specs}
         shards = _lay_out(folder, [*specs, *zeros], dtype, limit)
         self._place = {name: (shard, offset) for shard in shards for name, offset in shard.offsets.items()}
-        self._needed = sum(shard.size_bytes for shard in shards)
-        if (free := shutil.disk_usage(folder).free) < self._needed:
-            raise DiskFull(folder, self._needed, free)
-        self._files = {shard.path: self._reserve(shard) for shard in shards}
+        needed = sum(shard.size_bytes for shard in shards)
+        if (free := shutil.disk_usage(folder).free) < needed:  # all shards together, before the first one
+            raise DiskFull(folder, needed, free)
+        self._files = {shard.path: ReservedFile(shard.path, shard.size_bytes) for shard in shards}
+        for shard in shards:
+            self._files[shard.path].write(shard.header, 0)
         if len(shards) > 1:
             weight_map = {name: shard.path.name for name, (shard, _) in sorted(self._place.items())}
             total = sum(shard.size_bytes - len(shard.header) for shard in shards)
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             text = json.dumps(index, indent=2) + "\n"
             (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
-
-    def _reserve(self, shard: _Shard) -> int:
-        """Create a shard in its full size, zeros behind its header, and return its file descriptor."""
-        file = os.open(shard.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-        try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file, 0, shard.size_bytes)
-            else:
-                os.ftruncate(file, shard.size_bytes)
-            self._write(file, memoryview(shard.header), 0)
-        except OSError as error:
-            os.close(file)
-            raise self._explained(error) from error
-        return file
-
-    def _explained(self, error: OSError) -> Exception:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return DiskFull(self._folder, self._needed, shutil.disk_usage(self._folder).free)
-        return error
-
-    def _write(self, file: int, data: memoryview, offset: int) -> None:
-        while data:
-            written = os.pwrite(file, data, offset)
-            data, offset = data[written:], offset + written
 
     def accept(self, name: str, weight: torch.Tensor) -> None:
         """Write one weight to its place.
@@ -154,17 +131,14 @@ class SafetensorsWriter:
             part = flat[start : start + step].to(self._dtype)
             if self._dtype is torch.float16 and not torch.isfinite(part.sum(dtype=torch.float32)):
                 raise NotRepresentable("fp16", f"values of {name} exceed its range", ("--dtype bf16", "--dtype fp32"))
-            try:
-                data = part.view(torch.uint8).numpy().data
-                self._write(self._files[shard.path], data, offset + start * self._dtype.itemsize)
-            except OSError as error:
-                raise self._explained(error) from error
+            data = part.view(torch.uint8).numpy().data
+            self._files[shard.path].write(data, offset + start * self._dtype.itemsize)
         del self._missing[name]
 
     def close(self) -> None:
         """Close the shards, unsynced. Raises `WeightsMismatch` when a weight was not given."""
         for file in self._files.values():
-            os.close(file)
+            file.close()
         self._files = {}
         if self._missing:
             raise WeightsMismatch([f"{name} is missing" for name in self._missing], where=self._folder)
