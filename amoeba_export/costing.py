@@ -25,6 +25,9 @@ from amoeba_export.search import Predictor
 
 TABLE_NAME = "table.json"
 
+SEARCH_GRAPHS = 9
+"""Graphs measured for a search that goes on to measure what it builds. `amoeba profile` measures a dozen."""
+
 
 class Estimates:
     """The predictor of a backend that computes latencies from dims instead of measuring them."""
@@ -69,7 +72,16 @@ def make_predictor(
     backend = find_backend(target.backend)
     if backend.source != "measured":
         return Estimates(backend, target, workload, dtype)
-    return make_cost_table(supernet, target, workload, dtype, cache=cache, min_depth=min_depth, progress=progress)
+    return make_cost_table(
+        supernet,
+        target,
+        workload,
+        dtype,
+        cache=cache,
+        num_graphs=SEARCH_GRAPHS,
+        min_depth=min_depth,
+        progress=progress,
+    )
 
 
 def make_cost_table(
@@ -80,6 +92,7 @@ def make_cost_table(
     *,
     cache: Cache,
     prompt_lengths: Sequence[int] = (),
+    num_graphs: int = 12,
     min_depth: int | None = None,
     refresh: bool = False,
     progress: Progress = SILENT,
@@ -95,6 +108,7 @@ def make_cost_table(
         "architecture": _dims(supernet),
         "workload": dataclasses.asdict(workload),
         "dtype": dtype,
+        "num_graphs": num_graphs,
         "min_depth": min_depth,
         "prompt_lengths": list(prompt_lengths),
     }
@@ -114,6 +128,7 @@ def make_cost_table(
         dtype=dtype,
         workload=workload,
         prompt_lengths=prompt_lengths,
+        num_graphs=num_graphs,
         min_depth=min_depth,
         progress=progress,
     )
