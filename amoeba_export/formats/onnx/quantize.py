@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, DefaultWeightOnlyQuantizer
 
 from amoeba_export.formats.onnx.precision import Blockwise
 
@@ -21,6 +20,9 @@ def quantize_rows(
     Returns:
         The packed blocks [O, blocks, blob] and their scales [O, blocks].
     """
+    # Imported here: fp32 and fp16 models do without onnxruntime.
+    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, DefaultWeightOnlyQuantizer
+
     config = DefaultWeightOnlyQuantConfig(block_size=encoding.block_size, is_symmetric=True, bits=encoding.bits)
     packed, scales, _zero_points = DefaultWeightOnlyQuantizer(config).qbits_block_quant(np.ascontiguousarray(w_OI.T))
     return packed, scales.reshape(len(w_OI), -1)
