@@ -72,7 +72,7 @@ def _latency_rows(latency: LatencyRecord, full: Latency | None) -> dict[str, str
         rows["budget"] = f"{milliseconds(latency.budget_ms)}  {what}"
     if full is not None:
         rows["full model"] = milliseconds(full.of(latency.metric, latency.percentile))
-    uncertainty = f"  +/- {percent(latency.uncertainty)}" if latency.uncertainty else ""
+    uncertainty = f"  ± {percent(latency.uncertainty)}" if latency.uncertainty else ""
     if latency.measured_ms is None:
         rows["estimate"] = f"{milliseconds(latency.predicted_ms)}{uncertainty}  ({latency.source}, no device was asked)"
     else:

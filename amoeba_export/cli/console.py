@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO, cast
 
 from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -19,6 +21,9 @@ from rich.text import Text
 
 HEARTBEAT_S = 30.0
 """In a log, long work says this often how far it is."""
+
+LOG_WIDTH = 10_000
+"""Columns of a file or pipe: nothing is folded there."""
 
 WORTH_SAYING_S = 2.0
 """Work that takes less is not mentioned in a log."""
@@ -31,9 +36,21 @@ class _Output(Console):
         raise BrokenPipeError
 
 
+class _Trimmed(io.TextIOBase):
+    """stdout without the spaces that fill a table's last column."""
+
+    def write(self, text: str) -> int:
+        return sys.stdout.write(re.sub(r" +$", "", text, flags=re.MULTILINE))
+
+    def flush(self) -> None:
+        sys.stdout.flush()
+
+
 def answer() -> Console:
-    """The console of stdout. A file or pipe gets lines as long as they are, not cut at 80 columns."""
-    return _Output(highlight=False, markup=False, emoji=False, width=_width(sys.stdout.isatty()))
+    """The console of stdout. A file or pipe gets lines as long as they are, neither cut at 80 columns nor filled up."""
+    if sys.stdout.isatty():
+        return _Output(highlight=False, markup=False, emoji=False)
+    return _Output(highlight=False, markup=False, emoji=False, width=LOG_WIDTH, file=cast(TextIO, _Trimmed()))
 
 
 def print_json(data: Any) -> None:
@@ -75,7 +92,7 @@ class Talk:
             markup=False,
             emoji=False,
             soft_wrap=True,
-            width=None if self.on_terminal else _width(False),
+            width=None if self.on_terminal else LOG_WIDTH,
         )
         self._bars: Bars | None = None
         self._num_tracks = 0
@@ -183,14 +200,12 @@ def size(size_bytes: float) -> str:
 
 
 def milliseconds(value_ms: float | None) -> str:
-    """`18.6 ms`, or a dash for what is not known."""
-    return "-" if value_ms is None else f"{value_ms:.3g} ms" if value_ms < 100 else f"{value_ms:.0f} ms"
+    """`18.61 ms`: four digits, so that a value and the limit that it misses do not look alike. A dash for None."""
+    if value_ms is None:
+        return "-"
+    return f"{value_ms:#.4g} ms" if value_ms < 1000 else f"{value_ms:.0f} ms"
 
 
 def percent(share: float) -> str:
     """`4 %`, and `0.4 %` where a whole number would hide it."""
     return f"{100 * share:.0f} %" if share >= 0.0095 else f"{100 * share:.1g} %"
-
-
-def _width(is_terminal: bool) -> int | None:
-    return None if is_terminal else 10_000

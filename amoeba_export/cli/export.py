@@ -186,7 +186,7 @@ def _show_choice(result: ExportResult, *, as_json: bool) -> None:
         console.print()
         console.print(
             f"{best.shape} is the best under {milliseconds(limit_ms)} ({budget.metric} p{budget.percentile}): "
-            f"{milliseconds(best.predicted_ms)} predicted, +/- {percent(best.uncertainty)}."
+            f"{milliseconds(best.predicted_ms)} predicted, ± {percent(best.uncertainty)}."
         )
     else:
         layers = " ".join(map(str, result.plan.kept_layers))
@@ -197,14 +197,16 @@ def _candidates(result: SearchResult) -> Table:
     """The best candidates that fit, and the nearest that do not."""
     fitting = [one for one in result.candidates if one.fits][:SHOWN_CANDIDATES]
     beyond = [one for one in result.candidates if not one.fits][:3]
-    figures = ("predicted", "decode", "prefill", "memory", result.quality_metric)
+    budget, _ = result.limits[0]
+    others = tuple(name for name in ("decode", "prefill") if name != budget.metric)
+    figures = (f"{budget.metric} p{budget.percentile}", *others, "memory", result.quality_metric)
     shown = table("shape", *figures, "", right=figures)
     for one in (*fitting, *beyond):
+        medians = {"decode": one.decode_ms, "prefill": one.prefill_ms}
         shown.add_row(
             str(one.shape),
             milliseconds(one.predicted_ms),
-            milliseconds(one.decode_ms),
-            milliseconds(one.prefill_ms),
+            *(milliseconds(medians[name]) for name in others),
             "-" if one.memory_mb is None else f"{one.memory_mb:.0f} MiB",
             f"{one.quality.value:.4f}",
             "chosen" if one is result.best else "" if one.fits else "over the budget",

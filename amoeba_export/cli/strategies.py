@@ -6,6 +6,9 @@ from typing import Any
 
 from amoeba_export.ir import Strategy
 
+LONGEST = 120
+"""Characters of a provenance entry that people are shown."""
+
 
 def strategy_facts(strategy: Strategy) -> dict[str, str]:
     """What it knows, for people."""
@@ -25,7 +28,7 @@ def strategy_facts(strategy: Strategy) -> dict[str, str]:
             f"{strategy.quality_metric} of {len(strategy.quality)} shapes, {min(strategy.quality)} to "
             f"{max(strategy.quality)} ({full:.4g})"
         )
-    rows |= dict(strategy.provenance)
+    rows |= {name: value for name, value in strategy.provenance.items() if len(value) <= LONGEST}  # JSON has them all
     if strategy.identity:
         rows["sha256"] = strategy.identity
     return rows

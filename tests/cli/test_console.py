@@ -126,9 +126,9 @@ def test_sizes(size_bytes: int, text: str) -> None:
 def test_figures() -> None:
     assert [milliseconds(value) for value in (None, 0.01234, 18.614, 123.4, 4321.0)] == [
         "-",
-        "0.0123 ms",
-        "18.6 ms",
-        "123 ms",
+        "0.01234 ms",
+        "18.61 ms",
+        "123.4 ms",
         "4321 ms",
     ]
     assert [percent(share) for share in (0.004, 0.04, 0.977, 1.2)] == ["0.4 %", "4 %", "98 %", "120 %"]

@@ -64,7 +64,7 @@ def test_search_shows_the_candidates_and_writes_nothing(
     words = ("search", model, "--target", target, "--latency", "80%", "--strategy", strategy)
     run = amoeba(*words)
     assert run.code == 0
-    assert squeezed(run.out)[0] == "shape predicted decode prefill memory loss"
+    assert squeezed(run.out)[0] == "shape decode p50 prefill memory loss"
     assert " chosen" in run.out
     assert re.search(r"^\S+ is the best under \S+ ms \(decode p50\): \S+ ms predicted", run.out, re.MULTILINE)
     data = json.loads(amoeba(*words, "--json").out)

@@ -120,9 +120,9 @@ def test_inspect_an_artifact(amoeba: Amoeba, tmp_path: Path) -> None:
         "demo for cpu",
         "shape 1x0.5 (layers x width), 3 query heads, 1 KV heads, 48 neurons a layer",
         "dtype fp32",
-        "budget 20 ms decode p50",
-        "predicted 18.5 ms +/- 5 %",
-        "measured 19 ms (decode p50 19 ms, p90 21 ms)",
+        "budget 20.00 ms decode p50",
+        "predicted 18.50 ms ± 5 %",
+        "measured 19.00 ms (decode p50 19.00 ms, p90 21.00 ms)",
         "used 95 % of the budget",
         "quality loss 3.25",
         "verified largest difference 1e-05 to the masked supernet, same greedy tokens",
@@ -141,7 +141,7 @@ def test_an_estimate_is_called_one(amoeba: Amoeba, tmp_path: Path) -> None:
     with Staging(tmp_path / "out") as staging:
         staging.publish(dataclasses.replace(made, latency=estimate))
     run = amoeba("inspect", tmp_path / "out")
-    assert "estimate  18.5 ms  +/- 5 %  (analytic, no device was asked)" in run.out
+    assert "estimate  18.50 ms  ± 5 %  (analytic, no device was asked)" in run.out
     assert "measured" not in run.out
 
 
