@@ -63,10 +63,11 @@ def soft_cross_entropy(
         temperature: T.
     """
     probs_PV = functional.softmax(teacher_PV.detach() / temperature, dim=-1)
-    return _mean(-(probs_PV * functional.log_softmax(student_PV / temperature, dim=-1)).sum(dim=-1), mask_P)
+    return _against(probs_PV, functional.log_softmax(student_PV / temperature, dim=-1), mask_P)
 
 
-def _mean(loss_P: torch.Tensor, mask_P: torch.Tensor | None) -> torch.Tensor:
+def _against(probs_PV: torch.Tensor, log_probs_PV: torch.Tensor, mask_P: torch.Tensor | None) -> torch.Tensor:
+    loss_P = -(probs_PV * log_probs_PV).sum(dim=-1)
     return loss_P.mean() if mask_P is None else (loss_P * mask_P).sum() / mask_P.sum()
 
 
@@ -88,7 +89,11 @@ class SubnetLoss:
 
 
 class Objective:
-    """The losses of the subnets of one micro-batch, in order: the first one teaches, the others follow."""
+    """The losses of the subnets of one micro-batch, in order: the first one teaches, the others follow.
+
+    Passes over [P, V] are what a loss costs: each subnet's log-probabilities are computed once for both losses (at
+    temperature 1), and the teacher's probabilities once for all subnets.
+    """
 
     def __init__(self, settings: ObjectiveSettings, positions: Positions) -> None:
         self._settings = settings
@@ -102,23 +107,18 @@ class Objective:
         Balancing scales a loss to the first one's magnitude: loss * stop(first / loss).
         """
         settings, positions = self._settings, self._positions
+        log_probs_PV = functional.log_softmax(logits_PV, dim=-1)
+        cross_entropy = functional.nll_loss(log_probs_PV, positions.targets_P, ignore_index=IGNORED)
+        softened_PV = log_probs_PV
+        if settings.temperature != 1.0:
+            softened_PV = functional.log_softmax(logits_PV / settings.temperature, dim=-1)
         if self._teacher_PV is None:
-            cross_entropy = self._cross_entropy(logits_PV)
-            self._teacher_PV, self._reference = logits_PV.detach(), cross_entropy.detach()
+            self._teacher_PV, self._reference = softened_PV.detach().exp(), cross_entropy.detach()
             return SubnetLoss(cross_entropy, cross_entropy.detach(), cross_entropy.detach(), None)
         assert self._reference is not None
-        distillation = soft_cross_entropy(
-            logits_PV, self._teacher_PV, mask_P=positions.distill_P, temperature=settings.temperature
-        )
-        if settings.kd_weight == 1.0:
-            with torch.no_grad():
-                cross_entropy = self._cross_entropy(logits_PV)
-            raw = distillation
-        else:
-            cross_entropy = self._cross_entropy(logits_PV)
+        distillation = _against(self._teacher_PV, softened_PV, positions.distill_P)
+        raw = distillation
+        if settings.kd_weight != 1.0:
             raw = settings.kd_weight * distillation + (1 - settings.kd_weight) * cross_entropy
         total = raw * (self._reference / raw.detach()) if settings.balance else raw
         return SubnetLoss(total, raw.detach(), cross_entropy.detach(), distillation.detach())
-
-    def _cross_entropy(self, logits_PV: torch.Tensor) -> torch.Tensor:
-        return functional.cross_entropy(logits_PV, self._positions.targets_P, ignore_index=IGNORED)

@@ -18,6 +18,9 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
 from amoeba_export.errors import (
@@ -37,6 +40,7 @@ from amoeba_export.ir import Shape, SubnetPlan, Supernet
 from amoeba_export.ir.derive import derive_plan
 from amoeba_export.load import load_supernet
 from tests.finetune.models import char_tokenizer, tiny_supernet
+from tests.finetune.test_model import randomised
 from tests.tiny import save_tiny
 
 SETTINGS = Settings(
@@ -233,7 +237,10 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
 def test_two_processes_do_what_one_does_with_twice_the_micro_batches(
     supernet: Supernet, data: Path, tmp_path: Path, folder: Path
 ) -> None:
-    """Full and smallest shape only, so that both draw the same shapes for the same rows."""
+    """Full and smallest shape only, so that both draw the same shapes for the same rows.
+
+    The processes then shard a supernet as docs/finetuning.md shows, and compare logits and gradients with a whole one.
+    """
     settings = dataclasses.replace(SETTINGS, subnets=2, max_steps=3)
     alone = dataclasses.replace(
         settings, gradient_accumulation=2, low_rank=dataclasses.replace(settings.low_rank, gate_warmup=0.0)
@@ -250,6 +257,8 @@ def test_two_processes_do_what_one_does_with_twice_the_micro_batches(
         "settings = dataclasses.replace(SETTINGS, subnets=2, max_steps=3, low_rank=low_rank)\n"
         "model, data, out = map(pathlib.Path, sys.argv[1:])\n"
         "finetune_adapter(tiny_supernet(model), data=data, out=out, settings=settings)\n"
+        "from tests.finetune.test_trainer import assert_sharding_changes_nothing\n"
+        "assert_sharding_changes_nothing(tiny_supernet(model))\n"
     )
     root = Path(__file__).parents[2]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
@@ -263,6 +272,30 @@ def test_two_processes_do_what_one_does_with_twice_the_micro_batches(
     ours, theirs = load_file(tmp_path / "together" / WEIGHTS), load_file(tmp_path / "alone" / WEIGHTS)
     assert all((ours[name] - theirs[name]).abs().max() <= 1e-5 for name in theirs)
     assert [r["tokens"] for r in log(tmp_path / "together")] == [r["tokens"] for r in log(tmp_path / "alone")]
+
+
+def assert_sharding_changes_nothing(supernet: Supernet) -> None:
+    """Run by each of two processes."""
+    assert supernet.strategy is not None
+    plan = derive_plan(supernet.strategy, supernet.architecture, Shape(3, 0.5), gate_widths=(1.0, 0.5))
+    low_rank = TrainedLowRank(
+        supernet.architecture, LowRankSettings(rank=2), (1.0, 0.5), generator=torch.Generator().manual_seed(0)
+    )
+    low_rank = randomised(low_rank)
+    input_ids_BT = torch.randint(4, 90, (2, 9), generator=torch.Generator().manual_seed(3))
+    results = []
+    for shard in (False, True):
+        model = SlicedSupernet(supernet)
+        cut = model.cut(plan)
+        for layer in model.layers if shard else ():
+            fully_shard(layer, mesh=init_device_mesh("cpu", (2,)))
+        assert isinstance(model.layers[0].q_QD, DTensor) is shard
+        logits_PV = model(input_ids_BT, cut=cut, low_rank=low_rank.at(plan))
+        logits_PV.square().mean().backward()
+        results.append([logits_PV.detach(), *(p.grad for p in low_rank.parameters() if p.grad is not None)])
+        low_rank.zero_grad()
+    assert len(results[0]) == len(results[1]) > 1
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize(
