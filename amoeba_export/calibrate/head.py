@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 LOGIT_BYTES = 256 * 2**20
 """Logits in memory at once; for larger vocabularies, rows of the head are taken in blocks."""
+MIN_BLOCK = 1024
+"""Rows of the head that are taken at least."""
 
 
 class Head:
@@ -46,7 +48,7 @@ class Head:
         """-log p(target) at each scored position. [S]."""
         weight_VD = self._weight()
         vocab_size, num_scored = weight_VD.shape[0], hidden_SD.shape[0]
-        block = max(1024, LOGIT_BYTES // (4 * num_scored))
+        block = max(MIN_BLOCK, LOGIT_BYTES // (4 * num_scored))
         self._stack.work.head_logits += vocab_size * num_scored
         log_total_S = torch.full((num_scored,), -torch.inf)
         right_S = (hidden_SD * weight_VD[batch.targets_S].to(torch.float32)).sum(dim=1)

@@ -24,6 +24,7 @@ class Tokenizer(Protocol):
     """What we need of a transformers tokenizer."""
 
     eos_token_id: int | None
+    unk_token_id: int | None
 
     def encode(self, text: str, *, add_special_tokens: bool, verbose: bool = True) -> list[int]:
         """Token ids; `verbose` warns of texts that are longer than the model takes."""
@@ -207,10 +208,10 @@ def choice_samples(
 def _letter_tokens(tokenizer: Tokenizer, count: int) -> list[int]:
     """The token that each letter is after `Answer:`."""
     plain = tokenizer.encode("Answer:", add_special_tokens=False)
-    letters = []
+    letters: list[int] = []
     for letter in LETTERS[:count]:
         ids = tokenizer.encode(f"Answer: {letter}", add_special_tokens=False)
-        if len(ids) != len(plain) + 1 or ids[:-1] != plain or ids[-1] in letters:
+        if len(ids) != len(plain) + 1 or ids[:-1] != plain or ids[-1] in (*letters, tokenizer.unk_token_id):
             raise InputError(
                 f"This model's tokenizer has no token of its own for the answer '{letter}'.",
                 next_step="Calibrate on text instead: data.kind = 'text' and metric = 'loss'.",

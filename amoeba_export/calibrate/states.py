@@ -73,8 +73,8 @@ class StateStore:
         segment = range(boundary // self.stride * self.stride, boundary + 1)
         for layer_idx in range(self.nearest(boundary), boundary):
             self._advance(layer_idx)
-            for b in range(1, layer_idx + 1):
-                if b % self.stride and b not in segment:
+            for b in range(1, self.num_layers + 1):
+                if b % self.stride and b not in segment and b != layer_idx + 1:
                     self._path(b).unlink(missing_ok=True)
 
     def sweep(self, observe: Observe | None = None, *, first: int = 0) -> Iterator[int]:
@@ -104,6 +104,6 @@ class StateStore:
 
 def _stride(num_layers: int, boundary_bytes: int, limit_bytes: int) -> int:
     """The smallest stride that fits; where none does, the one that takes least."""
-    held = {stride: math.ceil(num_layers / stride) + stride - 1 for stride in range(1, num_layers + 1)}
+    held = {stride: num_layers // stride + stride - 1 for stride in range(1, num_layers + 1)}
     fitting = [stride for stride, count in held.items() if count * boundary_bytes <= limit_bytes]
     return fitting[0] if fitting else min(held, key=lambda stride: held[stride])

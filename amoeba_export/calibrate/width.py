@@ -88,7 +88,9 @@ def standardise(scores_LC: NDArray[np.float64]) -> NDArray[np.float64]:
     """Zero mean and unit deviation in each layer; all zero where a layer's scores do not differ."""
     centred_LC = scores_LC - scores_LC.mean(axis=1, keepdims=True)
     deviation_L1 = scores_LC.std(axis=1, ddof=1, keepdims=True) if scores_LC.shape[1] > 1 else np.zeros((1, 1))
-    return np.divide(centred_LC, deviation_L1, out=np.zeros_like(centred_LC), where=deviation_L1 > 0)
+    standardised_LC: NDArray[np.float64] = np.zeros(centred_LC.shape)
+    np.divide(centred_LC, deviation_L1, out=standardised_LC, where=deviation_L1 > 0)
+    return standardised_LC
 
 
 def make_importance(

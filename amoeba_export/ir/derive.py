@@ -46,6 +46,8 @@ def derive_plan(
     `adaptive`: all layers of the supernet compete, as in the paper, so that a layer keeps the same units at every depth
     and the share is met over all layers, not exactly over the kept ones. A layer may keep no head, or no neuron.
 
+    Removed channels are replaced by their mean, but for `wanda` importances, which know no such thing.
+
     An upstream import supplies masks, not scores: it decides the policy, and `policy`, `align` and `unit` do not apply.
 
     Raises:
@@ -76,6 +78,7 @@ def derive_plan(
         policy=policy,
         layers=layers,
         width_key=width_key,
+        compensate=strategy.importance is None or strategy.importance.metric != "wanda",
         gate_width=gate_width,
         strategy_id=strategy.identity,
         model_id=strategy.model_id,
