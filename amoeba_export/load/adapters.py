@@ -108,5 +108,5 @@ def _open_weights(folder: Path) -> tuple[Path, TensorSource]:
         if path.is_file():
             return path, load_pickled_weights(path) if path.suffix == ".bin" else open_file(path)
     raise NotFound(
-        "The adapter's weights", folder / WEIGHTS[0], next_step="Give a folder that peft's save_pretrained wrote."
+        "The adapter's weight file", folder / WEIGHTS[0], next_step="Give a folder that peft's save_pretrained wrote."
     )

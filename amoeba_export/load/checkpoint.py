@@ -144,6 +144,7 @@ def open_checkpoint(
         WeightsMismatch: Weights are missing, left over, or have another shape.
         UnsupportedError: A weight is not floating point.
     """
+    copies = copies or {}
     files = weight_files(folder)
     found: dict[str, _Entry] = {}
     for path in files:
@@ -153,9 +154,9 @@ def open_checkpoint(
             found[name] = entry
     if len(files) > 1 or files[0].name != SINGLE:
         _check_index(folder / INDEX, found)
-    repeated = {name: found.pop(name) for name in copies or {} if name in found}
+    repeated = {name: found.pop(name) for name in copies if name in found}
     for name, entry in repeated.items():
-        found.setdefault((copies or {})[name], entry)
+        found.setdefault(copies[name], entry)
     problems = [f"{name} is missing" for name in expected if name not in found]
     problems += [f"{name} is left over" for name in found if name not in expected and name not in ignored]
     problems += [
@@ -166,7 +167,7 @@ def open_checkpoint(
     if problems:
         raise WeightsMismatch(problems, where=folder)
     for name, entry in repeated.items():
-        _check_copy(name, entry, (copies or {})[name], found)
+        _check_copy(name, entry, copies[name], found)
     return Checkpoint(files, {name: found[name] for name in expected})
 
 

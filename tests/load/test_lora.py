@@ -203,7 +203,7 @@ def test_a_missing_file_is_named(tiny_dirs: dict[str, Path], adapter: Path):
     with pytest.raises(NotFound) as caught:
         load_supernet(str(tiny_dirs["llama"]), adapters=[adapter])
     assert str(caught.value) == (
-        f"The adapter's weights was not found: {adapter / WEIGHTS}\n"
+        f"The adapter's weight file was not found: {adapter / WEIGHTS}\n"
         "  next:  Give a folder that peft's save_pretrained wrote."
     )
     with pytest.raises(NotFound, match="The adapter's config was not found"):
