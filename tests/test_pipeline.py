@@ -186,5 +186,3 @@ def test_nothing_says_how_small():
         "Nothing says how small the subnet should be.\n"
         "  next:  Give --latency (50ms, 75%), --shape (24x0.75) or --plan (a plan.json)."
     )
-
-
