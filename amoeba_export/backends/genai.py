@@ -17,7 +17,7 @@ class Options(Strict):
     Attributes:
         provider: GenAI's name of the execution provider.
         threads: Threads of an operator, or None for one per physical core.
-        dialect: Operators of the graphs that are made for profiling; GenAI needs GroupQueryAttention.
+        dialect: Operators of the graphs; GenAI needs GroupQueryAttention.
     """
 
     provider: Literal["cpu", "cuda", "dml", "webgpu"] = "cpu"

@@ -20,7 +20,7 @@ class Options(Strict):
         threads: Threads of an operator, or None for one per physical core.
         spinning: Whether idle threads spin: faster when nothing else runs, unfair when something does.
         session: Session config entries, in onnxruntime's spelling.
-        dialect: Operators of the graphs that are made for profiling: `ort`, or `standard` for TensorRT.
+        dialect: Operators of the graphs: `ort`, or `standard` for TensorRT.
     """
 
     providers: Annotated[tuple[str, ...], Field(min_length=1)] = ("CPUExecutionProvider",)

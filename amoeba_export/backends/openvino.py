@@ -19,7 +19,8 @@ class Options(Strict):
         threads: Threads on a CPU, or None for one per physical core.
         precision: What OpenVINO computes in. Left alone it takes bf16 where the CPU has it, whatever the model says.
         properties: Further properties, in OpenVINO's spelling.
-        dialect: Operators of the graphs that are made for profiling.
+        dialect: Operators of the graphs. OpenVINO reads both; `standard` is for fp16, where it fails to convert one of
+            onnxruntime's operators, and `ort` for int8 and int4, which only that dialect can hold.
     """
 
     device: str = "CPU"

@@ -86,6 +86,23 @@ def parse_options(target: Target) -> Any:
     return parsed
 
 
+def graph_options(target: Target) -> dict[str, Any]:
+    """How an ONNX graph for `target` is spelled: keyword arguments of the ONNX format's `open_writer`.
+
+    The flow that runs the graph decides: the target's own backend, or the one it names for the device itself.
+    """
+    if target.on_device:
+        target = replace(target, backend=target.on_device["backend"], options=target.on_device["options"], on_device={})
+    elif target.backend == "ssh":
+        target = replace(
+            target, backend=target.options["backend"], options=target.options.get("options", {}), on_device={}
+        )
+    options = parse_options(target)
+    if "dialect" not in type(options).model_fields:
+        return {}
+    return {"dialect": options.dialect, "left_padding": options.runs_on_cpu}
+
+
 def over_ssh(target: Target, host: str, *, port: int | None = None, identity: Path | None = None) -> Target:
     """`target` measured on the machine `host` (`user@host`) through SSH, with the flow that its file names.
 

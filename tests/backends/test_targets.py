@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from amoeba_export.backends import find_backend, list_backends
-from amoeba_export.backends.targets import list_targets, over_ssh, parse_options, read_target
+from amoeba_export.backends.targets import graph_options, list_targets, over_ssh, parse_options, read_target
 from amoeba_export.errors import DamagedFile, InputError, NotFound, TargetUnavailable, UnknownName
 from amoeba_export.formats import FORMATS
 
@@ -97,6 +97,15 @@ def test_a_host_is_measured_with_the_flow_that_the_target_names() -> None:
     assert options.backend == "onnxruntime"
     assert options.options == {"providers": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
     assert parse_options(over_ssh(read_target("cpu"), "me@board")).backend == "onnxruntime"
+
+
+def test_the_flow_decides_how_a_graph_is_spelled() -> None:
+    """CUDA's GroupQueryAttention takes no bias, so a graph for it cannot mask padding at the left."""
+    assert graph_options(read_target("cpu")) == {"dialect": "ort", "left_padding": True}
+    assert graph_options(read_target("jetson")) == {"dialect": "ort", "left_padding": False}
+    assert graph_options(over_ssh(read_target("jetson"), "me@board")) == {"dialect": "ort", "left_padding": False}
+    assert graph_options(read_target("openvino-cpu")) == {"dialect": "ort", "left_padding": True}
+    assert graph_options(read_target("h100")) == {}
 
 
 def test_a_target_without_a_flow_cannot_be_measured_over_ssh(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def open_model(subject: Mapping[str, Any], workload: Mapping[str, int], options:
 class _Model:
     def __init__(self, subject: Mapping[str, Any], workload: Mapping[str, int], options: Mapping[str, Any]) -> None:
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+        from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache
 
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         torch.set_num_threads(options["threads"] or physical_cores())
@@ -53,9 +53,18 @@ class _Model:
         else:
             model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=dtype)
         self._model = model.eval().to(self._device)
-        self._forward = torch.compile(self._model) if options["compile"] else self._model
-        self._new_cache: Callable[[], Any] = lambda: DynamicCache(config=self._model.config)
         batch, self._prompt_tokens = workload["batch"], workload["prompt_tokens"]
+        length = self._prompt_tokens + workload["generate_tokens"]
+        # As transformers' own generate does it: decode is compiled, with a cache of fixed size; the prompt is not.
+        self._new_cache: Callable[[], Any] = (
+            (lambda: StaticCache(config=self._model.config, max_cache_len=length))
+            if options["compile"]
+            else (lambda: DynamicCache(config=self._model.config))
+        )
+        self._forward = self._model
+        if options["compile"]:
+            mode = "reduce-overhead" if self._device.startswith("cuda") else "default"
+            self._forward = torch.compile(self._model, mode=mode)
         prompt = torch.arange(self._prompt_tokens) % 64 + 3
         self._prompt = prompt.repeat(batch, 1).to(self._device)
         self._token = self._prompt[:, :1]
@@ -63,13 +72,19 @@ class _Model:
 
     def rewind(self) -> None:
         """Cut the cache back to the prompt."""
-        # By how much: transformers 5 takes no absolute length any more.
-        if self._cache.get_seq_length() > self._prompt_tokens:
-            self._cache.crop(self._prompt_tokens - self._cache.get_seq_length())
+        excess = int(self._cache.get_seq_length()) - self._prompt_tokens
+        if not excess:
+            return
+        if not self._cache.is_compileable:
+            self._cache.crop(-excess)  # by how much: transformers 5 takes no absolute length any more
+            return
+        for layer in self._cache.layers:  # a cache of fixed size cannot be cropped, only told where to go on
+            if layer.is_initialized:
+                layer.cumulative_length.sub_(excess)
 
     def decode(self) -> None:
         """One token after the prompt."""
-        self._step(self._token, self._cache)
+        self._step(self._forward, self._token, self._cache)
 
     def prefill(self) -> None:
         """The whole prompt, from an empty cache."""
@@ -81,11 +96,11 @@ class _Model:
 
     def _filled(self) -> Any:
         cache = self._new_cache()
-        self._step(self._prompt, cache)
+        self._step(self._model, self._prompt, cache)
         return cache
 
-    def _step(self, tokens: Any, cache: Any) -> None:
-        with self._torch.inference_mode():
-            self._forward(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    def _step(self, forward: Any, tokens: Any, cache: Any) -> None:
+        with self._torch.no_grad():
+            forward(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
         if self._device.startswith("cuda"):
             self._torch.cuda.synchronize(self._device)
