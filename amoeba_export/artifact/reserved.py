@@ -45,8 +45,8 @@ class ReservedFolder:
 def sweep(parent: Path, prefix: str) -> list[Path]:
     """Remove the reserved folders of processes that are gone, and return them."""
     swept = []
-    for root in sorted(parent.glob(f"{prefix}*")):
-        if not root.is_dir():
+    for root in sorted(parent.iterdir()):
+        if not root.name.startswith(prefix) or not root.is_dir():
             continue
         try:
             lock = _take_lock(root / LOCK_NAME)

@@ -18,7 +18,7 @@ from typing import Self
 from amoeba_export.artifact.checksums import list_files
 from amoeba_export.artifact.manifest import MANIFEST_NAME, Manifest, is_artifact
 from amoeba_export.artifact.reserved import ReservedFolder, sweep
-from amoeba_export.errors import DiskFull, InputError, NotReplaceable, OutputExists, ReadOnlyOutput, UsageError
+from amoeba_export.errors import AmoebaError, InputError, NotReplaceable, OutputExists, ReadOnlyOutput, UsageError
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -49,7 +49,6 @@ class Staging:
         self._force = force
         self._reserved: ReservedFolder | None = None
         self._made_parents: list[Path] = []
-        self._expected_bytes: int | None = None
 
     @property
     def folder(self) -> Path:
@@ -65,30 +64,24 @@ class Staging:
             self._reserved = ReservedFolder(self.out.parent, prefix)
         except OSError as error:
             self._remove_parents()
-            raise _explained(error, self.out, self._expected_bytes) from error
+            raise _explained(error, self.out) from error
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        free_bytes = shutil.disk_usage(self.out.parent).free if error else 0
         assert self._reserved is not None
         self._reserved.release()
         self._remove_parents()
         if isinstance(error, OSError) and error.errno in _DISK_FULL:
-            raise _explained(error, self.out, self._expected_bytes, free_bytes) from error
+            raise _explained(error, self.out) from error
+        if isinstance(error, AmoebaError) and error.where:  # no user can look into a folder that is gone
+            error.where = error.where.replace(str(self.folder), str(self.out))
 
     def clear(self) -> None:
         """Remove what was written so far: the next smaller plan is about to be built."""
         shutil.rmtree(self.folder)
         self.folder.mkdir()
-
-    def require_space(self, size_bytes: int) -> None:
-        """Refuse now what would not fit later. Raises `DiskFull`."""
-        self._expected_bytes = size_bytes
-        free_bytes = shutil.disk_usage(self.folder).free
-        if free_bytes < size_bytes:
-            raise DiskFull(self.out, size_bytes, free_bytes)
 
     def publish(self, manifest: Manifest) -> Manifest:
         """Flush every file to the disk, write the manifest last, and move the folder to `out`.
@@ -184,9 +177,7 @@ def _exchange(new: Path, old: Path) -> None:
     new.rename(old)
 
 
-def _explained(error: OSError, out: Path, needed_bytes: int | None, free_bytes: int = 0) -> InputError:
-    if error.errno in _DISK_FULL and needed_bytes is not None:
-        return DiskFull(out, needed_bytes, free_bytes)
+def _explained(error: OSError, out: Path) -> InputError:
     if error.errno in _DISK_FULL:
         return InputError(
             "The disk is full.", where=out, next_step="Free some space, or choose an --out on another disk."
