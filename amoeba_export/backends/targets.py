@@ -153,6 +153,8 @@ def _read(path: Path) -> Target:
     assert isinstance(file, TargetFile)
     fields = file.model_dump(exclude={"on_device"})
     on_device = file.on_device.model_dump() if file.on_device else {}
+    if file.backend == "recorded":  # a table lies beside the target file that names it, wherever one stands
+        fields["options"] = {**file.options, "table": str(path.parent / file.options["table"])}
     return Target(name=path.stem, **fields, on_device=on_device)
 
 

@@ -56,6 +56,12 @@ def test_a_target_file_of_ones_own(tmp_path: Path) -> None:
     assert parse_options(target).threads == 1
 
 
+def test_a_recorded_table_is_found_beside_its_target_file(tmp_path: Path) -> None:
+    path = tmp_path / "board.toml"
+    path.write_text('description = "mine"\nbackend = "recorded"\n[options]\ntable = "board.json"\n')
+    assert parse_options(read_target(path)).table == tmp_path / "board.json"
+
+
 def test_all_mistakes_of_a_file_are_reported_at_once(tmp_path: Path) -> None:
     path = tmp_path / "wrong.toml"
     path.write_text(
