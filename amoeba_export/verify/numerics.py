@@ -10,16 +10,16 @@ import torch
 EXACT_DTYPES = ("source", "fp32", "fp16", "bf16")
 """Dtypes whose artifact computes the reference's function up to rounding. The others change it, within a limit."""
 
-MAX_REL_DIFF = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 8e-2}
-"""Largest difference of a logit, as a share of the largest reference logit, by the dtype of the weights. Weights are
-verified in fp32 arithmetic where the runtime allows it, so that these bound the rounding of weights: 2^-11 and 2^-8
-each, amplified by the depth."""
+MAX_REL_DIFF = {"fp32": 1e-4}
+"""Largest difference of a logit, as a share of the largest reference logit. Only for fp32: a half-precision weight is
+rounded by 2^-12 or 2^-9, and a model with a few huge activations turns that into 3 % of a single logit (SmolLM2-135M in
+fp16) while the distributions agree."""
 
-MAX_KL = {"int8": 0.05, "int4": 1.0}
-"""Mean KL divergence to the unquantized subnet, in nats per token."""
+MAX_KL = {"fp16": 0.01, "bf16": 0.1, "int8": 0.05, "int4": 1.0}
+"""Mean KL divergence to the unrounded subnet, in nats per token."""
 
-MAX_PERPLEXITY_RATIO = {"int8": 1.1, "int4": 2.0}
-"""Perplexity on the text, relative to the unquantized subnet's."""
+MAX_PERPLEXITY_RATIO = {"fp16": 1.02, "bf16": 1.1, "int8": 1.1, "int4": 2.0}
+"""Perplexity on the text, relative to the unrounded subnet's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +81,7 @@ def broken_limits(distance: Distance, dtype: str) -> list[str]:
         broken.append(f"the KL divergence is {distance.mean_kl:.3g} nats per token (limit {MAX_KL[dtype]:g})")
     if not distance.perplexity_ratio <= MAX_PERPLEXITY_RATIO[dtype]:
         broken.append(
-            f"the perplexity is {distance.perplexity_ratio:.3g} times the unquantized one "
+            f"the perplexity is {distance.perplexity_ratio:.3g} times the unrounded one "
             f"(limit {MAX_PERPLEXITY_RATIO[dtype]:g})"
         )
     return broken

@@ -13,6 +13,11 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
+from amoeba_export.verify.gguf_file import OpenedGguf
+
+LARGE_BYTES = 4 << 30
+"""Weights of more bytes than this keep their dtype in memory: an fp32 copy may not fit. Arithmetic is then theirs."""
+
 
 class Opened(Protocol):
     """One format of an artifact, ready to run.
@@ -31,7 +36,7 @@ class Opened(Protocol):
 
 
 class OpenedSafetensors:
-    """A transformers folder, loaded as transformers loads it, in fp32 arithmetic."""
+    """A transformers folder, loaded as transformers loads it; in fp32 arithmetic unless it is very large."""
 
     def __init__(self, folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -42,13 +47,14 @@ class OpenedSafetensors:
             cls: Any = _load_class(folder, config["auto_map"]["AutoModelForCausalLM"])
         else:
             cls = AutoModelForCausalLM
-        self._model = cls.from_pretrained(folder, dtype=torch.float32).eval()
+        large = sum(path.stat().st_size for path in folder.glob("*.safetensors")) > LARGE_BYTES
+        self._model = cls.from_pretrained(folder, dtype="auto" if large else torch.float32).eval()
 
     @torch.no_grad()
     def logits(self, input_ids: torch.Tensor) -> torch.Tensor:
         """See `Opened`."""
         logits: torch.Tensor = self._model(input_ids, use_cache=False).logits
-        return logits
+        return logits.float()
 
     @torch.no_grad()
     def greedy(self, prompt: torch.Tensor, num_tokens: int) -> list[int]:
@@ -141,5 +147,9 @@ def _onnx_dtype(path: Path) -> str:
     return next(names[kind] for kind in matrices if kind in names)
 
 
-OPENERS: Mapping[str, Callable[[Path], Opened]] = {"safetensors": OpenedSafetensors, "onnx": OpenedOnnx}
+OPENERS: Mapping[str, Callable[[Path], Opened]] = {
+    "safetensors": OpenedSafetensors,
+    "onnx": OpenedOnnx,
+    "gguf": OpenedGguf,
+}
 """By the folder's name in an artifact."""

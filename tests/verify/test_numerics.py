@@ -52,7 +52,7 @@ def test_nan_is_infinitely_far() -> None:
             Distance(max_abs_diff=9.0, max_rel_diff=0.9, mean_kl=0.3, perplexity_ratio=1.5),
             [
                 "the KL divergence is 0.3 nats per token (limit 0.05)",
-                "the perplexity is 1.5 times the unquantized one (limit 1.1)",
+                "the perplexity is 1.5 times the unrounded one (limit 1.1)",
             ],
         ),
     ],

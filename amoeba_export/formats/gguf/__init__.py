@@ -1,0 +1,42 @@
+"""GGUF for llama.cpp: one file, written through the `gguf` package's header and straight to each tensor's place.
+
+`layout.py` says which architecture of llama.cpp computes a plan and what it needs besides the plan's weights,
+`tokenizer.py` writes the vocabulary, `writer.py` the file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from amoeba_export.errors import NotRepresentable
+from amoeba_export.formats.gguf.layout import choose_architecture
+from amoeba_export.formats.gguf.writer import QUANTIZATIONS, GgufWriter
+from amoeba_export.ir import DenseArchitecture, Subnet
+
+default_dtype = "fp16"
+dtypes = tuple(QUANTIZATIONS)
+
+
+def check(dense: DenseArchitecture, *, dtype: str) -> None:
+    """Raise `NotRepresentable` when no architecture of llama.cpp computes `dense`, or `dtype` is not a GGUF type."""
+    if dtype not in QUANTIZATIONS:
+        raise NotRepresentable(
+            "GGUF", f"{dtype} is not one of its types", [f"--dtype {known}" for known in QUANTIZATIONS]
+        )
+    choose_architecture(dense)
+
+
+def open_writer(subnet: Subnet, folder: Path, *, dtype: str = default_dtype) -> GgufWriter:
+    """Start writing `subnet` as `model.gguf`.
+
+    Args:
+        subnet: The cut model.
+        folder: Where the file goes.
+        dtype: `fp32`, `fp16`, `bf16`; `int8` is Q8_0, `int4` is Q4_0 with embeddings and output in Q8_0.
+
+    Raises:
+        NotRepresentable: See `check`; or the tokenizer is one that llama.cpp does not know.
+        DiskFull: The file will not fit.
+    """
+    check(subnet.architecture, dtype=dtype)
+    return GgufWriter(subnet, folder, dtype=dtype)

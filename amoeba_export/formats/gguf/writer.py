@@ -1,0 +1,204 @@
+"""Takes the weights of a cut model and writes `model.gguf`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import gguf
+import numpy as np
+import torch
+
+from amoeba_export.errors import NotRepresentable, WeightsMismatch
+from amoeba_export.formats.gguf.layout import (
+    ARCHITECTURES,
+    BLOCK,
+    choose_architecture,
+    expected_tensors,
+    permute_pairs,
+    rope_factors,
+    written_layers,
+)
+from amoeba_export.formats.gguf.tokenizer import add_tokenizer
+from amoeba_export.formats.reserved import ReservedFile
+from amoeba_export.ir import LayerDims, Subnet
+
+MODEL_NAME = "model.gguf"
+
+QUANTIZATIONS = {
+    "fp32": (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
+    "fp16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
+    "bf16": (gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
+    "int8": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
+    "int4": (gguf.GGMLQuantizationType.Q4_0, gguf.LlamaFileType.MOSTLY_Q4_0),
+}
+"""`--dtype` -> type of matrices, and what the file says it mostly is. Norms and biases are F32."""
+
+_ROWS_BYTES = 32 << 20
+"""About how much of a matrix, as fp32, is converted at once."""
+
+
+class GgufWriter:
+    """A file whose header is written first, and weights that may come in any order."""
+
+    def __init__(self, subnet: Subnet, folder: Path, *, dtype: str) -> None:
+        dense = subnet.architecture
+        self._subnet = subnet
+        self._folder = folder
+        self._architecture = choose_architecture(dense)
+        self._type, file_type = QUANTIZATIONS[dtype]
+        quantized = self._type in (gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q4_0)
+        self._layers = written_layers(dense, self._architecture, quantized=quantized)
+        self._missing = {spec.name: spec.shape for spec in subnet.specs}
+        self._names = gguf.get_tensor_name_map(ARCHITECTURES[self._architecture], len(dense.layers))
+        self._vectors: dict[str, torch.Tensor] = {}  # biases, which may be sums of two weights; written last
+        path = folder / MODEL_NAME
+        header = gguf.GGUFWriter(path, self._architecture)
+        _add_hyperparameters(header, subnet, self._layers, file_type)
+        add_tokenizer(header, subnet)
+        self._tensors: dict[str, tuple[tuple[int, ...], gguf.GGMLQuantizationType, int]] = {}
+        position = 0
+        for name, shape in expected_tensors(dense, self._layers):
+            kind = self._kind(name, shape)
+            size = _size_bytes(shape, kind)
+            header.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=kind)
+            self._tensors[name] = (shape, kind, position)
+            position += gguf.GGUFWriter.ggml_pad(size, header.data_alignment)
+        data_start = _write_header(header)
+        content = path.read_bytes()
+        path.unlink()
+        self._data_start = data_start
+        self._file = ReservedFile(path, data_start + position)
+        self._file.write(content, 0)
+        factors = rope_factors(dense)
+        if factors is not None:
+            self._write_rows("rope_freqs.weight", factors)
+
+    def _kind(self, name: str, shape: tuple[int, ...]) -> gguf.GGMLQuantizationType:
+        """How a tensor is stored. Embeddings and output stay at 8 bits: at 4, a small model is ruined by them."""
+        if len(shape) == 1:
+            return gguf.GGMLQuantizationType.F32
+        if self._type in (gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q4_0):
+            if shape[-1] % BLOCK:
+                return gguf.GGMLQuantizationType.F16
+            if name in ("token_embd.weight", "output.weight"):
+                return gguf.GGMLQuantizationType.Q8_0
+        return self._type
+
+    def accept(self, name: str, weight: torch.Tensor) -> None:
+        """See `Writer`.
+
+        Raises:
+            WeightsMismatch: A weight that is unknown, given twice, or of another shape.
+            NotRepresentable: 16-bit floats cannot hold its values.
+        """
+        expected = self._missing.get(name)
+        if expected != tuple(weight.shape):
+            known = any(spec.name == name for spec in self._subnet.specs)
+            problem = "was given twice" if known and expected is None else "is not part of this model"
+            if expected is not None:
+                problem = f"is {list(weight.shape)}, not {list(expected)}"
+            raise WeightsMismatch([f"{name} {problem}"], where=self._folder)
+        target = str(self._names.get_name(name, try_suffixes=(".weight", ".bias")))
+        idx = int(target.split(".")[1]) if target.startswith("blk.") else -1
+        if self._architecture in ("llama", "deci") and ".attn_q." in target:
+            weight = permute_pairs(weight, self._subnet.architecture.layers[idx].num_heads)
+        if self._architecture in ("llama", "deci") and ".attn_k." in target:
+            weight = permute_pairs(weight, self._subnet.architecture.layers[idx].num_kv_heads)
+        if target not in self._tensors:  # the constant of a removed attention block
+            assert target == f"blk.{idx}.attn_output.bias", target
+            target = f"blk.{idx - 1}.ffn_down.bias"
+        if weight.dim() == 1:
+            present = self._vectors.get(target)
+            value = weight.to(torch.float32)
+            self._vectors[target] = value if present is None else present + value
+        else:
+            self._write_rows(target, weight)
+        del self._missing[name]
+
+    def _write_rows(self, name: str, weight: torch.Tensor) -> None:
+        """Convert and write some rows at a time. Rows and columns beyond those of `weight` stay zero."""
+        shape, kind, position = self._tensors[name]
+        if weight.dim() == 1:
+            self._file.write(weight.to(torch.float32).numpy().tobytes(), self._data_start + position)
+            return
+        row_bytes = _size_bytes(shape[1:], kind)
+        step = max(_ROWS_BYTES // (4 * shape[1]), 1)
+        for start in range(0, weight.shape[0], step):
+            rows = weight[start : start + step].to(torch.float32)
+            if rows.shape[1] < shape[1]:
+                rows = torch.nn.functional.pad(rows, (0, shape[1] - rows.shape[1]))
+            with np.errstate(over="ignore"):  # found below, by name
+                data = gguf.quantize(rows.contiguous().numpy(), kind)
+            if data.dtype == np.float16 and not np.isfinite(data).all():
+                raise NotRepresentable("fp16", f"values of {name} exceed its range", ("--dtype bf16", "--dtype fp32"))
+            offset = self._data_start + position + start * row_bytes
+            self._file.write(np.ascontiguousarray(data).view(np.uint8).reshape(-1).data, offset)
+
+    def close(self) -> None:
+        """See `Writer`. Raises `WeightsMismatch` when a weight was not given."""
+        for name, vector in self._vectors.items():
+            self._write_rows(name, vector)
+        self._file.close()
+        if self._missing:
+            raise WeightsMismatch([f"{name} is missing" for name in self._missing], where=self._folder)
+
+
+def _size_bytes(shape: tuple[int, ...], kind: gguf.GGMLQuantizationType) -> int:
+    block: int
+    size: int
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    return math.prod(shape) // block * size
+
+
+def _write_header(header: gguf.GGUFWriter) -> int:
+    """Write everything before the data and return where the data starts."""
+    header.write_header_to_file()
+    header.write_kv_data_to_file()
+    header.write_ti_data_to_file()
+    assert header.fout is not None
+    end: int = header.fout[0].tell()
+    header.close()
+    return int(gguf.GGUFWriter.ggml_pad(end, header.data_alignment))
+
+
+def _add_hyperparameters(
+    header: gguf.GGUFWriter, subnet: Subnet, layers: tuple[LayerDims, ...], file_type: gguf.LlamaFileType
+) -> None:
+    base = subnet.architecture.base
+    header.add_type(gguf.GGUFType.MODEL)
+    header.add_name(f"{subnet.model_name} {subnet.plan.shape}")
+    header.add_file_type(file_type)
+    header.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    header.add_vocab_size(base.vocab_size)
+    # Through a sliding window as long as the context, everything sees everything: llama.cpp has no window here.
+    header.add_context_length(min(base.max_positions, base.sliding_window or base.max_positions))
+    header.add_embedding_length(base.hidden_size)
+    header.add_block_count(len(layers))
+    # One number where all layers agree: older readers of `llama` know no arrays.
+    header.add_feed_forward_length(_one_or_all([dims.ffn_size for dims in layers]))
+    header.add_head_count(_one_or_all([dims.num_heads for dims in layers]))
+    header.add_head_count_kv(_one_or_all([dims.num_kv_heads for dims in layers]))
+    header.add_key_length(base.head_dim)
+    header.add_value_length(base.head_dim)
+    header.add_layer_norm_rms_eps(base.norm_eps)
+    header.add_rope_dimension_count(base.head_dim)
+    header.add_rope_freq_base(base.rope_theta)
+    scaling = base.rope_scaling or {}
+    if scaling.get("rope_type") == "linear":
+        header.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        header.add_rope_scaling_factor(scaling["factor"])
+    if scaling.get("rope_type") == "yarn":
+        header.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        header.add_rope_scaling_factor(scaling["factor"])
+        header.add_rope_scaling_orig_ctx_len(scaling.get("original_max_position_embeddings", base.max_positions))
+        for key, add in (
+            ("beta_fast", header.add_rope_scaling_yarn_beta_fast),
+            ("beta_slow", header.add_rope_scaling_yarn_beta_slow),
+        ):
+            if key in scaling:
+                add(scaling[key])
+
+
+def _one_or_all(values: list[int]) -> int | list[int]:
+    return values[0] if len(set(values)) == 1 else values
