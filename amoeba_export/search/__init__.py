@@ -2,6 +2,7 @@
 
 from amoeba_export.search.choose import search_plan
 from amoeba_export.search.pareto import pareto_front
+from amoeba_export.search.precision import search_precision
 from amoeba_export.search.predict import Predictor
 from amoeba_export.search.quality import Quality, QualitySurface, quality_surface
 from amoeba_export.search.space import Candidate, Memory, SearchResult, Space
@@ -17,4 +18,5 @@ __all__ = [
     "pareto_front",
     "quality_surface",
     "search_plan",
+    "search_precision",
 ]
