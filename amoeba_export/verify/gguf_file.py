@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ class OpenedGguf:
         """Angle of each position and frequency [T, head_dim / 2]."""
         size = self._key("rope.dimension_count")
         base = self._key("rope.freq_base")
-        frequencies = base ** (-torch.arange(0, size, 2, dtype=torch.float32) / size)
+        frequencies: torch.Tensor = base ** (-torch.arange(0, size, 2, dtype=torch.float32) / size)
         scaling, factor = self._key("rope.scaling.type"), self._key("rope.scaling.factor", 1.0)
         if scaling == "linear":
             frequencies = frequencies / factor
@@ -194,8 +195,14 @@ def _llama_cpp_greedy(path: Path, prompt: torch.Tensor, num_tokens: int) -> list
     settings.verbosity = -1
     settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    answer = xllamacpp.Server(settings).handle_completions(
-        {"prompt": prompt[0].tolist(), "n_predict": num_tokens, "n_probs": 1, "temperature": -1.0}
+    server = xllamacpp.Server(settings)  # on a free port of the loopback device
+    # Its Python calls answer with text, from which tokens that are no whole character are missing.
+    request = urllib.request.Request(
+        f"{server.listening_address}/completion",
+        json.dumps(
+            {"prompt": prompt[0].tolist(), "n_predict": num_tokens, "temperature": -1.0, "return_tokens": True}
+        ).encode(),
+        {"Content-Type": "application/json"},
     )
-    answer = json.loads(answer) if isinstance(answer, str) else answer
-    return [int(token["id"]) for token in answer["choices"][0]["logprobs"]["content"]]
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as response:
+        return [int(token) for token in json.load(response)["tokens"]]
