@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import subprocess
 import sys
 import threading
@@ -12,13 +14,16 @@ from typing import Any
 
 import pytest
 
+from amoeba_export import ExportRequest, export, load_supernet
 from amoeba_export.backends import measure_latency
 from amoeba_export.backends import ssh as ssh_backend
 from amoeba_export.backends.targets import over_ssh, read_target
 from amoeba_export.errors import InputError, TargetUnavailable
-from amoeba_export.ir import Latency, Target
+from amoeba_export.ir import Latency, Shape, Target
+from amoeba_export.load import write_strategy
 from tests.backends.models import FULL, MIXED, SHORT
 from tests.backends.sshd import KEYGEN, SSHD, Server, make_server
+from tests.search.strategies import own_strategy
 
 pytestmark = pytest.mark.skipif(
     not (SSHD and KEYGEN and sys.platform == "linux"), reason="needs an OpenSSH server (apt-get install openssh-server)"
@@ -150,3 +155,35 @@ def test_only_backends_of_the_runner_go_over_ssh() -> None:
     options = {"host": "somewhere", "backend": "analytic"}
     with pytest.raises(InputError, match="'analytic' does not run through the runner"):
         ssh_backend.check(Target(name="x", description="", backend="ssh", options=options))
+
+
+def test_a_model_is_profiled_exported_and_measured_over_ssh(
+    server: Server, target: Target, tiny_dirs: dict[str, Path], tmp_path: Path
+) -> None:
+    """The whole job with a target file whose device is behind the server."""
+    strategy = tmp_path / "strategy.safetensors"
+    supernet = load_supernet(str(tiny_dirs["llama"]))
+    quality = {Shape(depth, width): 10 - depth - 2 * width for depth in (4, 3) for width in (1.0, 0.5)}
+    made = own_strategy(supernet.architecture, depths=(4, 3), widths=(1.0, 0.5), quality=quality)
+    write_strategy(dataclasses.replace(made, model_id=supernet.identity), strategy)
+    path = tmp_path / "board.toml"
+    lines = [f"{key} = {json.dumps(value)}" for key, value in target.options.items() if not isinstance(value, dict)]
+    path.write_text(
+        "\n".join(['description = "a board"', 'backend = "ssh"', 'formats = ["onnx"]', "[options]", *lines])
+    )
+    request = ExportRequest(
+        model=str(tiny_dirs["llama"]),
+        strategy=strategy,
+        target=str(path),
+        latency="10s",
+        prompt_tokens=8,
+        generate_tokens=8,
+        out=tmp_path / "out",
+        require_measured=True,
+    )
+    manifest = export(request).manifest
+    assert manifest is not None
+    assert manifest.latency is not None
+    assert manifest.latency.source == "measured"
+    assert manifest.latency.measured_ms is not None
+    assert left_behind(server, tmp_path) == []
