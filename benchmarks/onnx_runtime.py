@@ -1,0 +1,233 @@
+"""Our ONNX graphs beside those of onnxruntime-genai's model builder: writing, decode, prefill, and what int4 costs.
+
+    python benchmarks/onnx_runtime.py [--model demo] [--dtypes fp32,int4] [--rounds 9] [--writes 3] [--threads N]
+                                      [--builder-python PATH] [--keep DIR] [--json FILE]
+
+Everything is interleaved. Writing runs in processes of its own: wall time from start to exit, imports included, and
+peak resident memory. Graphs are opened, measured and closed one at a time (open sessions spin against each other), with
+the KV cache in one shared buffer, as the GenAI runtime has it; a ratio is the median over rounds of ours / theirs.
+`int4` meets the builder twice: as it comes, with lm_head in 4 bits, and with lm_head in 8 bits as ours has it. The mean
+KL divergence from our fp32 graph on a page of text says what that is worth.
+
+`--builder-python` names an interpreter that has `onnxruntime_genai` and what its builder imports; ours, if left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from amoeba_export.formats import FORMATS
+from amoeba_export.ir import SubnetPlan
+from amoeba_export.load import load_supernet
+from amoeba_export.materialize import materialize_subnet
+
+CONTEXT = 128
+TEXT = Path(__file__).parents[1] / "calibration" / "wikitext2" / "wikitext2.txt"
+NUM_TEXT_TOKENS = 1024
+
+Graphs = Mapping[str, Path]
+
+
+def write_ours(model: str, dtype: str, folder: Path) -> None:
+    """One export as the pipeline does it, without measuring or verifying."""
+    supernet = load_supernet(model)
+    subnet = materialize_subnet(supernet, SubnetPlan.full(supernet.architecture))
+    writer = FORMATS["onnx"].open_writer(subnet, folder, dtype=dtype)
+    for name, weight in subnet.stream():
+        writer.accept(name, weight)
+    writer.close()
+
+
+def timed(command: list[str]) -> tuple[float, float]:
+    """Run a process: wall time in seconds, and its peak resident memory in MB."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    errors = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed:\n{errors.decode()[-2000:]}")
+    return time.perf_counter() - start, usage.ru_maxrss / 1024
+
+
+class Session:
+    """One graph, bound for decode and prefill, in fp32."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        import onnxruntime
+
+        config = json.loads((folder / "genai_config.json").read_text())["model"]
+        self._head_dim = config["decoder"]["head_size"]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options)
+        self._ort = onnxruntime
+
+    def logits(self, ids: list[int]) -> np.ndarray[Any, Any]:
+        """Logits of a text."""
+        feeds = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), np.int64)}
+        feeds |= {name: np.zeros((1, heads, 0, self._head_dim), np.float32) for name, heads in self._caches()}
+        logits: np.ndarray[Any, Any] = self._session.run(["logits"], feeds)[0][0]
+        return logits
+
+    def median_ms(self, *, new_tokens: int, past_tokens: int, repeats: int) -> float:
+        """Median time of one call."""
+        binding = self._session.io_binding()
+        feeds = {
+            "input_ids": np.arange(3, 3 + new_tokens)[None],
+            "attention_mask": np.ones((1, past_tokens + new_tokens), np.int64),
+        }
+        held = []
+        for name, array in feeds.items():
+            held.append(self._ort.OrtValue.ortvalue_from_numpy(array))
+            binding.bind_ortvalue_input(name, held[-1])
+        for name, heads in self._caches():
+            cache = np.random.default_rng(0).standard_normal((1, heads, 2 * CONTEXT, self._head_dim), np.float32)
+            held.append(self._ort.OrtValue.ortvalue_from_numpy(cache))
+            binding.bind_ortvalue_input(name, held[-1])
+            binding.bind_ortvalue_output(name.replace("past_key_values", "present"), held[-1])
+        binding.bind_output("logits")
+        times_ms = []
+        for _ in range(repeats + 3):
+            start = time.perf_counter()
+            self._session.run_with_iobinding(binding)
+            times_ms.append(1e3 * (time.perf_counter() - start))
+        return statistics.median(times_ms[3:])
+
+    def _caches(self) -> list[tuple[str, int]]:
+        return [(v.name, v.shape[1]) for v in self._session.get_inputs() if v.name.startswith("past_key_values")]
+
+
+def compare_speed(graphs: Graphs, rounds: int, threads: int) -> dict[str, dict[str, list[float]]]:
+    """Times of each graph per round: {metric: {graph: [ms]}}."""
+    times: dict[str, dict[str, list[float]]] = {m: {name: [] for name in graphs} for m in ("decode", "prefill")}
+    for number in range(rounds):
+        for name in sorted(graphs, reverse=bool(number % 2)):
+            session = Session(graphs[name], threads)
+            times["decode"][name].append(session.median_ms(new_tokens=1, past_tokens=CONTEXT, repeats=40))
+            times["prefill"][name].append(session.median_ms(new_tokens=CONTEXT, past_tokens=0, repeats=4))
+            del session
+    return times
+
+
+def mean_kl(graphs: Graphs, reference: Path, tokenizer_folder: Path, threads: int) -> dict[str, float]:
+    """Mean KL divergence in nats per token from the graph in `reference`."""
+    from transformers import AutoTokenizer
+
+    ids = AutoTokenizer.from_pretrained(tokenizer_folder)(TEXT.read_text(encoding="utf-8")[: 8 * NUM_TEXT_TOKENS])[
+        "input_ids"
+    ]
+
+    def log_probabilities(folder: Path) -> np.ndarray[Any, Any]:
+        logits = Session(folder, threads).logits(ids[:NUM_TEXT_TOKENS]).astype(np.float64)
+        shifted = logits - logits.max(-1, keepdims=True)
+        result: np.ndarray[Any, Any] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+        return result
+
+    expected = log_probabilities(reference)
+    return {
+        name: float((np.exp(expected) * (expected - log_probabilities(folder))).sum(-1).mean())
+        for name, folder in graphs.items()
+    }
+
+
+def builder_command(python: str, source: Path, dtype: str, out: Path, *options: str) -> list[str]:
+    command = [python, "-m", "onnxruntime_genai.models.builder", "-i", str(source), "-o", str(out)]
+    command += ["-p", dtype, "-e", "cpu", "-c", str(out.parent / "cache")]
+    return command + (["--extra_options", *options] if options else [])
+
+
+def run(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
+    source = load_supernet(arguments.model).folder
+    figures: dict[str, Any] = {}
+    for dtype in arguments.dtypes.split(","):
+        graphs = {"ours": work / f"ours-{dtype}", "builder": work / f"builder-{dtype}"}
+        ours = [sys.executable, __file__, "--model", arguments.model, "--write", dtype, str(graphs["ours"])]
+        theirs = builder_command(arguments.builder_python, source, dtype, graphs["builder"])
+        writing: dict[str, list[tuple[float, float]]] = {name: [] for name in graphs}
+        for _ in range(arguments.writes):
+            writing["ours"].append(timed(ours))
+            writing["builder"].append(timed(theirs))
+        if dtype == "int4":
+            graphs["builder, lm_head int8"] = work / "builder-int4-head8"
+            timed(
+                builder_command(
+                    arguments.builder_python,
+                    source,
+                    dtype,
+                    graphs["builder, lm_head int8"],
+                    "matmul_mixed_precision=last_matmul:int8",
+                )
+            )
+        times = compare_speed(graphs, arguments.rounds, arguments.threads)
+        figures[dtype] = {"writing": _writing(dtype, writing), "speed": _speed(dtype, times)}
+        if dtype.startswith("int") and (work / "ours-fp32").is_dir():
+            figures[dtype]["mean_kl"] = mean_kl(graphs, work / "ours-fp32", source, arguments.threads)
+            for name, value in figures[dtype]["mean_kl"].items():
+                print(f"{dtype:5} mean KL  {name:22} {value:.4f}")
+    return figures
+
+
+def _writing(dtype: str, samples: Mapping[str, list[tuple[float, float]]]) -> dict[str, dict[str, float]]:
+    figures = {
+        name: {"wall_s": statistics.median(s for s, _ in runs), "peak_mb": statistics.median(mb for _, mb in runs)}
+        for name, runs in samples.items()
+    }
+    for name, figure in figures.items():
+        print(f"{dtype:5} writing  {name:22} {figure['wall_s']:6.1f} s {figure['peak_mb']:7.0f} MB peak")
+    return figures
+
+
+def _speed(dtype: str, times: Mapping[str, Mapping[str, list[float]]]) -> dict[str, dict[str, dict[str, float]]]:
+    figures: dict[str, dict[str, dict[str, float]]] = {}
+    for metric, samples in times.items():
+        figures[metric] = {}
+        for name, values in samples.items():
+            ratio = statistics.median(a / b for a, b in zip(samples["ours"], values, strict=True))
+            figures[metric][name] = {"median_ms": statistics.median(values), "ours_to_this": ratio}
+            print(f"{dtype:5} {metric:8} {name:22} {statistics.median(values):8.2f} ms   ours / this = {ratio:.3f}")
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--dtypes", default="fp32,int4")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--writes", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--builder-python", default=sys.executable)
+    parser.add_argument("--keep", type=Path, help="write the graphs here and leave them")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--write", nargs=2, metavar=("DTYPE", "FOLDER"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.write:
+        dtype, folder = arguments.write
+        Path(folder).mkdir(exist_ok=True)
+        for old in Path(folder).iterdir():
+            old.unlink()
+        write_ours(arguments.model, dtype, Path(folder))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        work = arguments.keep or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        figures = run(arguments, work)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
