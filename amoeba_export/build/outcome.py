@@ -1,0 +1,292 @@
+"""What came of a build, as data: `build-report.json`, from which every page of the report is made.
+
+Torch-free, JSON in both directions. `EntryOutcome` also travels between processes and machines (see `engines`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from amoeba_export.artifact import FileEntry
+from amoeba_export.errors import AmoebaError, DamagedFile, InputError, NotFound
+from amoeba_export.ir import Architecture, InputId, Policy, SubnetPlan
+
+REPORT_NAME = "build-report.json"
+REPORT_SCHEMA = 1
+
+Status = Literal["built", "up-to-date", "failed", "skipped"]
+"""`skipped`: not asked for (`--only`), or not begun because the build was interrupted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorRecord:
+    """Why an entry failed. `kind` is the class in `errors`, or the name of a Python error for a bug of ours."""
+
+    kind: str
+    message: str
+    where: str | None = None
+    next_step: str | None = None
+    exit_code: int = 1
+
+    @classmethod
+    def of(cls, error: BaseException) -> ErrorRecord:
+        """The record of a caught error."""
+        if isinstance(error, AmoebaError):
+            return cls(
+                kind=type(error).__name__,
+                message=error.what,
+                where=error.where,
+                next_step=error.next_step,
+                exit_code=error.exit_code,
+            )
+        return cls(
+            kind=type(error).__name__,
+            message=f"This is a bug in amoeba: {type(error).__name__}: {error}",
+            next_step="Run 'amoeba --debug build --only NAME' and report it with the traceback and 'amoeba doctor'.",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CandidatePoint:
+    """One shape that the search looked at: a point of the latency-quality plot.
+
+    Attributes:
+        shape: `DEPTHxWIDTH`.
+        latency_ms: Predicted, of the entry's metric and percentile.
+        quality: Of the entry's `quality_metric`.
+        fits: Meets every limit.
+        on_front: No other candidate is both faster and better.
+        chosen: The one that was built in the end.
+    """
+
+    shape: str
+    latency_ms: float
+    quality: float
+    fits: bool
+    on_front: bool
+    chosen: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRecord:
+    """What one kept layer keeps. Heads are indices into the supernet's layer; neurons are a count."""
+
+    source_layer: int
+    query_heads: tuple[int, ...]
+    kv_heads: tuple[int, ...]
+    ffn: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRecord:
+    """A plan as a picture needs it, beside the supernet's dims that it is a part of. `plan.json` has every index."""
+
+    shape: str
+    policy: Policy
+    layers: tuple[LayerRecord, ...]
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    ffn_size: int
+
+    @classmethod
+    def of(cls, plan: SubnetPlan, architecture: Architecture) -> PlanRecord:
+        """The record of `plan`."""
+        return cls(
+            shape=str(plan.shape),
+            policy=plan.policy,
+            layers=tuple(
+                LayerRecord(
+                    source_layer=layer.source_layer,
+                    query_heads=layer.query_heads,
+                    kv_heads=layer.kv_heads,
+                    ffn=len(layer.ffn),
+                )
+                for layer in plan.layers
+            ),
+            num_layers=architecture.num_layers,
+            num_heads=architecture.num_heads,
+            num_kv_heads=architecture.num_kv_heads,
+            ffn_size=architecture.ffn_size,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyFigures:
+    """The limit, the promise, and what the target said.
+
+    Attributes:
+        budget: As the entry spells it, such as `80%` or `50ms`; None without one.
+        limit_ms: The budget in milliseconds on this target.
+        predicted_ms: Of the chosen shape, with `uncertainty` as its relative half-width.
+        measured_ms: `p50` and `p90`, or None when the target is an estimate (`source` is not `measured`).
+        full_ms: The uncut model in the same run.
+        device: What the backend says of the device.
+    """
+
+    metric: str
+    percentile: int
+    budget: str | None = None
+    limit_ms: float | None = None
+    predicted_ms: float | None = None
+    uncertainty: float | None = None
+    measured_ms: Mapping[str, float] | None = None
+    full_ms: float | None = None
+    source: str = "measured"
+    device: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def actual_ms(self) -> float | None:
+        """What counts against the limit: the measured percentile, or the estimate where there is none."""
+        return self.measured_ms[f"p{self.percentile}"] if self.measured_ms else self.predicted_ms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QualityFigures:
+    """The calibrated metric of the chosen shape, of the uncut model, and the floor that the entry sets."""
+
+    metric: str
+    value: float
+    full: float | None = None
+    floor: float | None = None
+    higher_is_better: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntryOutcome:
+    """What came of one `[[build]]` entry.
+
+    Attributes:
+        name: The entry's.
+        fingerprint: Content address of everything that the artifact is made from; equal means nothing to do.
+        model: As the user calls it.
+        target: The target's name, or None for an entry without one.
+        out: The artifact's folder, relative to the folder of amoeba.toml.
+        manifest: `amoeba.json` in it, or None when there is no artifact.
+        provenance: The provenance statement in it, or None.
+        log: What was said while it was built, relative as `out`.
+        seconds: Spent on this entry alone. Work shared with others (`BuildReport.seconds` has it) is not in it.
+        candidates: What the search looked at; empty for a given plan or shape, and for a locked build.
+    """
+
+    name: str
+    status: Status
+    fingerprint: str = ""
+    model: str = ""
+    target: str | None = None
+    out: str = ""
+    manifest: str | None = None
+    provenance: str | None = None
+    log: str | None = None
+    seconds: float = 0.0
+    formats: tuple[str, ...] = ()
+    dtype: str | None = None
+    error: ErrorRecord | None = None
+    latency: LatencyFigures | None = None
+    quality: QualityFigures | None = None
+    plan: PlanRecord | None = None
+    candidates: tuple[CandidatePoint, ...] = ()
+    inputs: tuple[InputId, ...] = ()
+    files: tuple[FileEntry, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildReport:
+    """What came of a build.
+
+    Attributes:
+        config: The amoeba.toml, as it was named.
+        started: UTC, ISO 8601.
+        seconds: The whole run.
+        engine: `local` or `ray`.
+        locked: Whether amoeba.lock decided instead of a search.
+        tool: Versions of amoeba and of what it computes with.
+        entries: In the order of amoeba.toml, every one of them.
+    """
+
+    config: str
+    started: str
+    seconds: float
+    engine: str
+    locked: bool
+    tool: Mapping[str, str]
+    entries: tuple[EntryOutcome, ...]
+    schema_version: int = REPORT_SCHEMA
+
+    @property
+    def failed(self) -> tuple[EntryOutcome, ...]:
+        """The entries that failed."""
+        return tuple(entry for entry in self.entries if entry.status == "failed")
+
+    @property
+    def exit_code(self) -> int:
+        """0, or that of the first entry that failed; 1, a bug, goes before all others."""
+        codes = [entry.error.exit_code for entry in self.failed if entry.error]
+        return 1 if 1 in codes else next(iter(codes), 0)
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object, `schema_version` first."""
+        data = dataclasses.asdict(self)
+        return {"schema_version": data.pop("schema_version"), **data}
+
+    def to_text(self) -> str:
+        """The bytes of build-report.json."""
+        return json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], *, where: str | Path | None = None) -> BuildReport:
+        """Read what `to_json` wrote.
+
+        Raises:
+            InputError: It is of another version.
+            DamagedFile: It is something else.
+        """
+        try:
+            if data["schema_version"] != REPORT_SCHEMA:
+                raise InputError(
+                    f"This build report has schema version {data['schema_version']}; this amoeba reads "
+                    f"{REPORT_SCHEMA}.",
+                    where=where,
+                    next_step="Run 'amoeba build' again.",
+                )
+            return cls(**{**data, "entries": tuple(_entry(entry) for entry in data["entries"])})
+        except (KeyError, TypeError) as error:
+            raise DamagedFile(
+                where or REPORT_NAME, f"it is not a build report ({type(error).__name__}: {error})"
+            ) from error
+
+
+def read_report(path: Path) -> BuildReport:
+    """The report in a file, or in a folder's build-report.json. Raises `NotFound`, `DamagedFile`, `InputError`."""
+    file = path / REPORT_NAME if path.is_dir() else path
+    if not file.is_file():
+        raise NotFound("The build report", file, next_step="'amoeba build' writes one.")
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DamagedFile(file, f"it is not JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise DamagedFile(file, "it is not a JSON object")
+    return BuildReport.from_json(data, where=file)
+
+
+def _entry(data: Mapping[str, Any]) -> EntryOutcome:
+    made = dict(data)
+    for key, kind in (("error", ErrorRecord), ("latency", LatencyFigures), ("quality", QualityFigures)):
+        made[key] = data[key] and kind(**data[key])
+    if data["plan"]:
+        layers = tuple(
+            LayerRecord(**{key: tuple(value) if isinstance(value, list) else value for key, value in layer.items()})
+            for layer in data["plan"]["layers"]
+        )
+        made["plan"] = PlanRecord(**{**data["plan"], "layers": layers})
+    made["formats"] = tuple(data["formats"])
+    made["candidates"] = tuple(CandidatePoint(**one) for one in data["candidates"])
+    made["inputs"] = tuple(InputId(**one) for one in data["inputs"])
+    made["files"] = tuple(FileEntry(**one) for one in data["files"])
+    return EntryOutcome(**made)
