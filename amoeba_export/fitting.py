@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,20 +67,20 @@ def choose(
     measured: tuple[tuple[DenseArchitecture, Latency], ...] = (),
 ) -> SearchResult:
     """Search once, with what was measured so far. Raises `NothingFits`."""
-    assert settings.budget and settings.target and supernet.strategy, "a search needs a budget, a target, a strategy"
+    assert settings.budgets and settings.target and supernet.strategy, "a search needs a budget, a target, a strategy"
     dtype = _dtype(settings, settings.target)
     return search_plan(
         supernet.strategy,
         supernet.architecture,
         predictor,
-        [settings.budget],
+        settings.budgets,
         policy=settings.policy,
         align=settings.align,
         gate_widths=gate_widths(supernet),
         full=full,
         measured=measured,
         memory_mb=lambda dense: predict_memory_mb(dense, dtype=dtype, workload=settings.workload),
-        memory_limit_mb=settings.target.memory_limit_mb,
+        memory_limit_mb=settings.memory_limit_mb,
     )
 
 
@@ -97,8 +97,8 @@ def fit_budget(
         BudgetError: Nothing fits, by prediction or when measured.
         TargetError: The target cannot be used, or measuring failed.
     """
-    target, budget = settings.target, settings.budget
-    assert target and budget and supernet.strategy
+    target, budgets = settings.target, settings.budgets
+    assert target and budgets and supernet.strategy
     predictor = make_predictor(
         supernet,
         target,
@@ -123,7 +123,14 @@ def fit_budget(
         progress.note(f"Building {best.shape}: {best.predicted_ms:.4g} ms expected, the limit is {limit_ms:.4g} ms.")
         plan = best.make_plan()
         full, latency = _measure(supernet, settings, best.dense, build(plan), progress)
-        trial = _Trial(plan=plan, candidate=best, full=full, latency=latency, budget=budget)
+        trial = _Trial(
+            plan=plan,
+            candidate=best,
+            full=full,
+            latency=latency,
+            expected_ms=best.predicted_ms * (_limit_ms(budgets[0], full) / limit_ms),
+            budgets=budgets,
+        )
         progress.note(f"Measured {best.shape}: {trial.reached_ms:.4g} ms, the limit is {trial.limit_ms:.4g} ms.")
         trials.append(trial)
         if GOOD_USE <= trial.use <= 1:
@@ -131,9 +138,7 @@ def fit_budget(
     kept = [trial for trial in trials if trial.use <= 1]
     if not kept:
         closest = min(trials, key=lambda trial: trial.use)
-        raise BudgetMissed(
-            str(closest.plan.shape), budget.metric, budget.percentile, closest.reached_ms, closest.limit_ms
-        )
+        raise _missed(closest.plan, budgets, closest.latency, closest.full)
     sign = -1 if result.higher_is_better else 1
     chosen = min(kept, key=lambda trial: (sign * trial.candidate.quality.value, trial.use))
     if chosen is not trials[-1]:
@@ -161,46 +166,51 @@ def fit_plan(
             supernet, settings.target, settings.workload, _dtype(settings, settings.target), cache=Cache()
         )
         fitted = _given(supernet, settings, plan, predictor, None)
-    budget = settings.budget
-    if budget is None:
+    if not settings.budgets:
         return fitted
     assert fitted.latency and fitted.full
-    limit_ms = budget.resolve(fitted.full.of(budget.metric, budget.percentile))
-    reached_ms = fitted.latency.of(budget.metric, budget.percentile)
-    if reached_ms > limit_ms:
-        raise BudgetMissed(str(plan.shape), budget.metric, budget.percentile, reached_ms, limit_ms)
-    return dataclasses.replace(fitted, limit_ms=limit_ms)
+    if max(_uses(settings.budgets, fitted.latency, fitted.full)) > 1:
+        raise _missed(plan, settings.budgets, fitted.latency, fitted.full)
+    return dataclasses.replace(fitted, limit_ms=_limit_ms(settings.budgets[0], fitted.full))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Trial:
-    """A subnet that was built and measured beside the full model."""
+    """A subnet that was built and measured beside the full model.
+
+    Attributes:
+        expected_ms: What the search predicted, in terms of the run that measured it: where that run was slower for the
+            full model than the search took it to be, this is raised by as much.
+    """
 
     plan: SubnetPlan
     candidate: Candidate
     full: Latency
     latency: Latency
-    budget: Budget
+    expected_ms: float
+    budgets: tuple[Budget, ...]
 
     @property
     def limit_ms(self) -> float:
-        return self.budget.resolve(self.full.of(self.budget.metric, self.budget.percentile))
+        """Of the first budget."""
+        return _limit_ms(self.budgets[0], self.full)
 
     @property
     def reached_ms(self) -> float:
-        return self.latency.of(self.budget.metric, self.budget.percentile)
+        """What the first budget is about."""
+        return self.latency.of(self.budgets[0].metric, self.budgets[0].percentile)
 
     @property
     def use(self) -> float:
-        """Share of the budget that it takes."""
-        return self.reached_ms / self.limit_ms
+        """Share that it takes of the budget that it takes most of."""
+        return max(_uses(self.budgets, self.latency, self.full))
 
     def fitted(self) -> Fitted:
         return Fitted(
             plan=self.plan,
             candidate=self.candidate,
             limit_ms=self.limit_ms,
-            predicted_ms=self.candidate.predicted_ms,
+            predicted_ms=self.expected_ms,
             uncertainty=self.candidate.uncertainty,
             latency=self.latency,
             full=self.full,
@@ -215,10 +225,31 @@ def _beside(trials: list[_Trial], full: Latency | None) -> tuple[tuple[DenseArch
     """
     assert full or not trials
     return tuple(
-        (trial.candidate.dense, _scaled(trial.latency, trial.full, full) if trial.budget.fraction else trial.latency)
+        (trial.candidate.dense, _scaled(trial.latency, trial.full, full) if _is_relative(trial) else trial.latency)
         for trial in trials
         if full
     )
+
+
+def _is_relative(trial: _Trial) -> bool:
+    return all(budget.fraction for budget in trial.budgets)
+
+
+def _limit_ms(budget: Budget, full: Latency) -> float:
+    return budget.resolve(full.of(budget.metric, budget.percentile))
+
+
+def _uses(budgets: Sequence[Budget], latency: Latency, full: Latency) -> list[float]:
+    """The share of each budget that a model of this `latency` takes, `full` being that of the uncut one."""
+    return [latency.of(budget.metric, budget.percentile) / _limit_ms(budget, full) for budget in budgets]
+
+
+def _missed(plan: SubnetPlan, budgets: Sequence[Budget], latency: Latency, full: Latency) -> BudgetMissed:
+    """The error that names the budget that is missed by most."""
+    uses = _uses(budgets, latency, full)
+    worst = budgets[uses.index(max(uses))]
+    reached_ms = latency.of(worst.metric, worst.percentile)
+    return BudgetMissed(str(plan.shape), worst.metric, worst.percentile, reached_ms, _limit_ms(worst, full))
 
 
 def _scaled(latency: Latency, then: Latency, now: Latency) -> Latency:
@@ -254,7 +285,7 @@ def _given(
     return Fitted(
         plan=plan,
         candidate=candidate,
-        limit_ms=budget.resolve(full.of(metric, percentile)) if budget else None,
+        limit_ms=_limit_ms(budget, full) if budget else None,
         predicted_ms=predicted_ms,
         uncertainty=uncertainty,
         latency=latency,

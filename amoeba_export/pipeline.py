@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from amoeba_export.artifact import Cache, Manifest, Staging
+from amoeba_export.artifact import Cache, Manifest, Staging, check_destination
+from amoeba_export.backends.targets import graph_options
 from amoeba_export.costing import is_measured, make_predictor
 from amoeba_export.describe import make_manifest, write_plan
 from amoeba_export.errors import EstimateRefused
@@ -51,7 +54,13 @@ def export(request: ExportRequest, *, progress: Progress = SILENT) -> ExportResu
             dtypes = format_dtypes(
                 plan.dense(supernet.architecture), settings.formats, settings.dtype, explicit=bool(request.dtype)
             )
-            write_formats(materialize_subnet(supernet, plan), staging.folder, dtypes, progress=progress)
+            write_formats(
+                materialize_subnet(supernet, plan),
+                staging.folder,
+                dtypes,
+                options=_spelling(settings, dtypes),
+                progress=progress,
+            )
             write_plan(plan, staging.folder)
             return staging.folder
 
@@ -63,6 +72,13 @@ def export(request: ExportRequest, *, progress: Progress = SILENT) -> ExportResu
         report = verify_artifact(staging.folder, supernet, fitted.plan, progress=progress)
         manifest = staging.publish(make_manifest(supernet, settings, fitted, report))
     return ExportResult(settings=settings, supernet=supernet, plan=fitted.plan, fitted=fitted, manifest=manifest)
+
+
+def _spelling(settings: Settings, dtypes: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Settings of the formats that the runtime of the target wants."""
+    if settings.target is None or "onnx" not in dtypes:
+        return {}
+    return {"onnx": graph_options(settings.target, dtypes["onnx"])}
 
 
 def search(request: ExportRequest, *, progress: Progress = SILENT) -> ExportResult:
@@ -85,6 +101,8 @@ def resolve_settings(request: ExportRequest, progress: Progress) -> Settings:
 
 def _plan_only(settings: Settings, progress: Progress) -> ExportResult:
     request, cache = settings.request, Cache()
+    if request.dry_run:
+        check_destination(settings.out, force=request.force)
     supernet = load_supernet(request.model, adapters=request.adapters, strategy=request.strategy, progress=progress)
     supernet = with_strategy(supernet, settings, cache=cache, progress=progress)
     plan = given_plan(supernet, settings)

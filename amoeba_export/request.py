@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar, get_args
 
 from amoeba_export.backends.targets import read_target
 from amoeba_export.errors import AmoebaError, BadValue, DamagedFile, NotFound, Problems, UnknownName, UsageError
 from amoeba_export.formats import FORMATS
-from amoeba_export.ir import Budget, Metric, Policy, Shape, SubnetPlan, Target, Workload
+from amoeba_export.ir import Budget, Metric, Policy, Shape, SubnetPlan, Target, Workload, parse_megabytes
 
 DTYPES = ("fp32", "fp16", "bf16", "int8", "int4")
 
@@ -22,13 +23,20 @@ _T = TypeVar("_T")
 class ExportRequest:
     """The settings of one export as a user gives them. None means: the target's default.
 
-    Exactly one of `latency`, `shape` and `plan` chooses the subnet; with `shape` or `plan`, `latency` is a limit to
-    check. `target` may be left out only where nothing is to be measured.
+    Exactly one of a limit (`latency`, `throughput`), `shape` and `plan` chooses the subnet; with `shape` or `plan`, the
+    limits are checked. `target` may be left out only where nothing is to be measured.
+
+    Attributes:
+        latency: `50ms` or `75%` of `metric`; several with their metrics as `decode=50ms,prefill=300ms`.
+        throughput: The least decode speed, such as `30tok/s`, of all sequences of the batch together.
+        memory: The most that the model may occupy, such as `900MB`, where that is less than the target allows.
     """
 
     model: str = "demo"
     target: str | None = None
     latency: str | None = None
+    throughput: str | None = None
+    memory: str | None = None
     metric: str | None = None
     percentile: int = 50
     prompt_tokens: int = 128
@@ -51,12 +59,18 @@ class ExportRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """A request with every name looked up and every value read. `budget` is None when nothing limits the latency."""
+    """A request with every name looked up and every value read.
+
+    Attributes:
+        budgets: All of them hold. The first is the one that is reported and that the search uses up.
+        memory_limit_mb: The least of what the target and the request allow, or None.
+    """
 
     request: ExportRequest
     target: Target | None
     metric: Metric
-    budget: Budget | None
+    budgets: tuple[Budget, ...]
+    memory_limit_mb: float | None
     workload: Workload
     shape: Shape | None
     plan: SubnetPlan | None
@@ -64,6 +78,11 @@ class Settings:
     formats: tuple[str, ...]
     dtype: str | None
     out: Path
+
+    @property
+    def budget(self) -> Budget | None:
+        """The first of the budgets; None when nothing limits the latency."""
+        return self.budgets[0] if self.budgets else None
 
     @property
     def align(self) -> int:
@@ -75,7 +94,8 @@ class Settings:
         """The resolved request in one line, said before any work."""
         request, work = self.request, self.workload
         what = f"plan {request.plan}" if self.plan else f"shape {self.shape}" if self.shape else f"{self.policy} subnet"
-        limit = f" within {request.latency} ({self.metric} p{request.percentile})" if self.budget else ""
+        limits = [text for text in (request.latency, request.throughput, request.memory) if text]
+        limit = f" within {' and '.join(limits)} ({self.metric} p{request.percentile})" if limits else ""
         where = f" on {self.target.name}" if self.target else ""
         use = f", {work.prompt_tokens}+{work.generate_tokens} tokens, batch {work.batch}" if self.target else ""
         return f"{request.model}: {what}{limit}{where}{use} -> {', '.join(self.formats)} {self.dtype or ''}".rstrip()
@@ -115,13 +135,22 @@ def resolve(request: ExportRequest) -> Settings:
     workload = Workload(
         prompt_tokens=request.prompt_tokens, generate_tokens=request.generate_tokens, batch=request.batch
     )
-    budget = shape = plan = None
+    budgets: list[Budget | None] = []
+    memory_mb = shape = plan = None
     if request.latency is not None:
-        latency = request.latency
-        budget = attempt(lambda: Budget.parse(latency, metric=metric, percentile=request.percentile))  # type: ignore[arg-type]
+        for text in request.latency.split(","):
+            budgets.append(attempt(partial(_read_budget, text, metric, request.percentile)))
+    if request.throughput is not None:
+        throughput = request.throughput
+        budgets.append(
+            attempt(lambda: Budget.parse_throughput(throughput, batch=request.batch, percentile=request.percentile))
+        )
+    if request.memory is not None:
+        memory = request.memory
+        memory_mb = attempt(lambda: parse_megabytes(memory))
     if request.shape is not None:
-        text = request.shape
-        shape = attempt(lambda: Shape.parse(text))
+        asked = request.shape
+        shape = attempt(lambda: Shape.parse(asked))
     if request.plan is not None:
         path = request.plan
         plan = attempt(lambda: read_plan(path))
@@ -135,8 +164,9 @@ def resolve(request: ExportRequest) -> Settings:
     return Settings(
         request=request,
         target=target,
-        metric=metric,  # type: ignore[arg-type]
-        budget=budget,
+        metric=budgets[0].metric if budgets and budgets[0] else metric,  # type: ignore[arg-type]
+        budgets=tuple(budget for budget in budgets if budget),
+        memory_limit_mb=min((limit for limit in (memory_mb, target and target.memory_limit_mb) if limit), default=None),
         workload=workload,
         shape=shape,
         plan=plan,
@@ -147,21 +177,30 @@ def resolve(request: ExportRequest) -> Settings:
     )
 
 
+def _read_budget(text: str, metric: str, percentile: int) -> Budget:
+    """`50ms`, or `prefill=50ms` for a metric of its own."""
+    name, equals, value = text.rpartition("=")
+    if equals and name.strip() not in get_args(Metric):
+        raise UnknownName("metric", name.strip(), get_args(Metric))
+    return Budget.parse(value, metric=name.strip() if equals else metric, percentile=percentile)  # type: ignore[arg-type]
+
+
 def _conflicts(request: ExportRequest) -> list[AmoebaError]:
     problems: list[AmoebaError] = []
     if request.shape and request.plan:
         problems.append(UsageError("--shape and --plan both choose the subnet.", next_step="Give one of them."))
-    if not (request.latency or request.shape or request.plan):
+    limited = request.latency or request.throughput
+    if not (limited or request.shape or request.plan):
         problems.append(
             UsageError(
                 "Nothing says how small the subnet should be.",
-                next_step="Give --latency (50ms, 75%), --shape (24x0.75) or --plan (a plan.json).",
+                next_step="Give --latency (50ms, 75%), --throughput (30tok/s), --shape (24x0.75) or --plan (a file).",
             )
         )
-    if request.latency and not request.target:
+    if (limited or request.memory) and not request.target:
         problems.append(
             UsageError(
-                "A latency needs a device to hold on.",
+                "A limit needs a device to hold on.",
                 next_step="Give --target; 'amoeba targets' lists them.",
             )
         )
@@ -171,7 +210,11 @@ def _conflicts(request: ExportRequest) -> list[AmoebaError]:
 
 
 def read_plan(path: Path) -> SubnetPlan:
-    """Read a `plan.json`, or the plan of an artifact folder. Raises `NotFound`, `DamagedFile`, `InputError`."""
+    """Read a `plan.json`, the plan in what `search --json` printed, or that of an artifact folder.
+
+    Raises:
+        InputError: It is not there, not JSON, or not a plan.
+    """
     file = path / "plan.json" if path.is_dir() else path
     if not file.is_file():
         raise NotFound("The plan", file, next_step="Give a plan.json, or the folder of an artifact.")
@@ -181,11 +224,13 @@ def read_plan(path: Path) -> SubnetPlan:
         raise DamagedFile(file, f"it is not JSON ({error})") from error
     if not isinstance(data, dict):
         raise DamagedFile(file, "it is not a JSON object")
-    return SubnetPlan.from_json(data, where=str(file))
+    return SubnetPlan.from_json(data.get("plan", data), where=str(file))
 
 
 def default_name(request: ExportRequest) -> str:
     """The folder under `dist/` when `--out` is not given: model, target and size, such as `demo-cpu-75pct`."""
-    size = (request.latency or request.shape or "plan").replace("%", "pct").replace(" ", "")
+    size = request.latency or request.throughput or request.shape or "plan"
+    for mark, word in (("%", "pct"), ("/", "-per-"), ("=", "-"), (",", "-"), (" ", "")):
+        size = size.replace(mark, word)
     parts = (Path(request.model).name, Path(request.target).stem if request.target else None, size)
     return "-".join(part for part in parts if part)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -25,8 +27,6 @@ def model(tiny_dirs: dict[str, Path]) -> Path:
 @pytest.fixture
 def strategy(model: Path, tmp_path: Path) -> Path:
     """Depths 4 to 2, widths 1 to a half: worse with everything that goes."""
-    import dataclasses
-
     supernet = load_supernet(str(model))
     quality = {Shape(d, w): 10 - d - 2 * w for d in (4, 3, 2) for w in (1.0, 0.75, 0.5)}
     made = own_strategy(supernet.architecture, depths=(4, 3, 2), widths=(1.0, 0.75, 0.5), quality=quality)
@@ -101,6 +101,51 @@ def test_a_budget_that_nothing_meets_leaves_nothing(model: Path, strategy: Path,
         export(ExportRequest(model=str(model), strategy=strategy, target=str(target), latency="0.001ms", out=out))
     assert caught.value.exit_code == 4
     assert not out.parent.exists()
+
+
+def test_every_budget_holds(model: Path, strategy: Path, target: Path, tmp_path: Path):
+    """Prefill takes five times decode here: the speed asked for is the tighter limit."""
+    common = ExportRequest(model=str(model), strategy=strategy, target=str(target), latency="prefill=100%")
+    full = pipeline.search(dataclasses.replace(common, latency="100%")).search
+    assert full is not None
+    tokens_per_second = 1000 / (0.7 * full.limits[0][1])
+    request = dataclasses.replace(common, throughput=f"{tokens_per_second:.3f}tok/s", out=tmp_path / "out")
+    result = export(request)
+    assert result.fitted is not None
+    assert result.fitted.latency is not None
+    assert result.fitted.full is not None
+    assert result.settings.metric == "prefill"
+    assert 0.6 < result.fitted.latency.decode.p50_ms / result.fitted.full.decode.p50_ms <= 0.7
+
+
+def test_memory_may_be_limited(model: Path, strategy: Path, target: Path):
+    common = ExportRequest(model=str(model), strategy=strategy, target=str(target), latency="100%")
+    free = pipeline.search(common).search
+    assert free is not None
+    assert free.best.memory_mb is not None
+    less = pipeline.search(dataclasses.replace(common, memory=f"{free.best.memory_mb - 0.001}MiB")).search
+    assert less is not None
+    assert less.best.memory_mb is not None
+    assert less.best.memory_mb < free.best.memory_mb
+
+
+def test_a_dry_run_looks_at_where_the_output_would_go(model: Path, strategy: Path, tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputExists):
+        export(ExportRequest(model=str(model), strategy=strategy, shape="3x0.5", out=tmp_path / "out", dry_run=True))
+
+
+def test_a_graph_is_spelled_for_the_runtime_of_its_target(model: Path, strategy: Path, tmp_path: Path):
+    """Measured and verified as it is: operators of ONNX alone."""
+    pytest.importorskip("openvino")
+    request = ExportRequest(model=str(model), strategy=strategy, target="openvino-cpu", shape="3x0.5", prompt_tokens=8)
+    result = export(dataclasses.replace(request, formats=("onnx",), out=tmp_path / "out"))
+    assert result.manifest is not None
+    assert result.manifest.latency is not None
+    assert result.manifest.latency.source == "measured"
+    graph = onnx.load(str(tmp_path / "out" / "onnx" / "model.onnx"), load_external_data=False)
+    assert {domain.domain for domain in graph.opset_import} == {""}
 
 
 def test_a_shape_over_its_budget_is_refused(model: Path, strategy: Path, target: Path, tmp_path: Path):
@@ -184,5 +229,5 @@ def test_nothing_says_how_small():
         export(ExportRequest(target="cpu"))
     assert str(caught.value) == (
         "Nothing says how small the subnet should be.\n"
-        "  next:  Give --latency (50ms, 75%), --shape (24x0.75) or --plan (a plan.json)."
+        "  next:  Give --latency (50ms, 75%), --throughput (30tok/s), --shape (24x0.75) or --plan (a file)."
     )

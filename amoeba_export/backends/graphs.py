@@ -36,6 +36,14 @@ def artifact_folder(subject: Subject, container: str) -> Path:
     return folder
 
 
+def spelling(options: Any, dtype: str) -> dict[str, Any]:
+    """How a graph of `dtype` is spelled for a backend's `options`: settings of the ONNX format's `open_writer`."""
+    dialect = options.dialect
+    if dialect == "auto":
+        dialect = "ort" if dtype in ("int8", "int4") else "standard"
+    return {"dialect": dialect, "left_padding": options.runs_on_cpu}
+
+
 def prepare_onnx(subject: Subject, folder: Path, options: Any) -> dict[str, Any]:
     """An ONNX graph; without an artifact, one whose weights the runner makes where it runs."""
     if subject.artifact is not None:
@@ -43,7 +51,7 @@ def prepare_onnx(subject: Subject, folder: Path, options: Any) -> dict[str, Any]
         return {"folder": str(found), "model": "model.onnx", **_graph_facts(found / "model.onnx")}
     from amoeba_export.formats.onnx import write_random
 
-    write_random(subject.dense, folder, dtype=subject.dtype, dialect=options.dialect, left_padding=options.runs_on_cpu)
+    write_random(subject.dense, folder, dtype=subject.dtype, **spelling(options, subject.dtype))
     path = folder / "model.onnx"
     regions = _regions(path)
     for name in {region["file"] for region in regions}:

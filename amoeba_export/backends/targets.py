@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from amoeba_export.backends import find_backend, list_backends
+from amoeba_export.backends.graphs import spelling
 from amoeba_export.errors import DamagedFile, InputError, NotFound, UnknownName, nearest
 from amoeba_export.ir import Metric, Target
 from amoeba_export.locations import data_dir
@@ -86,8 +87,8 @@ def parse_options(target: Target) -> Any:
     return parsed
 
 
-def graph_options(target: Target) -> dict[str, Any]:
-    """How an ONNX graph for `target` is spelled: keyword arguments of the ONNX format's `open_writer`.
+def graph_options(target: Target, dtype: str) -> dict[str, Any]:
+    """How an ONNX graph of `dtype` for `target` is spelled: keyword arguments of the ONNX format's `open_writer`.
 
     The flow that runs the graph decides: the target's own backend, or the one it names for the device itself.
     """
@@ -100,7 +101,7 @@ def graph_options(target: Target) -> dict[str, Any]:
     options = parse_options(target)
     if "dialect" not in type(options).model_fields:
         return {}
-    return {"dialect": options.dialect, "left_padding": options.runs_on_cpu}
+    return spelling(options, dtype)
 
 
 def over_ssh(target: Target, host: str, *, port: int | None = None, identity: Path | None = None) -> Target:

@@ -90,7 +90,25 @@ Latency = Annotated[
     typer.Option(
         "--latency",
         metavar="B",
-        help="The budget: 50ms, 0.05s, or 75% of the full model on this target.",
+        help="The budget: 50ms, 0.05s, or 75% of the full model on this target. Several: decode=50ms,prefill=300ms.",
+        rich_help_panel="Latency",
+    ),
+]
+Throughput = Annotated[
+    str | None,
+    typer.Option(
+        "--throughput",
+        metavar="N",
+        help="The same as a decode speed, such as 30tok/s over the whole batch.",
+        rich_help_panel="Latency",
+    ),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        metavar="N",
+        help="Most that the model may occupy, such as 900MB, if that is less than the target's file says.",
         rich_help_panel="Latency",
     ),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from amoeba_export.errors import NotRepresentable
 from amoeba_export.formats import FORMATS
@@ -31,8 +32,22 @@ def format_dtypes(
     return dtypes
 
 
-def write_formats(subnet: Subnet, folder: Path, dtypes: Mapping[str, str], *, progress: Progress = SILENT) -> None:
+def write_formats(
+    subnet: Subnet,
+    folder: Path,
+    dtypes: Mapping[str, str],
+    *,
+    options: Mapping[str, Mapping[str, Any]] = {},
+    progress: Progress = SILENT,
+) -> None:
     """Write `subnet` into `folder/<format>/` for each format of `dtypes`, computing each weight once.
+
+    Args:
+        subnet: The cut model.
+        folder: The artifact's folder; it exists.
+        dtypes: Each format with its dtype, from `format_dtypes`.
+        options: Further settings of a format's `open_writer`, such as the dialect of an ONNX graph.
+        progress: Told of every weight.
 
     Raises:
         NotRepresentable: As each format's `check`.
@@ -42,7 +57,7 @@ def write_formats(subnet: Subnet, folder: Path, dtypes: Mapping[str, str], *, pr
     for name, dtype in dtypes.items():
         place = folder / name
         place.mkdir()
-        writers.append(FORMATS[name].open_writer(subnet, place, dtype=dtype))
+        writers.append(FORMATS[name].open_writer(subnet, place, dtype=dtype, **options.get(name, {})))
     with progress.track(f"Writing {', '.join(dtypes)}", len(subnet.specs)) as advance:
         for name, weight in subnet.stream():
             for writer in writers:

@@ -1,7 +1,16 @@
 """The types that stages share. Frozen, torch-free at import, and the only thing that two stages have in common."""
 
 from amoeba_export.ir.architecture import Architecture, Axis, DenseArchitecture, LayerDims
-from amoeba_export.ir.latency import Budget, Latency, Metric, Source, Target, Timing, Workload
+from amoeba_export.ir.latency import (
+    Budget,
+    Latency,
+    Metric,
+    Source,
+    Target,
+    Timing,
+    Workload,
+    parse_megabytes,
+)
 from amoeba_export.ir.plan import LayerPlan, Policy, Shape, SubnetPlan
 from amoeba_export.ir.progress import SILENT, Progress
 from amoeba_export.ir.strategy import FixedWidth, Importance, Strategy
@@ -40,5 +49,6 @@ __all__ = [
     "Timing",
     "Workload",
     "Writer",
+    "parse_megabytes",
     "validate",
 ]

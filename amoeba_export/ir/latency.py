@@ -122,9 +122,26 @@ class Budget:
             return cls(metric=metric, percentile=percentile, fraction=value / 100)
         return cls(metric=metric, percentile=percentile, limit_ms=value * (1000 if match[2] == "s" else 1))
 
+    @classmethod
+    def parse_throughput(cls, text: str, *, batch: int = 1, percentile: int = 50) -> Budget:
+        """Read `30tok/s`, tokens of all `batch` sequences together, as a limit on decode. Raises `BadValue`."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*tok(?:ens)?/s", text.strip())
+        if not match or float(match[1]) <= 0:
+            raise BadValue("A throughput", text, "tokens per second, such as 30tok/s")
+        return cls(metric="decode", percentile=percentile, limit_ms=1000 * batch / float(match[1]))
+
     def resolve(self, full_ms: float | None = None) -> float:
         """The limit in milliseconds; a fraction needs `full_ms`, the full supernet's latency."""
         if self.limit_ms is not None:
             return self.limit_ms
         assert self.fraction is not None and full_ms is not None, "a relative budget needs the full model's latency"
         return self.fraction * full_ms
+
+
+def parse_megabytes(text: str) -> float:
+    """Read `900MB`, `1.5GB`, `900MiB` or `2GiB` as MiB. Raises `BadValue`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*([MG])(i?)B", text.strip())
+    if not match or float(match[1]) <= 0:
+        raise BadValue("A memory limit", text, "an amount such as 900MB, 1.5GB or 2GiB")
+    unit = (1024 if match[3] else 1000) ** (2 if match[2] == "M" else 3)
+    return float(match[1]) * unit / 1024**2

@@ -220,7 +220,7 @@ def test_an_adapter_of_another_model(amoeba: Amoeba, model: Path, tmp_path: Path
         ),
         (["--target", "cpu", "--latency", "banana"], 2, "error: A latency cannot be 'banana'."),
         (["--target", "cpu", "--latency", "120%"], 2, "error: A latency cannot be '120%'."),
-        (["--latency", "5ms"], 2, "error: A latency needs a device to hold on."),
+        (["--latency", "5ms"], 2, "error: A limit needs a device to hold on."),
         ([], 2, "error: Nothing says how small the subnet should be."),
         (["--shape", "24by3"], 2, "error: A shape cannot be '24by3'."),
         (

@@ -14,8 +14,8 @@ from amoeba_export.cli.options import Dtype
 from amoeba_export.request import DTYPES
 
 EXPORT_AND_SEARCH = (
-    "MODEL --target --latency --metric --percentile --prompt --generate --batch --strategy --adapter --policy --format "
-    "--dtype --json"
+    "MODEL --target --latency --throughput --memory --metric --percentile --prompt --generate --batch --strategy "
+    "--adapter --policy --format --dtype --json"
 )
 SURFACE = {
     "amoeba": "--version --debug --install-completion --show-completion",
