@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import amoeba_export
-from amoeba_export.artifact import PLAN_NAME, LatencyRecord, Manifest, ShapeRecord, VerificationRecord
+from amoeba_export.artifact import (
+    PLAN_NAME,
+    LatencyRecord,
+    Manifest,
+    ShapeRecord,
+    VerificationRecord,
+    tool_versions,
+)
 from amoeba_export.fitting import Fitted
 from amoeba_export.ir import SubnetPlan, Supernet
 from amoeba_export.request import Settings
 from amoeba_export.search import quality_surface
 from amoeba_export.verify import VerifyReport
-
-_TOOLS = ("torch", "transformers", "safetensors", "onnx", "onnx-ir", "onnxruntime", "gguf", "numpy")
 
 
 def write_plan(plan: SubnetPlan, folder: Path) -> None:
@@ -44,17 +47,6 @@ def make_manifest(supernet: Supernet, settings: Settings, fitted: Fitted, report
         tool=tool_versions(),
         dims=_dims(supernet),
     )
-
-
-def tool_versions() -> dict[str, str]:
-    """Versions of amoeba and of what it computes with, as installed."""
-    versions = {"amoeba": amoeba_export.__version__}
-    for name in _TOOLS:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions
 
 
 def _source_dtype(supernet: Supernet) -> str:

@@ -15,6 +15,7 @@ from amoeba_export.artifact.manifest import (
     verify_checksums,
 )
 from amoeba_export.artifact.staging import Staging, check_destination, check_file_destination
+from amoeba_export.artifact.versions import tool_versions
 
 __all__ = [
     "MANIFEST_NAME",
@@ -35,5 +36,6 @@ __all__ = [
     "list_files",
     "read_manifest",
     "sha256_file",
+    "tool_versions",
     "verify_checksums",
 ]

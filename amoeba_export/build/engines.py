@@ -4,8 +4,8 @@ Every unit is a frozen dataclass that pickles, and is idempotent: a calibration 
 taken from there, and an artifact appears in one rename. A unit that was killed is run again as it is.
 
 What runs a unit is in `work`: `run_calibration`, `run_cost_table` (both return a `Product`, which `install` puts into
-the cache of another machine) and `run_entries`. Neither raises for an entry that fails: its outcome says so. An artifact
-is written to `entry.out`, which must be a place that the machine with the result can read.
+the cache of another machine) and `run_entries`, which does not raise for an entry that fails: its outcome says so. An
+artifact is written to `entry.out`, which must be a place that the machine with the result can read.
 """
 
 from __future__ import annotations

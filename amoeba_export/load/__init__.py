@@ -6,18 +6,18 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from amoeba_export import locations
 from amoeba_export.errors import DamagedFile, NotFound
 from amoeba_export.ir import SILENT, InputId, Progress, Supernet
-from amoeba_export.load.adapters import read_adapter
-from amoeba_export.load.checkpoint import open_checkpoint
 from amoeba_export.load.families import expected_weights, read_architecture, tied_copies
 from amoeba_export.load.identity import model_identity
 from amoeba_export.load.locate import locate_model
 from amoeba_export.load.strategy import check_strategy, read_strategy, write_strategy
-from amoeba_export.load.upstream import import_upstream
+
+if TYPE_CHECKING:
+    from amoeba_export.load.upstream import import_upstream
 
 __all__ = ["check_strategy", "import_upstream", "load_supernet", "read_strategy", "write_strategy"]
 
@@ -43,6 +43,9 @@ def load_supernet(
         InputError: Something is missing, damaged, or belongs to another model.
         UnsupportedError: The family, or an option of an adapter, is one that we do not compute.
     """
+    from amoeba_export.load.adapters import read_adapter
+    from amoeba_export.load.checkpoint import open_checkpoint
+
     cache_dir = cache_dir or locations.cache_dir()
     name, folder = locate_model(model, cache_dir=cache_dir, progress=progress)
     config_path = folder / "config.json"
@@ -75,6 +78,15 @@ def load_supernet(
         entry = InputId(role="strategy", id=strategy.name, sha256=known.identity or "")
         supernet = dataclasses.replace(supernet, strategy=known, inputs=(*supernet.inputs, entry))
     return supernet
+
+
+def __getattr__(name: str) -> Any:
+    """Where a model lies and what its files are can be asked without torch, which only weights and pickles need."""
+    if name != "import_upstream":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from amoeba_export.load.upstream import import_upstream
+
+    return import_upstream
 
 
 def _read_config(path: Path) -> dict[str, Any]:
