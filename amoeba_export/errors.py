@@ -253,6 +253,46 @@ class BadRecord(InputError):
         super().__init__(f"Line {line} of the {what} {problem}.", where=f"{path}:{line}", next_step=next_step)
 
 
+class BadConfig(InputError):
+    """An amoeba.toml with mistakes. Lists all of them: line, what is wrong, what to write instead."""
+
+    def __init__(self, path: Path, problems: Sequence[tuple[int, str, str]]) -> None:
+        self.problems = tuple(problems)
+        listed = "\n".join(f"  line {line}: {what}. {fix}." for line, what, fix in problems)
+        count = "a mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
+        super().__init__(f"{path.name} has {count}:\n{listed}", where=path)
+
+
+class NotLocked(InputError):
+    """`--locked` without a lock, or for an entry that is not in it."""
+
+    def __init__(self, path: Path, entry: str | None = None) -> None:
+        what = f"The build '{entry}' is not in the lock." if entry else "There is no lock to build from."
+        super().__init__(what, where=path, next_step="Run 'amoeba build' without --locked, and commit the lock.")
+
+
+class LockedInputChanged(InputError):
+    """`--locked` with an input that is not what it was when the lock was written."""
+
+    def __init__(self, path: Path, entry: str, changes: Sequence[str]) -> None:
+        super().__init__(
+            f"The build '{entry}' is locked and its inputs have changed: {'; '.join(changes)}.",
+            where=path,
+            next_step="Restore them, or run 'amoeba build' without --locked and commit the new lock.",
+        )
+
+
+class LockedOutputDiffers(InputError):
+    """`--locked` gave other bytes than the lock promises."""
+
+    def __init__(self, path: Path, entry: str, files: Sequence[str]) -> None:
+        super().__init__(
+            f"The build '{entry}' came out with other weights than the lock says: {', '.join(files)}.",
+            where=path,
+            next_step="Use the versions that the lock was written with (its 'tool'), or build without --locked.",
+        )
+
+
 class TooFewSamples(InputError):
     """A data set that is smaller than what the recipe takes from it."""
 
@@ -295,6 +335,16 @@ class BudgetMissed(BudgetError):
         super().__init__(
             f"The subnet {shape} takes {reached_ms:.4g} ms ({metric} p{percentile}); the budget is {limit_ms:.4g} ms.",
             next_step=f"Allow {reached_ms * 1.03:.3g} ms, or let --latency without --shape choose a smaller subnet.",
+        )
+
+
+class QualityTooLow(BudgetError):
+    """The best subnet that keeps the latency is worse than the entry's `quality_floor` accepts."""
+
+    def __init__(self, shape: str, metric: str, value: float, floor: float) -> None:
+        super().__init__(
+            f"The subnet {shape} has a {metric} of {value:.4g}; the quality floor is {floor:.4g}.",
+            next_step="Allow more latency, or accept a worse quality_floor.",
         )
 
 
