@@ -16,6 +16,9 @@ from amoeba_export.ir import Budget, Metric, Policy, Shape, SubnetPlan, Target, 
 
 DTYPES = ("fp32", "fp16", "bf16", "int8", "int4")
 
+AUTO = "auto"
+"""The `--dtype` that leaves the precision to the search."""
+
 _T = TypeVar("_T")
 
 
@@ -85,6 +88,11 @@ class Settings:
         return self.budgets[0] if self.budgets else None
 
     @property
+    def explicit_dtype(self) -> bool:
+        """Whether the user named the dtype, so that it must be possible; a target's default gives way."""
+        return self.request.dtype not in (None, AUTO)
+
+    @property
     def align(self) -> int:
         """FFN counts are multiples of this."""
         return self.target.align if self.target else 1
@@ -122,7 +130,7 @@ def resolve(request: ExportRequest) -> Settings:
         ("metric", metric, get_args(Metric)),
         ("policy", request.policy, get_args(Policy)),
         *(("format", name, tuple(FORMATS)) for name in request.formats or ()),
-        *([("dtype", request.dtype, DTYPES)] if request.dtype else []),
+        *([("dtype", request.dtype, (*DTYPES, AUTO))] if request.dtype else []),
     ):
         if name not in known:
             problems.append(UnknownName(kind, name, known))
@@ -202,6 +210,13 @@ def _conflicts(request: ExportRequest) -> list[AmoebaError]:
             UsageError(
                 "A limit needs a device to hold on.",
                 next_step="Give --target; 'amoeba targets' lists them.",
+            )
+        )
+    if request.dtype == AUTO and not (limited and not request.shape and not request.plan):
+        problems.append(
+            UsageError(
+                "--dtype auto is a search, and there is nothing to search under.",
+                next_step="Give --latency or --throughput, without --shape or --plan; or name a --dtype.",
             )
         )
     if request.require_measured and not request.target:

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from amoeba_export import ExportRequest, backends, export, load_supernet, pipeline
 from amoeba_export.artifact import read_manifest, verify_checksums
+from amoeba_export.backends import Subject
 from amoeba_export.errors import AmoebaError, BudgetMissed, EstimateRefused, NothingFits, OutputExists, Problems
-from amoeba_export.ir import Shape
+from amoeba_export.ir import Latency, Shape, Target, Workload
 from amoeba_export.load import write_strategy
 from amoeba_export.verify import masked_logits
 from tests import imaginary
@@ -116,6 +117,28 @@ def test_every_budget_holds(model: Path, strategy: Path, target: Path, tmp_path:
     assert result.fitted.full is not None
     assert result.settings.metric == "prefill"
     assert 0.6 < result.fitted.latency.decode.p50_ms / result.fitted.full.decode.p50_ms <= 0.7
+
+
+def test_precision_is_searched_too(model: Path, strategy: Path, target: Path, monkeypatch: pytest.MonkeyPatch):
+    """The imaginary machine takes the same time at every precision: what rounding costs decides, so fp32 stays."""
+    common = ExportRequest(model=str(model), strategy=strategy, target=str(target), latency="80%", dtype="auto")
+    assert pipeline.search(common).settings.dtype == "fp32"
+    faster = {"fp32": 1.0, "fp16": 0.9, "int8": 0.5, "int4": 0.45}
+    rule = imaginary.BACKEND._one
+
+    def by_dtype(subject: Subject, workload: Workload, target: Target) -> Latency:
+        latency, factor = rule(subject, workload, target), faster[subject.dtype]
+        decode, prefill = (
+            dataclasses.replace(timing, p50_ms=factor * timing.p50_ms, p90_ms=factor * timing.p90_ms)
+            for timing in (latency.decode, latency.prefill)
+        )
+        return dataclasses.replace(latency, decode=decode, prefill=prefill)
+
+    monkeypatch.setattr(imaginary.BACKEND, "_one", by_dtype)
+    monkeypatch.setenv("AMOEBA_CACHE", str(strategy.parent / "cache"))
+    result = pipeline.search(common)
+    assert result.settings.dtype == "int8"
+    assert result.plan.shape == Shape(4, 1.0), "80 % of fp32 is more than the whole model takes in int8"
 
 
 def test_memory_may_be_limited(model: Path, strategy: Path, target: Path):

@@ -14,7 +14,6 @@ from amoeba_export.cli.options import (
     Adapters,
     AsJson,
     Batch,
-    Dtype,
     Formats,
     Generate,
     Latency,
@@ -24,6 +23,7 @@ from amoeba_export.cli.options import (
     Percentile,
     PolicyName,
     Prompt,
+    SearchedDtype,
     StrategyFile,
     TargetName,
     Throughput,
@@ -65,7 +65,7 @@ def export(
     ] = None,
     policy: PolicyName = "uniform",
     formats: Formats = None,
-    dtype: Dtype = None,
+    dtype: SearchedDtype = None,
     require_measured: Annotated[
         bool,
         typer.Option(
@@ -150,7 +150,7 @@ def search(
     adapter: Adapters = None,
     policy: PolicyName = "uniform",
     formats: Formats = None,
-    dtype: Dtype = None,
+    dtype: SearchedDtype = None,
     as_json: AsJson = False,
 ) -> None:
     """Show which shapes meet a budget. Writes nothing.

@@ -170,3 +170,13 @@ Dtype = Annotated[
         rich_help_panel="Output",
     ),
 ]
+SearchedDtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="fp32|fp16|bf16|int8|int4|auto",
+        help="Precision of the weights; auto searches it too. Left out: what the target's file says.",
+        autocompletion=complete_from(("fp32", "fp16", "bf16", "int8", "int4", "auto")),
+        rich_help_panel="Output",
+    ),
+]

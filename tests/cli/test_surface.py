@@ -10,8 +10,8 @@ import pytest
 import typer
 
 from amoeba_export.cli.app import app
-from amoeba_export.cli.options import Dtype
-from amoeba_export.request import DTYPES
+from amoeba_export.cli.options import Dtype, SearchedDtype
+from amoeba_export.request import AUTO, DTYPES
 
 EXPORT_AND_SEARCH = (
     "MODEL --target --latency --throughput --memory --metric --percentile --prompt --generate --batch --strategy "
@@ -64,9 +64,10 @@ def test_the_surface_is_frozen() -> None:
 
 
 def test_help_names_the_dtypes_that_there_are() -> None:
-    (option,) = Dtype.__metadata__  # type: ignore[attr-defined]
-    assert option.metavar == "|".join(DTYPES)
-    assert option.autocompletion("") == list(DTYPES)
+    for annotated, names in ((Dtype, DTYPES), (SearchedDtype, (*DTYPES, AUTO))):
+        (option,) = annotated.__metadata__  # type: ignore[attr-defined]
+        assert option.metavar == "|".join(names)
+        assert option.autocompletion("") == list(names)
 
 
 @pytest.mark.parametrize("page", ["commands.md", "errors.md"])
