@@ -47,6 +47,7 @@ class Fitted:
         predicted_ms: What was expected before it was measured, and its relative `uncertainty`.
         latency: Measured, or estimated where the target is; None without a target.
         full: The same of the uncut model, from the same run.
+        search: What it was chosen from; None when the shape or plan was given.
     """
 
     plan: SubnetPlan
@@ -56,6 +57,7 @@ class Fitted:
     uncertainty: float | None = None
     latency: Latency | None = None
     full: Latency | None = None
+    search: SearchResult | None = None
 
 
 def choose(
@@ -112,7 +114,7 @@ def fit_budget(
         result = choose(supernet, settings, predictor)
         plan = result.best.make_plan()
         build(plan)
-        return _given(supernet, settings, plan, predictor, result.best)
+        return dataclasses.replace(_given(supernet, settings, plan, predictor, result.best), search=result)
     trials: list[_Trial] = []
     full: Latency | None = None
     while True:
@@ -143,7 +145,7 @@ def fit_budget(
     chosen = min(kept, key=lambda trial: (sign * trial.candidate.quality.value, trial.use))
     if chosen is not trials[-1]:
         build(chosen.plan)
-    return chosen.fitted()
+    return dataclasses.replace(chosen.fitted(), search=result)
 
 
 def fit_plan(

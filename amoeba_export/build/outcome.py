@@ -281,7 +281,12 @@ def _entry(data: Mapping[str, Any]) -> EntryOutcome:
         made[key] = data[key] and kind(**data[key])
     if data["plan"]:
         layers = tuple(
-            LayerRecord(**{key: tuple(value) if isinstance(value, list) else value for key, value in layer.items()})
+            LayerRecord(
+                source_layer=layer["source_layer"],
+                query_heads=tuple(layer["query_heads"]),
+                kv_heads=tuple(layer["kv_heads"]),
+                ffn=layer["ffn"],
+            )
             for layer in data["plan"]["layers"]
         )
         made["plan"] = PlanRecord(**{**data["plan"], "layers": layers})

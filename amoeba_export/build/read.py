@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from amoeba_export.backends.targets import read_target
-from amoeba_export.build.config import BuildEntry, BuildFile, ModelTable, Shared
+from amoeba_export.build.config import BuildEntry, BuildFile, ModelTable, Shared, WorkloadTable
 from amoeba_export.build.entry import Entry
 from amoeba_export.build.positions import Path as Place
 from amoeba_export.build.positions import key_lines, line_of
@@ -264,10 +264,10 @@ def _explained(detail: Mapping[str, Any], place: Place) -> tuple[str, str]:
 def _keys_at(place: Place) -> list[str]:
     """The keys that the table at `place` may have."""
     model: type[BaseModel] = BuildFile
-    tables = {"model": ModelTable, "defaults": Shared, "build": BuildEntry}
+    tables: dict[str, type[BaseModel]] = {"model": ModelTable, "defaults": Shared, "build": BuildEntry}
     for part in place:
         if part == "workload":
-            model = type(BuildFile.model_fields["workload"].default)
+            model = WorkloadTable
         elif isinstance(part, str):
             model = tables.get(part, model)
     return sorted(model.model_fields)

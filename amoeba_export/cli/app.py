@@ -16,6 +16,8 @@ import typer
 
 from amoeba_export import __version__
 from amoeba_export.cli.bench import bench
+from amoeba_export.cli.build import build, init
+from amoeba_export.cli.cache import cache
 from amoeba_export.cli.calibrate import calibrate
 from amoeba_export.cli.console import Talk
 from amoeba_export.cli.doctor import doctor
@@ -47,9 +49,12 @@ app.command()(profile)
 app.command()(bench)
 app.command()(inspect)
 app.command()(verify)
+app.command()(init)
+app.command()(build)
 app.command("import")(import_strategy)
 app.command()(doctor)
 app.add_typer(targets)
+app.add_typer(cache)
 
 
 def _version(asked: bool) -> None:

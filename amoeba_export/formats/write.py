@@ -1,14 +1,19 @@
-"""One stream of weights into several containers at once."""
+"""One stream of weights into several containers, and several subnets, at once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from amoeba_export.errors import NotRepresentable
 from amoeba_export.formats import FORMATS
-from amoeba_export.ir import SILENT, DenseArchitecture, Progress, Subnet
+from amoeba_export.ir import SILENT, DenseArchitecture, Progress, Subnet, Writer
+
+if TYPE_CHECKING:
+    import torch
 
 
 def format_dtypes(
@@ -32,6 +37,55 @@ def format_dtypes(
     return dtypes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """A subnet and where it goes.
+
+    Attributes:
+        folder: The artifact's folder; it exists. Each format gets a folder in it.
+        dtypes: Each format with its dtype, from `format_dtypes`.
+        options: Further settings of a format's `open_writer`, such as the dialect of an ONNX graph.
+    """
+
+    subnet: Subnet
+    folder: Path
+    dtypes: Mapping[str, str]
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def write_cuts(
+    cuts: Sequence[Cut], stream: Iterable[tuple[int, str, torch.Tensor]], *, progress: Progress = SILENT
+) -> None:
+    """Write subnets of one supernet, each weight of each computed once.
+
+    Args:
+        cuts: What goes where.
+        stream: (position in `cuts`, name, weight), as `materialize.stream_subnets` gives them.
+        progress: Told of every weight.
+
+    Raises:
+        NotRepresentable: As each format's `check`.
+        DiskFull: Before any work, when the files will not fit.
+    """
+    writers: list[list[Writer]] = []
+    for cut in cuts:
+        opened = []
+        for name, dtype in cut.dtypes.items():
+            place = cut.folder / name
+            place.mkdir()
+            opened.append(FORMATS[name].open_writer(cut.subnet, place, dtype=dtype, **cut.options.get(name, {})))
+        writers.append(opened)
+    formats = ", ".join(dict.fromkeys(name for cut in cuts for name in cut.dtypes))
+    what = f"Writing {formats}" if len(cuts) == 1 else f"Writing {len(cuts)} subnets, {formats}"
+    with progress.track(what, sum(len(cut.subnet.specs) for cut in cuts)) as advance:
+        for position, name, weight in stream:
+            for writer in writers[position]:
+                writer.accept(name, weight)
+            advance(1)
+    for writer in chain.from_iterable(writers):
+        writer.close()
+
+
 def write_formats(
     subnet: Subnet,
     folder: Path,
@@ -40,28 +94,6 @@ def write_formats(
     options: Mapping[str, Mapping[str, Any]] = {},
     progress: Progress = SILENT,
 ) -> None:
-    """Write `subnet` into `folder/<format>/` for each format of `dtypes`, computing each weight once.
-
-    Args:
-        subnet: The cut model.
-        folder: The artifact's folder; it exists.
-        dtypes: Each format with its dtype, from `format_dtypes`.
-        options: Further settings of a format's `open_writer`, such as the dialect of an ONNX graph.
-        progress: Told of every weight.
-
-    Raises:
-        NotRepresentable: As each format's `check`.
-        DiskFull: Before any work, when the files will not fit.
-    """
-    writers = []
-    for name, dtype in dtypes.items():
-        place = folder / name
-        place.mkdir()
-        writers.append(FORMATS[name].open_writer(subnet, place, dtype=dtype, **options.get(name, {})))
-    with progress.track(f"Writing {', '.join(dtypes)}", len(subnet.specs)) as advance:
-        for name, weight in subnet.stream():
-            for writer in writers:
-                writer.accept(name, weight)
-            advance(1)
-    for writer in writers:
-        writer.close()
+    """Write one subnet: `Cut` says what the arguments are. Raises as `write_cuts`."""
+    cut = Cut(subnet=subnet, folder=folder, dtypes=dtypes, options=options)
+    write_cuts([cut], ((0, name, weight) for name, weight in subnet.stream()), progress=progress)
