@@ -94,9 +94,32 @@ def dense_config(subnet: Subnet, *, dtype: str) -> dict[str, Any]:
         dtype: torch's name of the dtype of the weights, such as `bfloat16`.
     """
     dense = subnet.architecture
-    model_type = container_type(dense)
+    return _named(dense, container_type(dense), subnet.plan, dtype)
+
+
+def graph_config(subnet: Subnet, *, dtype: str) -> dict[str, Any]:
+    """The `config.json` beside an ONNX graph, which computes by itself: only the shape of the KV cache is read from it.
+
+    The type is the source's, whatever the layers are: code beside a graph would be asked for and not needed. optimum
+    (0.1.0 of optimum-onnx) takes the head dim for hidden size / heads, which is wrong where heads were cut and for most
+    Qwen3; `hidden_size` is therefore heads * head dim here. Layers with different KV heads are beyond optimum.
+
+    Args:
+        subnet: What is written.
+        dtype: torch's name of the dtype that goes in and out of the graph.
+    """
+    dense = subnet.architecture
+    config = _named(dense, dense.base.family, subnet.plan, dtype)
+    if container_type(dense) == AMOEBA:
+        largest = _per_layer(dense)
+        config |= {key: largest[key] for key in ("num_attention_heads", "num_key_value_heads", "intermediate_size")}
+    config["hidden_size"] = config["num_attention_heads"] * dense.base.head_dim
+    return config
+
+
+def _named(dense: DenseArchitecture, model_type: str, plan: SubnetPlan, dtype: str) -> dict[str, Any]:
     if model_type == dense.base.family and all(dims == dense.base.layer_dims for dims in dense.layers):
-        config = _cut_in_depth(dense, subnet.plan)
+        config = _cut_in_depth(dense, plan)
     else:
         config = _built(dense, model_type)
     return {

@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 from amoeba_export import locations
 from amoeba_export.errors import DamagedFile, NotFound
 from amoeba_export.ir import SILENT, InputId, Progress, Supernet
-from amoeba_export.load.families import expected_weights, read_architecture, tied_copies
+from amoeba_export.load.families import (
+    expected_weights,
+    quantization_method,
+    read_architecture,
+    tied_copies,
+)
 from amoeba_export.load.identity import model_identity
 from amoeba_export.load.locate import locate_model
 from amoeba_export.load.strategy import check_strategy, read_strategy, write_strategy
@@ -41,7 +46,7 @@ def load_supernet(
 
     Raises:
         InputError: Something is missing, damaged, or belongs to another model.
-        UnsupportedError: The family, or an option of an adapter, is one that we do not compute.
+        UnsupportedError: The family, the quantization, or an option of an adapter is one that we do not compute.
     """
     from amoeba_export.load.adapters import read_adapter
     from amoeba_export.load.checkpoint import open_checkpoint
@@ -57,6 +62,12 @@ def load_supernet(
         copies=tied_copies(file.family, architecture),
         ignored={name.format(layer=i) for name in file.ignored for i in range(architecture.num_layers)},
     )
+    if method := quantization_method(config):
+        progress.note(
+            f"{name} is quantized ({method}); its weights are dequantized as they are read. Subnets are cut from "
+            "these, and compared with them: they differ from the weights before quantization by its rounding. An "
+            "adapter trained on the quantized model is merged into the dequantized one."
+        )
     identity = model_identity(config, tensors.files, cache_dir=cache_dir, progress=progress)
     supernet = Supernet(
         name=name,

@@ -6,18 +6,21 @@ import json
 import math
 import mmap
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from amoeba_export.errors import DamagedFile, NonFiniteWeights, NotFound, UnsupportedError, WeightsMismatch
+from amoeba_export.load.quantized import dequantize, packed_weights, read_state
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+_PACKED_DTYPES = {"U8": torch.uint8, "I8": torch.int8}
+"""Of the parts of quantized weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,8 @@ class _Entry:
     dtype: torch.dtype
     shape: tuple[int, ...]
     offset: int
+    parts: Mapping[str, _Entry] = field(default_factory=dict)
+    """Of a quantized weight, see `quantized.py`; dtype and shape are then those of what it stands for."""
 
 
 class Checkpoint:
@@ -53,30 +58,41 @@ class Checkpoint:
         return self._weights[name].dtype
 
     def read(self, name: str) -> torch.Tensor:
-        """The whole weight, over the mapped file.
+        """The whole weight, over the mapped file; a quantized one in memory of its own.
 
         Raises:
-            DamagedFile: The file is shorter than it was when it was opened.
+            DamagedFile: The file is shorter than it was when it was opened, or the parts of a weight do not fit.
             NonFiniteWeights: It has NaN or infinity in it.
         """
         entry = self._weights[name]
-        size_bytes = math.prod(entry.shape) * entry.dtype.itemsize
-        page_start = entry.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-        skipped = entry.offset - page_start
-        try:
-            with entry.path.open("rb") as file:
-                # ACCESS_COPY: torch wants a writable buffer, and a write by mistake must not reach the user's file.
-                view = mmap.mmap(file.fileno(), skipped + size_bytes, access=mmap.ACCESS_COPY, offset=page_start)
-        except (OSError, ValueError) as error:
-            raise DamagedFile(entry.path, f"{name} can no longer be read ({error})") from error
-        raw = torch.frombuffer(view, dtype=torch.uint8, count=size_bytes, offset=skipped)
-        if entry.offset % entry.dtype.itemsize:  # a header of odd length; not every processor reads across words
-            raw = raw.clone()
-        weight = raw.view(entry.dtype).view(entry.shape)
+        weight = _dequantized(name, entry) if entry.parts else _mapped(name, entry)
         if name not in self._finite:
             _check_finite(name, weight, entry.path)
             self._finite.add(name)
         return weight
+
+
+def _mapped(name: str, entry: _Entry) -> torch.Tensor:
+    size_bytes = math.prod(entry.shape) * entry.dtype.itemsize
+    page_start = entry.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    skipped = entry.offset - page_start
+    try:
+        with entry.path.open("rb") as file:
+            # ACCESS_COPY: torch wants a writable buffer, and a write by mistake must not reach the user's file.
+            view = mmap.mmap(file.fileno(), skipped + size_bytes, access=mmap.ACCESS_COPY, offset=page_start)
+    except (OSError, ValueError) as error:
+        raise DamagedFile(entry.path, f"{name} can no longer be read ({error})") from error
+    raw = torch.frombuffer(view, dtype=torch.uint8, count=size_bytes, offset=skipped)
+    if entry.offset % entry.dtype.itemsize:  # a header of odd length; not every processor reads across words
+        raw = raw.clone()
+    return raw.view(entry.dtype).view(entry.shape)
+
+
+def _dequantized(name: str, entry: _Entry) -> torch.Tensor:
+    try:
+        return dequantize({part: _mapped(name, its) for part, its in entry.parts.items()}, entry.dtype)
+    except (ValueError, KeyError, IndexError) as error:
+        raise DamagedFile(entry.path, f"{name} cannot be dequantized ({error})") from error
 
 
 def _check_finite(name: str, weight: torch.Tensor, path: Path) -> None:
@@ -154,6 +170,7 @@ def open_checkpoint(
             found[name] = entry
     if len(files) > 1 or files[0].name != SINGLE:
         _check_index(folder / INDEX, found)
+    found = _folded(found)
     repeated = {name: found.pop(name) for name in copies if name in found}
     for name, entry in repeated.items():
         found.setdefault(copies[name], entry)
@@ -182,7 +199,45 @@ def _check_copy(name: str, entry: _Entry, original: str, found: Mapping[str, _En
 
 def open_file(path: Path) -> Checkpoint:
     """One safetensors file with whatever weights it has. Raises `DamagedFile`, `UnsupportedError`."""
-    return Checkpoint([path], _read_header(path))
+    entries = _read_header(path)
+    _check_floating(entries)
+    return Checkpoint([path], entries)
+
+
+def _folded(found: Mapping[str, _Entry]) -> dict[str, _Entry]:
+    """The tensors of each quantized weight as one entry. Whatever is then no floating point weight is refused."""
+    packed = {name: parts for name, parts in packed_weights(set(found)).items() if name in found}
+    of_others = {tensor for parts in packed.values() for tensor in parts.values()}
+    entries = {name: entry for name, entry in found.items() if name not in of_others}
+    _check_floating(entries)
+    unpacked = next((entry.dtype for entry in entries.values()), torch.float16)  # int8 does not say what it was
+    for name, parts in packed.items():
+        whole = found[name]
+        shape, dtype = whole.shape, unpacked
+        if "state" in parts:
+            try:
+                shape, dtype = read_state(_mapped(name, found[parts["state"]]))
+            except (ValueError, KeyError) as error:
+                raise DamagedFile(whole.path, f"the quantization state of {name} cannot be read ({error})") from error
+        entries[name] = _Entry(
+            whole.path, dtype, shape, whole.offset, {part: found[tensor] for part, tensor in parts.items()}
+        )
+    return entries
+
+
+def _check_floating(entries: Mapping[str, _Entry]) -> None:
+    for name, entry in entries.items():
+        if not entry.dtype.is_floating_point:
+            kind = next(kind for kind, dtype in _PACKED_DTYPES.items() if dtype == entry.dtype)
+            raise _not_floating(name, kind, entry.path)
+
+
+def _not_floating(name: str, kind: str, path: Path) -> UnsupportedError:
+    return UnsupportedError(
+        f"The weight {name} has the type {kind}; only floating point weights can be cut.",
+        where=path,
+        next_step="Give a checkpoint in fp32, fp16 or bf16.",
+    )
 
 
 def _check_index(index: Path, found: Mapping[str, _Entry]) -> None:
@@ -205,12 +260,9 @@ def _read_header(path: Path) -> dict[str, _Entry]:
     for name, facts in header.items():
         if name == "__metadata__":
             continue
-        if facts["dtype"] not in _DTYPES:
-            raise UnsupportedError(
-                f"The weight {name} has the type {facts['dtype']}; only floating point weights can be cut.",
-                where=path,
-                next_step="Give a checkpoint in fp32, fp16 or bf16.",
-            )
+        kind = _DTYPES.get(facts["dtype"]) or _PACKED_DTYPES.get(facts["dtype"])
+        if kind is None:
+            raise _not_floating(name, facts["dtype"], path)
         offset = 8 + length + facts["data_offsets"][0]
-        entries[name] = _Entry(path, _DTYPES[facts["dtype"]], tuple(facts["shape"]), offset)
+        entries[name] = _Entry(path, kind, tuple(facts["shape"]), offset)
     return entries

@@ -19,6 +19,9 @@ FOLDER = Path(__file__).parent / "architectures"
 
 EMBEDDING = "model.embed_tokens.weight"
 
+BITSANDBYTES = "bitsandbytes"
+"""The `quant_method` whose checkpoints can be cut: `quantized.py` reads them."""
+
 _TABLES = ("config", "defaults", "constants", "requires", "weights", "ignored", "window")
 _FIELDS = tuple(f.name for f in dataclasses.fields(Architecture) if f.name not in ("family", "config", "rope_scaling"))
 _FLAGS = ("untied", *(f.name for f in dataclasses.fields(Architecture) if f.type == "bool"))
@@ -123,15 +126,23 @@ def read_architecture(config: Mapping[str, Any], *, where: Path) -> tuple[Archit
     fields["num_kv_heads"] = fields["num_kv_heads"] or fields["num_heads"]
     fields["head_dim"] = fields["head_dim"] or fields["hidden_size"] // fields["num_heads"]
     fields["sliding_window"] = _window(fields["sliding_window"], fields["num_layers"], config, file, where)
+    # What a subnet is written with is not quantized, nor is what it is compared with.
+    config = {key: value for key, value in config.items() if key != "quantization_config"}
     theta, scaling = read_rope(config, max_positions=fields["max_positions"], where=where)
     architecture = Architecture(family=model_type, rope_theta=theta, rope_scaling=scaling, config=config, **fields)
     _check_dims(architecture, where)
     return architecture, file
 
 
+def quantization_method(config: Mapping[str, Any]) -> str | None:
+    """`quant_method` of a quantized checkpoint, None for one that is not."""
+    facts = config.get("quantization_config")
+    return str(facts.get("quant_method", "an unnamed method")) if facts else None
+
+
 def _check_computable(config: Mapping[str, Any], file: FamilyFile, where: Path) -> None:
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "an unnamed method")
+    method = quantization_method(config)
+    if method not in (None, BITSANDBYTES):
         raise UnsupportedError(
             f"This checkpoint is quantized ({method}); its weights cannot be cut as they are.",
             where=where,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from amoeba_export.formats.config import container_type, dense_config, zero_biases
+from amoeba_export.formats.config import container_type, dense_config, graph_config, zero_biases
 from amoeba_export.ir import Architecture, DenseArchitecture, LayerDims, SubnetPlan
 from amoeba_export.materialize import materialize_subnet
 from tests.materialize.subnets import open_supernet, plan_for
@@ -134,3 +134,19 @@ def test_amoeba_lists_every_layer(tiny_dirs: dict[str, Path]) -> None:
     assert config["layer_ffn_sizes"] == [len(layer.ffn) for layer in plan.layers]
     assert config["qk_norm"] is True
     assert config["auto_map"]["AutoModelForCausalLM"] == "modeling_amoeba.AmoebaForCausalLM"
+
+
+@pytest.mark.parametrize(("family", "shape"), [("llama", "3x0.5"), ("qwen3", "4x1"), ("qwen3", "3x0.5")])
+def test_a_graph_has_a_config_from_which_optimum_gets_the_shape_of_its_cache(
+    family: str, shape: str, tiny_dirs: dict[str, Path]
+) -> None:
+    """optimum-onnx takes hidden size / heads for the head dim, and wants no code of ours."""
+    supernet = open_supernet(tiny_dirs[family])
+    subnet = materialize_subnet(supernet, plan_for(supernet, shape))
+    config = graph_config(subnet, dtype="float32")
+    dims = subnet.architecture.layers[0]
+    assert (config["model_type"], "auto_map" in config) == (family, False)
+    assert (config["num_attention_heads"], config["num_key_value_heads"]) == (dims.num_heads, dims.num_kv_heads)
+    assert (
+        config["hidden_size"] // config["num_attention_heads"] == config["head_dim"] == supernet.architecture.head_dim
+    )

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from amoeba_export.errors import NotRepresentable, UnknownName
-from amoeba_export.formats.config import dense_config
+from amoeba_export.formats.config import graph_config
 from amoeba_export.formats.onnx.genai import genai_config
 from amoeba_export.formats.onnx.precision import PRECISIONS
 from amoeba_export.formats.onnx.rope import TABULATED_TYPES, rope_type
@@ -77,7 +77,7 @@ def open_writer(
     check(dense, dtype=dtype, dialect=dialect)
     spelling = Spelling(dtype=dtype, dialect=dialect, left_padding=left_padding, last_logits=last_logits)
     writer = OnnxWriter(dense, folder, spelling)
-    _write_json(dense_config(subnet, dtype=_TORCH_NAMES[dtype]), folder / "config.json")
+    _write_json(graph_config(subnet, dtype=_TORCH_NAMES[dtype]), folder / "config.json")
     if dialect == "ort":
         _write_json(genai_config(dense, subnet.source_folder), folder / "genai_config.json")
     copy_tokenizer(subnet.source_folder, folder)

@@ -1,0 +1,332 @@
+"""What we write, loaded by the tools that people have: do they give the same tokens? This is `make compat`.
+
+    python -m benchmarks.compat [--strategy F] [--only CONSUMER,...] [--models NAME,...] [--out docs/COMPATIBILITY.md]
+
+Each consumer gets a virtual environment of its own under `build/compat/`, without amoeba. It loads a folder of ours as
+its users do, and continues a prompt greedily. What it must give is what the masked supernet gives in PyTorch, which
+shares no code with the writers. The table goes to stdout and to the page; the exit code is 1 when a cell says `differs`
+or `failed`.
+
+The demo's strategy is calibrated with the recipe `quick` unless one is given; the tiny models have seeded noise. Needs
+the network for the packages, ten minutes, and 6 GB of disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from amoeba_export.calibrate import calibrate, load_recipe
+from amoeba_export.errors import NotRepresentable
+from amoeba_export.formats.config import AMOEBA, container_type
+from amoeba_export.formats.write import format_dtypes, write_formats
+from amoeba_export.ir import DenseArchitecture, LayerPlan, Shape, Subnet, SubnetPlan, Supernet
+from amoeba_export.ir.derive import derive_plan
+from amoeba_export.load import load_supernet, read_strategy, write_strategy
+from amoeba_export.materialize import materialize_subnet
+from amoeba_export.verify import masked_logits
+from tests.formats.bpe import save_bpe
+from tests.materialize.subnets import noise_strategy
+from tests.tiny import save_tiny
+
+ROOT = Path(__file__).parents[1]
+HOME = ROOT / "build" / "compat"
+NUM_TOKENS = 32
+TEXT = "The river rises in the hills north of the town and runs for"
+TORCH = "torch==2.13.0"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Consumer:
+    """A row of the table.
+
+    Attributes:
+        name: Of its environment.
+        packages: What pip installs there.
+        runs: Its function in `consumers.py`.
+        container: What it is given, with the `open_writer` options that make it.
+        cannot: Whether a plan is beyond it.
+    """
+
+    name: str
+    packages: tuple[str, ...]
+    runs: str
+    container: str
+    dtype: str = "fp32"
+    dialect: str | None = None
+    cannot: Callable[[DenseArchitecture], bool] = lambda dense: False
+
+
+CONSUMERS = (
+    Consumer(
+        name="transformers-5",
+        packages=(TORCH, "numpy", "transformers>=5.23,<6"),
+        runs="transformers",
+        container="safetensors",
+    ),
+    Consumer(
+        name="transformers-4",
+        packages=(TORCH, "numpy", "transformers==4.57.*"),
+        runs="transformers",
+        container="safetensors",
+        cannot=lambda dense: container_type(dense) == AMOEBA,
+    ),
+    Consumer(name="ort", packages=("numpy", "onnxruntime"), runs="onnxruntime", container="onnx", dialect="ort"),
+    Consumer(
+        name="genai",
+        packages=("numpy", "onnxruntime-genai"),
+        runs="onnxruntime_genai",
+        container="onnx",
+        dialect="ort",
+    ),
+    Consumer(
+        name="optimum-onnx",
+        packages=(TORCH, "numpy", "optimum-onnx[onnxruntime]"),
+        runs="optimum_onnx",
+        container="onnx",
+        dialect="ort",
+        cannot=lambda dense: len({dims.num_kv_heads for dims in dense.layers if dims.num_heads}) > 1,
+    ),
+    Consumer(name="openvino", packages=("numpy", "openvino"), runs="openvino", container="onnx", dialect="standard"),
+    Consumer(name="llamacpp", packages=("xllamacpp",), runs="llama_cpp", container="gguf", dtype="fp16"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A column of the table: what is cut, and how."""
+
+    name: str
+    supernet: Supernet
+    plan: SubnetPlan
+    prompt: tuple[int, ...]
+
+
+def demo_models(strategy: Path | None) -> Iterator[Model]:
+    from transformers import AutoTokenizer
+
+    supernet = load_supernet("demo")
+    kept = strategy or HOME / "strategy.safetensors"
+    if not kept.is_file():
+        write_strategy(calibrate(supernet, load_recipe("quick"), seed=0), kept)
+    supernet = dataclasses.replace(supernet, strategy=read_strategy(kept))
+    prompt = tuple(AutoTokenizer.from_pretrained(supernet.folder)(TEXT).input_ids)
+    uniform, adaptive = (_plan(supernet, "24x0.75", policy) for policy in ("uniform", "adaptive"))
+    yield Model("SmolLM2 24x1", supernet, _plan(supernet, "24x1", "uniform"), prompt)
+    yield Model("SmolLM2 24x0.75", supernet, uniform, prompt)
+    yield Model("SmolLM2 24x0.75 adaptive", supernet, _without_attention(adaptive, 5), prompt)
+
+
+def tiny_models() -> Iterator[Model]:
+    for family in ("qwen3", "qwen2", "mistral"):
+        folder = HOME / "models" / family
+        shutil.rmtree(folder, ignore_errors=True)
+        save_tiny(folder, family)
+        save_bpe(folder)
+        supernet = load_supernet(str(folder))
+        supernet = dataclasses.replace(supernet, strategy=noise_strategy(supernet.architecture))
+        for shape in ("3x1", "3x0.5"):
+            plan = _plan(supernet, shape, "uniform")
+            yield Model(f"tiny {family} {shape}", supernet, plan, _steady_prompt(supernet, plan))
+
+
+def _plan(supernet: Supernet, shape: str, policy: str) -> SubnetPlan:
+    assert supernet.strategy is not None
+    return derive_plan(supernet.strategy, supernet.architecture, Shape.parse(shape), policy=policy)
+
+
+def _without_attention(plan: SubnetPlan, idx: int) -> SubnetPlan:
+    """One layer loses all its heads, so that there is a layer without attention and without KV cache."""
+    old = plan.layers[idx]
+    bare = LayerPlan(source_layer=old.source_layer, query_heads=(), kv_heads=(), ffn=old.ffn)
+    return dataclasses.replace(plan, layers=(*plan.layers[:idx], bare, *plan.layers[idx + 1 :]))
+
+
+def reference_tokens(supernet: Supernet, plan: SubnetPlan, prompt: Sequence[int]) -> tuple[list[int], float]:
+    """Greedy, by full passes of the masked supernet, and how far the second choice was behind where it was nearest."""
+    tokens: list[int] = []
+    margin = float("inf")
+    for _ in range(NUM_TOKENS):
+        logits_V = masked_logits(supernet, plan, torch.tensor([[*prompt, *tokens]]))[0, -1]
+        first, second = logits_V.topk(2)[0].tolist()
+        margin = min(margin, (first - second) / abs(first))
+        tokens.append(int(logits_V.argmax()))
+    return tokens, margin
+
+
+def _steady_prompt(supernet: Supernet, plan: SubnetPlan) -> tuple[int, ...]:
+    """Of some prompts, the one whose continuation is furthest from a tie: f16 may break ties as it likes."""
+    prompts = [tuple(range(start, start + 12)) for start in range(3, 100, 12)]
+    return max(prompts, key=lambda prompt: reference_tokens(supernet, plan, prompt)[1])
+
+
+def environment(consumer: Consumer) -> Path:
+    """The interpreter of a consumer, made and filled when it is not there."""
+    folder = HOME / consumer.name
+    python = folder / "bin" / "python"
+    stamp = folder / ".packages"
+    wanted = "\n".join(consumer.packages)
+    if not (stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted):
+        print(f"Installing {', '.join(consumer.packages)}", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+        subprocess.run([*pip, *consumer.packages], check=True)
+        stamp.write_text(wanted, encoding="utf-8")
+    return python
+
+
+def written(model: Model, subnet: Subnet, consumer: Consumer) -> Path:
+    """The folder that this consumer is given. Raises `NotRepresentable`."""
+    kind = "-".join(filter(None, (consumer.container, consumer.dtype, consumer.dialect)))
+    folder = HOME / "artifacts" / model.name.replace(" ", "-") / kind
+    if folder.is_dir():
+        return folder / consumer.container
+    dtypes = format_dtypes(subnet.architecture, [consumer.container], consumer.dtype, explicit=True)
+    options = {"onnx": {"dialect": consumer.dialect}} if consumer.dialect else {}
+    folder.mkdir(parents=True)
+    write_formats(subnet, folder, dtypes, options=options)
+    return folder / consumer.container
+
+
+def ask(python: Path, consumer: Consumer, folder: Path, prompt: Sequence[int]) -> Mapping[str, object] | str:
+    """The answer of a consumer, or the last line of what it had to say instead."""
+    done = subprocess.run(
+        [python, ROOT / "benchmarks" / "consumers.py", consumer.runs, folder, json.dumps(prompt), str(NUM_TOKENS)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=HOME,
+        timeout=600,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(HOME), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"},
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        return lines[-1]
+    answer: Mapping[str, object] = json.loads(done.stdout.strip().splitlines()[-1])
+    return answer
+
+
+def judge(tokens: Sequence[int], expected: Sequence[int], end_tokens: set[int]) -> str:
+    """`same`, or where the first difference is. Either may stop at an end token."""
+    tokens, expected = _until_end(tokens, end_tokens), _until_end(expected, end_tokens)
+    if tokens == expected:
+        return "same"
+    idx = next((i for i, pair in enumerate(zip(tokens, expected, strict=False)) if pair[0] != pair[1]), len(tokens))
+    return f"differs from token {idx}"
+
+
+def _until_end(tokens: Sequence[int], end_tokens: set[int]) -> list[int]:
+    stop = next((i + 1 for i, token in enumerate(tokens) if token in end_tokens), len(tokens))
+    return list(tokens[:stop])
+
+
+def _end_tokens(supernet: Supernet) -> set[int]:
+    ends = supernet.architecture.config.get("eos_token_id")
+    return set(ends) if isinstance(ends, list) else {ends}
+
+
+def check_model(
+    model: Model, consumers: Sequence[Consumer], versions: dict[str, str], say: Callable[[str], None]
+) -> dict[str, str]:
+    """Consumer -> what came of it."""
+    shutil.rmtree(HOME / "artifacts", ignore_errors=True)
+    subnet = materialize_subnet(model.supernet, model.plan)
+    expected, margin = reference_tokens(model.supernet, model.plan, model.prompt)
+    say(f"{model.name}: the nearest second choice is {margin:.2%} behind")
+    needs_code = container_type(subnet.architecture) == AMOEBA
+    cells = {}
+    for consumer in consumers:
+        if consumer.cannot(subnet.architecture):
+            cells[consumer.name] = "-"
+            continue
+        try:
+            folder = written(model, subnet, consumer)
+        except NotRepresentable as error:
+            cells[consumer.name] = "refused"
+            say(f"{model.name}, {consumer.name}: {error}")
+            continue
+        answer = ask(environment(consumer), consumer, folder, model.prompt)
+        if isinstance(answer, str):
+            cells[consumer.name] = "failed"
+            say(f"{model.name}, {consumer.name}: {answer}")
+            continue
+        versions[consumer.name] = str(answer["version"])
+        verdict = judge(answer["tokens"], expected, _end_tokens(model.supernet))  # type: ignore[arg-type]
+        with_code = consumer.container == "safetensors" and needs_code
+        cells[consumer.name] = f"{verdict}, with the code beside the weights" if with_code else verdict
+        say(f"{model.name}, {consumer.name}: {cells[consumer.name]}")
+    return cells
+
+
+_PAGE = """# Compatibility
+
+Written by `make compat`. Each consumer was installed in an environment of its own, without amoeba, loaded a folder that
+amoeba had written, and continued a prompt greedily for {num_tokens} tokens.
+
+- *same*: these are the tokens that the masked supernet gives in PyTorch.
+- *refused*: the container cannot hold this plan, and an export says so before it writes anything (exit code 7).
+- *-*: beyond the consumer. transformers 4 has no type for such a plan, and the code beside the weights is for
+  transformers 5; optimum-onnx gives every layer a KV cache of one size.
+
+{table}
+
+Weights are fp32 except in GGUF, which is f16. ONNX is in the dialect `ort`, for OpenVINO in `standard`. SmolLM2 is
+SmolLM2-135M-Instruct with a calibrated strategy; 24x0.75 has the biases that stand for removed weights, its adaptive
+plan a layer without attention. The tiny models have seeded weights, and prompts without near ties.
+
+Reference: torch {torch}, {platform}.
+"""
+
+
+def page(models: Sequence[Model], columns: Mapping[str, Mapping[str, str]], versions: Mapping[str, str]) -> str:
+    consumers = list(next(iter(columns.values())))
+    rows = [
+        ["consumer", "container", *(model.name for model in models)],
+        ["---"] * (2 + len(models)),
+    ]
+    for consumer in CONSUMERS:
+        if consumer.name in consumers:
+            cells = (columns[model.name][consumer.name] for model in models)
+            kind = f"{consumer.container}, {consumer.dialect}" if consumer.dialect else consumer.container
+            rows.append([versions.get(consumer.name, consumer.name), kind, *cells])
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return _PAGE.format(num_tokens=NUM_TOKENS, table=table, torch=torch.__version__, platform=f"Python {version}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--strategy", type=Path)
+    parser.add_argument("--only", type=lambda text: text.split(","))
+    parser.add_argument("--models", type=lambda text: text.split(","), help="words that a model's name must have")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "COMPATIBILITY.md")
+    settings = parser.parse_args()
+    HOME.mkdir(parents=True, exist_ok=True)
+    consumers = [one for one in CONSUMERS if settings.only is None or one.name in settings.only]
+    models = [*demo_models(settings.strategy), *tiny_models()]
+    if settings.models:
+        models = [model for model in models if any(word in model.name for word in settings.models)]
+    versions: dict[str, str] = {}
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    columns = {model.name: check_model(model, consumers, versions, say) for model in models}
+    text = page(models, columns, versions)
+    print(text)
+    settings.out.write_text(text, encoding="utf-8")
+    bad = [cell for cells in columns.values() for cell in cells.values() if cell.startswith(("differs", "failed"))]
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
