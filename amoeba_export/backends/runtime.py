@@ -217,8 +217,8 @@ def _timings(
     medians = np.full((num_subjects, rounds), np.nan)
     for (subject_id, round_idx), event in samples.items():
         medians[subject_id, round_idx] = np.median(event[phase])
-    # The factor of a round can be told from the subjects only when there are several.
-    polished = median_polish(medians)[0] if num_subjects > 2 else np.array([_median(row) for row in medians])
+    # Of two subjects, the ratio that remains is the median of the rounds' ratios: what a budget in percent rests on.
+    polished = median_polish(medians)[0]
     timings: list[Timing | None] = []
     for subject_id in range(num_subjects):
         own = [np.asarray(event[phase]) for (i, _), event in sorted(samples.items()) if i == subject_id]
@@ -231,8 +231,3 @@ def _timings(
         noise = float(np.median(np.abs(centres / np.median(centres) - 1))) if len(own) > 1 else None
         timings.append(Timing(p50_ms=p50_ms, p90_ms=p50_ms * tail, num_samples=sum(map(len, own)), noise=noise))
     return timings
-
-
-def _median(row: Any) -> float:
-    alive = row[~np.isnan(row)]
-    return float(np.median(alive)) if len(alive) else math.nan
