@@ -32,8 +32,13 @@ lint: setup
 type: setup
 	$(BIN)/mypy
 
+# About ten minutes on two cores. 'python -m benchmarks' lists all of them.
 bench: setup
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks cost_model onnx_runtime finetune
+
+# Installs each consumer in an environment of its own under build/, asks for 6 GB of disk, and writes docs/COMPATIBILITY.md.
+compat: setup
+	$(BIN)/python -m benchmarks.compat
 
 clean:
 	rm -rf $(VENV) dist build
