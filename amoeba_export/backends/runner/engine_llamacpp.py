@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -77,8 +76,7 @@ class _Model:
             "samplers": ["top_k"],
             "top_k": 1,
         }
-        answer = self._server.handle_completions(json.dumps(request))
-        reply = json.loads(answer) if isinstance(answer, str) else answer
+        reply = self._server.handle_completions(request)
         if "timings" not in reply:
             raise RuntimeError(f"llama.cpp answered {reply}")
         timings: Mapping[str, Any] = reply["timings"]
