@@ -6,7 +6,10 @@
 `search` runs the published loop (each cell: every remaining layer from the embedding on, logits of every token), the
 exact search, racing, and a beam of 4, and prints work, time, and how far the metrics are apart. Work is counted, not
 timed: a token through a layer is 1, the head as many as it has times the weights of a layer. The published loop takes
-most of the time; `--plain-every 10` times every tenth of its cells and scales.
+most of the time; `--plain-every 10` runs every tenth of its cells and scales, and the exact search answers the others.
+
+`--folder DIR` compares work alone: every score is computed once for all searches and stays in DIR, so that a run that
+was stopped goes on; what each search would have had to compute by itself is counted from what it asked for.
 
 `memory` writes a random model with 8 GB of weights, calibrates it, and prints the peak memory of the process.
 """
@@ -23,6 +26,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,10 +37,10 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from amoeba_export.calibrate.depth import DepthStrategy, better, fill_table, search_depth
-from amoeba_export.calibrate.evaluator import Cut, LocalScorer
+from amoeba_export.calibrate.evaluator import Cut, LocalScorer, Scorer
 from amoeba_export.calibrate.exact import ExactJudge
 from amoeba_export.calibrate.head import Objective
-from amoeba_export.calibrate.layers import LayerStack
+from amoeba_export.calibrate.layers import LayerStack, Work
 from amoeba_export.calibrate.ledger import Ledger, all_at_once, doubling, one_by_one
 from amoeba_export.calibrate.racing import RacingJudge
 from amoeba_export.calibrate.recipe import DataRecipe, Recipe, load_recipe
@@ -53,6 +58,7 @@ class Outcome:
 
     name: str
     seconds: float
+    cpu_seconds: float
     layer_tokens: int
     head_logits: int
     active: dict[int, tuple[bool, ...]]
@@ -79,6 +85,7 @@ def main() -> None:
     search.add_argument("--threads", type=int, default=torch.get_num_threads())
     search.add_argument("--plain-every", type=int, default=1)
     search.add_argument("--only", nargs="*", choices=("plain", "exact", "racing", "beam"))
+    search.add_argument("--folder", type=Path)
     search.add_argument("--json", type=Path)
     memory = commands.add_parser("memory")
     memory.add_argument("--folder", type=Path)
@@ -103,11 +110,12 @@ def compare(args: argparse.Namespace) -> None:
         batch=args.batch,
     )
     samples, heldout = read_samples(data, supernet.folder, seed=args.seed)
-    ways = {"plain": plain, "exact": exact, "racing": racing, "beam": beam}
+    ways = {"exact": exact, "racing": racing, "beam": beam, "plain": plain}
     outcomes = {}
     for name in args.only or ways:
         outcomes[name] = outcome = ways[name](supernet, samples, args)
-        print(f"{name:8} {outcome.seconds:8.1f} s   work {outcome.cost(supernet):.4g}", flush=True)
+        times = "" if args.folder else f"{outcome.seconds:8.1f} s {outcome.cpu_seconds:8.1f} s of CPU"
+        print(f"{name:8} {times} work {outcome.cost(supernet):.4g}", flush=True)
         gc.collect()
     report(supernet, outcomes, heldout, args)
     if args.json:
@@ -120,12 +128,9 @@ def plain(supernet: Supernet, samples: Samples, args: argparse.Namespace) -> Out
     model: Any = AutoModelForCausalLM.from_pretrained(supernet.folder, dtype=torch.float32).eval()
     layers, vocab = list(model.model.layers), supernet.architecture.vocab_size
     objective = Objective(args.metric, samples)
-    work, timed, seen = [0, 0], [0.0, 0], 0
-    stack = LayerStack(supernet, memory_bytes=8 * 10**9)
-    with tempfile.TemporaryDirectory() as folder:
-        scorer = LocalScorer(
-            stack, samples, args.metric, states=StateStore(stack, samples, Path(folder), limit_bytes=10**12)
-        )
+    work, timed, seen = [0, 0], [0.0, 0.0, 0], 0
+    with searching(supernet, samples, args) as (_, scorer), Ledger(scorer, one_by_one(samples)) as ledger:
+        judge = ExactJudge(ledger, objective)
 
         def evaluate(active: np.ndarray, bound: float | None = None) -> float:
             nonlocal seen
@@ -133,10 +138,8 @@ def plain(supernet: Supernet, samples: Samples, args: argparse.Namespace) -> Out
             work[1] += samples.num_tokens * vocab
             seen += 1
             if (seen - 1) % args.plain_every:
-                return objective.value(
-                    scorer.scores([Cut(tuple(map(bool, active)))], range(len(samples.batches)))[0].tolist()
-                )
-            start = time.perf_counter()
+                return judge(active, bound)
+            start, cpu_start = time.perf_counter(), time.process_time()
             model.model.layers = torch.nn.ModuleList(
                 [layer for layer, keep in zip(layers, active, strict=True) if keep]
             )
@@ -155,7 +158,8 @@ def plain(supernet: Supernet, samples: Samples, args: argparse.Namespace) -> Out
                         torch.nn.functional.cross_entropy(logits, batch.targets_S, reduction="none").double().tolist()
                     )
             timed[0] += time.perf_counter() - start
-            timed[1] += 1
+            timed[1] += time.process_time() - cpu_start
+            timed[2] += 1
             return objective.value(scores)
 
         found = search_depth(
@@ -165,7 +169,8 @@ def plain(supernet: Supernet, samples: Samples, args: argparse.Namespace) -> Out
             keep_last=args.keep_last,
             mode=objective.mode,
         )
-    return Outcome("plain", timed[0] * seen / timed[1], work[0], work[1], _actives(found), found.metric)
+    scale = seen / timed[2]
+    return Outcome("plain", timed[0] * scale, timed[1] * scale, work[0], work[1], _actives(found), found.metric)
 
 
 def _actives(found: DepthStrategy) -> dict[int, tuple[bool, ...]]:
@@ -185,16 +190,11 @@ def racing(supernet: Supernet, samples: Samples, args: argparse.Namespace) -> Ou
 
 
 def _ours(name: str, supernet: Supernet, samples: Samples, args: argparse.Namespace, *, beam_size: int = 1) -> Outcome:
-    stack = LayerStack(supernet, memory_bytes=8 * 10**9)
-    for layer_idx in range(supernet.architecture.num_layers):
-        stack.layer(layer_idx)  # reading weights is not what is compared
     objective = Objective(args.metric, samples)
-    with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        states = StateStore(stack, samples, Path(folder), limit_bytes=10**12)
-        scorer = LocalScorer(stack, samples, args.metric, states=states)
-        chunks = doubling(samples) if name == "racing" else one_by_one(samples)
-        with Ledger(scorer, chunks, Path(folder) / "scores.jsonl") as ledger:
+    chunks = doubling(samples) if name == "racing" else one_by_one(samples)
+    with searching(supernet, samples, args) as (work, scorer):
+        start, cpu_start = time.perf_counter(), time.process_time()
+        with Ledger(scorer, chunks) as ledger:
             judge = ExactJudge(ledger, objective).judge
             if name == "racing":
                 judge = RacingJudge(ledger, objective, confidence=0.95).judge
@@ -209,8 +209,56 @@ def _ours(name: str, supernet: Supernet, samples: Samples, args: argparse.Namesp
             active = {removed: choice.active for removed, choice in found.items()}
             scores = ledger.all([Cut(kept) for kept in active.values()])
             metric = {m: objective.value(part.tolist()) for m, part in zip(active, scores, strict=True)}
-        seconds = time.perf_counter() - start
-    return Outcome(name, seconds, stack.work.layer_tokens, stack.work.head_logits, active, metric)
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+    return Outcome(name, seconds, cpu_seconds, work.layer_tokens, work.head_logits, active, metric)
+
+
+@contextmanager
+def searching(supernet: Supernet, samples: Samples, args: argparse.Namespace) -> Iterator[tuple[Work, Scorer]]:
+    """A scorer, and the work that one search gives it."""
+    stack = LayerStack(supernet, memory_bytes=8 * 10**9)
+    for layer_idx in range(supernet.architecture.num_layers):
+        stack.layer(layer_idx)  # reading weights is not what is compared
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        if args.folder:
+            folder = args.folder / f"{args.metric}-{samples.digest[:16]}"
+        states = StateStore(stack, samples, folder, limit_bytes=10**12)
+        scorer = LocalScorer(stack, samples, args.metric, states=states)
+        if args.folder is None:
+            yield stack.work, scorer
+            return
+        with Ledger(scorer, one_by_one(samples), folder / "scores.jsonl") as ledger:
+            counted = CountedScorer(ledger, samples, supernet, args.metric)
+            yield counted.work, counted
+
+
+class CountedScorer:
+    """Scores from a ledger that searches share, and the work that a `LocalScorer` would have had without it."""
+
+    def __init__(self, shared: Ledger, samples: Samples, supernet: Supernet, metric: str) -> None:
+        self.work = Work()
+        self._shared = shared
+        self._samples = samples
+        self._vocab_size = supernet.architecture.vocab_size
+        self._accuracy = metric == "accuracy"
+        self._num_stored = 0
+
+    def scores(self, cuts: Sequence[Cut], batches: range) -> list[np.ndarray]:
+        """See `Scorer`."""
+        lowest = [cut.first_removed for cut in cuts]
+        if max(lowest) > self._num_stored:  # inputs of the full model's layers, stored for all samples
+            self.work.layer_tokens += (max(lowest) - self._num_stored) * self._samples.num_tokens
+            self._num_stored = max(lowest)
+        runs = {(first, cut.active[: i + 1]) for first, cut in zip(lowest, cuts, strict=True)
+                for i in range(first, len(cut.active)) if cut.active[i]}  # fmt: skip
+        part = [self._samples.batches[i] for i in batches]
+        self.work.layer_tokens += len(runs) * sum(batch.tokens_BT.numel() for batch in part)
+        for batch in part:
+            rows = batch.choices_SC.numel() if self._accuracy else len(batch.targets_S) * self._vocab_size
+            self.work.head_logits += len({cut.active for cut in cuts}) * rows
+        parts = [self._shared.chunk(cuts, i) for i in batches]
+        return [np.concatenate([found[cut] for found in parts]) for cut in cuts]
 
 
 def report(supernet: Supernet, outcomes: dict[str, Outcome], heldout: Samples, args: argparse.Namespace) -> None:
@@ -229,12 +277,13 @@ def report(supernet: Supernet, outcomes: dict[str, Outcome], heldout: Samples, a
         print(f"{m:7} " + "".join(f"{cell:>22}" for cell in cells))
     if "plain" in outcomes:
         reference = outcomes["plain"]
-        for name in names[1:]:
+        for name in names:
             outcome = outcomes[name]
-            print(
-                f"{name}: {outcome.cost(supernet) / reference.cost(supernet):.3f} of the published work,"
-                f" {reference.seconds / outcome.seconds:.2f} times as fast"
-            )
+            line = f"{name}: {outcome.cost(supernet) / reference.cost(supernet):.3f} of the published work"
+            if args.folder is None:
+                line += f", {reference.seconds / outcome.seconds:.2f} times as fast"
+                line += f" ({reference.cpu_seconds / outcome.cpu_seconds:.2f} in CPU time)"
+            print(line)
     if "exact" in outcomes:
         for name in set(names) & {"plain", "racing", "beam"}:
             other, ours = outcomes[name], outcomes["exact"]
