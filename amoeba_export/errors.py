@@ -258,7 +258,9 @@ class BadConfig(InputError):
 
     def __init__(self, path: Path, problems: Sequence[tuple[int, str, str]]) -> None:
         self.problems = tuple(problems)
-        listed = "\n".join(f"  line {line}: {what}. {fix}." for line, what, fix in problems)
+        listed = "\n".join(
+            f"  line {line}: {what}{'' if what.endswith('?') else '.'} {fix}." for line, what, fix in problems
+        )
         count = "a mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
         super().__init__(f"{path.name} has {count}:\n{listed}", where=path)
 

@@ -1,13 +1,15 @@
-"""Write the pages that are made from the code: docs/commands.md and docs/errors.md. A test compares them."""
+"""Write what is made from the code: commands.md, errors.md and amoeba.schema.json. Tests compare them."""
 
 from __future__ import annotations
 
 import inspect
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 from amoeba_export import errors
+from amoeba_export.build.config import json_schema
 
 HERE = Path(__file__).parent
 
@@ -48,7 +50,12 @@ def _first_line(of: type) -> str:
     return (inspect.getdoc(of) or "").splitlines()[0]
 
 
-PAGES = {"commands.md": commands_page, "errors.md": errors_page}
+def schema_page() -> str:
+    """The JSON schema of amoeba.toml, for editors."""
+    return json.dumps(json_schema(), indent=2) + "\n"
+
+
+PAGES = {"commands.md": commands_page, "errors.md": errors_page, "amoeba.schema.json": schema_page}
 
 if __name__ == "__main__":
     for name, make in PAGES.items():

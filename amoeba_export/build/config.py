@@ -42,9 +42,7 @@ class Shared(Table):
     target: str | None = Field(
         default=None, description="The device and its flow: a name ('amoeba targets') or a TOML file."
     )
-    metric: Metric | None = Field(
-        default=None, description="What a latency limits. Left out: what the target's file says."
-    )
+    metric: Metric | None = Field(default=None, description="What a latency limits. Left out: as the target says.")
     percentile: Literal[50, 90] = Field(default=50, description="Of the measured times.")
     memory: str | None = Field(default=None, description="Most that the model may occupy, such as 900MB.")
     policy: Policy = Field(default="uniform", description="Layers all keep the same counts, or each its own.")
@@ -55,9 +53,7 @@ class Shared(Table):
         default=None, description="Precision of the weights. Left out: what the target's file says."
     )
     adapters: tuple[str, ...] = Field(default=(), description="LoRA or SMoL adapters to merge in, in order.")
-    strategy: str | None = Field(
-        default=None, description="A strategy.safetensors. Left out: calibrated with the recipe."
-    )
+    strategy: str | None = Field(default=None, description="A strategy file. Left out: calibrated with the recipe.")
     recipe: str = Field(default="quick", description="The calibration recipe: a name or a TOML file.")
     seed: int = Field(default=0, description="Of the calibration.")
     quality_floor: float | None = Field(
@@ -71,9 +67,7 @@ class BuildEntry(Shared):
     """One artifact. Exactly one of latency, throughput, shape and plan says how small it is."""
 
     name: Name = Field(description="Unique. The artifact's folder below 'out', unless the entry has an 'out'.")
-    latency: str | None = Field(
-        default=None, description="The budget: 50ms, 0.05s, or 80% of the full model on the target."
-    )
+    latency: str | None = Field(default=None, description="The budget: 50ms, 0.05s, or 80% of the full model.")
     throughput: str | None = Field(default=None, description="A decode speed, such as 30tok/s over the whole batch.")
     shape: str | None = Field(default=None, description="No search: DEPTHxWIDTH, such as 24x0.75.")
     plan: str | None = Field(default=None, description="No search: the plan.json of an earlier artifact.")

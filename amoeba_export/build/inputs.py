@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from amoeba_export.artifact import Cache, canonical_key, tool_versions
+from amoeba_export.artifact import MANIFEST_NAME, Cache, canonical_key, read_manifest, tool_versions
 from amoeba_export.backends.targets import read_target
 from amoeba_export.build.entry import Entry, LockedEntry
+from amoeba_export.errors import InputError
 from amoeba_export.ir import InputId, Target
 from amoeba_export.load.demo import demo_gguf
 from amoeba_export.load.identity import file_sha256
@@ -83,12 +84,18 @@ def is_up_to_date(entry: Entry, locked: LockedEntry | None, key: str, cache: Cac
 
     Digests are remembered for as long as a file stays as it is, so that gigabytes are hashed once.
     """
-    if locked is None or locked.fingerprint != key or not (entry.out / "amoeba.json").is_file():
+    if locked is None or locked.fingerprint != key:
+        return False
+    try:
+        listed = {file.path: file.sha256 for file in read_manifest(entry.out).files}
+    except InputError:  # not there, or spoiled: both mean that it must be built
         return False
     present = {path.relative_to(entry.out).as_posix(): path for path in entry.out.rglob("*") if path.is_file()}
-    present.pop("amoeba.json")
-    return present.keys() == locked.files.keys() and all(
-        file_sha256(path, cache_dir=cache.root) == locked.files[name] for name, path in present.items()
+    present.pop(MANIFEST_NAME)
+    return (
+        listed.items() >= locked.files.items()
+        and present.keys() == listed.keys()
+        and all(file_sha256(path, cache_dir=cache.root) == listed[name] for name, path in present.items())
     )
 
 

@@ -98,8 +98,8 @@ def _layer_text(layer: LayerPlan) -> str:
     return _table(
         {
             "layer": layer.source_layer,
-            "heads": list(layer.query_heads),
-            "kv": list(layer.kv_heads),
+            "heads": _ranges(layer.query_heads),
+            "kv": _ranges(layer.kv_heads),
             "neurons": len(layer.ffn),
             "mask": base64.b64encode(np.packbits(mask, bitorder="little").tobytes()).decode("ascii"),
         }
@@ -113,7 +113,26 @@ def _layer(data: Mapping[str, Any]) -> LayerPlan:
     ffn = tuple(np.flatnonzero(bits).tolist())
     if len(ffn) != data["neurons"]:
         raise ValueError(f"layer {data['layer']} lists {len(ffn)} neurons and says {data['neurons']}")
-    return LayerPlan(source_layer=data["layer"], query_heads=tuple(data["heads"]), kv_heads=tuple(data["kv"]), ffn=ffn)
+    return LayerPlan(
+        source_layer=data["layer"], query_heads=_indices(data["heads"]), kv_heads=_indices(data["kv"]), ffn=ffn
+    )
+
+
+def _ranges(indices: Sequence[int]) -> str:
+    """`0-2,6-8` for (0, 1, 2, 6, 7, 8)."""
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and runs[-1][-1] == index - 1:
+            runs[-1][1:] = [index]
+        else:
+            runs.append([index])
+    return ",".join("-".join(map(str, run)) for run in runs)
+
+
+def _indices(text: str) -> tuple[int, ...]:
+    """The opposite."""
+    runs = [[int(end) for end in run.split("-")] for run in text.split(",") if run]
+    return tuple(index for run in runs for index in range(run[0], run[-1] + 1))
 
 
 def _entry(data: Mapping[str, Any]) -> LockedEntry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ def read_config(path: Path) -> BuildConfig:
     file = reader.validated()
     model = reader.model(file.model)
     entries = [reader.entry(file, position, model) for position in range(len(file.build))]
-    if not file.build:
+    if not file.build and not reader.is_spoiled("build"):
         reader.add((), "there is no [[build]] entry", "Write one: a [[build]] line, and below it name, target, latency")
     reader.check_unique(entries)
     reader.finish()
@@ -83,6 +84,7 @@ class _Reader:
             raise NotFound("The build file", path, next_step="'amoeba init' writes one.")
         self._path = path
         self._problems: list[tuple[int, str, str]] = []
+        self._spoiled: set[Place] = set()
         try:
             text = path.read_text(encoding="utf-8")
             self._data = tomllib.loads(text)
@@ -99,27 +101,44 @@ class _Reader:
         """Remember a problem."""
         self._problems.append((line_of(place, self._lines), what, fix))
 
+    def is_spoiled(self, table: str) -> bool:
+        """Whether a problem was found in it."""
+        return any(place[:1] == (table,) for place in self._spoiled)
+
     def finish(self) -> None:
         """Raise `BadConfig` when there was a problem."""
         if self._problems:
             raise BadConfig(self._path, sorted(set(self._problems)))
 
     def validated(self) -> BuildFile:
-        """The file as its model. Raises `BadConfig` with everything that has the wrong kind."""
-        try:
-            return BuildFile.model_validate(self._data)
-        except ValidationError as error:
-            for detail in error.errors():
-                place = detail["loc"]
-                self.add(place, *_explained(detail, place))
-            self.finish()
-            raise
+        """The file as its model. What has the wrong kind is remembered and left out, so that the rest is checked too.
+
+        Raises:
+            BadConfig: Nothing can be made of it.
+        """
+        data = copy.deepcopy(self._data)
+        while True:
+            try:
+                return BuildFile.model_validate(data)
+            except ValidationError as error:
+                for detail in error.errors():
+                    place = detail["loc"]
+                    self.add(place, *_explained(detail, place))
+                    self._spoiled.add(place[:2])
+                    if len(place) > 1 and detail["type"] == "missing":
+                        _table_at(data, place[:-1])[place[-1]] = f"build-{place[1]}"
+                    elif not place or _table_at(data, ()).get(place[0]) is None:
+                        self.finish()
+                    else:
+                        _remove(data, place)
 
     def model(self, table: ModelTable | None, *, relative: bool = False) -> str:
         """What `load_supernet` takes."""
         if table is None:
             return "demo"
         if (table.path is None) == (table.id is None):
+            if self.is_spoiled("model"):
+                return "demo"
             self.add(("model",), "[model] must name one model", 'Write either path = "folder" or id = "org/name"')
             return "demo"
         if table.id is not None:
@@ -145,7 +164,7 @@ class _Reader:
             if target.endswith(".toml"):
                 target = str(self._at(target))
             self._attempt(where("target"), lambda: read_target(target))
-        elif own.latency or own.throughput or values["memory"]:
+        elif (own.latency or own.throughput or values["memory"]) and place not in self._spoiled:
             self.add(place, f"build '{own.name}' limits a latency and has no target", 'Add target = "NAME"')
         for key in ("strategy", "recipe"):
             if values[key] is not None and (key == "strategy" or values[key].endswith(".toml")):
@@ -205,7 +224,7 @@ class _Reader:
 
     def _check_sizes(self, own: BuildEntry, place: Place) -> None:
         given = [key for key in SIZES if getattr(own, key) is not None]
-        if not given:
+        if not given and place not in self._spoiled:
             what = f"nothing says how small build '{own.name}' should be"
             self.add(place, what, 'Add latency = "80%" (or "50ms"), throughput, shape or plan')
         if len({*given} & {"shape", "plan"}) == 2:
@@ -245,7 +264,7 @@ def _explained(detail: Mapping[str, Any], place: Place) -> tuple[str, str]:
     kind, key = detail["type"], ".".join(str(part) for part in place if isinstance(part, str))
     if kind == "extra_forbidden":
         known = _keys_at(place[:-1])
-        return f"{key}: there is no such key.{nearest(str(place[-1]), known)}", _choices(known)
+        return f"{key}: there is no such key.{nearest(str(place[-1]), known)}".rstrip("."), _choices(known)
     if kind == "missing":
         return f"{key} is missing", f'Add {place[-1]} = "..."'
     if kind == "literal_error":
@@ -253,12 +272,36 @@ def _explained(detail: Mapping[str, Any], place: Place) -> tuple[str, str]:
     if kind == "string_pattern_mismatch":
         return f"{key} cannot be {detail['input']!r}", "Use letters, digits, '.', '_' and '-', a letter or digit first"
     if kind == "model_type":
-        return f"{key} must be a table", f"Write [{key}] on a line of its own, and its keys below"
+        brackets = f"[[{key}]]" if isinstance(place[-1], int) else f"[{key}]"
+        return f"{key} must be a table", f"Write {brackets} on a line of its own, and its keys below"
     wrong = detail["msg"][0].lower() + detail["msg"][1:]
     if kind == "tuple_type":
         table = place == ("build",)
-        return f"{key} must be a list", "Write [[build]] with double brackets" if table else f'Write {key} = ["..."]'
+        return (
+            f"{key} must be a list",
+            "Write [[build]] with double brackets" if table else f'Write {place[-1]} = ["..."]',
+        )
     return f"{key}: {wrong}, not {detail['input']!r}", "Correct the value"
+
+
+def _table_at(data: Any, place: Place) -> Any:
+    """What stands at `place`."""
+    for part in place:
+        data = data[part]
+    return data
+
+
+def _remove(data: dict[str, Any], place: Place) -> None:
+    """Take out what stands at `place`; an item of an array goes with its array, but for an array of tables."""
+    while (isinstance(place[-1], int) and place[0] != "build") or (isinstance(place[-1], int) and len(place) > 2):
+        place = place[:-1]
+    parent = _table_at(data, place[:-1])
+    if isinstance(parent, dict):
+        parent.pop(place[-1], None)
+        if place[0] == "build" and place[-1] == "name":  # required: it would be missed next
+            parent["name"] = f"build-{place[1]}"
+    else:
+        parent[place[-1]] = {"name": f"build-{place[-1]}", "shape": "1x1"}
 
 
 def _keys_at(place: Place) -> list[str]:

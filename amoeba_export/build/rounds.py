@@ -2,17 +2,20 @@
 
 Each export runs in a thread of its own until it knows its plan and needs weights. There it waits. When all that still
 run wait, the supernet is read once and every waiting plan is cut from it; then they go on to verify and measure, and
-those that missed their budget meet in the next round. An export on a target that is measured runs alone while it runs,
-so that nothing else disturbs its measurements.
+those that missed their budget meet in the next round.
+
+One thread works at a time: measurements must not be disturbed, and loading two models at once in one process breaks
+both, because transformers patches torch while it loads.
 """
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from amoeba_export.errors import AmoebaError
 from amoeba_export.formats.write import Cut, write_cuts
@@ -42,27 +45,18 @@ class _Waiting:
         return (self.supernet.identity, strategy, tuple(one.input for one in self.supernet.adapters))
 
 
-@dataclass(frozen=True, slots=True)
-class Runner(Generic[T]):
-    """One export: what runs, given its cutter, and whether it has to run alone because it measures."""
-
-    run: Callable[[Cutter], T]
-    alone: bool
-
-
 class Rounds:
-    """Runs exports in threads; `jobs` of those that measure nothing at once."""
+    """Runs exports in threads, one of which works at a time."""
 
-    def __init__(self, *, jobs: int, progress: Progress) -> None:
+    def __init__(self, *, progress: Progress) -> None:
         self._progress = progress
-        self._jobs = jobs
         self._changed = threading.Condition()
-        self._free = jobs
+        self._is_free = True
         self._active = 0
         self._waiting: list[_Waiting] = []
         self.stopped = threading.Event()
 
-    def run(self, runners: Sequence[Runner[T]], *, done: Callable[[int, T], None]) -> None:
+    def run(self, exports: Sequence[Callable[[Cutter], T]], *, done: Callable[[int, T], None]) -> None:
         """Run all. `done` is called in the calling thread with the position and what each returned.
 
         Raises:
@@ -70,8 +64,8 @@ class Rounds:
         """
         finished: list[tuple[int, T]] = []
         threads = [
-            threading.Thread(target=self._follow, args=(position, runner, finished), daemon=True)
-            for position, runner in enumerate(runners)
+            threading.Thread(target=self._follow, args=(position, run, finished), daemon=True)
+            for position, run in enumerate(exports)
         ]
         self._active = left = len(threads)
         try:
@@ -93,48 +87,44 @@ class Rounds:
             self._stop(threads)
             raise
 
-    def _follow(self, position: int, runner: Runner[T], finished: list[tuple[int, T]]) -> None:
-        weight = self._jobs if runner.alone else 1
-
+    def _follow(self, position: int, run: Callable[[Cutter], T], finished: list[tuple[int, T]]) -> None:
         def cutter(supernet: Supernet, cut: Cut, progress: Progress) -> None:
             waiting = _Waiting(supernet, cut)
             with self._changed:
-                self._free += weight
+                self._is_free = True
                 self._active -= 1
                 self._waiting.append(waiting)
                 self._changed.notify_all()
             waiting.done.wait()
-            self._take(weight)
+            self._take()
             if self.stopped.is_set():
                 raise KeyboardInterrupt
             if waiting.error is not None:
                 raise waiting.error
 
-        self._take(weight)
+        self._take()
         try:
-            result = runner.run(cutter)
+            result = run(cutter)
         except KeyboardInterrupt:  # the main thread has it already
             return
-        finally:
-            with self._changed:
-                self._free += weight
         with self._changed:
+            self._is_free = True
             finished.append((position, result))
             self._active -= 1
             self._changed.notify_all()
 
-    def _take(self, weight: int) -> None:
+    def _take(self) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._free >= weight or self.stopped.is_set())
-            self._free -= weight
+            self._changed.wait_for(lambda: self._is_free or self.stopped.is_set())
+            self._is_free = False
 
     def _cut(self, waiting: Sequence[_Waiting]) -> None:
         """Cut all that wait, those of one supernet in one pass."""
         groups: dict[tuple[object, ...], list[_Waiting]] = {}
         for one in waiting:
             groups.setdefault(one.source, []).append(one)
-        for group in groups.values():
-            with self._released(group):
+        with self._released(waiting):  # not one by one: who goes on measures, and cutting would disturb it
+            for group in groups.values():
                 self._cut_group(group)
 
     def _cut_group(self, group: Sequence[_Waiting]) -> None:
@@ -173,7 +163,5 @@ class Rounds:
 
 def _empty(cut: Cut) -> None:
     """Remove what a failed pass wrote."""
-    import shutil
-
     for name in cut.dtypes:
         shutil.rmtree(cut.folder / name, ignore_errors=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,7 +41,7 @@ class BuildOptions:
         locked: Rebuild what amoeba.lock says; refuse changed inputs.
         engine: `local` or `ray`.
         only: Names of the entries to build; empty for all.
-        jobs: Entries that work at once where none of them measures.
+        jobs: Processes for the entries that measure nothing.
     """
 
     locked: bool = False
@@ -50,7 +50,11 @@ class BuildOptions:
     jobs: int = 1
 
 
-def build(path: Path, options: BuildOptions, *, progress: Progress = SILENT) -> BuildReport:
+Pages = Callable[[BuildReport, Path], object]
+"""Writes further pages of a report into a folder."""
+
+
+def build(path: Path, options: BuildOptions, *, pages: Pages | None = None, progress: Progress = SILENT) -> BuildReport:
     """Build what amoeba.toml asks for and is not there yet, and report on all of it.
 
     An entry that fails stops no other: the report's `exit_code` tells.
@@ -94,7 +98,7 @@ def build(path: Path, options: BuildOptions, *, progress: Progress = SILENT) -> 
             tool=tool_versions(),
             entries=tuple(outcomes.get(entry.name) or _skipped(entry, config) for entry in config.entries),
         )
-        _write(report, config.out)
+        _write(report, config.out, pages)
     return report
 
 
@@ -241,7 +245,7 @@ def _remembered(made: EntryOutcome, before: EntryOutcome | None) -> EntryOutcome
     return dataclasses.replace(before, status="up-to-date", seconds=0.0, files=made.files, error=None)
 
 
-def _write(report: BuildReport, folder: Path) -> None:
+def _write(report: BuildReport, folder: Path, pages: Pages | None) -> None:
     """The report and its pages. A build that did nothing new leaves those of the last one alone."""
     try:
         before: BuildReport | None = read_report(folder)
@@ -249,13 +253,12 @@ def _write(report: BuildReport, folder: Path) -> None:
         before = None
     if before is not None and _content(before) == _content(report):
         return
-    from amoeba_export.build.report import write_reports  # pages need jinja2; a build with nothing to say does not
-
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f".{REPORT_NAME}.part"
     part.write_text(report.to_text(), encoding="utf-8")
     part.replace(folder / REPORT_NAME)
-    write_reports(report, folder)
+    if pages is not None:
+        pages(report, folder)
 
 
 def _content(report: BuildReport) -> Collection[object]:

@@ -21,7 +21,7 @@ from amoeba_export.build.outcome import (
     ErrorRecord,
     PlanRecord,
 )
-from amoeba_export.build.rounds import Rounds, Runner
+from amoeba_export.build.rounds import Rounds
 from amoeba_export.build.standing import outcome_of, relative
 from amoeba_export.costing import make_predictor
 from amoeba_export.errors import AmoebaError, InputError, QualityTooLow
@@ -86,7 +86,6 @@ def install(product: Product) -> None:
 def run_entries(
     tasks: Sequence[EntryTask],
     *,
-    jobs: int = 1,
     done: Callable[[EntryResult], None] = lambda result: None,
     progress: Progress = SILENT,
 ) -> list[EntryResult]:
@@ -94,17 +93,17 @@ def run_entries(
 
     An entry that fails has a failed outcome and stops no other. What is interrupted leaves nothing half-written.
     """
-    rounds = Rounds(jobs=jobs, progress=progress)
+    rounds = Rounds(progress=progress)
     results: dict[int, EntryResult] = {}
 
     def finish(position: int, result: EntryResult) -> None:
         results[position] = result
         done(result)
 
-    def runner(task: EntryTask) -> Runner[EntryResult]:
-        return Runner(lambda cut: _run_entry(task, cut, rounds.stopped, progress), alone=task.target is not None)
+    def export_of(task: EntryTask) -> Callable[[Cutter], EntryResult]:
+        return lambda cut: _run_entry(task, cut, rounds.stopped, progress)
 
-    rounds.run([runner(task) for task in tasks], done=finish)
+    rounds.run([export_of(task) for task in tasks], done=finish)
     return [results[position] for position in range(len(tasks))]
 
 

@@ -35,7 +35,7 @@ def build(
         list[str] | None, typer.Option("--only", metavar="NAME", help="Build this entry alone. Repeat for several.")
     ] = None,
     jobs: Annotated[
-        int, typer.Option("--jobs", metavar="N", min=1, help="Entries at once, of those that measure nothing here.")
+        int, typer.Option("--jobs", metavar="N", min=1, help="Processes for the entries that measure nothing.")
     ] = 1,
     as_json: AsJson = False,
 ) -> None:
@@ -48,7 +48,7 @@ def build(
 
     options = BuildOptions(locked=locked, engine=engine, only=tuple(only or ()), jobs=jobs)
     talk = Talk()
-    report = run(config, options, progress=talk)
+    report = run(config, options, pages=_pages, progress=talk)
     if as_json:
         print_json(report.to_json())
     else:
@@ -78,6 +78,13 @@ def init(
     config.parent.mkdir(parents=True, exist_ok=True)
     config.write_text(TEMPLATE, encoding="utf-8")
     answer().print(f"Wrote {config}.\nnext: amoeba build{'' if config == Path(CONFIG_NAME) else f' {config}'}")
+
+
+def _pages(report: BuildReport, folder: Path) -> None:
+    """For people and CI systems; imported only when there is something new to say."""
+    from amoeba_export.build.report import write_reports
+
+    write_reports(report, folder)
 
 
 def _show(report: BuildReport) -> None:
