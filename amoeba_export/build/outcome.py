@@ -170,7 +170,7 @@ class EntryOutcome:
         manifest: `amoeba.json` in it, or None when there is no artifact.
         provenance: The provenance statement in it, or None.
         log: What was said while it was built, relative as `out`.
-        seconds: Spent on this entry alone. Work shared with others (`BuildReport.seconds` has it) is not in it.
+        seconds: Spent on this entry alone. Calibration, cost tables, cutting and waiting for others are not in it.
         candidates: What the search looked at; empty for a given plan or shape, and for a locked build.
     """
 

@@ -22,7 +22,6 @@ from amoeba_export.ir.latency import parse_megabytes
 from amoeba_export.locations import data_dir
 from amoeba_export.request import ExportRequest, read_plan
 
-CONFIG_NAME = "amoeba.toml"
 SIZES = ("latency", "throughput", "shape", "plan")
 
 
@@ -133,7 +132,7 @@ class _Reader:
                         _remove(data, place)
 
     def model(self, table: ModelTable | None, *, relative: bool = False) -> str:
-        """What `load_supernet` takes."""
+        """What `load_supernet` takes; `relative` leaves a path as it is, to be looked for by who loads it."""
         if table is None:
             return "demo"
         if (table.path is None) == (table.id is None):
@@ -144,8 +143,10 @@ class _Reader:
         if table.id is not None:
             return table.id
         assert table.path is not None
+        if relative:
+            return table.path
         self._exists(("model", "path"), table.path)
-        return table.path if relative else str(self._at(table.path))
+        return str(self._at(table.path))
 
     def entry(self, file: BuildFile, position: int, model: str) -> Entry:
         """The entry with what it inherits, checked."""

@@ -25,7 +25,8 @@ from amoeba_export.build.rounds import Rounds
 from amoeba_export.build.standing import outcome_of, relative
 from amoeba_export.costing import make_predictor
 from amoeba_export.errors import AmoebaError, InputError, QualityTooLow
-from amoeba_export.ir import SILENT, Progress, Workload
+from amoeba_export.formats.write import Cut
+from amoeba_export.ir import SILENT, Progress, Supernet, Workload
 from amoeba_export.load import load_supernet
 from amoeba_export.pipeline import Cutter, ExportResult, Replay, export, resolve_settings
 from amoeba_export.selection import with_strategy
@@ -131,24 +132,37 @@ def _run_entry(task: EntryTask, cut: Cutter, stopped: threading.Event, progress:
     """Build one artifact. The boundary of an entry: whatever goes wrong in it becomes its outcome."""
     start = time.monotonic()
     entry = task.entry
+    shared_seconds = 0.0
+
+    def timed_cut(supernet: Supernet, one: Cut, listener: Progress) -> None:
+        nonlocal shared_seconds
+        begun = time.monotonic()
+        try:
+            cut(supernet, one, listener)
+        finally:
+            shared_seconds += time.monotonic() - begun
+
+    def own_seconds() -> float:
+        return round(time.monotonic() - start - shared_seconds, 3)
+
     with open_log(task.log) as log:
         listener = Logged(entry.name, log, progress, stopped)
         try:
             result = export(
                 entry.request,
-                cut=cut,
+                cut=timed_cut,
                 replay=_replay(task.locked) if task.locked else None,
                 accept=lambda manifest: _check_quality(entry, manifest),
                 progress=listener,
             )
-            made = _built(task, result, time.monotonic() - start)
+            made = _built(task, result, own_seconds())
         except Exception as error:  # one entry must not stop the others, whatever it died of
             explained = _explained(error)
             log.write(f"error: {explained}\n")
             if not isinstance(explained, AmoebaError):
                 traceback.print_exception(error, file=log)
             progress.warn(f"{entry.name}: failed: {str(explained).splitlines()[0]}")
-            return failed(task, explained, seconds=time.monotonic() - start)
+            return failed(task, explained, seconds=own_seconds())
         progress.note(f"{entry.name}: built in {made.outcome.seconds:.1f} s")
         return made
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
 
 from amoeba_export.cli.completion import complete_formats, complete_from, complete_targets
-from amoeba_export.errors import DamagedFile, InputError
 from amoeba_export.ir import Metric, Policy
 
 CONFIG_NAME = "amoeba.toml"
@@ -26,26 +24,16 @@ def model_or_default(model: str | None) -> str:
     """`model`; left out, the `[model]` table of amoeba.toml in the working directory, else `demo`.
 
     Raises:
-        DamagedFile: amoeba.toml is not TOML.
-        InputError: Its `[model]` table names nothing, or two things.
+        BadConfig: amoeba.toml has mistakes.
     """
     if model is not None:
         return model
     path = Path(CONFIG_NAME)
     if not path.is_file():
         return "demo"
-    try:
-        section = tomllib.loads(path.read_text(encoding="utf-8")).get("model", {})
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DamagedFile(path, f"it is not TOML ({error})", next_step="Correct the file.") from error
-    if not section:
-        return "demo"
-    given = [section[key] for key in ("path", "id") if key in section] if isinstance(section, dict) else []
-    if len(given) != 1 or not isinstance(given[0], str):
-        raise InputError(
-            "[model] must name one model.", where=path, next_step='Write path = "folder" or id = "org/name" below it.'
-        )
-    return given[0]
+    from amoeba_export.build.read import read_model
+
+    return read_model(path)
 
 
 Model = Annotated[

@@ -127,8 +127,8 @@ CASES: dict[str, tuple[str, list[str]]] = {
         '[[build]]\nname = "a"\nshape = "3x1"\nplan = "amoeba.toml"\n',
         [
             "line 4: build 'a' has both shape and plan. Remove one of them.",
-            "line 4: this file is damaged or not what its name says: it is not JSON (Expecting value: line 1 column 3 (char 2)). "
-            "Get the file again and retry.",
+            "line 4: this file is damaged or not what its name says: it is not JSON "
+            "(Expecting value: line 1 column 3 (char 2)). Get the file again and retry.",
         ],
     ),
     "bad format": (

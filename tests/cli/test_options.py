@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from amoeba_export.cli.options import model_or_default, split_commas
-from amoeba_export.errors import DamagedFile, InputError
+from amoeba_export.errors import BadConfig
 
 
 @pytest.fixture(autouse=True)
@@ -30,22 +30,28 @@ def test_the_model_left_out(config: str | None, model: str) -> None:
     assert model_or_default("given") == "given"
 
 
-@pytest.mark.parametrize("config", ['[model]\npath = "a"\nid = "b"\n', "[model]\npath = 3\n", 'model = "x"\n'])
-def test_a_model_table_that_does_not_name_one_model(config: str) -> None:
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        (
+            '[model]\npath = "a"\nid = "b"\n',
+            'line 1: [model] must name one model. Write either path = "folder" or id = "org/name".',
+        ),
+        ("[model]\npath = 3\n", "line 2: model.path: input should be a valid string, not 3. Correct the value."),
+        (
+            'model = "x"\n',
+            "line 1: model must be a table. Write [model] on a line of its own, and its keys below.",
+        ),
+        ("[model\n", "Correct the line."),
+    ],
+)
+def test_a_model_table_that_does_not_name_one_model(config: str, problem: str) -> None:
     Path("amoeba.toml").write_text(config)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(BadConfig) as caught:
         model_or_default(None)
-    assert str(caught.value) == (
-        "[model] must name one model.\n"
-        "  where: amoeba.toml\n"
-        '  next:  Write path = "folder" or id = "org/name" below it.'
-    )
-
-
-def test_a_config_that_is_not_toml() -> None:
-    Path("amoeba.toml").write_text("[model\n")
-    with pytest.raises(DamagedFile, match="it is not TOML"):
-        model_or_default(None)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "amoeba.toml has a mistake:"
+    assert lines[1].endswith(problem)
 
 
 def test_lists_are_split_at_commas() -> None:

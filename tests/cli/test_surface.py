@@ -21,12 +21,12 @@ SURFACE = {
     "amoeba": "--version --debug --install-completion --show-completion",
     "amoeba export": f"{EXPORT_AND_SEARCH} --shape --plan --require-measured --out --force --dry-run",
     "amoeba search": EXPORT_AND_SEARCH,
-    "amoeba init": "CONFIG --force",
-    "amoeba build": "CONFIG --locked --engine --only --jobs --json",
+    "amoeba init": "AMOEBA.TOML --force",
+    "amoeba build": "AMOEBA.TOML --locked --engine --only --jobs --json",
     "amoeba cache": "",
     "amoeba cache info": "--json",
     "amoeba cache prune": "--older-than --kind --json",
-    "amoeba calibrate": "MODEL --recipe --seed --out --json",
+    "amoeba calibrate": "MODEL --recipe --seed --engine --ray-address --out --json",
     "amoeba finetune": (
         "MODEL --strategy --data --out --mode --rank --alpha --experts --top-k --targets --gate-warmup --subnets "
         "--depths --widths --shape --policy --kd-weight --temperature --balance --mask --max-steps --batch-size "
