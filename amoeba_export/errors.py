@@ -262,7 +262,11 @@ class BadConfig(InputError):
             f"  line {line}: {what}{'' if what.endswith('?') else '.'} {fix}." for line, what, fix in problems
         )
         count = "a mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
-        super().__init__(f"{path.name} has {count}:\n{listed}", where=path)
+        super().__init__(
+            f"{path.name} has {count}:\n{listed}",
+            where=path,
+            next_step="Correct the file; 'amoeba init' writes one with every key explained.",
+        )
 
 
 class NotLocked(InputError):

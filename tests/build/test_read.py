@@ -237,8 +237,9 @@ def test_a_malformed_file(
     lines = capsys.readouterr().err.splitlines()
     count = "a mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
     assert lines[0] == f"error: amoeba.toml has {count}:"
-    assert [line.strip() for line in lines[1:-1]] == problems
-    assert lines[-1] == f"  where: {tmp_path / 'amoeba.toml'}"
+    assert [line.strip() for line in lines[1:-2]] == problems
+    assert lines[-2] == f"  where: {tmp_path / 'amoeba.toml'}"
+    assert lines[-1] == "  next:  Correct the file; 'amoeba init' writes one with every key explained."
 
 
 def test_a_file_that_is_not_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
