@@ -236,6 +236,25 @@ def choose_prompt(model: Model, subnet: Subnet) -> tuple[tuple[int, ...], list[i
     return prompt, tokens
 
 
+def judge(tokens: Sequence[int], expected: Sequence[int], end_tokens: set[int]) -> str:
+    """`same`, or where the first difference is. Either may stop at an end token, and give it or not."""
+    tokens, expected = _until_end(tokens, end_tokens), _until_end(expected, end_tokens)
+    if tokens == expected:
+        return "same"
+    idx = next((i for i, pair in enumerate(zip(tokens, expected, strict=False)) if pair[0] != pair[1]), len(tokens))
+    return f"differs from token {idx}"
+
+
+def _until_end(tokens: Sequence[int], end_tokens: set[int]) -> list[int]:
+    stop = next((i for i, token in enumerate(tokens) if token in end_tokens), len(tokens))
+    return list(tokens[:stop])
+
+
+def _end_tokens(supernet: Supernet) -> set[int]:
+    ends = supernet.architecture.config.get("eos_token_id")
+    return set(ends) if isinstance(ends, list) else {ends}
+
+
 def check_model(
     model: Model, consumers: Sequence[Consumer], versions: dict[str, str], say: Callable[[str], None]
 ) -> dict[str, str]:
