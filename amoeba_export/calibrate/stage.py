@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from amoeba_export.calibrate.depth import Challenge, Choice, Judge, fill_table
-from amoeba_export.calibrate.evaluator import Cut, LocalScorer, Widths
+from amoeba_export.calibrate.evaluator import Cut, LocalScorer, Scorer, Widths
 from amoeba_export.calibrate.exact import ExactJudge, check_number
+from amoeba_export.calibrate.fleet import RayFleet, Scoring
 from amoeba_export.calibrate.head import Objective
 from amoeba_export.calibrate.layers import LayerStack
 from amoeba_export.calibrate.ledger import Ledger, all_at_once, doubling, one_by_one
@@ -28,7 +29,13 @@ MEGABYTE = 10**6
 
 
 def calibrate(
-    supernet: Supernet, recipe: Recipe, *, seed: int = 0, cache_dir: Path | None = None, progress: Progress = SILENT
+    supernet: Supernet,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    cache_dir: Path | None = None,
+    fleet: RayFleet | None = None,
+    progress: Progress = SILENT,
 ) -> Strategy:
     """Stage 1: which layers to keep at each depth, how much each head and neuron matters, how good each shape is.
 
@@ -40,11 +47,13 @@ def calibrate(
         seed: Of the draw of samples.
         cache_dir: Where finished work is kept, so that a run that was killed goes on where it stopped. None keeps
             nothing.
+        fleet: Who scores candidates and shapes, joined already; None for this process. The strategy is the same.
         progress: Told of everything that takes time.
 
     Raises:
         InputError: The data cannot be used, or a metric is NaN.
         UsageError: The recipe asks for what this model does not have, such as more layers to remove.
+        TargetError: The fleet cannot be used.
     """
     samples, heldout = read_samples(recipe.data, supernet.folder, seed=seed)
     width_samples = samples
@@ -56,7 +65,10 @@ def calibrate(
     )
     with open_workplace(supernet.identity, cache_dir, progress=progress) as workplace:
         stack = LayerStack(supernet, memory_bytes=recipe.memory_mb * MEGABYTE)
-        run = _Run(stack, recipe, workplace, progress)
+        if fleet is not None:
+            num_workers = fleet.start(supernet.identity, memory_bytes=stack.memory_bytes)
+            progress.note(f"Scoring on {num_workers} workers")
+        run = _Run(stack, recipe, workplace, fleet, progress)
         importance = run.importance(width_samples)
         depth = run.depth(samples)
         arch = supernet.architecture
@@ -100,6 +112,7 @@ class _Run:
     stack: LayerStack
     recipe: Recipe
     workplace: Workplace
+    fleet: RayFleet | None
     progress: Progress
 
     def _states(self, samples: Samples) -> StateStore:
@@ -121,7 +134,12 @@ class _Run:
         """Number of removed layers -> choice, with the full model at 0."""
         recipe, num_layers = self.recipe.depth, self.stack.architecture.num_layers
         objective = Objective(recipe.metric, samples)
-        scorer = LocalScorer(self.stack, samples, recipe.metric, states=self._states(samples))
+        scorer: Scorer
+        if self.fleet is not None:
+            states_bytes = self.recipe.states_mb * MEGABYTE
+            scorer = self.fleet.scorer(Scoring(samples=samples, objective=recipe.metric, states_bytes=states_bytes))
+        else:
+            scorer = LocalScorer(self.stack, samples, recipe.metric, states=self._states(samples))
         chunks = all_at_once(samples)
         if recipe.mode == "racing":
             chunks = doubling(samples)
@@ -173,7 +191,9 @@ class _Run:
         recipe = self.recipe.quality
         plans = width_plans(strategy, self.stack.architecture, recipe)
         widths = Widths(importance=importance, plans=plans)
-        scorer = LocalScorer(self.stack, heldout, recipe.metric, widths=widths)
+        scorer: Scorer = LocalScorer(self.stack, heldout, recipe.metric, widths=widths)
+        if self.fleet is not None:
+            scorer = self.fleet.scorer(Scoring(samples=heldout, objective=recipe.metric, widths=widths))
         path = self.workplace.folder(heldout) / f"quality-{recipe.metric}-{widths.digest}.jsonl"
         with Ledger(scorer, all_at_once(heldout), path) as ledger:
             return measure_quality(
