@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +12,8 @@ import typer
 from amoeba_export.cli.completion import complete_from
 from amoeba_export.cli.console import Talk, answer, duration, milliseconds, print_json, size, table
 from amoeba_export.cli.options import CONFIG_NAME, AsJson
+
+PAGES = "amoeba_export.build.report"
 
 if TYPE_CHECKING:
     from amoeba_export.build.outcome import BuildReport, EntryOutcome
@@ -81,10 +85,9 @@ def init(
 
 
 def _pages(report: BuildReport, folder: Path) -> None:
-    """For people and CI systems; imported only when there is something new to say."""
-    from amoeba_export.build.report import write_reports
-
-    write_reports(report, folder)
+    """For people and CI systems; imported only when there is something new to say, and where it is installed."""
+    if importlib.util.find_spec(PAGES) is not None:
+        importlib.import_module(PAGES).write_reports(report, folder)
 
 
 def _show(report: BuildReport) -> None:

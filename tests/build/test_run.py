@@ -222,3 +222,16 @@ def test_cache_info_and_prune(run: Build, capsys: pytest.CaptureFixture[str]):
     assert main(["cache", "prune", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["freed_bytes"] > 0
     assert set(statuses(run()).values()) == {"up-to-date"}
+
+
+def test_the_command_reports_failures_and_their_code(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (project / "amoeba.toml").write_text(HEAD + '[[build]]\nname = "deep"\nshape = "1x0.5"\n')
+    assert main(["build"]) == 2
+    said = capsys.readouterr()
+    assert [line.split() for line in said.out.splitlines()][-1] == ["deep", "-", "-", "-", "-", "-", "failed", "(2)"]
+    assert said.err.splitlines()[-2:] == [
+        "error: deep: The strategy does not know depth 1.",
+        "  next:  Choose one of 2, 3, 4, or calibrate with more removed layers.",
+    ]
