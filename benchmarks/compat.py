@@ -212,7 +212,7 @@ def ask(python: Path, consumer: Consumer, folder: Path, prompt: Sequence[int]) -
         text=True,
         check=False,
         cwd=HOME,
-        timeout=600,
+        timeout=1800,
         env={"PATH": "/usr/bin:/bin", "HOME": str(HOME), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"},
     )
     if done.returncode:
