@@ -1,6 +1,6 @@
 """The accuracy table: one-for-all fine-tuning against one adapter per shape, and against none.
 
-    python benchmarks/accuracy.py --data DIR --work DIR [--recipe small|full] [--markdown FILE] [--list]
+    python benchmarks/accuracy.py --data DIR --work DIR [--recipe small|full] [--markdown FILE] [--list] [--finished]
 
 The folder of `--data` holds dolly.jsonl, wikitext2/{train_raw_head,valid}.txt and the multiple-choice files of `TASKS`.
 At 80, 65 and 50 % of the prunable weights (AmoebaLLM's table 2):
@@ -309,8 +309,12 @@ def markdown(bench: Bench, measured: Mapping[str, ShapeQuality]) -> str:
     header = ["share", "method", "shape", "weights", "WikiText-2 ppl", *TASKS, "average"]
     lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
     for row in bench.rows:
-        entry = measured[row.name]
-        cells = [f"{100 * row.ratio:.0f} %", row.method, str(row.shape), f"{entry.num_params / 1e6:.1f} M"]
+        entry = measured.get(row.name)
+        cells = [f"{100 * row.ratio:.0f} %", row.method, str(row.shape)]
+        if entry is None:
+            lines.append(f"| {' | '.join([*cells, 'not run', *[''] * (len(header) - 4)])} |")
+            continue
+        cells.append(f"{entry.num_params / 1e6:.1f} M")
         cells.append(f"{entry.perplexity or math.nan:.1f}")
         scores = [entry.tasks.get(name) for name in TASKS]
         cells += ["" if score is None else f"{100 * score.score:.1f}" for score in scores]
@@ -338,9 +342,12 @@ def _average(entry: ShapeQuality) -> tuple[float | None, float]:
 def _verdicts(measured: Mapping[str, ShapeQuality]) -> Iterator[str]:
     """What the issue of one adapter for all shapes comes down to, ratio by ratio."""
     for ratio in RATIOS:
-        ours = measured[f"smol-{100 * ratio:.0f}"]
+        ours = measured.get(f"smol-{100 * ratio:.0f}")
         for other in ("untrained", "width", "depth"):
-            theirs = measured[f"{other}-{100 * ratio:.0f}"]
+            theirs = measured.get(f"{other}-{100 * ratio:.0f}")
+            if ours is None or theirs is None:
+                yield f"{100 * ratio:.0f} %: one-for-all against {other} was not run."
+                continue
             (mine, my_error), (their, their_error) = _average(ours), _average(theirs)
             assert mine is not None and their is not None
             difference, noise = 100 * (mine - their), 100 * math.hypot(my_error, their_error)
@@ -358,6 +365,9 @@ def main() -> None:
     parser.add_argument("--recipe", choices=RECIPES, default="small")
     parser.add_argument("--markdown", type=Path, help="write the table there instead of to the screen")
     parser.add_argument("--list", action="store_true", help="show what would be trained and measured")
+    parser.add_argument(
+        "--finished", action="store_true", help="train and measure nothing more: the table of what is there"
+    )
     options = parser.parse_args()
     bench = Bench(options.data, options.work / options.recipe, RECIPES[options.recipe])
     if options.list:
@@ -366,8 +376,11 @@ def main() -> None:
         return
     measured = {}
     for row in bench.rows:
-        bench.train(row)
-        measured[row.name] = bench.measure(row)
+        if not options.finished:
+            bench.train(row)
+            measured[row.name] = bench.measure(row)
+        elif (path := bench.work / f"{row.name}.json").is_file():
+            measured[row.name] = read_quality(path).shapes[0]
     text = markdown(bench, measured)
     if options.markdown:
         options.markdown.write_text(text, encoding="utf-8")
