@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from amoeba_export.errors import AmoebaError
 from amoeba_export.formats.write import Cut, write_cuts
 from amoeba_export.ir import Progress, Supernet
 from amoeba_export.materialize import stream_subnets
@@ -52,6 +51,7 @@ class Rounds:
         self._progress = progress
         self._changed = threading.Condition()
         self._is_free = True
+        self._broken: BaseException | None = None
         self._active = 0
         self._waiting: list[_Waiting] = []
         self.stopped = threading.Event()
@@ -73,7 +73,9 @@ class Rounds:
                 thread.start()
             while left:
                 with self._changed:
-                    self._changed.wait_for(lambda: finished or self._active == 0)
+                    self._changed.wait_for(lambda: finished or self._active == 0 or self._broken)
+                    if self._broken is not None:
+                        raise self._broken
                     ready, finished[:] = list(finished), []
                     cuts = self._waiting if self._active == 0 else []
                     if cuts:
@@ -105,7 +107,10 @@ class Rounds:
         self._take()
         try:
             result = run(cutter)
-        except KeyboardInterrupt:  # the main thread has it already
+        except BaseException as error:  # KeyboardInterrupt: the main thread has it already; else it gets it
+            with self._changed:
+                self._broken = error
+                self._changed.notify_all()
             return
         with self._changed:
             self._is_free = True
@@ -132,7 +137,7 @@ class Rounds:
         try:
             stream = stream_subnets(group[0].supernet, [cut.subnet.plan for cut in cuts])
             write_cuts(cuts, stream, progress=self._progress)
-        except (AmoebaError, OSError) as error:
+        except Exception as error:  # whatever it was, it belongs to the entries that wait; each tells of its own
             if len(group) == 1:
                 group[0].error = error
                 return
