@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 
 from amoeba_export.artifact import Cache
@@ -20,10 +21,13 @@ from amoeba_export.ir import (
     Target,
     Workload,
 )
-from amoeba_export.profile import CostTable, read_table, record_cost_table, write_table
+from amoeba_export.profile import CostTable, read_table, record_cost_table, refine, write_table
 from amoeba_export.search import Predictor
 
 TABLE_NAME = "table.json"
+
+REFINED_NAME = "refined.json"
+"""The table with what was measured since."""
 
 SEARCH_GRAPHS = 9
 """Graphs measured for a search that goes on to measure what it builds. `amoeba profile` measures a dozen."""
@@ -102,20 +106,12 @@ def make_cost_table(
     availability = backend.check(target)
     if not availability.ok:
         raise TargetUnavailable(f"Target '{target.name}' cannot be used: {availability.reason}", availability.next_step)
-    facts = {
-        "target": dataclasses.asdict(target),
-        "device": dict(backend.describe(target)),
-        "architecture": _dims(supernet),
-        "workload": dataclasses.asdict(workload),
-        "dtype": dtype,
-        "num_graphs": num_graphs,
-        "min_depth": min_depth,
-        "prompt_lengths": list(prompt_lengths),
-    }
+    facts = _facts(supernet, target, workload, dtype, num_graphs, min_depth, prompt_lengths)
     found = None if refresh else cache.get("cost-tables", facts)
     if found is not None:
         progress.note(f"Cost table of '{target.name}': measured before, taken from the cache.")
-        return read_table(found / TABLE_NAME)
+        refined = found / REFINED_NAME
+        return read_table(refined if refined.is_file() else found / TABLE_NAME)
 
     def measure(graphs: Sequence[DenseArchitecture], one: Workload) -> Sequence[Latency | TargetError]:
         subjects = [Subject(dense=graph, dtype=dtype, label=_label(graph)) for graph in graphs]
@@ -134,6 +130,41 @@ def make_cost_table(
     )
     cache.put("cost-tables", facts, lambda folder: write_table(table, folder / TABLE_NAME))
     return table
+
+
+def learn(
+    supernet: Supernet,
+    target: Target,
+    workload: Workload,
+    dtype: str,
+    measured: Sequence[tuple[DenseArchitecture, Latency, Latency]],
+    *,
+    cache: Cache,
+    min_depth: int | None = None,
+) -> None:
+    """Refine the cost table of a search by what was built and measured after it: the next search starts closer.
+
+    Args:
+        supernet: What was cut.
+        target: Where it was measured.
+        workload: What it did.
+        dtype: Precision of the artifacts.
+        measured: Each subnet with the latency of the uncut model in the run that measured it, and its own. It enters
+            the table as if it had been measured with it: in proportion to the uncut model.
+        cache: Where the table is. Without one, there is nothing to refine.
+        min_depth: As the search had it.
+    """
+    found = cache.get("cost-tables", _facts(supernet, target, workload, dtype, SEARCH_GRAPHS, min_depth, ()))
+    if found is None:
+        return
+    refined = found / REFINED_NAME
+    table = read_table(refined if refined.is_file() else found / TABLE_NAME)
+    uncut = table.latency(full_dims(supernet.architecture))
+    for dense, full, latency in measured:
+        table = refine(table, dense, latency.as_when(full, uncut))
+    part = found / f"{REFINED_NAME}.{os.getpid()}"
+    write_table(table, part)
+    part.replace(refined)
 
 
 def measure_beside_full(
@@ -162,6 +193,28 @@ def measure_beside_full(
 def full_dims(architecture: Architecture) -> DenseArchitecture:
     """The uncut model."""
     return SubnetPlan.full(architecture).dense(architecture)
+
+
+def _facts(
+    supernet: Supernet,
+    target: Target,
+    workload: Workload,
+    dtype: str,
+    num_graphs: int,
+    min_depth: int | None,
+    prompt_lengths: Sequence[int],
+) -> dict[str, object]:
+    """What a cost table depends on: it is looked up by this."""
+    return {
+        "target": dataclasses.asdict(target),
+        "device": dict(find_backend(target.backend).describe(target)),
+        "architecture": _dims(supernet),
+        "workload": dataclasses.asdict(workload),
+        "dtype": dtype,
+        "num_graphs": num_graphs,
+        "min_depth": min_depth,
+        "prompt_lengths": list(prompt_lengths),
+    }
 
 
 def _dims(supernet: Supernet) -> dict[str, object]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from amoeba_export.artifact import Cache
 from amoeba_export.backends import Subject, find_backend
-from amoeba_export.costing import is_measured, make_predictor, measure_beside_full
+from amoeba_export.costing import is_measured, learn, make_predictor, measure_beside_full
 from amoeba_export.errors import BudgetMissed, TargetError
 from amoeba_export.ir import (
     SILENT,
@@ -20,7 +20,6 @@ from amoeba_export.ir import (
     SubnetPlan,
     Supernet,
     Target,
-    Timing,
 )
 from amoeba_export.profile import predict_memory_mb
 from amoeba_export.request import Settings
@@ -137,6 +136,15 @@ def fit_budget(
         trials.append(trial)
         if GOOD_USE <= trial.use <= 1:
             break
+    learn(
+        supernet,
+        target,
+        settings.workload,
+        _dtype(settings, target),
+        [(trial.candidate.dense, trial.full, trial.latency) for trial in trials],
+        cache=cache,
+        min_depth=supernet.strategy.min_depth,
+    )
     kept = [trial for trial in trials if trial.use <= 1]
     if not kept:
         closest = min(trials, key=lambda trial: trial.use)
@@ -227,7 +235,7 @@ def _beside(trials: list[_Trial], full: Latency | None) -> tuple[tuple[DenseArch
     """
     assert full or not trials
     return tuple(
-        (trial.candidate.dense, _scaled(trial.latency, trial.full, full) if _is_relative(trial) else trial.latency)
+        (trial.candidate.dense, trial.latency.as_when(trial.full, full) if _is_relative(trial) else trial.latency)
         for trial in trials
         if full
     )
@@ -252,18 +260,6 @@ def _missed(plan: SubnetPlan, budgets: Sequence[Budget], latency: Latency, full:
     worst = budgets[uses.index(max(uses))]
     reached_ms = latency.of(worst.metric, worst.percentile)
     return BudgetMissed(str(plan.shape), worst.metric, worst.percentile, reached_ms, _limit_ms(worst, full))
-
-
-def _scaled(latency: Latency, then: Latency, now: Latency) -> Latency:
-    def scale(timing: Timing, before: Timing, after: Timing) -> Timing:
-        p50, p90 = after.p50_ms / before.p50_ms, after.p90_ms / before.p90_ms
-        return dataclasses.replace(timing, p50_ms=timing.p50_ms * p50, p90_ms=timing.p90_ms * p90)
-
-    return dataclasses.replace(
-        latency,
-        decode=scale(latency.decode, then.decode, now.decode),
-        prefill=scale(latency.prefill, then.prefill, now.prefill),
-    )
 
 
 def _given(

@@ -96,6 +96,22 @@ def test_a_budget_is_kept_when_measured(model: Path, strategy: Path, target: Pat
     assert result.plan.dense(result.supernet.architecture) in imaginary.BACKEND.measured_artifacts
 
 
+def test_what_is_measured_refines_the_cost_table(model: Path, strategy: Path, target: Path, tmp_path: Path):
+    """Artifacts run 8 % slower than graphs. Having built some, the next search for another budget knows better."""
+    write_target(tmp_path, artifact_factor=1.08)
+    request = ExportRequest(model=str(model), strategy=strategy, target=str(target), latency="80%")
+    before = pipeline.search(request).search
+    assert before is not None
+    export(dataclasses.replace(request, out=tmp_path / "a"))
+    after = pipeline.search(request).search
+    assert after is not None
+    at = {one.shape: one.predicted_ms for one in before.candidates}
+    built = read_manifest(tmp_path / "a").shape
+    shape = Shape(built.depth, built.width)
+    now = next(one.predicted_ms for one in after.candidates if one.shape == shape)
+    assert now > 1.005 * at[shape]
+
+
 def test_a_budget_that_nothing_meets_leaves_nothing(model: Path, strategy: Path, target: Path, tmp_path: Path):
     out = tmp_path / "deep" / "out"
     with pytest.raises(NothingFits) as caught:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from amoeba_export.errors import BadValue
@@ -85,6 +85,19 @@ class Latency:
     device: Mapping[str, str] = field(default_factory=dict)
     uncertainty: float | None = None
     memory_mb: float | None = None
+
+    def as_when(self, then: Latency, now: Latency) -> Latency:
+        """What this would have been at another time: scaled as one and the same model was measured `then` and `now`."""
+
+        def scaled(timing: Timing, before: Timing, after: Timing) -> Timing:
+            p50, p90 = after.p50_ms / before.p50_ms, after.p90_ms / before.p90_ms
+            return replace(timing, p50_ms=timing.p50_ms * p50, p90_ms=timing.p90_ms * p90)
+
+        return replace(
+            self,
+            decode=scaled(self.decode, then.decode, now.decode),
+            prefill=scaled(self.prefill, then.prefill, now.prefill),
+        )
 
     def of(self, metric: Metric, percentile: int = 50) -> float:
         """Milliseconds of `metric` at `percentile` (50 or 90). e2e = prefill + generate_tokens * decode."""
