@@ -19,6 +19,7 @@ from amoeba_export.build.outcome import ErrorRecord
 from amoeba_export.build.work import Product, failed, install, run_calibration, run_cost_table, run_entries
 from amoeba_export.errors import AmoebaError, TargetError, TargetUnavailable
 from amoeba_export.ir import Progress
+from amoeba_export.ray_cluster import joined, require_ray
 
 RETRIES = 3
 """How often a unit is begun again because its node or its process died. What amoeba can explain is not tried again."""
@@ -36,10 +37,7 @@ def make_engine(jobs: int) -> RayEngine:
         TargetUnavailable: Ray is not installed.
     """
     del jobs
-    try:
-        import ray  # noqa: F401 - the question is whether it is there
-    except ImportError as error:
-        raise TargetUnavailable("ray is not installed", "Run: pip install 'amoeba-export[ray]'") from error
+    require_ray()
     return RayEngine()
 
 
@@ -51,16 +49,17 @@ class RayEngine:
         import ray
 
         units: list[Unit] = [*work.calibrations, *work.cost_tables, *work.entries]
-        is_ours = not ray.is_initialized()
-        if is_ours:
-            _join(units)
-        try:
+        with joined(resources=_offered_here(units)):
             _check_resources(units, ray.cluster_resources())
             progress.note(f"Ray: {len(units)} units of work on {_num_nodes()} nodes")
             return _Run(units, done, progress).results(work.entries)
-        finally:
-            if is_ours:
-                ray.shutdown()
+
+
+def _offered_here(units: Sequence[Unit]) -> dict[str, float] | None:
+    """A cluster of this machine alone offers every target; None where `RAY_ADDRESS` names another."""
+    if os.environ.get("RAY_ADDRESS"):
+        return None
+    return {_resource(target): 1.0 for unit in units if (target := _target(unit))}
 
 
 @dataclass(slots=True)
@@ -171,24 +170,6 @@ def _fetch(ref: Any) -> Made:
             )
         )
     return made
-
-
-def _join(units: Sequence[Unit]) -> None:
-    """Connect to the cluster, or start one here that offers every target."""
-    import ray
-
-    settings: dict[str, Any] = {"log_to_driver": False, "include_dashboard": False, "logging_level": "ERROR"}
-    if os.environ.get("RAY_ADDRESS"):
-        settings = {"log_to_driver": False, "logging_level": "ERROR"}
-    else:
-        settings["resources"] = {_resource(target): 1.0 for unit in units if (target := _target(unit))}
-    try:
-        ray.init(**settings)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise TargetUnavailable(
-            f"the Ray cluster cannot be joined: {str(error).splitlines()[0]}",
-            "Check RAY_ADDRESS, and that 'ray status' works from here.",
-        ) from error
 
 
 def _check_resources(units: Sequence[Unit], offered: Mapping[str, float]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,8 +24,9 @@ from amoeba_export.build.entry import (
 )
 from amoeba_export.build.inputs import changed_inputs, entry_inputs, fingerprint, is_up_to_date
 from amoeba_export.build.lock import read_lock, read_lock_or_none, write_lock
-from amoeba_export.build.outcome import REPORT_NAME, BuildReport, EntryOutcome, ErrorRecord, read_report
+from amoeba_export.build.outcome import BuildReport, EntryOutcome, ErrorRecord, read_report
 from amoeba_export.build.read import BuildConfig, read_config
+from amoeba_export.build.report import write_reports
 from amoeba_export.build.standing import outcome_of, relative
 from amoeba_export.errors import AmoebaError, LockedInputChanged, LockedOutputDiffers, NotLocked, UnknownName
 from amoeba_export.ir import SILENT, InputId, Progress
@@ -50,11 +51,7 @@ class BuildOptions:
     jobs: int = 1
 
 
-Pages = Callable[[BuildReport, Path], object]
-"""Writes further pages of a report into a folder."""
-
-
-def build(path: Path, options: BuildOptions, *, pages: Pages | None = None, progress: Progress = SILENT) -> BuildReport:
+def build(path: Path, options: BuildOptions, *, progress: Progress = SILENT) -> BuildReport:
     """Build what amoeba.toml asks for and is not there yet, and report on all of it.
 
     An entry that fails stops no other: the report's `exit_code` tells.
@@ -98,7 +95,7 @@ def build(path: Path, options: BuildOptions, *, pages: Pages | None = None, prog
             tool=tool_versions(),
             entries=tuple(outcomes.get(entry.name) or _skipped(entry, config) for entry in config.entries),
         )
-        _write(report, config.out, pages)
+        _write(report, config.out)
     return report
 
 
@@ -245,7 +242,7 @@ def _remembered(made: EntryOutcome, before: EntryOutcome | None) -> EntryOutcome
     return dataclasses.replace(before, status="up-to-date", seconds=0.0, files=made.files, error=None)
 
 
-def _write(report: BuildReport, folder: Path, pages: Pages | None) -> None:
+def _write(report: BuildReport, folder: Path) -> None:
     """The report and its pages. A build that did nothing new leaves those of the last one alone."""
     try:
         before: BuildReport | None = read_report(folder)
@@ -254,11 +251,7 @@ def _write(report: BuildReport, folder: Path, pages: Pages | None) -> None:
     if before is not None and _content(before) == _content(report):
         return
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".{REPORT_NAME}.part"
-    part.write_text(report.to_text(), encoding="utf-8")
-    part.replace(folder / REPORT_NAME)
-    if pages is not None:
-        pages(report, folder)
+    write_reports(report, folder)
 
 
 def _content(report: BuildReport) -> Collection[object]:

@@ -8,6 +8,7 @@ run goes on as it would on one machine.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import tempfile
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from amoeba_export.calibrate.samples import Samples
 from amoeba_export.calibrate.states import StateStore
 from amoeba_export.errors import AmoebaError, TargetError, TargetUnavailable
 from amoeba_export.ir import Supernet
+from amoeba_export.ray_cluster import joined
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,22 +60,10 @@ class RayFleet:
         self._open_model = open_model
         self._address = address
         self._workers: list[Any] = []
-        self._joined = False
+        self._cluster = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        try:
-            import ray
-        except ImportError as error:
-            raise TargetUnavailable("ray is not installed", "Run: pip install 'amoeba-export[ray]'") from error
-        if not ray.is_initialized():
-            try:
-                ray.init(address=self._address, log_to_driver=False, logging_level="ERROR")
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                raise TargetUnavailable(
-                    f"the Ray cluster cannot be joined: {str(error).splitlines()[0]}",
-                    "Check the address, and that 'ray status' works from here.",
-                ) from error
-            self._joined = True
+        self._cluster.enter_context(joined(self._address))
         return self
 
     def __exit__(
@@ -84,8 +74,7 @@ class RayFleet:
         for worker in self._workers:
             ray.kill(worker)
         self._workers = []
-        if self._joined:
-            ray.shutdown()
+        self._cluster.close()
 
     def start(self, identity: str, *, memory_bytes: int) -> int:
         """Start the workers, and check that all hold the model called `identity`. Returns how many there are."""

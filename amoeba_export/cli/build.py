@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,8 +10,6 @@ import typer
 from amoeba_export.cli.completion import complete_from
 from amoeba_export.cli.console import Talk, answer, duration, milliseconds, print_json, size, table
 from amoeba_export.cli.options import CONFIG_NAME, AsJson
-
-PAGES = "amoeba_export.build.report"
 
 if TYPE_CHECKING:
     from amoeba_export.build.outcome import BuildReport, EntryOutcome
@@ -52,7 +48,7 @@ def build(
 
     options = BuildOptions(locked=locked, engine=engine, only=tuple(only or ()), jobs=jobs)
     talk = Talk()
-    report = run(config, options, pages=_pages, progress=talk)
+    report = run(config, options, progress=talk)
     if as_json:
         print_json(report.to_json())
     else:
@@ -82,12 +78,6 @@ def init(
     config.parent.mkdir(parents=True, exist_ok=True)
     config.write_text(TEMPLATE, encoding="utf-8")
     answer().print(f"Wrote {config}.\nnext: amoeba build{'' if config == Path(CONFIG_NAME) else f' {config}'}")
-
-
-def _pages(report: BuildReport, folder: Path) -> None:
-    """For people and CI systems; imported only when there is something new to say, and where it is installed."""
-    if importlib.util.find_spec(PAGES) is not None:
-        importlib.import_module(PAGES).write_reports(report, folder)
 
 
 def _show(report: BuildReport) -> None:

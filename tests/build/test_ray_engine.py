@@ -13,6 +13,7 @@ from amoeba_export.build import ray_engine, work
 from amoeba_export.build.outcome import BuildReport
 from amoeba_export.build.run import BuildOptions, build
 from amoeba_export.errors import TargetUnavailable
+from amoeba_export.ray_cluster import termination_handler_kept
 from tests.build.conftest import HEAD, statuses
 
 ray = pytest.importorskip("ray", reason="needs the extra 'ray'")
@@ -25,12 +26,13 @@ def cluster() -> Iterator[object]:
     """A head that runs nothing, and two nodes with one processor each."""
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    try:
-        yield made
-    finally:
-        ray.shutdown()
-        made.shutdown()
+    with termination_handler_kept():
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        try:
+            yield made
+        finally:
+            ray.shutdown()
+            made.shutdown()
 
 
 def test_a_node_is_killed_and_everything_is_built_once(

@@ -11,6 +11,7 @@ from amoeba_export.calibrate.fleet import RayFleet
 from amoeba_export.errors import TargetError
 from amoeba_export.ir import Supernet
 from amoeba_export.load import load_supernet
+from amoeba_export.ray_cluster import termination_handler_kept
 from tests.calibrate.test_stage import assert_same, recipe
 
 ray = pytest.importorskip("ray", reason="needs the extra 'ray'")
@@ -21,14 +22,15 @@ def two_nodes() -> Iterator[None]:
     """A cluster of two nodes with one processor each."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    try:
-        cluster.add_node(num_cpus=1)
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-        yield
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
+    with termination_handler_kept():
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        try:
+            cluster.add_node(num_cpus=1)
+            ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+            yield
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
 
 
 def test_the_strategy_is_that_of_one_machine(
