@@ -110,9 +110,8 @@ def graph_config(subnet: Subnet, *, dtype: str) -> dict[str, Any]:
     """
     dense = subnet.architecture
     config = _named(dense, dense.base.family, subnet.plan, dtype)
-    if container_type(dense) == AMOEBA:
-        largest = _per_layer(dense)
-        config |= {key: largest[key] for key in ("num_attention_heads", "num_key_value_heads", "intermediate_size")}
+    largest = _per_layer(dense)
+    config |= {key: largest[key] for key in ("num_attention_heads", "num_key_value_heads", "intermediate_size")}
     config["hidden_size"] = config["num_attention_heads"] * dense.base.head_dim
     return config
 

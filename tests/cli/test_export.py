@@ -316,6 +316,7 @@ def test_a_run_that_is_stopped_half_way(model: Path, tmp_path: Path, number: sig
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored by a shell's job in the background
     )
     assert run.stdout is not None
     assert run.stdout.readline() == "written\n"
