@@ -14,12 +14,14 @@ from amoeba_export.artifact.manifest import (
     read_manifest,
     verify_checksums,
 )
+from amoeba_export.artifact.provenance import PROVENANCE_NAME
 from amoeba_export.artifact.staging import Staging, check_destination, check_file_destination
 from amoeba_export.artifact.versions import tool_versions
 
 __all__ = [
     "MANIFEST_NAME",
     "PLAN_NAME",
+    "PROVENANCE_NAME",
     "Cache",
     "CacheUsage",
     "FileEntry",

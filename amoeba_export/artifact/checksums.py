@@ -37,9 +37,11 @@ def relative(path: Path, folder: Path) -> str:
     return path.relative_to(folder).as_posix()
 
 
+def file_entry(path: Path, folder: Path) -> FileEntry:
+    """Size and digest of a file below `folder`."""
+    return FileEntry(path=relative(path, folder), size_bytes=path.stat().st_size, sha256=sha256_file(path))
+
+
 def list_files(folder: Path) -> tuple[FileEntry, ...]:
     """Size and digest of every file below `folder`, sorted by path."""
-    return tuple(
-        FileEntry(path=relative(path, folder), size_bytes=path.stat().st_size, sha256=sha256_file(path))
-        for path in walk_files(folder)
-    )
+    return tuple(file_entry(path, folder) for path in walk_files(folder))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from amoeba_export.artifact.checksums import FileEntry, relative, sha256_file, walk_files
+from amoeba_export.artifact.provenance import PROVENANCE_NAME, provenance_problems, provenance_text
 from amoeba_export.errors import DamagedFile, InputError, NotFound
 from amoeba_export.ir import Architecture, InputId, Metric, Shape, Source, SubnetPlan, Workload
 
@@ -141,6 +142,17 @@ class Manifest:
         """A copy that lists `files`."""
         return dataclasses.replace(self, files=tuple(files))
 
+    def provenance(self, files: Sequence[FileEntry]) -> str:
+        """The bytes of `provenance.json` beside `files`. What was measured is not in it: same inputs, same bytes."""
+        parameters = {
+            "model": self.model,
+            "target": self.latency.target if self.latency else None,
+            "shape": str(self.shape.shape),
+            "formats": list(dict.fromkeys(file.path.split("/")[0] for file in files if "/" in file.path)),
+            "dtype": self.dtype,
+        }
+        return provenance_text(parameters, self.inputs, self.tool, files)
+
     def to_json(self) -> dict[str, Any]:
         """The JSON object, `schema_version` first."""
         data = dataclasses.asdict(self)
@@ -220,10 +232,11 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def verify_checksums(folder: Path) -> Manifest:
-    """Compare every file of an artifact with its manifest.
+    """Compare every file of an artifact with its manifest, and the provenance statement with both.
 
     Raises:
-        InputError: With every file that is missing, changed, or not in the manifest.
+        InputError: With every file that is missing, changed, or not in the manifest, and all that the statement says
+            otherwise.
     """
     manifest = read_manifest(folder)
     known = {entry.path: entry for entry in manifest.files}
@@ -238,6 +251,11 @@ def verify_checksums(folder: Path) -> Manifest:
             problems.append(f"{name} has {size_bytes:,} bytes instead of {entry.size_bytes:,}")
         elif sha256_file(path) != entry.sha256:
             problems.append(f"{name} has other content")
+    if PROVENANCE_NAME not in known:
+        problems.append(f"{PROVENANCE_NAME} is not in the manifest")
+    elif PROVENANCE_NAME in present:
+        attested = [entry for entry in manifest.files if entry.path != PROVENANCE_NAME]
+        problems += provenance_problems(present[PROVENANCE_NAME], manifest.inputs, attested)
     if problems:
         raise InputError(
             f"The artifact is not as it was written: {'; '.join(problems)}.",

@@ -15,8 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from amoeba_export.artifact.checksums import list_files
+from amoeba_export.artifact.checksums import file_entry, list_files
 from amoeba_export.artifact.manifest import MANIFEST_NAME, Manifest, is_artifact
+from amoeba_export.artifact.provenance import PROVENANCE_NAME
 from amoeba_export.artifact.reserved import ReservedFolder, sweep
 from amoeba_export.errors import AmoebaError, InputError, NotReplaceable, OutputExists, ReadOnlyOutput, UsageError
 
@@ -84,12 +85,14 @@ class Staging:
         self.folder.mkdir()
 
     def publish(self, manifest: Manifest) -> Manifest:
-        """Flush every file to the disk, write the manifest last, and move the folder to `out`.
+        """Add the provenance statement, flush every file, write the manifest last, and move the folder to `out`.
 
         Returns:
             The manifest as written: with the list of files.
         """
-        complete = manifest.with_files(list_files(self.folder))
+        files, statement = list_files(self.folder), self.folder / PROVENANCE_NAME
+        statement.write_text(manifest.provenance(files), encoding="utf-8")
+        complete = manifest.with_files(sorted((*files, file_entry(statement, self.folder)), key=lambda file: file.path))
         (self.folder / MANIFEST_NAME).write_text(complete.to_text(), encoding="utf-8")
         for path in _bottom_up(self.folder):
             _sync(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from amoeba_export.artifact import MANIFEST_NAME, LatencyRecord, Manifest
+from amoeba_export.artifact import MANIFEST_NAME, PROVENANCE_NAME, LatencyRecord, Manifest
 from amoeba_export.build.entry import Entry
 from amoeba_export.build.outcome import EntryOutcome, LatencyFigures, QualityFigures
 from amoeba_export.ir import InputId
@@ -24,9 +24,7 @@ def outcome_of(
         target=manifest.latency.target if manifest.latency else None,
         out=relative(entry.out, base),
         manifest=relative(entry.out / MANIFEST_NAME, base),
-        provenance=next(
-            (relative(entry.out / file.path, base) for file in manifest.files if "provenance" in file.path), None
-        ),
+        provenance=relative(entry.out / PROVENANCE_NAME, base),
         formats=tuple(dict.fromkeys(file.path.split("/")[0] for file in manifest.files if "/" in file.path)),
         dtype=manifest.dtype,
         latency=_latency(manifest.latency, request.latency or request.throughput) if manifest.latency else None,

@@ -1,4 +1,4 @@
-"""`amoeba verify`: an artifact against its checksums, and against the supernet that it was cut from."""
+"""`amoeba verify`: an artifact against its checksums and provenance, and against the supernet that it was cut from."""
 
 from __future__ import annotations
 
@@ -27,20 +27,23 @@ def verify(
     ] = None,
     adapter: Adapters = None,
     checksums_only: Annotated[
-        bool, typer.Option("--checksums-only", help="Only compare the files with the manifest; needs no supernet.")
+        bool,
+        typer.Option(
+            "--checksums-only", help="Only compare the files with the manifest and the provenance; needs no supernet."
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check an artifact against its checksums and its supernet.
+    """Check an artifact against its checksums, its provenance statement and its supernet.
 
-    It must be whole, and compute what the masked supernet computes. Exit code 3 when a file is missing or changed, 5
-    when the numbers differ.
+    It must be whole, and compute what the masked supernet computes. Exit code 3 when a file is missing or changed, or the
+    statement says otherwise; 5 when the numbers differ.
     """
     manifest = verify_checksums(artifact)
-    num_files = f"{len(manifest.files)} files are as they were written"
+    num_files = f"{len(manifest.files)} files are as they were written and as the provenance statement says"
     if checksums_only:
         if as_json:
-            print_json({"artifact": str(artifact), "files_ok": True})
+            print_json({"artifact": str(artifact), "files_ok": True, "provenance_ok": True})
         else:
             answer().print(f"{artifact}: {num_files}.")
         return
@@ -57,7 +60,14 @@ def verify(
         greedy_tokens_equal=report.greedy_tokens_equal,
     )
     if as_json:
-        print_json({"artifact": str(artifact), "files_ok": True, "verification": dataclasses.asdict(record)})
+        print_json(
+            {
+                "artifact": str(artifact),
+                "files_ok": True,
+                "provenance_ok": True,
+                "verification": dataclasses.asdict(record),
+            }
+        )
     else:
         answer().print(f"{artifact}: {num_files}; {verified(record)}.")
 

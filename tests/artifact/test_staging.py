@@ -37,7 +37,8 @@ def test_publishes_files_and_a_manifest_that_lists_them(tmp_path: Path) -> None:
     written = publish(tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
     assert read_manifest(tmp_path / "out") == written
-    assert [(file.path, file.size_bytes) for file in written.files] == [("onnx/model.onnx", 7)]
+    assert [file.path for file in written.files] == ["onnx/model.onnx", "provenance.json"]
+    assert written.files[0].size_bytes == 7
     verify_checksums(tmp_path / "out")
 
 
@@ -63,7 +64,7 @@ def test_clear_starts_over(tmp_path: Path) -> None:
     with Staging(tmp_path / "out") as staging:
         (staging.folder / "too-slow").write_text("x")
         staging.clear()
-        assert staging.publish(manifest()).files == ()
+        assert [file.path for file in staging.publish(manifest()).files] == ["provenance.json"]
 
 
 def test_an_output_that_exists_is_refused_before_any_work(tmp_path: Path) -> None:
@@ -218,6 +219,6 @@ def test_a_kill_while_publishing_leaves_a_whole_artifact_or_none(tmp_path: Path)
         run.kill()
         run.communicate()
         if out.exists():
-            assert len(verify_checksums(out).files) == 20
+            assert len(verify_checksums(out).files) == 21  # with the provenance statement
     publish(out, force=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
