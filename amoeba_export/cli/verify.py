@@ -36,8 +36,8 @@ def verify(
 ) -> None:
     """Check an artifact against its checksums, its provenance statement and its supernet.
 
-    It must be whole, and compute what the masked supernet computes. Exit code 3 when a file is missing or changed, or when
-    the statement says otherwise; 5 when the numbers differ.
+    It must be whole, and compute what the masked supernet computes. Exit code 3 when a file is missing or changed, or
+    when the statement says otherwise; 5 when the numbers differ.
     """
     manifest = verify_checksums(artifact)
     num_files = f"{len(manifest.files)} files are as they were written and as the provenance statement says"
