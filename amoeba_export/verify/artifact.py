@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +14,9 @@ from amoeba_export.errors import NotFound, NumbersDiffer
 from amoeba_export.ir import SILENT, Progress, SubnetPlan, Supernet
 from amoeba_export.verify.masked import masked_logits
 from amoeba_export.verify.numerics import MAX_REL_DIFF, Distance, broken_limits, logits_distance
-from amoeba_export.verify.reload import OPENERS
+from amoeba_export.verify.reload import OPENERS, Opened
 
-NUM_GREEDY = 32
+NUM_GREEDY = 16
 _PROMPT_TOKENS = 24
 _TEXT_TOKENS = 128
 _TEXT = (
@@ -99,48 +99,84 @@ def verify_artifact(folder: Path, supernet: Supernet, plan: SubnetPlan, *, progr
         raise NotFound("A format to verify", folder, next_step=f"It should have one of: {', '.join(OPENERS)}.")
     prompts = _prompts(supernet)
     with progress.track("Comparing with the masked supernet", len(formats) + 1) as advance:
-        reference = _unpadded(masked_logits(supernet, plan, _padded(prompts)), prompts)
-        advance(1)
-        reports = []
+        answers = []
         for name in formats:
-            reports.append(_verify_format(name, folder / name, supernet, plan, prompts, reference))
+            answers.append(_ask(OPENERS[name](folder / name), prompts))
             advance(1)
+        reference = _reference(supernet, plan, prompts, {answer.tokens for answer in answers})
+        reports = [
+            _judge(name, folder / name, prompts, answer, reference)
+            for name, answer in zip(formats, answers, strict=True)
+        ]
+        advance(1)
     return VerifyReport(formats=tuple(reports))
 
 
-def _verify_format(
-    name: str,
-    folder: Path,
-    supernet: Supernet,
-    plan: SubnetPlan,
-    prompts: Sequence[torch.Tensor],
-    reference: Sequence[torch.Tensor],
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a format says to the prompts: logits [1, T, V] of each, and how it continues the last one."""
+
+    dtype: str
+    logits: Sequence[torch.Tensor]
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Reference:
+    """What the masked supernet says: logits of each prompt, and [G, V] after each prefix of each continuation."""
+
+    logits: Sequence[torch.Tensor]
+    after: Mapping[tuple[int, ...], torch.Tensor]
+
+
+def _ask(opened: Opened, prompts: Sequence[torch.Tensor]) -> _Answer:
+    return _Answer(
+        dtype=opened.dtype,
+        logits=[opened.logits(prompt) for prompt in prompts],
+        tokens=tuple(opened.greedy(prompts[-1], NUM_GREEDY)),
+    )
+
+
+def _reference(
+    supernet: Supernet, plan: SubnetPlan, prompts: Sequence[torch.Tensor], continuations: Collection[tuple[int, ...]]
+) -> _Reference:
+    """One pass for all texts of a length. The last prompt comes with its continuations, which need not be run apart."""
+    *others, last = prompts
+    length = last.shape[1]
+    texts = {tokens: torch.cat([last, torch.tensor([tokens])], dim=1) for tokens in continuations}
+    rows = [*others, *texts.values()]
+    found: dict[int, torch.Tensor] = {}
+    for size in {row.shape[1] for row in rows}:
+        positions = [i for i, row in enumerate(rows) if row.shape[1] == size]
+        logits_BTV = masked_logits(supernet, plan, torch.cat([rows[i] for i in positions]))
+        found |= {i: logits_TV[None] for i, logits_TV in zip(positions, logits_BTV, strict=True)}
+    continued = [found[i] for i in range(len(others), len(rows))]
+    return _Reference(
+        logits=[*(found[i] for i in range(len(others))), continued[0][:, :length]],
+        after={tokens: logits[0, length - 1 : -1] for tokens, logits in zip(texts, continued, strict=True)},
+    )
+
+
+def _judge(
+    name: str, folder: Path, prompts: Sequence[torch.Tensor], answer: _Answer, reference: _Reference
 ) -> FormatReport:
-    opened = OPENERS[name](folder)
-    distance = logits_distance(prompts, reference, [opened.logits(prompt) for prompt in prompts])
-    broken = broken_limits(distance, opened.dtype)
-    equal = False
-    if not broken:
-        tokens = opened.greedy(prompts[-1][:, :_PROMPT_TOKENS], NUM_GREEDY)
-        equal = _follows(supernet, plan, prompts[-1][:, :_PROMPT_TOKENS], tokens)
-        if not equal and opened.dtype == "fp32":
-            broken = [f"greedy decoding through the KV cache gives other tokens: {tokens}"]
+    distance = logits_distance(prompts, reference.logits, answer.logits)
+    broken = broken_limits(distance, answer.dtype)
+    equal = not broken and _follows(answer.tokens, reference.after[answer.tokens])
+    if not broken and not equal and answer.dtype == "fp32":
+        broken = [f"greedy decoding through the KV cache gives other tokens: {list(answer.tokens)}"]
     if broken:
         raise NumbersDiffer(folder, broken)
-    return FormatReport(format=name, dtype=opened.dtype, distance=distance, greedy_tokens_equal=equal)
+    return FormatReport(format=name, dtype=answer.dtype, distance=distance, greedy_tokens_equal=equal)
 
 
-def _follows(supernet: Supernet, plan: SubnetPlan, prompt: torch.Tensor, tokens: Sequence[int]) -> bool:
+def _follows(tokens: Sequence[int], logits_GV: torch.Tensor) -> bool:
     """Whether the reference, given each prefix, picks the next of `tokens`: the same as comparing greedy runs.
 
-    One forward pass over the whole sequence instead of one per token. Where the reference has a tie, up to rounding,
-    either choice follows.
+    Where the reference has a tie, up to rounding, either choice follows.
     """
-    chosen = torch.tensor(tokens)
-    sequence = torch.cat([prompt, chosen[None]], dim=1)
-    logits_TV = masked_logits(supernet, plan, sequence)[0, prompt.shape[1] - 1 : -1]
-    behind_T = logits_TV.amax(-1) - logits_TV.gather(-1, chosen[:, None])[:, 0]
-    return bool((behind_T <= MAX_REL_DIFF["fp32"] * logits_TV.abs().max()).all())
+    behind_G = logits_GV.amax(-1) - logits_GV.gather(-1, torch.tensor(tokens)[:, None])[:, 0]
+    return bool((behind_G <= MAX_REL_DIFF["fp32"] * logits_GV.abs().max()).all())
 
 
 def _prompts(supernet: Supernet) -> list[torch.Tensor]:
@@ -151,16 +187,6 @@ def _prompts(supernet: Supernet) -> list[torch.Tensor]:
     prompts = [torch.randint(architecture.vocab_size, (1, length), generator=generator) for _ in range(2)]
     if any((supernet.folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         tokenizer = AutoTokenizer.from_pretrained(supernet.folder)
-        ids = tokenizer(_TEXT, return_tensors="pt").input_ids[:, : min(_TEXT_TOKENS, architecture.max_positions)]
-        prompts.append(ids)
+        room = architecture.max_positions - NUM_GREEDY
+        prompts.append(tokenizer(_TEXT, return_tensors="pt").input_ids[:, : min(_TEXT_TOKENS, room)])
     return prompts
-
-
-def _padded(prompts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """One batch. Zeros on the right cannot be seen by the tokens before them: attention is causal."""
-    longest = max(prompt.shape[1] for prompt in prompts)
-    return torch.cat([torch.nn.functional.pad(prompt, (0, longest - prompt.shape[1])) for prompt in prompts])
-
-
-def _unpadded(logits_BTV: torch.Tensor, prompts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    return [logits_BTV[i : i + 1, : prompt.shape[1]] for i, prompt in enumerate(prompts)]

@@ -41,27 +41,22 @@ def masked_logits(supernet: Supernet, plan: SubnetPlan, input_ids: torch.Tensor)
         [B, T, V].
     """
     model = _one_layer_model(supernet)
-    state = {
-        name: supernet.tensors.read(name).float()
-        for name in ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
-        if name in supernet.tensors.names()
-    }
-    if supernet.architecture.tied_embeddings:
-        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    embedding = supernet.tensors.read("model.embed_tokens.weight").float()
+    model.model.embed_tokens.weight = nn.Parameter(embedding, requires_grad=False)
+    model.model.norm.weight.copy_(supernet.tensors.read("model.norm.weight"))
     model.model.layers[0] = _EveryKeptLayer(model.model.layers[0], supernet, plan)
-    missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
-    assert not unexpected and all(name.startswith("model.layers.") for name in missing), (missing, unexpected)
-    head = model.lm_head
-    if any("lm_head" in adapter.modules() for adapter in supernet.adapters):
-        model.lm_head = _Unmerged(supernet, plan, "lm_head")
+    model.lm_head = _Unmerged(supernet, plan, "lm_head")
     logits: torch.Tensor = model(input_ids, use_cache=False).logits
-    model.lm_head = head
     return logits.float()
 
 
 def _one_layer_model(supernet: Supernet) -> Any:
-    """Transformers' model of the source's family with one layer, whose weights are not used."""
-    config = {**supernet.architecture.config, "num_hidden_layers": 1}
+    """Transformers' model of the source's family with one layer.
+
+    Embeddings, head and FFN are replaced by the supernet's own: as small as can be, they cost no time to initialize.
+    """
+    config = {**supernet.architecture.config, "num_hidden_layers": 1, "vocab_size": 1, "intermediate_size": 1}
+    config |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     config.pop("dtype", None)
     config.pop("torch_dtype", None)
     if config.get("layer_types"):
@@ -110,7 +105,8 @@ class _Unmerged(nn.Module):
         super().__init__()
         tensors = supernet.tensors
         self._supernet, self._plan, self._module = supernet, plan, module
-        self._w_OI = tensors.read(f"{module}.weight").float()
+        tied = module == "lm_head" and supernet.architecture.tied_embeddings
+        self._w_OI = tensors.read("model.embed_tokens.weight" if tied else f"{module}.weight").float()
         self._bias_O: torch.Tensor | None = None
         if f"{module}.bias" in tensors.names():
             self._bias_O = tensors.read(f"{module}.bias").float()
