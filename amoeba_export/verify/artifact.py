@@ -162,7 +162,9 @@ def _judge(
 ) -> FormatReport:
     distance = logits_distance(prompts, reference.logits, answer.logits)
     broken = broken_limits(distance, answer.dtype)
-    equal = not broken and _follows(answer.tokens, reference.after[answer.tokens])
+    equal = not broken and _follows(
+        answer.tokens, reference.after[answer.tokens], tie=max(MAX_REL_DIFF["fp32"], distance.max_rel_diff)
+    )
     if not broken and not equal and answer.dtype == "fp32":
         broken = [f"greedy decoding through the KV cache gives other tokens: {list(answer.tokens)}"]
     if broken:
@@ -170,13 +172,13 @@ def _judge(
     return FormatReport(format=name, dtype=answer.dtype, distance=distance, greedy_tokens_equal=equal)
 
 
-def _follows(tokens: Sequence[int], logits_GV: torch.Tensor) -> bool:
+def _follows(tokens: Sequence[int], logits_GV: torch.Tensor, *, tie: float) -> bool:
     """Whether the reference, given each prefix, picks the next of `tokens`: the same as comparing greedy runs.
 
-    Where the reference has a tie, up to rounding, either choice follows.
+    Where the reference's best two are no further apart than `tie`, a share of the largest logit, either choice follows.
     """
     behind_G = logits_GV.amax(-1) - logits_GV.gather(-1, torch.tensor(tokens)[:, None])[:, 0]
-    return bool((behind_G <= MAX_REL_DIFF["fp32"] * logits_GV.abs().max()).all())
+    return bool((behind_G <= tie * logits_GV.abs().max()).all())
 
 
 def _prompts(supernet: Supernet) -> list[torch.Tensor]:

@@ -100,8 +100,8 @@ def test_bench_and_verify_take_what_export_wrote(
     verified = amoeba("verify", tmp_path / "a", "--model", model, "--strategy", strategy)
     assert verified.code == 0
     assert re.fullmatch(
-        r"\S+/a: \d+ files are as they were written and as the provenance statement says; largest difference \S+ to the masked supernet, "
-        r"same greedy tokens\.\n",
+        r"\S+/a: \d+ files are as they were written and as the provenance statement says; "
+        r"largest difference \S+ to the masked supernet, same greedy tokens\.\n",
         verified.out,
     )
     data = json.loads(amoeba("verify", tmp_path / "a", "--model", model, "--strategy", strategy, "--json").out)

@@ -43,7 +43,19 @@ def test_nan_is_infinitely_far() -> None:
         (
             "fp32",
             Distance(max_abs_diff=0.5, max_rel_diff=0.025, mean_kl=0.0, perplexity_ratio=1.0),
-            ["logits differ by up to 0.5, 2.50% of the largest logit (limit 0.01%)"],
+            [
+                "logits differ by up to 0.5, 2.50% of the largest logit (limit 0.01%), "
+                "and the KL divergence is 0 nats per token"
+            ],
+        ),
+        ("fp32", Distance(max_abs_diff=0.04, max_rel_diff=1.2e-3, mean_kl=1e-8, perplexity_ratio=1.0), []),
+        (
+            "fp32",
+            Distance(max_abs_diff=0.04, max_rel_diff=1.2e-3, mean_kl=1e-5, perplexity_ratio=1.0),
+            [
+                "logits differ by up to 0.04, 0.12% of the largest logit (limit 0.01%), "
+                "and the KL divergence is 1e-05 nats per token"
+            ],
         ),
         ("bf16", Distance(max_abs_diff=0.5, max_rel_diff=0.025, mean_kl=0.0, perplexity_ratio=1.0), []),
         ("int8", Distance(max_abs_diff=9.0, max_rel_diff=0.9, mean_kl=0.01, perplexity_ratio=1.01), []),
