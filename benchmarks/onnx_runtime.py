@@ -186,7 +186,7 @@ def run(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 
 def _loads(name: str, folder: Path) -> bool:
-    """Whether onnxruntime takes the graph. The builder of 0.18.0 writes one without its int8 lm_head where it is tied."""
+    """Whether onnxruntime takes the graph. The builder of 0.18.0 leaves the int8 lm_head out where it is tied."""
     from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
     try:
