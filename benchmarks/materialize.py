@@ -18,7 +18,7 @@ all runs recorded in `--work` (runs.jsonl; delete it to begin anew):
 
     wall      from start to exit, imports included
     on disk   the same and until every byte is flushed (fsync)
-    peak      resident memory as the kernel counts it (ru_maxrss): mapped input files are in it
+    peak      resident memory as the kernel counts it (VmHWM; ru_maxrss where that is not told): mapped input is in it
     anon      the peak of the memory that is no file's (RssAnon, polled), where the system tells
 
 Ours is load, plan, materialize and write as `export` does them. Not in it: the digest of the input, taken once per model
@@ -134,7 +134,7 @@ def make_inputs(work: Path, num_layers: int) -> None:
 
 
 def write_random(folder: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> None:
-    """Weights between 2^-7 and 2^-3, signs random: one block of random bits, read from another place for each weight."""
+    """Weights between 2^-7 and 2^-3, signs random: one random block, read from another place for each weight."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
     if dtype is torch.bfloat16:
@@ -236,8 +236,8 @@ def measure(task: str, contender: str, command: Sequence[str], out: Path, inputs
     forget(inputs)
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    anon_mb, ended = [0.0], threading.Event()
-    watcher = threading.Thread(target=watch, args=(process.pid, anon_mb, ended))
+    peaks_mb, ended = {"RssAnon": 0.0, "VmHWM": 0.0}, threading.Event()
+    watcher = threading.Thread(target=watch, args=(process.pid, peaks_mb, ended))
     watcher.start()
     assert process.stdout is not None
     assert process.stderr is not None
@@ -267,8 +267,8 @@ def measure(task: str, contender: str, command: Sequence[str], out: Path, inputs
         contender=contender,
         wall_s=wall,
         on_disk_s=on_disk,
-        peak_mb=usage.ru_maxrss / 1024,
-        anon_mb=anon_mb[0],
+        peak_mb=peaks_mb["VmHWM"] or usage.ru_maxrss / 1024,  # the latter has this process in it, before exec
+        anon_mb=peaks_mb["RssAnon"],
         output_bytes=sum(path.stat().st_size for path in files),
         digests_s=digests,
         phases_s=json.loads(printed) if contender == "ours" else None,
@@ -287,8 +287,8 @@ def forget(paths: Sequence[Path]) -> None:
                     os.close(descriptor)
 
 
-def watch(pid: int, peak_mb: list[float], ended: threading.Event) -> None:
-    """The largest RssAnon seen, every 20 ms."""
+def watch(pid: int, peaks_mb: dict[str, float], ended: threading.Event) -> None:
+    """The largest value seen of each of these lines of /proc/PID/status, every 20 ms."""
     status = Path(f"/proc/{pid}/status")
     while not ended.wait(0.02):
         try:
@@ -296,8 +296,9 @@ def watch(pid: int, peak_mb: list[float], ended: threading.Event) -> None:
         except OSError:  # it ended, or this system has no /proc
             return
         for line in text.splitlines():
-            if line.startswith("RssAnon:"):
-                peak_mb[0] = max(peak_mb[0], int(line.split()[1]) / 1024)
+            name, _, rest = line.partition(":")
+            if name in peaks_mb:
+                peaks_mb[name] = max(peaks_mb[name], int(rest.split()[0]) / 1024)
 
 
 def contenders(arguments: argparse.Namespace, work: Path) -> dict[str, dict[str, tuple[Path, Callable[[], list[str]]]]]:
@@ -336,8 +337,8 @@ def report(runs: Sequence[Run]) -> list[dict[str, Any]]:
             row[field] = round(statistics.median(getattr(run, field) for run in mine), 2)
         row["output_gb"] = round(mine[-1].output_bytes / 1e9, 2)
         print(
-            f"{task:6} {contender:9} {row['runs']:2} runs  wall {row['wall_s']:6.1f} s  on disk {row['on_disk_s']:6.1f} s"
-            f"  peak {row['peak_mb']:6.0f} MB  anon {row['anon_mb']:6.0f} MB  output {row['output_gb']:5.2f} GB"
+            f"{task:6} {contender:9} {row['runs']:2} runs  wall {row['wall_s']:6.1f} s"
+            f"  on disk {row['on_disk_s']:6.1f} s  peak {row['peak_mb']:6.0f} MB  anon {row['anon_mb']:6.0f} MB  output {row['output_gb']:5.2f} GB"
         )
         if mine[-1].digests_s is not None:
             row["digests_s"] = round(statistics.median(run.digests_s or 0 for run in mine), 2)

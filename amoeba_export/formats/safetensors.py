@@ -129,7 +129,7 @@ class SafetensorsWriter:
         step = _CHUNK_BYTES // self._dtype.itemsize
         for start in range(0, flat.numel(), step):
             part = flat[start : start + step].to(self._dtype)
-            if self._dtype is torch.float16 and not torch.isfinite(part.sum(dtype=torch.float32)):
+            if self._dtype is torch.float16 and not torch.isfinite(torch.stack(torch.aminmax(part))).all():
                 raise NotRepresentable("fp16", f"values of {name} exceed its range", ("--dtype bf16", "--dtype fp32"))
             data = part.view(torch.uint8).numpy().data
             self._files[shard.path].write(data, offset + start * self._dtype.itemsize)

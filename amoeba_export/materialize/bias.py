@@ -7,8 +7,8 @@ import torch
 from amoeba_export.errors import InputError
 from amoeba_export.ir import Axis, LayerPlan, Strategy, SubnetPlan
 
-ROWS = 1024
-"""Rows of a half-precision weight that are widened to fp32 at once."""
+ROWS = 256
+"""Rows of a half-precision weight that are widened to fp32 at once, into memory that is used again."""
 
 
 def compensation_bias(
@@ -54,4 +54,9 @@ def compensation_bias(
     if kept is not None:
         removed_mean_I[kept] = 0.0
     # A product with zeros for the kept columns: no gathered copy of the removed ones, which can be most of the weight.
-    return torch.cat([rows.to(torch.float32) @ removed_mean_I for rows in torch.split(w_OI, ROWS)])
+    bias_O = torch.empty(len(w_OI))
+    wide_BI = torch.empty(min(ROWS, len(w_OI)), w_OI.shape[1])
+    for start in range(0, len(w_OI), ROWS):
+        rows = w_OI[start : start + ROWS]
+        torch.mv(wide_BI[: len(rows)].copy_(rows), removed_mean_I, out=bias_O[start : start + ROWS])
+    return bias_O

@@ -14,9 +14,10 @@ import torch
 from amoeba_export.errors import NonFiniteWeights
 from amoeba_export.ir import Architecture, Subnet, SubnetPlan, Supernet
 from amoeba_export.materialize.bias import compensation_bias
+from amoeba_export.materialize.buffers import Buffers
 from amoeba_export.materialize.inputs import check_inputs
 from amoeba_export.materialize.merge import cut_and_merge
-from amoeba_export.materialize.slice import kept_positions, take
+from amoeba_export.materialize.slice import Empty, kept_positions, take
 from amoeba_export.materialize.walk import Module, Use, compensated_axis, modules, subnet_specs
 
 AHEAD = 2
@@ -68,10 +69,11 @@ def stream_subnets(
     check_inputs(supernet, plans)
     missing = [{spec.name: spec.shape for spec in subnet_specs(supernet, plan)} for plan in plans]
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="materialize")
+    buffers = Buffers()
     pending: deque[Future[list[_Made]]] = deque()
     try:
         for module in modules(supernet, plans):
-            pending.append(executor.submit(_make, module, supernet, plans, dtype))
+            pending.append(executor.submit(_make, module, supernet, plans, dtype, buffers.empty))
             if len(pending) > AHEAD:
                 yield from _tick_off(pending.popleft().result(), missing)
         while pending:
@@ -91,15 +93,17 @@ def _tick_off(made: list[_Made], missing: list[dict[str, tuple[int, ...]]]) -> I
         yield plan_idx, name, weight
 
 
-def _make(module: Module, supernet: Supernet, plans: Sequence[SubnetPlan], dtype: torch.dtype | None) -> list[_Made]:
+def _make(
+    module: Module, supernet: Supernet, plans: Sequence[SubnetPlan], dtype: torch.dtype | None, empty: Empty
+) -> list[_Made]:
     """Read the weights of one source module and make what each plan wants of them."""
     source = {part: supernet.tensors.read(f"{module.name}.{part}") for part in module.axes}
     made = []
     for use in module.uses:
         plan = plans[use.plan_idx]
-        for part, weight in _cut_module(module, source, use, supernet, plan, dtype).items():
-            # One fused pass: any NaN or infinity makes the sum one. Finite weights do not overflow an fp32 sum.
-            if not torch.isfinite(weight.sum(dtype=torch.float32)):
+        for part, weight in _cut_module(module, source, use, supernet, plan, dtype, empty).items():
+            # Either end is NaN or infinite when any item is.
+            if not torch.isfinite(torch.stack(torch.aminmax(weight))).all():
                 raise NonFiniteWeights(f"{use.name}.{part}", f"an adapter or a bias made it so for {plan.shape}")
             made.append((use.plan_idx, f"{use.name}.{part}", weight))
     return made
@@ -112,6 +116,7 @@ def _cut_module(
     supernet: Supernet,
     plan: SubnetPlan,
     dtype: torch.dtype | None,
+    empty: Empty,
 ) -> dict[str, torch.Tensor]:
     """Weight and bias of one module for one plan. Nothing for a part that has no element left."""
     architecture = supernet.architecture
@@ -119,7 +124,7 @@ def _cut_module(
     if "weight" in source:
         positions = _positions(module, "weight", use, architecture)
         if not any(p is not None and len(p) == 0 for p in positions):
-            cut["weight"] = _cut_weight(module.name, source["weight"], positions, supernet, plan, dtype)
+            cut["weight"] = _cut_weight(module.name, source["weight"], positions, supernet, plan, dtype, empty)
     bias = None
     if "bias" in source:
         bias = take(source["bias"], 0, _positions(module, "bias", use, architecture)[0])
@@ -144,9 +149,10 @@ def _cut_weight(
     supernet: Supernet,
     plan: SubnetPlan,
     dtype: torch.dtype | None,
+    empty: Empty,
 ) -> torch.Tensor:
     if len(positions) == 1:
         return take(weight, 0, positions[0]).to(dtype or weight.dtype)
     deltas = [adapter.delta(module, plan) for adapter in supernet.adapters if module in adapter.modules()]
     present = [delta for delta in deltas if delta is not None]
-    return cut_and_merge(weight, positions[0], positions[1], present, dtype or weight.dtype)
+    return cut_and_merge(weight, positions[0], positions[1], present, dtype or weight.dtype, empty=empty)

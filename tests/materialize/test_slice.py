@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from amoeba_export.ir import Architecture, LayerPlan
-from amoeba_export.materialize.slice import kept_positions, take
+from amoeba_export.materialize.slice import kept_positions, take, take_into
 
 ARCHITECTURE = Architecture(
     family="llama",
@@ -47,3 +47,15 @@ def test_take_copies_what_it_cuts_and_passes_on_what_it_does_not() -> None:
     assert cut.tolist() == [[0, 3], [4, 7], [8, 11]]
     cut.zero_()
     assert w[0].tolist() == [0, 1, 2, 3]
+
+
+def test_rows_and_columns_are_gathered_as_indexing_would() -> None:
+    rows, columns = torch.tensor([0, 2]), torch.tensor([1, 3, 4])
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        w = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+        for kept_rows, kept_columns in ((rows, columns), (rows, None), (None, columns), (None, None)):
+            expected = w[slice(None) if kept_rows is None else kept_rows]
+            expected = expected[:, slice(None) if kept_columns is None else kept_columns]
+            out = torch.empty(expected.shape, dtype=dtype)
+            take_into(out, w, kept_rows, kept_columns)
+            assert torch.equal(out, expected)
