@@ -344,6 +344,16 @@ class BudgetMissed(BudgetError):
         )
 
 
+class SlowerThanBaseline(BudgetError):
+    """`amoeba bench --fail-if-slower`: an artifact that is slower than the baseline allows, for sure."""
+
+    def __init__(self, slower: Sequence[str], margin: str) -> None:
+        super().__init__(
+            f"{'; '.join(slower)}. Allowed is {margin}.",
+            next_step="Compare the two manifests and plans, or allow more with --fail-if-slower.",
+        )
+
+
 class QualityTooLow(BudgetError):
     """The best subnet that keeps the latency is worse than the entry's `quality_floor` accepts."""
 

@@ -18,7 +18,7 @@ class Options(Strict):
 
 
 class Imaginary:
-    """Time grows with the weights; a graph and an artifact of the same dims may differ by a factor."""
+    """Time grows with the weights; a graph and an artifact of the same dims may differ by a factor. It slows down."""
 
     source: Literal["measured"] = "measured"
     containers = ("onnx",)
@@ -43,9 +43,9 @@ class Imaginary:
         rounds: int = 3,
         time_limit_s: float = 120.0,
     ) -> list[Latency | TargetError]:
-        return [self._one(subject, workload, target) for subject in subjects]
+        return [self._one(subject, workload, target, rounds) for subject in subjects]
 
-    def _one(self, subject: Subject, workload: Workload, target: Target) -> Latency:
+    def _one(self, subject: Subject, workload: Workload, target: Target, rounds: int) -> Latency:
         options: Mapping[str, Any] = target.options
         factor = 1.0
         if subject.artifact is not None:
@@ -58,6 +58,7 @@ class Imaginary:
             prefill=Timing(p50_ms=5 * decode_ms, p90_ms=6 * decode_ms, num_samples=9),
             source="measured",
             workload=workload,
+            rounds=tuple((drift * decode_ms, drift * 5 * decode_ms) for drift in (1 + 0.1 * i for i in range(rounds))),
         )
 
 

@@ -182,6 +182,7 @@ def read_events(
                 for (measured_id, _), event in samples.items()
                 if measured_id == subject_id and event["memory_mb"] is not None
             ]
+            events_of = [samples[key] for key in sorted(samples) if key[0] == subject_id]
             results.append(
                 Latency(
                     decode=decode,
@@ -190,6 +191,9 @@ def read_events(
                     workload=workload,
                     device=device,
                     memory_mb=max(memory, default=None),
+                    rounds=tuple(
+                        (float(np.median(one["decode_ms"])), float(np.median(one["prefill_ms"]))) for one in events_of
+                    ),
                 )
             )
     return results

@@ -76,6 +76,8 @@ class Latency:
         device: What the backend can say of the device: model, threads, provider, runtime versions, clocks.
         uncertainty: Relative half-width of an estimate (0.1 = plus or minus 10 %), or None when measured.
         memory_mb: Most memory in MiB that the measuring process occupied, runtime included, or None when unknown.
+        rounds: Median decode and prefill of each round in milliseconds, in order; empty where no rounds were kept. Of
+            models that were measured together, those of one round belong together.
     """
 
     decode: Timing
@@ -85,6 +87,7 @@ class Latency:
     device: Mapping[str, str] = field(default_factory=dict)
     uncertainty: float | None = None
     memory_mb: float | None = None
+    rounds: tuple[tuple[float, float], ...] = ()
 
     def as_when(self, then: Latency, now: Latency) -> Latency:
         """What this would have been at another time: scaled as one and the same model was measured `then` and `now`."""
@@ -102,14 +105,16 @@ class Latency:
     def of(self, metric: Metric, percentile: int = 50) -> float:
         """Milliseconds of `metric` at `percentile` (50 or 90). e2e = prefill + generate_tokens * decode."""
         if percentile == 90:
-            decode, prefill = self.decode.p90_ms, self.prefill.p90_ms
-        else:
-            decode, prefill = self.decode.p50_ms, self.prefill.p50_ms
-        return {
-            "decode": decode,
-            "prefill": prefill,
-            "e2e": prefill + self.workload.generate_tokens * decode,
-        }[metric]
+            return self._combined(metric, self.decode.p90_ms, self.prefill.p90_ms)
+        return self._combined(metric, self.decode.p50_ms, self.prefill.p50_ms)
+
+    def rounds_of(self, metric: Metric) -> list[float]:
+        """Milliseconds of `metric` in each of `rounds`."""
+        return [self._combined(metric, decode_ms, prefill_ms) for decode_ms, prefill_ms in self.rounds]
+
+    def _combined(self, metric: Metric, decode_ms: float, prefill_ms: float) -> float:
+        both_ms = prefill_ms + self.workload.generate_tokens * decode_ms
+        return {"decode": decode_ms, "prefill": prefill_ms, "e2e": both_ms}[metric]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

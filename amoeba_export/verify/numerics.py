@@ -16,9 +16,9 @@ rounded by 2^-12 or 2^-9, and a model with a few huge activations turns that int
 fp16) while the distributions agree."""
 
 MAX_ROUNDING = {"fp32": (1e-2, 1e-6)}
-"""What rounding alone may do: such a share of the largest logit, as long as the mean KL divergence is no more than this.
-With activations of 22,500 (SmolLM2-135M, from layer 9 on) the last bit of fp32 is 0.002: some cuts turn it into 0.1 % of
-a single logit, at a KL divergence of 1e-8."""
+"""What rounding alone may do: such a share of the largest logit, as long as the mean KL divergence is no more than
+this. With activations of 22,500 (SmolLM2-135M, from layer 9 on) the last bit of fp32 is 0.002: some cuts turn it into
+0.1 % of a single logit, at a KL divergence of 1e-8."""
 
 MAX_KL = {"fp16": 0.01, "bf16": 0.1, "int8": 0.05, "int4": 1.0}
 """Mean KL divergence to the unrounded subnet, in nats per token."""

@@ -38,7 +38,9 @@ SURFACE = {
         "--strategy --adapter --policy --dtype --format --out --plot --json"
     ),
     "amoeba profile": "MODEL --target --out --dtype --prompt --generate --batch --host --port --identity --json",
-    "amoeba bench": "ARTIFACT... --target --prompt --generate --batch --rounds --json",
+    "amoeba bench": (
+        "ARTIFACT... --target --prompt --generate --batch --rounds --baseline --metric --fail-if-slower --plot --json"
+    ),
     "amoeba inspect": "FILE|DIR --json",
     "amoeba verify": "ARTIFACT --model --strategy --adapter --checksums-only --json",
     "amoeba import": "UPSTREAM.npy MODEL --out --json",
