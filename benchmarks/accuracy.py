@@ -96,14 +96,14 @@ RECIPES = {
         Settings(
             low_rank=LowRankSettings(rank=8, alpha=16.0),
             widths=WIDTHS,
-            max_steps=40,
+            max_steps=20,
             batch_size=2,
             max_length=256,
             learning_rate=1e-3,
             max_grad_norm=1.0,
             save_every=10,
         ),
-        items=60,
+        items=20,
         windows=6,
     ),
     "full": Recipe(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -185,10 +186,16 @@ def _prompts(supernet: Supernet) -> list[torch.Tensor]:
     """Token ids [1, T]: random ones, and the text last when there is a tokenizer for it."""
     generator = torch.Generator().manual_seed(0)
     architecture = supernet.architecture
-    length = min(_PROMPT_TOKENS, architecture.max_positions - NUM_GREEDY)
+    room = architecture.max_positions - NUM_GREEDY
+    length = min(_PROMPT_TOKENS, room)
     prompts = [torch.randint(architecture.vocab_size, (1, length), generator=generator) for _ in range(2)]
     if any((supernet.folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        tokenizer = AutoTokenizer.from_pretrained(supernet.folder)
-        room = architecture.max_positions - NUM_GREEDY
-        prompts.append(tokenizer(_TEXT, return_tensors="pt").input_ids[:, : min(_TEXT_TOKENS, room)])
+        prompts.append(torch.tensor([_text_ids(supernet.folder)[: min(_TEXT_TOKENS, room)]]))
     return prompts
+
+
+@lru_cache(maxsize=1)
+def _text_ids(folder: Path) -> list[int]:
+    """The text in tokens. The last folder's are kept: a build asks for the same ones for every artifact."""
+    ids: list[int] = AutoTokenizer.from_pretrained(folder)(_TEXT).input_ids
+    return ids
