@@ -21,7 +21,7 @@ all runs recorded in `--work` (runs.jsonl; delete it to begin anew):
     peak      resident memory as the kernel counts it (VmHWM; ru_maxrss where that is not told): mapped input is in it
     anon      the peak of the memory that is no file's (RssAnon, polled), where the system tells
 
-Ours is load, plan, materialize and write as `export` does them. Not in it: the digest of the input, taken once per model
+Ours is load, plan, materialize and write as `export` does them. Not in it: the digest of the input, taken once a model
 and remembered; digests of the output, printed apart; verification, which runs the uncut model, and measuring.
 About 35 GB of disk are in use at most. A smaller checkpoint to try it: `--layers 4 --shape 3x0.75`.
 """
@@ -337,8 +337,9 @@ def report(runs: Sequence[Run]) -> list[dict[str, Any]]:
             row[field] = round(statistics.median(getattr(run, field) for run in mine), 2)
         row["output_gb"] = round(mine[-1].output_bytes / 1e9, 2)
         print(
-            f"{task:6} {contender:9} {row['runs']:2} runs  wall {row['wall_s']:6.1f} s"
-            f"  on disk {row['on_disk_s']:6.1f} s  peak {row['peak_mb']:6.0f} MB  anon {row['anon_mb']:6.0f} MB  output {row['output_gb']:5.2f} GB"
+            f"{task:6} {contender:9} {row['runs']:2} runs  wall {row['wall_s']:6.1f} s  "
+            f"on disk {row['on_disk_s']:6.1f} s  peak {row['peak_mb']:6.0f} MB  anon {row['anon_mb']:6.0f} MB  "
+            f"output {row['output_gb']:5.2f} GB"
         )
         if mine[-1].digests_s is not None:
             row["digests_s"] = round(statistics.median(run.digests_s or 0 for run in mine), 2)

@@ -1,6 +1,6 @@
 """From a supernet and plans to streams of named weights, each source weight read once.
 
-No model object is built. The next modules are computed in a thread while the consumer writes the last ones.
+No model object is built. The next modules are computed in threads while the consumer writes the last ones.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ from amoeba_export.materialize.inputs import check_inputs
 from amoeba_export.materialize.merge import cut_and_merge
 from amoeba_export.materialize.slice import Empty, kept_positions, take
 from amoeba_export.materialize.walk import Module, Use, compensated_axis, modules, subnet_specs
+
+WORKERS = 2
+"""Modules computed at once, by one torch thread each. While one waits for the disk, the other computes. Two threads on
+one module took twice as long on two cores: between operations they spin, and the writer has to wait for a core."""
 
 AHEAD = 2
 """Modules computed while the consumer writes. More would only cost memory: one of a 7B model is up to 260 MB."""
@@ -68,7 +72,8 @@ def stream_subnets(
     """
     check_inputs(supernet, plans)
     missing = [{spec.name: spec.shape for spec in subnet_specs(supernet, plan)} for plan in plans]
-    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="materialize")
+    num_threads = torch.get_num_threads()
+    executor = ThreadPoolExecutor(WORKERS, "materialize", initializer=torch.set_num_threads, initargs=(1,))
     buffers = Buffers()
     pending: deque[Future[list[_Made]]] = deque()
     try:
@@ -80,6 +85,7 @@ def stream_subnets(
             yield from _tick_off(pending.popleft().result(), missing)
     finally:
         executor.shutdown(cancel_futures=True)
+        torch.set_num_threads(num_threads)  # of threads yet to come: torch remembers what was set last, by any thread
     assert not any(missing), f"weights that were never made: {missing}"
 
 
