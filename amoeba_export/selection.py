@@ -1,13 +1,14 @@
-"""What decides which weights stay: a strategy (given, cached, or calibrated now), and a plan where one was given."""
+"""What decides which weights stay: a strategy (given, cached, or calibrated now), its figures, and a given plan."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
 
-from amoeba_export.artifact import Cache
+from amoeba_export.artifact import Cache, sha256_file
 from amoeba_export.calibrate import calibrate, load_recipe
 from amoeba_export.errors import WrongModel
+from amoeba_export.evaluate.quality import QUALITY_NAME, read_quality
 from amoeba_export.ir import SILENT, InputId, Progress, Strategy, SubnetPlan, Supernet, validate
 from amoeba_export.ir.derive import derive_plan
 from amoeba_export.load import read_strategy, write_strategy
@@ -19,10 +20,19 @@ STRATEGY_NAME = "strategy.safetensors"
 def with_strategy(supernet: Supernet, settings: Settings, *, cache: Cache, progress: Progress = SILENT) -> Supernet:
     """`supernet` with a strategy: the one given, or one calibrated with the request's recipe, now or earlier.
 
-    A request that needs none (everything is kept, or a plan without compensation) gets none.
+    A request that needs none (everything is kept, or a plan without compensation) gets none. The strategy knows what
+    each shape is worth without adapters; where the last adapter's folder has the `quality.json` that
+    `amoeba evaluate --grid` writes, its figures take their place, as they are of the fine-tuned model.
+
+    Raises:
+        DamagedFile: `quality.json` is not such a file.
     """
-    if supernet.strategy is not None or not _needs_strategy(supernet, settings):
-        return supernet
+    if supernet.strategy is None and _needs_strategy(supernet, settings):
+        supernet = _calibrated(supernet, settings, cache=cache, progress=progress)
+    return _with_quality(supernet, settings, progress=progress)
+
+
+def _calibrated(supernet: Supernet, settings: Settings, *, cache: Cache, progress: Progress) -> Supernet:
     request = settings.request
     recipe = load_recipe(request.recipe)
     facts = {"model": supernet.identity, "recipe": recipe.identity, "seed": request.seed}
@@ -35,6 +45,40 @@ def with_strategy(supernet: Supernet, settings: Settings, *, cache: Cache, progr
         progress.note(f"No --strategy was given: taking the cached one of recipe '{recipe.name}', seed {request.seed}.")
     strategy = read_strategy(folder / STRATEGY_NAME)
     entry = InputId(role="strategy", id=f"recipe {recipe.name}, seed {request.seed}", sha256=strategy.identity or "")
+    return dataclasses.replace(supernet, strategy=strategy, inputs=(*supernet.inputs, entry))
+
+
+def _with_quality(supernet: Supernet, settings: Settings, *, progress: Progress) -> Supernet:
+    """Figures of the fine-tuned model instead of the strategy's.
+
+    Those of other inputs are left aside, with a warning: the file is found and not given, so an old one must not stop
+    an export.
+    """
+    adapters, strategy = settings.request.adapters, supernet.strategy
+    path = adapters[-1] / QUALITY_NAME if adapters else None
+    if strategy is None or path is None or not path.is_file():
+        return supernet
+    file = read_quality(path)
+    differences = file.differences(supernet.inputs)
+    if file.subject.get("policy") == "adaptive" != settings.policy:
+        differences.append("its shapes are adaptive, and uniform ones are asked for")
+    values = file.values
+    if not values and not differences:
+        differences.append("it has no shape yet")
+    if differences:
+        progress.warn(
+            f"{path} is not used: {'; '.join(differences)}. What a shape is worth comes from the strategy, without the "
+            "adapter. Measure again with 'amoeba evaluate --grid'."
+        )
+        return supernet
+    progress.note(
+        f"What a shape is worth comes from {path}: {file.metric} of {len(values)} shapes with the adapter, "
+        f"{max(values)} to {min(values)}."
+    )
+    strategy = dataclasses.replace(
+        strategy, quality=values, quality_metric=file.metric, policy=str(file.subject["policy"])
+    )
+    entry = InputId(role="quality", id=QUALITY_NAME, sha256=sha256_file(path))
     return dataclasses.replace(supernet, strategy=strategy, inputs=(*supernet.inputs, entry))
 
 

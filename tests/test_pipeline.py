@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import onnx
@@ -10,11 +12,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from amoeba_export import ExportRequest, backends, export, load_supernet, pipeline
-from amoeba_export.artifact import read_manifest, verify_checksums
+from amoeba_export.artifact import read_manifest, sha256_file, verify_checksums
 from amoeba_export.backends import Subject
+from amoeba_export.cli.app import main
 from amoeba_export.errors import AmoebaError, BudgetMissed, EstimateRefused, NothingFits, OutputExists, Problems
-from amoeba_export.ir import Latency, Shape, Target, Workload
-from amoeba_export.load import write_strategy
+from amoeba_export.evaluate import QualityFile, ShapeQuality
+from amoeba_export.ir import SILENT, Latency, Shape, Target, Workload
+from amoeba_export.load import read_strategy, write_strategy
 from amoeba_export.verify import masked_logits
 from tests import imaginary
 from tests.search.strategies import own_strategy
@@ -195,6 +199,103 @@ def test_a_shape_over_its_budget_is_refused(model: Path, strategy: Path, target:
         export(request)
     assert caught.value.what.startswith("The subnet 4x0.75 takes ")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def adapter(model: Path, tmp_path: Path) -> Path:
+    """A LoRA of rank 2 on every linear weight."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    settings = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+    tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(model), settings)
+    tuned.save_pretrained(tmp_path / "tuned")
+    return tmp_path / "tuned"
+
+
+def write_quality(request: ExportRequest, losses: dict[str, float], policy: str = "uniform") -> Path:
+    """What `evaluate --grid` leaves in the adapter of `request`."""
+    supernet = load_supernet(request.model, adapters=request.adapters, strategy=request.strategy)
+    shapes = [ShapeQuality(shape=Shape.parse(n), num_params=1, prunable=1, loss=loss) for n, loss in losses.items()]
+    inputs = {f"{item.role} {item.id}": item.sha256 for item in supernet.inputs}
+    path = request.adapters[-1] / "quality.json"
+    QualityFile(subject={"inputs": inputs, "policy": policy}, measured={}, shapes=tuple(shapes)).write(path)
+    return path
+
+
+LOSSES = {"4x1": 2.0, "4x0.5": 9.0, "3x1": 2.1, "3x0.5": 9.1, "2x1": 2.2, "2x0.5": 9.2}
+"""With the adapter, layers cost next to nothing and width costs a lot: the opposite of the strategy's own figures."""
+
+
+def test_what_was_measured_with_an_adapter_decides_its_search(
+    model: Path, strategy: Path, target: Path, adapter: Path, tmp_path: Path
+):
+    request = ExportRequest(
+        model=str(model),
+        strategy=strategy,
+        adapters=(adapter,),
+        target=str(target),
+        latency="75%",
+        out=tmp_path / "out",
+    )
+    before = pipeline.search(request)
+    path = write_quality(request, LOSSES)
+    listener = Listener()
+    result = export(request, progress=listener)
+    assert before.plan.shape.depth == 4
+    assert (result.plan.shape.width, result.plan.shape.depth < 4) == (1.0, True)
+    assert listener.warnings == []
+    assert (
+        f"What a shape is worth comes from {path}: loss of 6 shapes with the adapter, 4x1 to 2x0.5." in listener.notes
+    )
+    manifest = read_manifest(tmp_path / "out")
+    assert [item.role for item in manifest.inputs][:4] == ["model", "adapter", "strategy", "quality"]
+    assert manifest.inputs[3].sha256 == sha256_file(path)
+    assert manifest.quality == {"loss": LOSSES[str(result.plan.shape)], "loss_full": 2.0}
+    words = ["--strategy", strategy, "--adapter", adapter, "--model", model]
+    assert main([str(word) for word in ("verify", tmp_path / "out", *words)]) == 0
+
+
+def test_a_quality_file_of_other_inputs_is_left_aside(
+    model: Path, strategy: Path, target: Path, adapter: Path, tmp_path: Path
+):
+    request = ExportRequest(model=str(model), strategy=strategy, adapters=(adapter,), target=str(target), latency="75%")
+    before = pipeline.search(request)
+    old = load_supernet(str(model), strategy=strategy).inputs[1]
+    path = write_quality(request, LOSSES)
+    other = tmp_path / "other.safetensors"
+    write_strategy(dataclasses.replace(read_strategy(strategy), provenance={"seed": "1"}), other)
+    now = load_supernet(str(model), strategy=other).inputs[1]
+    listener = Listener()
+    result = pipeline.search(dataclasses.replace(request, strategy=other), progress=listener)
+    assert result.plan.shape == before.plan.shape
+    assert [item.role for item in result.supernet.inputs] == ["model", "adapter", "strategy"]
+    assert listener.warnings == [
+        f"{path} is not used: it was measured with the strategy strategy.safetensors ({old.sha256:.12}); here is the "
+        f"strategy other.safetensors ({now.sha256:.12}). What a shape is worth comes from the strategy, without the "
+        "adapter. Measure again with 'amoeba evaluate --grid'."
+    ]
+    write_quality(request, LOSSES, policy="adaptive")
+    listener = Listener()
+    assert pipeline.search(request, progress=listener).plan.shape == before.plan.shape
+    assert "its shapes are adaptive, and uniform ones are asked for" in listener.warnings[0]
+
+
+class Listener:
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+    def track(self, description: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        return SILENT.track(description, total)
 
 
 def test_an_interrupt_leaves_nothing(model: Path, strategy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -125,6 +125,9 @@ def evaluate(
     for option, number in (("--window", window), ("--windows", windows), ("--limit", limit)):
         if number is not None and number < (2 if option == "--window" else 1):
             raise BadValue(option, str(number), "a whole number above 0")
+    from amoeba_export.evaluate import measure_quality, plot_pareto
+    from amoeba_export.evaluate.quality import QUALITY_NAME
+
     name = model_or_default(model)
     talk = Talk()
     measurement = _measurement(text, window, windows, tasks, task_folder, limit)
@@ -147,8 +150,7 @@ def evaluate(
             progress=talk,
         )
         if grid and out is None and adapter:
-            out = adapter[-1] / "quality.json"
-    from amoeba_export.evaluate import measure_quality, plot_pareto
+            out = adapter[-1] / QUALITY_NAME
 
     file = measure_quality(subject, measurement, out=out, progress=talk)
     if plot:

@@ -15,6 +15,9 @@ from amoeba_export.cli.options import Adapters, AsJson
 from amoeba_export.errors import NotFound, WrongModel
 from amoeba_export.ir import Supernet
 
+CUT_FROM = ("model", "strategy", "adapter")
+"""Roles of the inputs that decide an artifact's weights. A target or a quality file only decided which shape it has."""
+
 
 def verify(
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A folder that export wrote.")],
@@ -92,7 +95,7 @@ def _supernet(
         if model is not None:
             raise
         raise NotFound("The artifact's supernet", name, next_step="Say where it is with --model.") from error
-    wanted = {(item.role, item.sha256): item for item in manifest.inputs if item.role != "target"}
+    wanted = {(item.role, item.sha256): item for item in manifest.inputs if item.role in CUT_FROM}
     given = {(item.role, item.sha256): item for item in supernet.inputs}
     differences = [
         f"it was cut with the {item.role} {item.id} ({item.sha256[:12]})"

@@ -11,7 +11,10 @@ from typing import Any
 
 from amoeba_export.errors import DamagedFile, InputError
 from amoeba_export.evaluate.choices import TaskScore
-from amoeba_export.ir import Shape
+from amoeba_export.ir import InputId, Shape
+
+QUALITY_NAME = "quality.json"
+"""In the folder of the adapter that was measured, where a search looks for it."""
 
 SCHEMA = 1
 
@@ -76,6 +79,27 @@ class QualityFile:
     subject: Mapping[str, Any]
     measured: Mapping[str, Any]
     shapes: tuple[ShapeQuality, ...] = ()
+
+    @property
+    def metric(self) -> str:
+        """What `values` are: `loss` where a text was measured (lower is better), else `accuracy`, of all tasks."""
+        return "loss" if all(shape.loss is not None for shape in self.shapes) else "accuracy"
+
+    @property
+    def values(self) -> dict[Shape, float]:
+        """The metric of every shape that has it."""
+        figures = {one.shape: one.loss if self.metric == "loss" else one.task_average for one in self.shapes}
+        return {shape: figure for shape, figure in figures.items() if figure is not None}
+
+    def differences(self, inputs: Sequence[InputId]) -> list[str]:
+        """In words, how what was measured differs from a supernet of `inputs`, by content. Empty: it is the same."""
+        if "inputs" not in self.subject:
+            return ["it was measured on an artifact"]
+        then = {(name.split(" ", 1)[0], sha256): name for name, sha256 in self.subject["inputs"].items()}
+        now = {(one.role, one.sha256): f"{one.role} {one.id}" for one in inputs}
+        gone = [f"it was measured with the {name} ({key[1]:.12})" for key, name in then.items() if key not in now]
+        new = [f"here is the {name} ({key[1]:.12})" for key, name in now.items() if key not in then]
+        return gone + new
 
     def to_json(self) -> dict[str, Any]:
         """The file's content."""

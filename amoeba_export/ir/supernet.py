@@ -89,7 +89,7 @@ class Adapter(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputId:
-    """One input of an artifact, by content: `role` is `model`, `strategy`, `adapter`, `plan` or `target`."""
+    """One input of an artifact, by content: `role` is `model`, `strategy`, `adapter`, `quality`, `plan` or `target`."""
 
     role: str
     id: str

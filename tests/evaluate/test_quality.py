@@ -7,7 +7,7 @@ import pytest
 
 from amoeba_export.errors import DamagedFile, InputError
 from amoeba_export.evaluate import QualityFile, ShapeQuality, TaskScore, pareto, plot_pareto, read_quality
-from amoeba_export.ir import Shape
+from amoeba_export.ir import InputId, Shape
 
 
 def quality(shape: str, num_params: int, loss: float | None, score: float | None = None) -> ShapeQuality:
@@ -65,3 +65,24 @@ def test_the_plot_is_a_picture_and_the_same_each_time(tmp_path: Path) -> None:
         plot_pareto(shapes, tmp_path / name)
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_the_values_are_losses_where_a_text_was_measured_and_else_accuracies() -> None:
+    both = QualityFile(subject={}, measured={}, shapes=(quality("4x1", 100, 2.0, 0.6), quality("2x1", 60, 2.5, 0.4)))
+    assert (both.metric, both.values) == ("loss", {Shape(4, 1.0): 2.0, Shape(2, 1.0): 2.5})
+    tasks = QualityFile(subject={}, measured={}, shapes=(quality("4x1", 100, None, 0.6),))
+    assert (tasks.metric, tasks.values) == ("accuracy", {Shape(4, 1.0): 0.6})
+
+
+def test_inputs_are_compared_by_content_and_not_by_name() -> None:
+    file = QualityFile(subject={"inputs": {"model tiny": "a" * 64, "adapter my adapter": "b" * 64}}, measured={})
+    model = InputId(role="model", id="elsewhere", sha256="a" * 64)
+    adapter = InputId(role="adapter", id="adapter", sha256="b" * 64)
+    assert file.differences([adapter, model]) == []
+    assert file.differences([model, InputId(role="adapter", id="other", sha256="c" * 64)]) == [
+        "it was measured with the adapter my adapter (bbbbbbbbbbbb)",
+        "here is the adapter other (cccccccccccc)",
+    ]
+    assert QualityFile(subject={"artifact": "x"}, measured={}).differences([model]) == [
+        "it was measured on an artifact"
+    ]
