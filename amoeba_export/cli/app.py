@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import signal
 import sys
@@ -186,3 +187,5 @@ def _quiet_libraries() -> None:
         "TOKENIZERS_PARALLELISM": "false",
     }.items():
         os.environ.setdefault(name, value)
+    # Where it is installed, peft imports it, and it then misses a kernel that nothing here would use.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

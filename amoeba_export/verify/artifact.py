@@ -197,5 +197,6 @@ def _prompts(supernet: Supernet) -> list[torch.Tensor]:
 @lru_cache(maxsize=1)
 def _text_ids(folder: Path) -> list[int]:
     """The text in tokens. The last folder's are kept: a build asks for the same ones for every artifact."""
-    ids: list[int] = AutoTokenizer.from_pretrained(folder)(_TEXT).input_ids
+    # Not verbose: it would warn of a text that is longer than the model takes, and only the start of it is used.
+    ids: list[int] = AutoTokenizer.from_pretrained(folder)(_TEXT, verbose=False).input_ids
     return ids

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
 from amoeba_export.verify.gguf_file import OpenedGguf
 
@@ -48,7 +50,8 @@ class OpenedSafetensors:
         else:
             cls = AutoModelForCausalLM
         large = sum(path.stat().st_size for path in folder.glob("*.safetensors")) > LARGE_BYTES
-        self._model = cls.from_pretrained(folder, dtype="auto" if large else torch.float32).eval()
+        with _no_bars():
+            self._model = cls.from_pretrained(folder, dtype="auto" if large else torch.float32).eval()
 
     @torch.no_grad()
     def logits(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -67,6 +70,18 @@ class OpenedSafetensors:
             tokens.append(int(output.logits[0, -1].argmax()))
             step = torch.tensor([[tokens[-1]]])
         return tokens
+
+
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    """Transformers draws a bar of its own for every model that it loads, whether or not stderr is a terminal."""
+    drawn = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if drawn:
+            logging.enable_progress_bar()
 
 
 def _load_class(folder: Path, reference: str) -> Any:
