@@ -8,10 +8,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import socket
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from amoeba_export.cli.app import main
 from tests.tiny import FAMILIES, save_tiny
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1", "0.0.0.0", None, "")
@@ -46,3 +49,23 @@ def tiny_dirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def goldens() -> Path:
     """Arrays recorded from the published AmoebaLLM code; see README.md there."""
     return Path(__file__).parent / "goldens"
+
+
+@dataclass(frozen=True)
+class Run:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def amoeba(capsys: pytest.CaptureFixture[str]) -> Callable[..., Run]:
+    """Run one command through `main`, as the console script does."""
+
+    def run(*words: object) -> Run:
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        captured = capsys.readouterr()
+        return Run(code, captured.out, captured.err)
+
+    return run

@@ -91,6 +91,18 @@ class Architecture:
         """Weights of one FFN neuron: a row of gate and of up, a column of down."""
         return 3 * self.hidden_size
 
+    def cut_layer(self, num_heads: int, num_kv_heads: int, ffn_size: int) -> LayerDims:
+        """A layer that keeps so many, with the biases that a compensated cut has: one wherever something is gone."""
+        return LayerDims(
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            ffn_size=ffn_size,
+            qkv_bias=self.qkv_bias,
+            o_bias=self.o_bias or num_heads < self.num_heads,
+            gate_up_bias=self.mlp_bias,
+            down_bias=self.mlp_bias or ffn_size < self.ffn_size,
+        )
+
     def prunable_params(self, layer: LayerDims | None = None) -> int:
         """Weights of the attention heads and FFN neurons of one layer. Norms and biases do not count."""
         dims = layer or self.layer_dims

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from amoeba_export.ir import Architecture, DenseArchitecture, LayerDims
+from amoeba_export.ir import Architecture, DenseArchitecture
 from amoeba_export.profile.features import Counts, dims_of, features
 
 _PRIOR_OVERHEAD = 0.02
@@ -131,21 +131,8 @@ def _log_det(rows: NDArray[np.float64], chosen: Sequence[int]) -> float:
 
 def _dense(architecture: Architecture, graph: Sequence[Counts]) -> DenseArchitecture:
     """The dims of `graph`, with the biases that a compensated cut of these counts has."""
-    return DenseArchitecture(
-        base=architecture,
-        layers=tuple(
-            LayerDims(
-                num_heads=counts.num_heads,
-                num_kv_heads=counts.num_kv_heads,
-                ffn_size=counts.ffn_size,
-                qkv_bias=architecture.qkv_bias,
-                o_bias=architecture.o_bias or counts.num_heads < architecture.num_heads,
-                gate_up_bias=architecture.mlp_bias,
-                down_bias=architecture.mlp_bias or counts.ffn_size < architecture.ffn_size,
-            )
-            for counts in graph
-        ),
-    )
+    layers = tuple(architecture.cut_layer(one.num_heads, one.num_kv_heads, one.ffn_size) for one in graph)
+    return DenseArchitecture(base=architecture, layers=layers)
 
 
 def _rounded(count: float, align: int, size: int) -> int:

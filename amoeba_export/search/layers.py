@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from amoeba_export.ir import Architecture, DenseArchitecture, LayerDims, Policy, Shape, Strategy, SubnetPlan, validate
+from amoeba_export.ir import Architecture, DenseArchitecture, Policy, Shape, Strategy, SubnetPlan, validate
 from amoeba_export.ir.derive import derive_plan
 from amoeba_export.search.importance import Retained
 from amoeba_export.search.knapsack import solve_knapsack
@@ -109,21 +109,8 @@ class _Options:
     def dense(self, layers: Sequence[LayerCounts]) -> DenseArchitecture:
         """The dims of a model with these layers, biases included."""
         base = self._architecture
-        return DenseArchitecture(
-            base=base,
-            layers=tuple(
-                LayerDims(
-                    num_heads=layer.num_heads,
-                    num_kv_heads=layer.num_kv_heads,
-                    ffn_size=layer.ffn_size,
-                    qkv_bias=base.qkv_bias,
-                    o_bias=base.o_bias or layer.num_heads < base.num_heads,
-                    gate_up_bias=base.mlp_bias,
-                    down_bias=base.mlp_bias or layer.ffn_size < base.ffn_size,
-                )
-                for layer in layers
-            ),
-        )
+        dims = tuple(base.cut_layer(one.num_heads, one.num_kv_heads, one.ffn_size) for one in layers)
+        return DenseArchitecture(base=base, layers=dims)
 
     def costs(self, cost: Callable[[DenseArchitecture], float], depth: int) -> tuple[float, FloatArray, FloatArray]:
         """Cost of `depth` empty layers, and what each attention and each FFN option adds in one of them."""

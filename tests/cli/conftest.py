@@ -1,37 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from amoeba_export import backends
-from amoeba_export.cli.app import main
 from amoeba_export.ir import Shape
 from amoeba_export.load import load_supernet, write_strategy
 from tests.search.strategies import own_strategy
-
-
-@dataclass(frozen=True)
-class Run:
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def amoeba(capsys: pytest.CaptureFixture[str]) -> Callable[..., Run]:
-    """Run one command through `main`, as the console script does."""
-
-    def run(*words: object) -> Run:
-        capsys.readouterr()
-        code = main([str(word) for word in words])
-        captured = capsys.readouterr()
-        return Run(code, captured.out, captured.err)
-
-    return run
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from amoeba_export.artifact import verify_checksums
 from amoeba_export.cli.app import main
-from tests.cli.conftest import Run
+from tests.conftest import Run
 
 Amoeba = Callable[..., Run]
 

@@ -13,7 +13,7 @@ import pytest
 from amoeba_export.artifact import Staging
 from amoeba_export.ir import Architecture, SubnetPlan
 from tests.artifact.manifests import manifest
-from tests.cli.conftest import Run
+from tests.conftest import Run
 
 Amoeba = Callable[..., Run]
 

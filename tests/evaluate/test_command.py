@@ -11,26 +11,9 @@ import pytest
 
 from amoeba_export.cli.app import main
 from amoeba_export.load import load_supernet, write_strategy
+from tests.conftest import Run
 from tests.finetune.models import char_tokenizer, random_strategy
 from tests.tiny import save_tiny
-
-
-@dataclass(frozen=True)
-class Run:
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def amoeba(capsys: pytest.CaptureFixture[str]) -> Callable[..., Run]:
-    def run(*words: object) -> Run:
-        capsys.readouterr()
-        code = main([str(word) for word in words])
-        captured = capsys.readouterr()
-        return Run(code, captured.out, captured.err)
-
-    return run
 
 
 @dataclass(frozen=True)
