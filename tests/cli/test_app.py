@@ -15,7 +15,7 @@ import typer
 from amoeba_export import __version__
 from amoeba_export.cli import app as boundary
 from amoeba_export.errors import TargetError
-from tests.cli.conftest import Run
+from tests.conftest import Run
 
 Amoeba = Callable[..., Run]
 
