@@ -146,8 +146,8 @@ def test_precision_is_searched_too(model: Path, strategy: Path, target: Path, mo
     faster = {"fp32": 1.0, "fp16": 0.9, "int8": 0.5, "int4": 0.45}
     rule = imaginary.BACKEND._one
 
-    def by_dtype(subject: Subject, workload: Workload, target: Target) -> Latency:
-        latency, factor = rule(subject, workload, target), faster[subject.dtype]
+    def by_dtype(subject: Subject, workload: Workload, target: Target, rounds: int) -> Latency:
+        latency, factor = rule(subject, workload, target, rounds), faster[subject.dtype]
         decode, prefill = (
             dataclasses.replace(timing, p50_ms=factor * timing.p50_ms, p90_ms=factor * timing.p90_ms)
             for timing in (latency.decode, latency.prefill)
