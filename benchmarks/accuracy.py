@@ -1,6 +1,7 @@
 """The accuracy table: one-for-all fine-tuning against one adapter per shape, and against none.
 
-    python benchmarks/accuracy.py --data DIR --work DIR [--recipe small|full] [--markdown FILE] [--list] [--finished]
+    python benchmarks/accuracy.py --data DIR --work DIR [--recipe small|full] [--strategy F] [--only METHOD,...]
+                                  [--markdown FILE] [--list] [--finished]
 
 The folder of `--data` holds dolly.jsonl, wikitext2/{train_raw_head,valid}.txt and the multiple-choice files of `TASKS`.
 At 80, 65 and 50 % of the prunable weights (AmoebaLLM's table 2):
@@ -13,7 +14,8 @@ At 80, 65 and 50 % of the prunable weights (AmoebaLLM's table 2):
     one-lora, no-balance, even-layers: (a) without SMoL, without balancing, with layers dropped evenly instead of by DP
 
 (b) and (c) train as many steps per shape as (a) trains for all shapes together; a step of (a) runs four subnets.
-Everything lies in `--work` and is done once: a run that was stopped, however, goes on where it was.
+Everything lies in `--work` and is done once: a run that was stopped, however, goes on where it was. Processes that are
+given different methods with `--only` can share the work.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ from amoeba_export.evaluate import (
 from amoeba_export.finetune import LowRankSettings, ObjectiveSettings, Settings, finetune_adapter
 from amoeba_export.finetune.model import RunningSubnet, SlicedSupernet
 from amoeba_export.finetune.smol import adapters_at
+from amoeba_export.finetune.trainer import DTYPES
 from amoeba_export.ir import Shape, Strategy, SubnetPlan, Supernet
 from amoeba_export.ir.derive import derive_plan
 from amoeba_export.load import load_supernet, read_strategy, write_strategy
@@ -96,15 +99,16 @@ RECIPES = {
         Settings(
             low_rank=LowRankSettings(rank=8, alpha=16.0),
             widths=WIDTHS,
-            max_steps=20,
+            max_steps=64,
             batch_size=2,
             max_length=256,
             learning_rate=1e-3,
             max_grad_norm=1.0,
-            save_every=10,
+            dtype="bf16",
+            save_every=16,
         ),
-        items=20,
-        windows=6,
+        items=80,
+        windows=40,
     ),
     "full": Recipe(
         "a recipe for one accelerator",
@@ -143,14 +147,14 @@ class Row:
 class Bench:
     """Everything that is made, each thing once, under `work`."""
 
-    def __init__(self, data: Path, work: Path, recipe: Recipe) -> None:
+    def __init__(self, data: Path, work: Path, recipe: Recipe, strategy: Path | None) -> None:
         self.data, self.work, self.recipe = data, work, recipe
         self.talk = Talk()
         work.mkdir(parents=True, exist_ok=True)
         self.plain = load_supernet("demo")
         self.layers = self.plain.architecture.num_layers
         self._held: SlicedSupernet | None = None
-        self.strategies = self._strategies()
+        self.strategies = self._strategies(strategy)
         self.rows = list(self._rows())
 
     def supernet(self, strategy: str) -> Supernet:
@@ -160,11 +164,11 @@ class Bench:
     def model(self) -> SlicedSupernet:
         """One for all strategies: they share importances, and so compensation."""
         if self._held is None:
-            self._held = SlicedSupernet(self.supernet("dp"))
+            self._held = SlicedSupernet(self.supernet("dp"), dtype=DTYPES[self.recipe.settings.dtype])
         return self._held
 
-    def _strategies(self) -> dict[str, Strategy]:
-        path = self.work / "dp.safetensors"
+    def _strategies(self, given: Path | None) -> dict[str, Strategy]:
+        path = given or self.work / "dp.safetensors"
         if not path.is_file():
             write_strategy(calibrate(self.plain, load_recipe("quick"), progress=self.talk), path)
         found = {"dp": read_strategy(path)}
@@ -363,19 +367,22 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--recipe", choices=RECIPES, default="small")
+    parser.add_argument("--strategy", type=Path, help="of (a) and (d); calibrated with the recipe 'quick' if left out")
+    parser.add_argument("--only", type=lambda text: text.split(","), metavar="METHOD,...", help="leave the others out")
     parser.add_argument("--markdown", type=Path, help="write the table there instead of to the screen")
     parser.add_argument("--list", action="store_true", help="show what would be trained and measured")
     parser.add_argument(
         "--finished", action="store_true", help="train and measure nothing more: the table of what is there"
     )
     options = parser.parse_args()
-    bench = Bench(options.data, options.work / options.recipe, RECIPES[options.recipe])
+    bench = Bench(options.data, options.work / options.recipe, RECIPES[options.recipe], options.strategy)
+    rows = [row for row in bench.rows if options.only is None or row.method in options.only]
     if options.list:
-        for row in bench.rows:
+        for row in rows:
             print(row)
         return
     measured = {}
-    for row in bench.rows:
+    for row in rows:
         if not options.finished:
             bench.train(row)
             measured[row.name] = bench.measure(row)
