@@ -29,6 +29,9 @@ from transformers.models.llama.modeling_llama import (
     eager_attention_forward,
 )
 
+CACHE = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
+"""What this transformers calls the KV cache of a model: it has another name since 5.24."""
+
 
 class AmoebaConfig(LlamaConfig):
     """Llama's config with one entry per layer for what differs.
@@ -206,9 +209,11 @@ class AmoebaModel(AmoebaPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        past_key_values = cache if past_key_values is None else past_key_values
         if past_key_values is None and (self.config.use_cache if use_cache is None else use_cache):
             past_key_values = DynamicCache(config=self.config)
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
@@ -232,8 +237,8 @@ class AmoebaModel(AmoebaPreTrainedModel):
         hidden_states = self.norm(hidden_states)
         return BaseModelOutputWithPast(
             last_hidden_state=hidden_states,
-            past_key_values=past_key_values,
             hidden_states=(*states[:-1], hidden_states) if output_hidden_states else None,
+            **{CACHE: past_key_values},
         )
 
     def _mask(
@@ -244,7 +249,7 @@ class AmoebaModel(AmoebaPreTrainedModel):
         position_ids: torch.Tensor,
         cache_position: torch.Tensor,
     ) -> torch.Tensor | None:
-        """The mask of every layer. transformers renamed the arguments between 4.57 and 5; each is given its own."""
+        """The mask of every layer. transformers renames the arguments now and then; each version is given its own."""
         create = create_causal_mask if self.config.sliding_window is None else create_sliding_window_causal_mask
         known = {
             "config": self.config,
@@ -253,6 +258,7 @@ class AmoebaModel(AmoebaPreTrainedModel):
             "attention_mask": attention_mask,
             "cache_position": cache_position,
             "past_key_values": past_key_values,
+            "cache": past_key_values,
             "position_ids": position_ids,
         }
         wanted = inspect.signature(create).parameters
@@ -281,13 +287,14 @@ class AmoebaForCausalLM(AmoebaPreTrainedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            past_key_values=cache if past_key_values is None else past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
@@ -300,6 +307,6 @@ class AmoebaForCausalLM(AmoebaPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
+            **{CACHE: outputs.get(CACHE)},
         )

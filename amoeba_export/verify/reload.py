@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import inspect
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging
 
 from amoeba_export.verify.gguf_file import OpenedGguf
@@ -52,6 +53,8 @@ class OpenedSafetensors:
         large = sum(path.stat().st_size for path in folder.glob("*.safetensors")) > LARGE_BYTES
         with _no_bars():
             self._model = cls.from_pretrained(folder, dtype="auto" if large else torch.float32).eval()
+        renamed = "cache" in inspect.signature(self._model.forward).parameters  # since transformers 5.24
+        self._cache_name = "cache" if renamed else "past_key_values"
 
     @torch.no_grad()
     def logits(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -63,10 +66,9 @@ class OpenedSafetensors:
     def greedy(self, prompt: torch.Tensor, num_tokens: int) -> list[int]:
         """See `Opened`. Not through `generate`: its defaults come from the model and may sample or stop."""
         tokens: list[int] = []
-        step, cache = prompt, None
+        step, cache = prompt, DynamicCache(config=self._model.config)
         for _ in range(num_tokens):
-            output = self._model(step, past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
+            output = self._model(step, use_cache=True, **{self._cache_name: cache})
             tokens.append(int(output.logits[0, -1].argmax()))
             step = torch.tensor([[tokens[-1]]])
         return tokens

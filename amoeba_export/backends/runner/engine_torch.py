@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -53,6 +54,8 @@ class _Model:
         else:
             model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=dtype)
         self._model = model.eval().to(self._device)
+        renamed = "cache" in inspect.signature(model.forward).parameters  # since transformers 5.24
+        self._cache_name = "cache" if renamed else "past_key_values"
         batch, self._prompt_tokens = workload["batch"], workload["prompt_tokens"]
         length = self._prompt_tokens + workload["generate_tokens"]
         # As transformers' own generate does it: decode is compiled, with a cache of fixed size; the prompt is not.
@@ -101,6 +104,6 @@ class _Model:
 
     def _step(self, forward: Any, tokens: Any, cache: Any) -> None:
         with self._torch.no_grad():
-            forward(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            forward(input_ids=tokens, use_cache=True, logits_to_keep=1, **{self._cache_name: cache})
         if self._device.startswith("cuda"):
             self._torch.cuda.synchronize(self._device)
