@@ -1,7 +1,8 @@
 """Our ONNX graphs beside those of onnxruntime-genai's model builder: writing, decode, prefill, and what int4 costs.
 
     python benchmarks/onnx_runtime.py [--model demo] [--dtypes fp32,int4] [--rounds 9] [--writes 3] [--threads N]
-                                      [--builder-python PATH] [--keep DIR] [--json FILE]
+                                      [--builder-python PATH] [--optimum-cli PATH] [--transformers-python PATH]
+                                      [--keep DIR] [--json FILE]
 
 Everything is interleaved. Writing runs in processes of its own: wall time from start to exit, imports included, and
 peak resident memory. Graphs are opened, measured and closed one at a time (open sessions spin against each other), with
@@ -11,6 +12,9 @@ Our graph hides padding at the left of a row, which the builder's does not: `our
 onnxruntime loads what it wrote. The mean KL divergence from our fp32 graph on a page of text says what that is worth.
 
 `--builder-python` names an interpreter that has `onnxruntime_genai` and what its builder imports; ours, if left out.
+With fp32, two more ways to get a graph can stand beside it, each in an environment of its own: `--optimum-cli` is that
+of optimum-onnx; `--transformers-python` an interpreter with transformers 5 and onnxscript, for the exporter of
+transformers, which writes one graph for prefill and one for decode, each with all weights; their speed is not measured.
 """
 
 from __future__ import annotations
@@ -40,6 +44,16 @@ NUM_TEXT_TOKENS = 1024
 
 Graphs = Mapping[str, Path]
 
+TRANSFORMERS_EXPORT = """
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.exporters import OnnxConfig, OnnxExporter
+source, out = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+sample = dict(AutoTokenizer.from_pretrained(source)("The river rises in the hills", return_tensors="pt"))
+OnnxExporter().export_for_generation(model, sample, OnnxConfig(dynamic=True)).save_pretrained(out)
+"""
+
 
 def write_ours(model: str, dtype: str, folder: Path, *, left_padding: bool) -> None:
     """One export as the pipeline does it, without measuring or verifying."""
@@ -64,13 +78,16 @@ def timed(command: list[str]) -> tuple[float, float]:
 
 
 class Session:
-    """One graph, bound for decode and prefill, in fp32."""
+    """One graph, bound for decode and prefill, in fp32.
+
+    A graph with a `genai_config.json` keeps past and present in one buffer, as its runtime has them. Another one, of
+    optimum, is given the past and makes the present.
+    """
 
     def __init__(self, folder: Path, threads: int) -> None:
         import onnxruntime
 
-        config = json.loads((folder / "genai_config.json").read_text())["model"]
-        self._head_dim = config["decoder"]["head_size"]
+        self._shared = (folder / "genai_config.json").is_file()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -80,7 +97,7 @@ class Session:
     def logits(self, ids: list[int]) -> np.ndarray[Any, Any]:
         """Logits of a text."""
         feeds = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), np.int64)}
-        feeds |= {name: np.zeros((1, heads, 0, self._head_dim), np.float32) for name, heads in self._caches()}
+        feeds |= {name: np.zeros((1, heads, 0, size), np.float32) for name, heads, size in self._caches()}
         logits: np.ndarray[Any, Any] = self._session.run(["logits"], feeds)[0][0]
         return logits
 
@@ -90,16 +107,23 @@ class Session:
         feeds = {
             "input_ids": np.arange(3, 3 + new_tokens)[None],
             "attention_mask": np.ones((1, past_tokens + new_tokens), np.int64),
+            "position_ids": np.arange(past_tokens, past_tokens + new_tokens)[None],
         }
+        wanted = {value.name for value in self._session.get_inputs()}
         held = []
-        for name, array in feeds.items():
+        for name, array in ((name, array) for name, array in feeds.items() if name in wanted):
             held.append(self._ort.OrtValue.ortvalue_from_numpy(array))
             binding.bind_ortvalue_input(name, held[-1])
-        for name, heads in self._caches():
-            cache = np.random.default_rng(0).standard_normal((1, heads, 2 * CONTEXT, self._head_dim), np.float32)
+        for name, heads, size in self._caches():
+            length = 2 * CONTEXT if self._shared else past_tokens
+            cache = np.random.default_rng(0).standard_normal((1, heads, length, size), np.float32)
             held.append(self._ort.OrtValue.ortvalue_from_numpy(cache))
             binding.bind_ortvalue_input(name, held[-1])
-            binding.bind_ortvalue_output(name.replace("past_key_values", "present"), held[-1])
+            present = name.replace("past_key_values", "present")
+            if self._shared:
+                binding.bind_ortvalue_output(present, held[-1])
+            else:
+                binding.bind_output(present)
         binding.bind_output("logits")
         times_ms = []
         for _ in range(repeats + 3):
@@ -108,8 +132,10 @@ class Session:
             times_ms.append(1e3 * (time.perf_counter() - start))
         return statistics.median(times_ms[3:])
 
-    def _caches(self) -> list[tuple[str, int]]:
-        return [(v.name, v.shape[1]) for v in self._session.get_inputs() if v.name.startswith("past_key_values")]
+    def _caches(self) -> list[tuple[str, int, int]]:
+        """Name, heads and head size of each."""
+        inputs = self._session.get_inputs()
+        return [(v.name, v.shape[1], v.shape[3]) for v in inputs if v.name.startswith("past_key_values")]
 
 
 def compare_speed(graphs: Graphs, rounds: int, threads: int) -> dict[str, dict[str, list[float]]]:
@@ -151,6 +177,21 @@ def builder_command(python: str, source: Path, dtype: str, out: Path, *options: 
     return command + (["--extra_options", *options] if options else [])
 
 
+def peer_commands(arguments: argparse.Namespace, source: Path, work: Path) -> dict[str, tuple[list[str], Path]]:
+    """The other ways to get a graph that were named: command, and where it writes."""
+    commands = {}
+    if arguments.optimum_cli:
+        out = work / "optimum"
+        options = ["--task", "text-generation-with-past"]
+        commands["optimum-cli"] = [arguments.optimum_cli, "export", "onnx", "-m", str(source), *options, str(out)], out
+    if arguments.transformers_python:
+        out = work / "transformers"
+        commands["transformers"] = [
+            arguments.transformers_python, "-c", TRANSFORMERS_EXPORT, str(source), str(out)
+        ], out  # fmt: skip
+    return commands
+
+
 def run(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
     source = load_supernet(arguments.model).folder
     figures: dict[str, Any] = {}
@@ -162,6 +203,11 @@ def run(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
         for _ in range(arguments.writes):
             writing["ours"].append(timed(ours))
             writing["builder"].append(timed(theirs))
+        if dtype == "fp32":
+            for name, (command, folder) in peer_commands(arguments, source, work).items():
+                writing[name] = [timed(command)]
+                if (folder / "model.onnx").is_file():
+                    graphs[name] = folder
         graphs["ours, right padding"] = work / f"ours-{dtype}-right"
         timed([*ours[:-1], str(graphs["ours, right padding"]), "--right-padding"])
         if dtype == "int4":
@@ -228,6 +274,8 @@ def main() -> None:
     parser.add_argument("--writes", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--builder-python", default=sys.executable)
+    parser.add_argument("--optimum-cli", metavar="PATH")
+    parser.add_argument("--transformers-python", metavar="PATH")
     parser.add_argument("--keep", type=Path, help="write the graphs here and leave them")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--write", nargs=2, metavar=("DTYPE", "FOLDER"), help=argparse.SUPPRESS)
