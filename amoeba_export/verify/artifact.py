@@ -131,11 +131,10 @@ class _Reference:
 
 
 def _ask(opened: Opened, prompts: Sequence[torch.Tensor]) -> _Answer:
-    return _Answer(
-        dtype=opened.dtype,
-        logits=[opened.logits(prompt) for prompt in prompts],
-        tokens=tuple(opened.greedy(prompts[-1], NUM_GREEDY)),
-    )
+    *others, last = prompts
+    logits = [opened.logits(prompt) for prompt in others]
+    logits_of_last, tokens = opened.continued(last, NUM_GREEDY)
+    return _Answer(dtype=opened.dtype, logits=[*logits, logits_of_last], tokens=tuple(tokens))
 
 
 def _reference(

@@ -33,8 +33,8 @@ class Opened(Protocol):
     def logits(self, input_ids: torch.Tensor) -> torch.Tensor:
         """[1, T] -> [1, T, V], without a cache."""
 
-    def greedy(self, prompt: torch.Tensor, num_tokens: int) -> list[int]:
-        """The greedy continuation of [1, T], token by token through the KV cache."""
+    def continued(self, prompt: torch.Tensor, num_tokens: int) -> tuple[torch.Tensor, list[int]]:
+        """Logits of [1, T], in the pass that fills the KV cache, and the greedy continuation through that cache."""
 
 
 class OpenedSafetensors:
@@ -60,16 +60,17 @@ class OpenedSafetensors:
         return logits.float()
 
     @torch.no_grad()
-    def greedy(self, prompt: torch.Tensor, num_tokens: int) -> list[int]:
+    def continued(self, prompt: torch.Tensor, num_tokens: int) -> tuple[torch.Tensor, list[int]]:
         """See `Opened`. Not through `generate`: its defaults come from the model and may sample or stop."""
-        tokens: list[int] = []
-        step, cache = prompt, None
-        for _ in range(num_tokens):
-            output = self._model(step, past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
+        output = self._model(prompt, use_cache=True)
+        logits: torch.Tensor = output.logits
+        tokens = [int(logits[0, -1].argmax())]
+        while len(tokens) < num_tokens:
+            output = self._model(
+                torch.tensor([tokens[-1:]]), past_key_values=output.past_key_values, use_cache=True
+            )
             tokens.append(int(output.logits[0, -1].argmax()))
-            step = torch.tensor([[tokens[-1]]])
-        return tokens
+        return logits.float(), tokens
 
 
 @contextlib.contextmanager
@@ -114,15 +115,14 @@ class OpenedOnnx:
         """See `Opened`."""
         return self._step(input_ids, self._empty())[0]
 
-    def greedy(self, prompt: torch.Tensor, num_tokens: int) -> list[int]:
+    def continued(self, prompt: torch.Tensor, num_tokens: int) -> tuple[torch.Tensor, list[int]]:
         """See `Opened`."""
-        tokens: list[int] = []
-        step, past = prompt, self._empty()
-        for _ in range(num_tokens):
-            logits, past = self._step(step, past)
-            tokens.append(int(logits[0, -1].argmax()))
-            step = torch.tensor([[tokens[-1]]])
-        return tokens
+        logits, past = self._step(prompt, self._empty())
+        tokens = [int(logits[0, -1].argmax())]
+        while len(tokens) < num_tokens:
+            step, past = self._step(torch.tensor([tokens[-1:]]), past)
+            tokens.append(int(step[0, -1].argmax()))
+        return logits, tokens
 
     def _empty(self) -> dict[str, np.ndarray[Any, Any]]:
         kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
