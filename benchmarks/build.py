@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--strategy", type=Path, required=True)
     parser.add_argument("--formats", default="safetensors")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()
     strategy = args.strategy.resolve()
     rounds = []

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from amoeba_export.verify.gguf_file import OpenedGguf
+from amoeba_export.verify.loading import ONE_AT_A_TIME
 
 LARGE_BYTES = 4 << 30
 """Weights of more bytes than this keep their dtype in memory: an fp32 copy may not fit. Arithmetic is then theirs."""
@@ -43,14 +44,13 @@ class OpenedSafetensors:
     def __init__(self, folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         self.dtype = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}[config["dtype"]]
-        if "auto_map" in config:
-            # The file beside the weights, not our own copy; and not through transformers' dynamic modules, which
-            # would leave a copy in the user's cache.
-            cls: Any = _load_class(folder, config["auto_map"]["AutoModelForCausalLM"])
-        else:
-            cls = AutoModelForCausalLM
         large = sum(path.stat().st_size for path in folder.glob("*.safetensors")) > LARGE_BYTES
-        with _no_bars():
+        with ONE_AT_A_TIME, _no_bars():
+            cls: Any = AutoModelForCausalLM
+            if "auto_map" in config:
+                # The file beside the weights, not our own copy; and not through transformers' dynamic modules, which
+                # would leave a copy in the user's cache.
+                cls = _load_class(folder, config["auto_map"]["AutoModelForCausalLM"])
             self._model = cls.from_pretrained(folder, dtype="auto" if large else torch.float32).eval()
 
     @torch.no_grad()
@@ -66,9 +66,7 @@ class OpenedSafetensors:
         logits: torch.Tensor = output.logits
         tokens = [int(logits[0, -1].argmax())]
         while len(tokens) < num_tokens:
-            output = self._model(
-                torch.tensor([tokens[-1:]]), past_key_values=output.past_key_values, use_cache=True
-            )
+            output = self._model(torch.tensor([tokens[-1:]]), past_key_values=output.past_key_values, use_cache=True)
             tokens.append(int(output.logits[0, -1].argmax()))
         return logits.float(), tokens
 
@@ -105,6 +103,7 @@ class OpenedOnnx:
         self.dtype = _onnx_dtype(folder / "model.onnx")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.intra_op_num_threads = torch.get_num_threads()  # of this thread: others may verify beside it
         self._session = onnxruntime.InferenceSession(
             str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
         )
