@@ -4,8 +4,10 @@ Each export runs in a thread of its own until it knows its plan and needs weight
 run wait, the supernet is read once and every waiting plan is cut from it; then they go on to verify and measure, and
 those that missed their budget meet in the next round.
 
-One thread works at a time: measurements must not be disturbed, and loading two models at once in one process breaks
-both, because transformers patches torch while it loads.
+What works takes lanes. All of them: what comes before the weights (it may calibrate, and the next export then finds
+that in the cache), what measures, which must not be disturbed, and models so large that two of them may not fit in
+memory. One lane: verifying and publishing a smaller one. Lanes share out torch's threads: two artifacts, each verified
+by one thread, take less time than one after the other by two, which wait for each other at every step, and for a core.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Generic, TypeVar
+
+import torch
 
 from amoeba_export.formats.write import Cut, write_cuts
 from amoeba_export.ir import Progress, Supernet
@@ -24,8 +28,24 @@ from amoeba_export.pipeline import Cutter
 
 T = TypeVar("T")
 
+LARGE_PARAMS = 1_000_000_000
+"""Subnets of more weights than this are verified one at a time."""
+
 STOP_SECONDS = 20.0
 """How long an interrupted build waits for its threads to clean up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Export(Generic[T]):
+    """Something that needs weights cut on its way.
+
+    Attributes:
+        run: Does it, with the cutter that it is given.
+        measures: Whether it times anything on this machine or a device.
+    """
+
+    run: Callable[[Cutter], T]
+    measures: bool
 
 
 @dataclass(slots=True)
@@ -45,18 +65,19 @@ class _Waiting:
 
 
 class Rounds:
-    """Runs exports in threads, one of which works at a time."""
+    """Runs exports in threads, as many of which work at a time as there are `lanes` for them."""
 
-    def __init__(self, *, progress: Progress) -> None:
+    def __init__(self, *, lanes: int = 1, progress: Progress) -> None:
         self._progress = progress
         self._changed = threading.Condition()
-        self._is_free = True
+        self._lanes = self._free = lanes
+        self._num_threads = torch.get_num_threads()
         self._broken: BaseException | None = None
         self._active = 0
         self._waiting: list[_Waiting] = []
         self.stopped = threading.Event()
 
-    def run(self, exports: Sequence[Callable[[Cutter], T]], *, done: Callable[[int, T], None]) -> None:
+    def run(self, exports: Sequence[Export[T]], *, done: Callable[[int, T], None]) -> None:
         """Run all. `done` is called in the calling thread with the position and what each returned.
 
         Raises:
@@ -64,8 +85,8 @@ class Rounds:
         """
         finished: list[tuple[int, T]] = []
         threads = [
-            threading.Thread(target=self._follow, args=(position, run, finished), daemon=True)
-            for position, run in enumerate(exports)
+            threading.Thread(target=self._follow, args=(position, export, finished), daemon=True)
+            for position, export in enumerate(exports)
         ]
         self._active = left = len(threads)
         try:
@@ -88,40 +109,48 @@ class Rounds:
         except BaseException:
             self._stop(threads)
             raise
+        finally:
+            torch.set_num_threads(self._num_threads)  # of threads yet to come: torch remembers what was set last
 
-    def _follow(self, position: int, run: Callable[[Cutter], T], finished: list[tuple[int, T]]) -> None:
+    def _follow(self, position: int, export: Export[T], finished: list[tuple[int, T]]) -> None:
+        taken = self._take(self._lanes)
+
         def cutter(supernet: Supernet, cut: Cut, progress: Progress) -> None:
+            nonlocal taken
             waiting = _Waiting(supernet, cut)
+            is_large = cut.subnet.architecture.num_params > LARGE_PARAMS
             with self._changed:
-                self._is_free = True
+                self._free += taken
                 self._active -= 1
                 self._waiting.append(waiting)
                 self._changed.notify_all()
             waiting.done.wait()
-            self._take()
+            taken = self._take(self._lanes if export.measures or is_large else 1)
             if self.stopped.is_set():
                 raise KeyboardInterrupt
             if waiting.error is not None:
                 raise waiting.error
 
-        self._take()
         try:
-            result = run(cutter)
+            result = export.run(cutter)
         except BaseException as error:  # KeyboardInterrupt: the main thread has it already; else it gets it
             with self._changed:
                 self._broken = error
                 self._changed.notify_all()
             return
         with self._changed:
-            self._is_free = True
+            self._free += taken
             finished.append((position, result))
             self._active -= 1
             self._changed.notify_all()
 
-    def _take(self) -> None:
+    def _take(self, num_lanes: int) -> int:
+        """Wait for so many lanes, and give this thread their share of torch's threads. Returns `num_lanes`."""
         with self._changed:
-            self._changed.wait_for(lambda: self._is_free or self.stopped.is_set())
-            self._is_free = False
+            self._changed.wait_for(lambda: self._free >= num_lanes or self.stopped.is_set())
+            self._free -= num_lanes
+        torch.set_num_threads(max(1, self._num_threads * num_lanes // self._lanes))
+        return num_lanes
 
     def _cut(self, waiting: Sequence[_Waiting]) -> None:
         """Cut all that wait, those of one supernet in one pass."""

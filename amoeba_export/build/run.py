@@ -42,13 +42,13 @@ class BuildOptions:
         locked: Rebuild what amoeba.lock says; refuse changed inputs.
         engine: `local` or `ray`.
         only: Names of the entries to build; empty for all.
-        jobs: Processes for the entries that measure nothing.
+        jobs: Artifacts verified at once, while nothing is measured.
     """
 
     locked: bool = False
     engine: str = "local"
     only: tuple[str, ...] = ()
-    jobs: int = 1
+    jobs: int = 2
 
 
 def build(path: Path, options: BuildOptions, *, progress: Progress = SILENT) -> BuildReport:

@@ -21,7 +21,7 @@ from amoeba_export.build.outcome import (
     ErrorRecord,
     PlanRecord,
 )
-from amoeba_export.build.rounds import Rounds
+from amoeba_export.build.rounds import Export, Rounds
 from amoeba_export.build.standing import outcome_of, relative
 from amoeba_export.costing import make_predictor
 from amoeba_export.errors import AmoebaError, InputError, QualityTooLow
@@ -87,22 +87,24 @@ def install(product: Product) -> None:
 def run_entries(
     tasks: Sequence[EntryTask],
     *,
+    jobs: int = 1,
     done: Callable[[EntryResult], None] = lambda result: None,
     progress: Progress = SILENT,
 ) -> list[EntryResult]:
     """Build artifacts. Those of one supernet whose plans are known together are cut in one pass.
 
-    An entry that fails has a failed outcome and stops no other. What is interrupted leaves nothing half-written.
+    Up to `jobs` artifacts are verified at once while nothing is measured. An entry that fails has a failed outcome and
+    stops no other. What is interrupted leaves nothing half-written.
     """
-    rounds = Rounds(progress=progress)
+    rounds = Rounds(lanes=jobs, progress=progress)
     results: dict[int, EntryResult] = {}
 
     def finish(position: int, result: EntryResult) -> None:
         results[position] = result
         done(result)
 
-    def export_of(task: EntryTask) -> Callable[[Cutter], EntryResult]:
-        return lambda cut: _run_entry(task, cut, rounds.stopped, progress)
+    def export_of(task: EntryTask) -> Export[EntryResult]:
+        return Export(lambda cut: _run_entry(task, cut, rounds.stopped, progress), measures=task.target is not None)
 
     rounds.run([export_of(task) for task in tasks], done=finish)
     return [results[position] for position in range(len(tasks))]

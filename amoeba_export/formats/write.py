@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -14,6 +17,12 @@ from amoeba_export.ir import SILENT, DenseArchitecture, Progress, Subnet, Writer
 
 if TYPE_CHECKING:
     import torch
+
+THREADS = 2
+"""That write several subnets at once. Where the system has to find memory for its cache of the disk first, writing is
+slower than computing, and one thread keeps one core busy with it."""
+
+_Accept = Callable[[int, str, "torch.Tensor"], None]
 
 
 def format_dtypes(
@@ -77,13 +86,50 @@ def write_cuts(
         writers.append(opened)
     formats = ", ".join(dict.fromkeys(name for cut in cuts for name in cut.dtypes))
     what = f"Writing {formats}" if len(cuts) == 1 else f"Writing {len(cuts)} subnets, {formats}"
-    with progress.track(what, sum(len(cut.subnet.specs) for cut in cuts)) as advance:
+
+    def accept(position: int, name: str, weight: torch.Tensor) -> None:
+        for writer in writers[position]:
+            writer.accept(name, weight)
+
+    with progress.track(what, sum(len(cut.subnet.specs) for cut in cuts)) as advance, _shared_out(accept, cuts) as take:
         for position, name, weight in stream:
-            for writer in writers[position]:
-                writer.accept(name, weight)
+            take(position, name, weight)
             advance(1)
     for writer in chain.from_iterable(writers):
         writer.close()
+
+
+@contextmanager
+def _shared_out(accept: _Accept, cuts: Sequence[Cut]) -> Iterator[_Accept]:
+    """`accept` done by threads, each of which has cuts of its own, so that what one writer gets stays in order.
+
+    A single cut is written by the caller. At most one weight waits for each thread. Leaving waits for all of them.
+    """
+    if len(cuts) == 1:
+        yield accept
+        return
+    import torch
+
+    pools = [
+        # As many threads of torch's as here: what a writer computes must be the same to the last bit.
+        ThreadPoolExecutor(1, "write", initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),))
+        for _ in range(min(THREADS, len(cuts)))
+    ]
+    under_way: list[deque[Future[None]]] = [deque() for _ in pools]
+
+    def take(position: int, name: str, weight: torch.Tensor) -> None:
+        mine = under_way[position % len(pools)]
+        if len(mine) > 1:
+            mine.popleft().result()
+        mine.append(pools[position % len(pools)].submit(accept, position, name, weight))
+
+    try:
+        yield take
+        for future in chain.from_iterable(under_way):
+            future.result()
+    finally:
+        for pool in pools:
+            pool.shutdown(cancel_futures=True)
 
 
 def write_formats(

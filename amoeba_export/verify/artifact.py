@@ -9,10 +9,12 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from amoeba_export.errors import NotFound, NumbersDiffer
 from amoeba_export.ir import SILENT, Progress, SubnetPlan, Supernet
+from amoeba_export.verify.loading import ONE_AT_A_TIME
 from amoeba_export.verify.masked import masked_logits
 from amoeba_export.verify.numerics import MAX_REL_DIFF, Distance, broken_limits, logits_distance
 from amoeba_export.verify.reload import OPENERS, Opened
@@ -131,11 +133,10 @@ class _Reference:
 
 
 def _ask(opened: Opened, prompts: Sequence[torch.Tensor]) -> _Answer:
-    return _Answer(
-        dtype=opened.dtype,
-        logits=[opened.logits(prompt) for prompt in prompts],
-        tokens=tuple(opened.greedy(prompts[-1], NUM_GREEDY)),
-    )
+    *others, last = prompts
+    logits = [opened.logits(prompt) for prompt in others]
+    logits_of_last, tokens = opened.continued(last, NUM_GREEDY)
+    return _Answer(dtype=opened.dtype, logits=[*logits, logits_of_last], tokens=tuple(tokens))
 
 
 def _reference(
@@ -190,13 +191,18 @@ def _prompts(supernet: Supernet) -> list[torch.Tensor]:
     length = min(_PROMPT_TOKENS, room)
     prompts = [torch.randint(architecture.vocab_size, (1, length), generator=generator) for _ in range(2)]
     if any((supernet.folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        prompts.append(torch.tensor([_text_ids(supernet.folder)[: min(_TEXT_TOKENS, room)]]))
+        with ONE_AT_A_TIME:
+            ids = _text_ids(supernet.folder)
+        prompts.append(torch.tensor([ids[: min(_TEXT_TOKENS, room)]]))
     return prompts
 
 
 @lru_cache(maxsize=1)
 def _text_ids(folder: Path) -> list[int]:
     """The text in tokens. The last folder's are kept: a build asks for the same ones for every artifact."""
+    if (folder / "tokenizer.json").is_file():
+        # Any sensible tokens will do, and transformers takes 1.5 s to make its tokenizer from this file.
+        return Tokenizer.from_file(str(folder / "tokenizer.json")).encode(_TEXT).ids
     # Not verbose: it would warn of a text that is longer than the model takes, and only the start of it is used.
     ids: list[int] = AutoTokenizer.from_pretrained(folder)(_TEXT, verbose=False).input_ids
     return ids

@@ -157,8 +157,11 @@ class OpenedGguf:
             return 1.0
         return float(1 + 0.1 * torch.tensor(self._key("rope.scaling.factor")).log())
 
-    def greedy(self, prompt: torch.Tensor, num_tokens: int) -> list[int]:
+    def continued(self, prompt: torch.Tensor, num_tokens: int) -> tuple[torch.Tensor, list[int]]:
         """See `Opened`. llama.cpp stops at an end token, so there may be fewer. Without it, whole passes."""
+        return self.logits(prompt), self._greedy(prompt, num_tokens)
+
+    def _greedy(self, prompt: torch.Tensor, num_tokens: int) -> list[int]:
         if self._has_tokenizer and importlib.util.find_spec("xllamacpp"):
             return _llama_cpp_greedy(self._path, prompt, num_tokens)
         tokens: list[int] = []

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from amoeba_export.errors import InputError
 from amoeba_export.ir import AdapterDelta, LayerPlan, SubnetPlan, Supernet
+from amoeba_export.verify.loading import ONE_AT_A_TIME
 
 _PROJECTIONS = (
     "self_attn.q_proj",
@@ -63,7 +64,8 @@ def _one_layer_model(supernet: Supernet) -> Any:
         config["layer_types"] = config["layer_types"][:1]
     if supernet.architecture.sliding_window is not None and "max_window_layers" in config:
         config["max_window_layers"] = 0
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32).eval()
+    with ONE_AT_A_TIME:
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32).eval()
 
 
 class _EveryKeptLayer(nn.Module):

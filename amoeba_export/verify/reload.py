@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging
 
 from amoeba_export.verify.gguf_file import OpenedGguf
+from amoeba_export.verify.loading import ONE_AT_A_TIME
 
 LARGE_BYTES = 4 << 30
 """Weights of more bytes than this keep their dtype in memory: an fp32 copy may not fit. Arithmetic is then theirs."""
@@ -34,8 +35,8 @@ class Opened(Protocol):
     def logits(self, input_ids: torch.Tensor) -> torch.Tensor:
         """[1, T] -> [1, T, V], without a cache."""
 
-    def greedy(self, prompt: torch.Tensor, num_tokens: int) -> list[int]:
-        """The greedy continuation of [1, T], token by token through the KV cache."""
+    def continued(self, prompt: torch.Tensor, num_tokens: int) -> tuple[torch.Tensor, list[int]]:
+        """Logits of [1, T], in the pass that fills the KV cache, and the greedy continuation through that cache."""
 
 
 class OpenedSafetensors:
@@ -44,14 +45,13 @@ class OpenedSafetensors:
     def __init__(self, folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         self.dtype = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}[config["dtype"]]
-        if "auto_map" in config:
-            # The file beside the weights, not our own copy; and not through transformers' dynamic modules, which
-            # would leave a copy in the user's cache.
-            cls: Any = _load_class(folder, config["auto_map"]["AutoModelForCausalLM"])
-        else:
-            cls = AutoModelForCausalLM
         large = sum(path.stat().st_size for path in folder.glob("*.safetensors")) > LARGE_BYTES
-        with _no_bars():
+        with ONE_AT_A_TIME, _no_bars():
+            cls: Any = AutoModelForCausalLM
+            if "auto_map" in config:
+                # The file beside the weights, not our own copy; and not through transformers' dynamic modules, which
+                # would leave a copy in the user's cache.
+                cls = _load_class(folder, config["auto_map"]["AutoModelForCausalLM"])
             self._model = cls.from_pretrained(folder, dtype="auto" if large else torch.float32).eval()
         renamed = "cache" in inspect.signature(self._model.forward).parameters  # since transformers 5.24
         self._cache_name = "cache" if renamed else "past_key_values"
@@ -63,15 +63,15 @@ class OpenedSafetensors:
         return logits.float()
 
     @torch.no_grad()
-    def greedy(self, prompt: torch.Tensor, num_tokens: int) -> list[int]:
+    def continued(self, prompt: torch.Tensor, num_tokens: int) -> tuple[torch.Tensor, list[int]]:
         """See `Opened`. Not through `generate`: its defaults come from the model and may sample or stop."""
-        tokens: list[int] = []
-        step, cache = prompt, DynamicCache(config=self._model.config)
-        for _ in range(num_tokens):
-            output = self._model(step, use_cache=True, **{self._cache_name: cache})
+        cache = {self._cache_name: DynamicCache(config=self._model.config)}
+        logits: torch.Tensor = self._model(prompt, use_cache=True, **cache).logits
+        tokens = [int(logits[0, -1].argmax())]
+        while len(tokens) < num_tokens:
+            output = self._model(torch.tensor([tokens[-1:]]), use_cache=True, **cache)
             tokens.append(int(output.logits[0, -1].argmax()))
-            step = torch.tensor([[tokens[-1]]])
-        return tokens
+        return logits.float(), tokens
 
 
 @contextlib.contextmanager
@@ -106,6 +106,7 @@ class OpenedOnnx:
         self.dtype = _onnx_dtype(folder / "model.onnx")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.intra_op_num_threads = torch.get_num_threads()  # of this thread: others may verify beside it
         self._session = onnxruntime.InferenceSession(
             str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
         )
@@ -116,15 +117,14 @@ class OpenedOnnx:
         """See `Opened`."""
         return self._step(input_ids, self._empty())[0]
 
-    def greedy(self, prompt: torch.Tensor, num_tokens: int) -> list[int]:
+    def continued(self, prompt: torch.Tensor, num_tokens: int) -> tuple[torch.Tensor, list[int]]:
         """See `Opened`."""
-        tokens: list[int] = []
-        step, past = prompt, self._empty()
-        for _ in range(num_tokens):
-            logits, past = self._step(step, past)
-            tokens.append(int(logits[0, -1].argmax()))
-            step = torch.tensor([[tokens[-1]]])
-        return tokens
+        logits, past = self._step(prompt, self._empty())
+        tokens = [int(logits[0, -1].argmax())]
+        while len(tokens) < num_tokens:
+            step, past = self._step(torch.tensor([tokens[-1:]]), past)
+            tokens.append(int(step[0, -1].argmax()))
+        return logits, tokens
 
     def _empty(self) -> dict[str, np.ndarray[Any, Any]]:
         kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16}

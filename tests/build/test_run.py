@@ -109,9 +109,9 @@ def test_plans_known_together_are_cut_in_one_pass(run: Build, project: Path, mon
     passes: list[int] = []
     make, open_stream = stream._make, stream.stream_subnets
 
-    def counted(module, supernet, plans, dtype):  # type: ignore[no-untyped-def]
+    def counted(module, *rest):  # type: ignore[no-untyped-def]
         reads.update(f"{module.name}.{part}" for part in module.axes)
-        return make(module, supernet, plans, dtype)
+        return make(module, *rest)
 
     def opened(supernet, plans, **rest):  # type: ignore[no-untyped-def]
         passes.append(len(plans))

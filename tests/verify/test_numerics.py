@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from amoeba_export.verify import numerics
 from amoeba_export.verify.numerics import Distance, broken_limits, logits_distance
 
 PROMPT = torch.tensor([[0, 1]])
@@ -27,6 +28,19 @@ def test_every_figure_is_what_it_says() -> None:
     assert distance.max_rel_diff == pytest.approx(math.log(3) / 2)
     assert distance.mean_kl == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3))
     assert distance.perplexity_ratio == pytest.approx(0.5 / 0.75)
+
+
+def test_blocks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that do not fill the last block, and a last token that nothing follows, alone in its block."""
+    prompts = [torch.tensor([[3, 1, 4, 1, 0]]), torch.tensor([[2, 2]])]
+    reference = [torch.randn(1, 5, 6), torch.randn(1, 2, 6)]
+    found = [logits + 0.1 * torch.randn_like(logits) for logits in reference]
+    whole = logits_distance(prompts, reference, found)
+    for num_rows in (1, 2, 3, 4):
+        monkeypatch.setattr(numerics, "BLOCK_LOGITS", 6 * num_rows)
+        blocks = logits_distance(prompts, reference, found)
+        assert blocks.mean_kl == pytest.approx(whole.mean_kl)
+        assert blocks.perplexity_ratio == pytest.approx(whole.perplexity_ratio)
 
 
 def test_nan_is_infinitely_far() -> None:
