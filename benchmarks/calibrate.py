@@ -6,7 +6,8 @@
 `search` runs the published loop (each cell: every remaining layer from the embedding on, logits of every token), the
 exact search, racing, and a beam of 4, and prints work, time, and how far the metrics are apart. Work is counted, not
 timed: a token through a layer is 1, the head as many as it has times the weights of a layer. The published loop takes
-most of the time; `--plain-every 10` runs every tenth of its cells and scales, and the exact search answers the others.
+most of the time; `--plain-every 10` runs every tenth of its cells and scales, and what the exact search found answers
+the others.
 
 `--folder DIR` compares work alone: every score is computed once for all searches and stays in DIR, so that a run that
 was stopped goes on; what each search would have had to compute by itself is counted from what it asked for.
@@ -112,11 +113,13 @@ def compare(args: argparse.Namespace) -> None:
     samples, heldout = read_samples(data, supernet.folder, seed=args.seed)
     ways = {"exact": exact, "racing": racing, "beam": beam, "plain": plain}
     outcomes = {}
-    for name in args.only or ways:
-        outcomes[name] = outcome = ways[name](supernet, samples, args)
-        times = "" if args.folder else f"{outcome.seconds:8.1f} s {outcome.cpu_seconds:8.1f} s of CPU"
-        print(f"{name:8} {times} work {outcome.cost(supernet):.4g}", flush=True)
-        gc.collect()
+    with tempfile.TemporaryDirectory() as temporary:
+        args.scores = Path(temporary) / "scores.jsonl"
+        for name in args.only or ways:
+            outcomes[name] = outcome = ways[name](supernet, samples, args)
+            times = "" if args.folder else f"{outcome.seconds:8.1f} s {outcome.cpu_seconds:8.1f} s of CPU"
+            print(f"{name:8} {times} work {outcome.cost(supernet):.4g}", flush=True)
+            gc.collect()
     report(supernet, outcomes, heldout, args)
     if args.json:
         args.json.write_text(json.dumps({name: vars(outcome) for name, outcome in outcomes.items()}, indent=1))
@@ -129,7 +132,7 @@ def plain(supernet: Supernet, samples: Samples, args: argparse.Namespace) -> Out
     layers, vocab = list(model.model.layers), supernet.architecture.vocab_size
     objective = Objective(args.metric, samples)
     work, timed, seen = [0, 0], [0.0, 0.0, 0], 0
-    with searching(supernet, samples, args) as (_, scorer), Ledger(scorer, one_by_one(samples)) as ledger:
+    with searching(supernet, samples, args) as (_, scorer), Ledger(scorer, one_by_one(samples), args.scores) as ledger:
         judge = ExactJudge(ledger, objective)
 
         def evaluate(active: np.ndarray, bound: float | None = None) -> float:
@@ -194,7 +197,7 @@ def _ours(name: str, supernet: Supernet, samples: Samples, args: argparse.Namesp
     chunks = doubling(samples) if name == "racing" else one_by_one(samples)
     with searching(supernet, samples, args) as (work, scorer):
         start, cpu_start = time.perf_counter(), time.process_time()
-        with Ledger(scorer, chunks) as ledger:
+        with Ledger(scorer, chunks, args.scores if name == "exact" else None) as ledger:
             judge = ExactJudge(ledger, objective).judge
             if name == "racing":
                 judge = RacingJudge(ledger, objective, confidence=0.95).judge
