@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import onnx_ir as ir
 import torch
+
+from amoeba_export.formats.onnx.datatype import DataType
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,28 +40,28 @@ class Precision:
         head: The embedding and lm_head, or None for `activation`. Four bits there ruin a small model.
     """
 
-    activation: ir.DataType
+    activation: DataType
     linear: Blockwise | None = None
     head: Blockwise | None = None
 
 
 PRECISIONS = {
-    "fp32": Precision(activation=ir.DataType.FLOAT),
-    "fp16": Precision(activation=ir.DataType.FLOAT16),
-    "bf16": Precision(activation=ir.DataType.BFLOAT16),
-    "int8": Precision(activation=ir.DataType.FLOAT, linear=Blockwise(8, 64), head=Blockwise(8, 64)),
-    "int4": Precision(activation=ir.DataType.FLOAT, linear=Blockwise(4, 32), head=Blockwise(8, 64)),
+    "fp32": Precision(activation=DataType.FLOAT),
+    "fp16": Precision(activation=DataType.FLOAT16),
+    "bf16": Precision(activation=DataType.BFLOAT16),
+    "int8": Precision(activation=DataType.FLOAT, linear=Blockwise(8, 64), head=Blockwise(8, 64)),
+    "int4": Precision(activation=DataType.FLOAT, linear=Blockwise(4, 32), head=Blockwise(8, 64)),
 }
 
 TORCH_DTYPES = {
-    ir.DataType.FLOAT: torch.float32,
-    ir.DataType.FLOAT16: torch.float16,
-    ir.DataType.BFLOAT16: torch.bfloat16,
+    DataType.FLOAT: torch.float32,
+    DataType.FLOAT16: torch.float16,
+    DataType.BFLOAT16: torch.bfloat16,
 }
 
 LOWEST = {
-    ir.DataType.FLOAT: float(torch.finfo(torch.float32).min),
-    ir.DataType.FLOAT16: float(torch.finfo(torch.float16).min),
-    ir.DataType.BFLOAT16: float(torch.finfo(torch.bfloat16).min),
+    DataType.FLOAT: float(torch.finfo(torch.float32).min),
+    DataType.FLOAT16: float(torch.finfo(torch.float16).min),
+    DataType.BFLOAT16: float(torch.finfo(torch.bfloat16).min),
 }
 """Added to the score of a key that must not be seen. Finite, so that a row that sees nothing is not NaN."""

@@ -8,12 +8,12 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 import torch
 
 from amoeba_export.errors import NotRepresentable
 from amoeba_export.formats.onnx.data import DataFile, Layout, Region
-from amoeba_export.formats.onnx.graph import Recorder
+from amoeba_export.formats.onnx.datatype import DataType
+from amoeba_export.formats.onnx.graph import Recorder, Value
 from amoeba_export.formats.onnx.precision import TORCH_DTYPES, Blockwise, Precision
 from amoeba_export.formats.onnx.quantize import quantize_rows
 
@@ -105,7 +105,7 @@ class WeightStore:
     placements: dict[str, Placement] = field(default_factory=dict)
     tables: list[tuple[Region, npt.NDArray[np.generic]]] = field(default_factory=list)
 
-    def vector(self, name: str, parts: Sequence[tuple[str, int]]) -> ir.Value:
+    def vector(self, name: str, parts: Sequence[tuple[str, int]]) -> Value:
         """A stored vector made of one or more weights (name, length), one after the other."""
         region = self.layout.reserve(name, self.precision.activation, (sum(size for _, size in parts),))
         start = 0
@@ -124,18 +124,18 @@ class WeightStore:
             self._place_rows(parts, lambda size, start: Plain((size, columns), region, start))
             return Matrix(rows=rows, columns=columns, region=region)
         blocks = encoding.num_blocks(columns)
-        packed = self.layout.reserve(f"{name}_q{encoding.bits}", ir.DataType.UINT8, (rows, blocks, encoding.blob_bytes))
+        packed = self.layout.reserve(f"{name}_q{encoding.bits}", DataType.UINT8, (rows, blocks, encoding.blob_bytes))
         scales = self.layout.reserve(f"{name}_scales", self.precision.activation, (rows, blocks))
         self._place_rows(parts, lambda size, start: Blocks((size, columns), packed, scales, start, encoding))
         return Matrix(rows=rows, columns=columns, region=packed, scales=scales, encoding=encoding)
 
-    def turned(self, name: str, rows: int, columns: int) -> ir.Value:
+    def turned(self, name: str, rows: int, columns: int) -> Value:
         """One weight [rows, columns] stored as [columns, rows]."""
         region = self.layout.reserve(name, self.precision.activation, (columns, rows))
         self._place(name, Turned((rows, columns), region))
         return self.recorder.stored(region)
 
-    def table(self, name: str, values: npt.NDArray[np.generic], dtype: ir.DataType) -> ir.Value:
+    def table(self, name: str, values: npt.NDArray[np.generic], dtype: DataType) -> Value:
         """A stored tensor whose values are known now."""
         region = self.layout.reserve(name, dtype, values.shape)
         self.tables.append((region, values.astype(dtype.numpy())))
