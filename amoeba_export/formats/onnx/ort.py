@@ -8,6 +8,7 @@ parts one after the other, and tied embeddings are one stored matrix.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -77,7 +78,7 @@ class OrtDialect:
         )
         return self._recorder.op(
             "GatherBlockQuantized",
-            [flat, input_ids, self._recorder.stored(matrix.scales)],
+            [flat, input_ids, *self._scaling(matrix)],
             name="/model/embed_tokens",
             domain=_CONTRIB,
             bits=matrix.encoding.bits,
@@ -241,7 +242,7 @@ class OrtDialect:
         wanted = self._precision.head
         for block_size in (64, 32, 16) if wanted else ():
             if wanted and block_size <= wanted.block_size and self._architecture.hidden_size % block_size == 0:
-                return Blockwise(wanted.bits, block_size)
+                return dataclasses.replace(wanted, block_size=block_size)
         return None
 
     def _head_norm(self, x: Value, name: str, num_heads: int) -> Value:
@@ -278,10 +279,12 @@ class OrtDialect:
         if matrix.scales is None or matrix.encoding is None:
             product = self._recorder.op("FusedMatMul", [x, weight], name=node, domain=_CONTRIB, transB=1)
             return product if bias_O is None else self._recorder.op("Add", [product, bias_O], name=f"{node}/bias")
-        inputs = [x, weight, self._recorder.stored(matrix.scales)]
+        inputs = [x, weight, *self._scaling(matrix)]
+        if bias_O is not None:
+            inputs += [None] * (5 - len(inputs)) + [bias_O]
         return self._recorder.op(
             "MatMulNBits",
-            inputs if bias_O is None else [*inputs, None, None, bias_O],
+            inputs,
             name=node,
             domain=_CONTRIB,
             K=matrix.columns,
@@ -290,3 +293,8 @@ class OrtDialect:
             block_size=matrix.encoding.block_size,
             accuracy_level=INT8_ACCURACY,
         )
+
+    def _scaling(self, matrix: Matrix) -> list[Value | None]:
+        """What turns a quantized matrix back: its scales and, where it has them, its zero points."""
+        regions = (matrix.scales, matrix.zero_points)
+        return [self._recorder.stored(region) for region in regions if region is not None]
