@@ -1,9 +1,9 @@
 """The `ort` dialect: onnxruntime's contributed operators, as few nodes per layer as they allow.
 
-Per layer: packed qkv, GroupQueryAttention (RoPE and cache inside), o, norm (sum and bias inside), packed gate and up,
-Split, QuickGelu, Mul, down, norm. All matrices are stored [out, in] and multiplied with `transB`, which onnxruntime
-packs at load and runs as fast as the other way round: a weight goes to disk as it comes, packed matrices are their
-parts one after the other, and tied embeddings are one stored matrix.
+Per layer: packed qkv, GroupQueryAttention (RoPE and cache inside), o, norm (sum and bias inside), gate and up (packed
+and split where they are quantized), QuickGelu, Mul, down, norm. All matrices are stored [out, in] and multiplied with
+`transB`, which onnxruntime packs at load and runs as fast as the other way round: a weight goes to disk as it comes,
+packed matrices are their parts one after the other, and tied embeddings are one stored matrix.
 """
 
 from __future__ import annotations
@@ -210,14 +210,24 @@ class OrtDialect:
         return output, Cache(key, value)
 
     def mlp(self, layer: int, dims: LayerDims, x: Value) -> Value:
-        """See `Dialect`."""
+        """See `Dialect`.
+
+        Quantized gate and up are one product and a Split: two products round the activations to int8 twice and cost a
+        tenth of the decode time (SmolLM2-135M, int4). In full precision they are two: as fast in decode, and in the
+        prefill of 128 tokens the Split costs 1.4 % of the time.
+        """
         hidden = self._architecture.hidden_size
         prefix, node = f"model.layers.{layer}.mlp", f"/model/layers/{layer}/mlp"
         sizes = {"gate_proj": dims.ffn_size, "up_proj": dims.ffn_size}
-        gate_up = self._linear(x, prefix, sizes, hidden, bias=dims.gate_up_bias)
-        gate, up = self._recorder.ops(
-            "Split", [gate_up], name=f"{node}/split", outputs=("/gate", "/up"), axis=-1, num_outputs=2
-        )
+        if self._precision.linear is None:
+            gate, up = (
+                self._linear(x, prefix, {part: size}, hidden, bias=dims.gate_up_bias) for part, size in sizes.items()
+            )
+        else:
+            gate_up = self._linear(x, prefix, sizes, hidden, bias=dims.gate_up_bias)
+            gate, up = self._recorder.ops(
+                "Split", [gate_up], name=f"{node}/split", outputs=("/gate", "/up"), axis=-1, num_outputs=2
+            )
         active = self._recorder.op("QuickGelu", [gate], name=f"{node}/silu", domain=_CONTRIB, alpha=1.0)
         gated = self._recorder.op("Mul", [active, up], name=f"{node}/gated")
         return self._linear(gated, prefix, {"down_proj": hidden}, dims.ffn_size, bias=False)
