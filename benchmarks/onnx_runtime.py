@@ -8,8 +8,8 @@ Everything is interleaved. Writing runs in processes of its own: wall time from 
 peak resident memory. Graphs are opened, measured and closed one at a time (open sessions spin against each other), with
 the KV cache in one shared buffer, as the GenAI runtime has it; a ratio is the median over rounds of ours / theirs.
 Our graph hides padding at the left of a row, which the builder's does not: `ours, right padding` is ours without that.
-`int4` meets the builder twice: as it comes, with lm_head in 4 bits, and with lm_head in 8 bits as ours has it, where
-onnxruntime loads what it wrote. The mean KL divergence from our fp32 graph on a page of text says what that is worth.
+In `int4` both have everything in blocks of 32 weights, the embedding and lm_head included; how they choose the integers
+differs, and the mean KL divergence from our fp32 graph on a page of text says what that is worth.
 
 `--builder-python` names an interpreter that has `onnxruntime_genai` and what its builder imports; ours, if left out.
 With fp32, two more ways to get a graph can stand beside it, each in an environment of its own: `--optimum-cli` is that
@@ -171,10 +171,9 @@ def mean_kl(graphs: Graphs, reference: Path, tokenizer_folder: Path, threads: in
     }
 
 
-def builder_command(python: str, source: Path, dtype: str, out: Path, *options: str) -> list[str]:
+def builder_command(python: str, source: Path, dtype: str, out: Path) -> list[str]:
     command = [python, "-m", "onnxruntime_genai.models.builder", "-i", str(source), "-o", str(out)]
-    command += ["-p", dtype, "-e", "cpu", "-c", str(out.parent / "cache")]
-    return command + (["--extra_options", *options] if options else [])
+    return [*command, "-p", dtype, "-e", "cpu", "-c", str(out.parent / "cache")]
 
 
 def peer_commands(arguments: argparse.Namespace, source: Path, work: Path) -> dict[str, tuple[list[str], Path]]:
@@ -210,18 +209,6 @@ def run(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
                     graphs[name] = folder
         graphs["ours, right padding"] = work / f"ours-{dtype}-right"
         timed([*ours[:-1], str(graphs["ours, right padding"]), "--right-padding"])
-        if dtype == "int4":
-            graphs["builder, lm_head int8"] = work / "builder-int4-head8"
-            timed(
-                builder_command(
-                    arguments.builder_python,
-                    source,
-                    dtype,
-                    graphs["builder, lm_head int8"],
-                    "matmul_mixed_precision=last_matmul:int8",
-                )
-            )
-        graphs = {name: folder for name, folder in graphs.items() if _loads(name, folder)}
         times = compare_speed(graphs, arguments.rounds, arguments.threads)
         figures[dtype] = {"writing": _writing(dtype, writing), "speed": _speed(dtype, times)}
         if dtype.startswith("int") and (work / "ours-fp32").is_dir():
@@ -229,20 +216,6 @@ def run(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
             for name, value in figures[dtype]["mean_kl"].items():
                 print(f"{dtype:5} mean KL  {name:22} {value:.4f}")
     return figures
-
-
-def _loads(name: str, folder: Path) -> bool:
-    """Whether onnxruntime takes the graph. The builder of 0.18.0 leaves the int8 lm_head out where it is tied."""
-    from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
-
-    try:
-        Session(folder, 1)
-    except InvalidArgument as error:
-        if name.startswith("ours"):
-            raise
-        print(f"{name}: not compared, onnxruntime does not load it: {str(error).splitlines()[0]}")
-        return False
-    return True
 
 
 def _writing(dtype: str, samples: Mapping[str, list[tuple[float, float]]]) -> dict[str, dict[str, float]]:

@@ -50,7 +50,7 @@ def run_program(program: str, *arguments: object, **environment: str) -> Any:
 _KILL = """
 import json, os, random, shutil, signal, sys, time
 from pathlib import Path
-import onnx_ir, onnxruntime, transformers  # once, not in every fork
+import onnx, onnxruntime, transformers  # once, not in every fork
 from transformers.models.llama import modeling_llama
 from amoeba_export import ExportRequest, export
 from amoeba_export.artifact import verify_checksums

@@ -14,6 +14,14 @@ print(*sorted({heavy} & set(sys.modules)), file=sys.stderr)
 """
 
 
+def test_writing_a_graph_needs_no_onnx_before_the_last_weight() -> None:
+    """onnx, and sympy behind onnx-ir, would lie in memory beside the largest weight, where an export peaks."""
+    heavy = {"onnx", "onnx_ir", "onnxruntime", "sympy", "transformers"}
+    script = _LOADED.format(code="import amoeba_export.formats.onnx.writer", heavy=heavy)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr == "\n"
+
+
 @pytest.mark.parametrize(
     "code",
     [

@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import amoeba_export
 
-_TOOLS = ("torch", "transformers", "safetensors", "onnx", "onnx-ir", "onnxruntime", "gguf", "numpy")
+_TOOLS = ("torch", "transformers", "safetensors", "onnx", "onnxruntime", "gguf", "numpy")
 
 
 def tool_versions() -> dict[str, str]:

@@ -102,7 +102,7 @@ def test_tensors_are_aligned_and_do_not_overlap(dtype: str, subnet: Subnet, tmp_
     assert (folder / "model.onnx.data").stat().st_size == end
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+@pytest.mark.parametrize("dtype", ["fp32", "int8", "int4"])
 def test_tied_embeddings_are_stored_once(dtype: str, subnet: Subnet, tmp_path: Path) -> None:
     places = stored(write_onnx(subnet, tmp_path / "onnx", dtype=dtype))
     names = [name for name in places if "embed" in name or "lm_head" in name]
@@ -114,10 +114,29 @@ def test_tied_embeddings_are_stored_once(dtype: str, subnet: Subnet, tmp_path: P
             "model.embed_tokens.weight_scales",
             "model.embed_tokens.weight_q8",
         ],
+        "int4": [
+            "model.embed_tokens.weight_q4_rows",
+            "model.embed_tokens.weight_scales",
+            "model.embed_tokens.weight_zero_points",
+            "model.embed_tokens.weight_q4",
+        ],
     }
     assert sorted(names) == sorted(expected[dtype])
-    if dtype == "int8":
-        assert places["model.embed_tokens.weight_q8_rows"] == places["model.embed_tokens.weight_q8"]
+    if dtype != "fp32":
+        whole = f"model.embed_tokens.weight_q{dtype.removeprefix('int')}"
+        assert places[f"{whole}_rows"] == places[whole]
+
+
+@pytest.mark.parametrize(("dtype", "products"), [("fp32", 2), ("int4", 1)])
+def test_gate_and_up_are_one_product_where_they_are_quantized(
+    dtype: str, products: int, subnet: Subnet, tmp_path: Path
+) -> None:
+    folder = write_onnx(subnet, tmp_path / "onnx", dtype=dtype)
+    nodes = onnx.load(folder / "model.onnx", load_external_data=False).graph.node
+    of_a_layer = [node.name.rpartition("/")[2] for node in nodes if node.name.startswith("/model/layers/0/mlp")]
+    inputs = [name for name in of_a_layer if name in ("gate_proj", "up_proj", "gate_up_proj")]
+    assert len(inputs) == products
+    assert ("split" in of_a_layer) == (products == 1)
 
 
 def test_untied_quantized_embeddings_leave_nothing_unused(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 
 from amoeba_export.errors import DiskFull
+from amoeba_export.formats.onnx.datatype import DataType
 
 DATA_NAME = "model.onnx.data"
 
@@ -32,7 +32,7 @@ class Region:
     """One tensor in the data file."""
 
     name: str
-    dtype: ir.DataType
+    dtype: DataType
     shape: tuple[int, ...]
     offset: int
 
@@ -54,7 +54,7 @@ class Layout:
         self.size_bytes = 0
         self.regions: list[Region] = []
 
-    def reserve(self, name: str, dtype: ir.DataType, shape: tuple[int, ...]) -> Region:
+    def reserve(self, name: str, dtype: DataType, shape: tuple[int, ...]) -> Region:
         """The next free place. Whole pages can be mapped as they are (ONNX asks for that); small tensors just align."""
         probe = Region(name, dtype, shape, 0)
         alignment = _PAGE if probe.size_bytes >= _PAGE else _CACHE_LINE

@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-import onnx_ir as ir
-
-from amoeba_export.formats.onnx.graph import Recorder
+from amoeba_export.formats.onnx.datatype import DataType
+from amoeba_export.formats.onnx.graph import Recorder, Value
 from amoeba_export.ir import DenseArchitecture, LayerDims
 
 
@@ -21,17 +20,17 @@ from amoeba_export.ir import DenseArchitecture, LayerDims
 class Stream:
     """The residual stream: `base`, what the last block added and that block's bias, summed by the norm that follows."""
 
-    base: ir.Value
-    added: ir.Value | None = None
-    bias: ir.Value | None = None
+    base: Value
+    added: Value | None = None
+    bias: Value | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Cache:
     """The KV cache of one layer, [batch, kv_heads, tokens, head_dim] each."""
 
-    key: ir.Value
-    value: ir.Value
+    key: Value
+    value: Value
 
 
 class Dialect(Protocol):
@@ -40,36 +39,36 @@ class Dialect(Protocol):
     opsets: ClassVar[Mapping[str, int]]
     ir_version: ClassVar[int]
 
-    def embed(self, input_ids: ir.Value) -> ir.Value:
+    def embed(self, input_ids: Value) -> Value:
         """Rows of the embedding, [batch, sequence, hidden]."""
 
-    def prepare(self, input_ids: ir.Value, attention_mask: ir.Value) -> None:
+    def prepare(self, input_ids: Value, attention_mask: Value) -> None:
         """What all attentions share: lengths, masks, positions."""
 
-    def output_bias(self, name: str) -> ir.Value:
+    def output_bias(self, name: str) -> Value:
         """The bias of o_proj or down_proj."""
 
-    def norm(self, stream: Stream, name: str) -> tuple[ir.Value, Stream]:
+    def norm(self, stream: Stream, name: str) -> tuple[Value, Stream]:
         """RMSNorm of the stream with the weight `name`, and the stream with its sum done."""
 
-    def add_constant(self, stream: Stream, bias: ir.Value, name: str) -> Stream:
+    def add_constant(self, stream: Stream, bias: Value, name: str) -> Stream:
         """The stream plus a vector: what remains of a block that is gone."""
 
-    def attention(self, layer: int, dims: LayerDims, x: ir.Value, past: Cache) -> tuple[ir.Value, Cache]:
+    def attention(self, layer: int, dims: LayerDims, x: Value, past: Cache) -> tuple[Value, Cache]:
         """Attention up to and including o_proj, without its bias."""
 
-    def mlp(self, layer: int, dims: LayerDims, x: ir.Value) -> ir.Value:
+    def mlp(self, layer: int, dims: LayerDims, x: Value) -> Value:
         """The gated FFN up to and including down_proj, without its bias."""
 
-    def head(self, x: ir.Value) -> ir.Value:
+    def head(self, x: Value) -> Value:
         """Logits."""
 
 
-def record_decoder(dense: DenseArchitecture, dialect: Dialect, recorder: Recorder, dtype: ir.DataType) -> None:
+def record_decoder(dense: DenseArchitecture, dialect: Dialect, recorder: Recorder, dtype: DataType) -> None:
     """Record the whole graph of `dense`, inputs and outputs included, with KV cache and logits in `dtype`."""
     base = dense.base
-    input_ids = recorder.input("input_ids", ir.DataType.INT64, ("batch", "sequence"))
-    attention_mask = recorder.input("attention_mask", ir.DataType.INT64, ("batch", "total"))
+    input_ids = recorder.input("input_ids", DataType.INT64, ("batch", "sequence"))
+    attention_mask = recorder.input("attention_mask", DataType.INT64, ("batch", "total"))
     with_attention = [layer for layer in dense.layers if layer.num_heads]
     pasts = [
         Cache(

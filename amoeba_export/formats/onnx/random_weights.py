@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 
 from amoeba_export.formats.onnx.data import DataFile, Region
+from amoeba_export.formats.onnx.datatype import DataType
 from amoeba_export.formats.onnx.weights import WeightStore
 
 _POOL = 1 << 20
@@ -34,7 +34,7 @@ def fill_random(file: DataFile, store: WeightStore, *, seed: int) -> None:
 
 def _pool(region: Region, values: npt.NDArray[np.float32]) -> npt.NDArray[np.generic]:
     """What `region` is filled with: norms 1, biases 0, matrices by their fan-in."""
-    if region.dtype == ir.DataType.UINT8:
+    if region.dtype == DataType.UINT8:
         return values.view(np.uint8)[: len(values)]
     if len(region.shape) == 1:
         fill = 1.0 if region.name.endswith("norm.weight") else 0.0

@@ -11,16 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import onnx_ir as ir
-
+from amoeba_export.formats.onnx.datatype import DataType
 from amoeba_export.formats.onnx.decoder import Cache, Stream
-from amoeba_export.formats.onnx.graph import Recorder
+from amoeba_export.formats.onnx.graph import Recorder, Value
 from amoeba_export.formats.onnx.precision import LOWEST, Precision
 from amoeba_export.formats.onnx.rope import rope_tables
 from amoeba_export.formats.onnx.weights import WeightStore
 from amoeba_export.ir import Architecture, LayerDims
 
-_FP32 = ir.DataType.FLOAT
+_FP32 = DataType.FLOAT
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +31,9 @@ class _Shared:
         bias: Added to the scores, [batch, 1, sequence, total].
     """
 
-    cos: ir.Value
-    sin: ir.Value
-    bias: ir.Value
+    cos: Value
+    sin: Value
+    bias: Value
 
 
 class StandardDialect:
@@ -57,10 +56,10 @@ class StandardDialect:
         self._store = store
         self._dtype = precision.activation
         self._last_logits = last_logits
-        self._embedding: ir.Value | None = None
+        self._embedding: Value | None = None
         self._shared: _Shared | None = None
 
-    def embed(self, input_ids: ir.Value) -> ir.Value:
+    def embed(self, input_ids: Value) -> Value:
         """See `Dialect`."""
         base = self._architecture
         name = "model.embed_tokens.weight"
@@ -68,7 +67,7 @@ class StandardDialect:
         self._embedding = self._recorder.stored(matrix.region)
         return self._recorder.op("Gather", [self._embedding, input_ids], name="/model/embed_tokens")
 
-    def prepare(self, input_ids: ir.Value, attention_mask: ir.Value) -> None:
+    def prepare(self, input_ids: Value, attention_mask: Value) -> None:
         """Positions count the tokens of a row; a query sees what is not padding and not after it."""
         op, constant = self._recorder.op, self._recorder.constant
         zero, one, axis = constant("zero", 0), constant("one", 1), constant("axis_1", [1])
@@ -94,7 +93,7 @@ class StandardDialect:
             oldest_S1 = op("Sub", [query_S1, window], name="/mask/before_window")
             in_window_ST = op("Greater", [keys_T, oldest_S1], name="/mask/in_window")
             visible_ST = op("And", [visible_ST, in_window_ST], name="/mask/causal_window")
-        real_BT = op("Cast", [attention_mask], name="/mask/real", to=int(ir.DataType.BOOL))
+        real_BT = op("Cast", [attention_mask], name="/mask/real", to=int(DataType.BOOL))
         real_B11T = op("Unsqueeze", [real_BT, constant("axes_12", [1, 2])], name="/mask/real_4d")
         visible_B1ST = op("And", [real_B11T, visible_ST], name="/mask/visible")
         bias = op(
@@ -117,11 +116,11 @@ class StandardDialect:
         )
         self._shared = _Shared(cos, sin, bias)
 
-    def output_bias(self, name: str) -> ir.Value:
+    def output_bias(self, name: str) -> Value:
         """See `Dialect`."""
         return self._store.vector(name, [(name, self._architecture.hidden_size)])
 
-    def norm(self, stream: Stream, name: str) -> tuple[ir.Value, Stream]:
+    def norm(self, stream: Stream, name: str) -> tuple[Value, Stream]:
         """See `Dialect`."""
         node = "/" + name.removesuffix(".weight").replace(".", "/")
         total = stream.base
@@ -131,7 +130,7 @@ class StandardDialect:
         gamma = self._store.vector(name, [(name, self._architecture.hidden_size)])
         return self._rms_norm(total, gamma, node), Stream(total)
 
-    def add_constant(self, stream: Stream, bias: ir.Value, name: str) -> Stream:
+    def add_constant(self, stream: Stream, bias: Value, name: str) -> Stream:
         """See `Dialect`."""
         total = stream.base
         for i, term in enumerate((stream.added, stream.bias, bias)):
@@ -139,7 +138,7 @@ class StandardDialect:
                 total = self._recorder.op("Add", [total, term], name=f"/{name.replace('.', '/')}/add_{i}")
         return Stream(total)
 
-    def attention(self, layer: int, dims: LayerDims, x: ir.Value, past: Cache) -> tuple[ir.Value, Cache]:
+    def attention(self, layer: int, dims: LayerDims, x: Value, past: Cache) -> tuple[Value, Cache]:
         """See `Dialect`."""
         base, op, constant = self._architecture, self._recorder.op, self._recorder.constant
         assert self._shared
@@ -174,7 +173,7 @@ class StandardDialect:
         output = self._linear(flat, prefix, "o_proj", base.hidden_size, width, bias=False)
         return output, Cache(key_BKTH, value_BKTH)
 
-    def mlp(self, layer: int, dims: LayerDims, x: ir.Value) -> ir.Value:
+    def mlp(self, layer: int, dims: LayerDims, x: Value) -> Value:
         """See `Dialect`."""
         hidden = self._architecture.hidden_size
         prefix, node = f"model.layers.{layer}.mlp", f"/model/layers/{layer}/mlp"
@@ -185,7 +184,7 @@ class StandardDialect:
         gated = self._recorder.op("Mul", [active, up], name=f"{node}/gated")
         return self._linear(gated, prefix, "down_proj", hidden, dims.ffn_size, bias=False)
 
-    def head(self, x: ir.Value) -> ir.Value:
+    def head(self, x: Value) -> Value:
         """See `Dialect`. Tied weights are stored once, as the embedding; runtimes turn them at load."""
         base, op = self._architecture, self._recorder.op
         if self._last_logits:
@@ -196,7 +195,7 @@ class StandardDialect:
             weight = self._store.turned("lm_head.weight", base.vocab_size, base.hidden_size)
         return op("MatMul", [x, weight], name="/lm_head")
 
-    def _heads(self, x: ir.Value, prefix: str, part: str, num_heads: int, *, bias: bool) -> ir.Value:
+    def _heads(self, x: Value, prefix: str, part: str, num_heads: int, *, bias: bool) -> Value:
         """One projection as [batch, heads, sequence, head_dim], normed per head where the family does so."""
         base, op = self._architecture, self._recorder.op
         node = f"/{prefix.replace('.', '/')}/{part}_heads"
@@ -209,7 +208,7 @@ class StandardDialect:
             heads = self._rms_norm(heads, gamma, f"/{prefix.replace('.', '/')}/{part}_norm")
         return op("Transpose", [heads], name=node, perm=[0, 2, 1, 3])
 
-    def _rotate(self, x: ir.Value, node: str) -> ir.Value:
+    def _rotate(self, x: Value, node: str) -> Value:
         """RoPE: each head's first half turns against its second half."""
         assert self._shared
         op, half = self._recorder.op, self._architecture.head_dim // 2
@@ -224,7 +223,7 @@ class StandardDialect:
         turned_second = op("Add", [second_cos, first_sin], name=f"{node}/turned_second")
         return op("Concat", [turned_first, turned_second], name=f"{node}/turned", axis=-1)
 
-    def _rms_norm(self, x: ir.Value, gamma: ir.Value, node: str) -> ir.Value:
+    def _rms_norm(self, x: Value, gamma: Value, node: str) -> Value:
         """RMSNorm over the last axis, in fp32 up to the multiplication with `gamma`, as transformers has it."""
         op, constant = self._recorder.op, self._recorder.constant
         wide = self._to_fp32(x, f"{node}/fp32")
@@ -235,7 +234,7 @@ class StandardDialect:
         normed = self._from_fp32(op("Div", [wide, root], name=f"{node}/normed"), f"{node}/narrow")
         return op("Mul", [normed, gamma], name=node)
 
-    def _linear(self, x: ir.Value, prefix: str, part: str, rows: int, columns: int, *, bias: bool) -> ir.Value:
+    def _linear(self, x: Value, prefix: str, part: str, rows: int, columns: int, *, bias: bool) -> Value:
         """The product with one weight, plus its bias."""
         name = f"{prefix}.{part}"
         node = f"/{name.replace('.', '/')}"
@@ -245,8 +244,8 @@ class StandardDialect:
         bias_O = self._store.vector(f"{name}.bias", [(f"{name}.bias", rows)])
         return self._recorder.op("Add", [product, bias_O], name=f"{node}/bias")
 
-    def _to_fp32(self, x: ir.Value, node: str) -> ir.Value:
+    def _to_fp32(self, x: Value, node: str) -> Value:
         return x if self._dtype == _FP32 else self._recorder.op("Cast", [x], name=node, to=int(_FP32))
 
-    def _from_fp32(self, x: ir.Value, node: str) -> ir.Value:
+    def _from_fp32(self, x: Value, node: str) -> Value:
         return x if self._dtype == _FP32 else self._recorder.op("Cast", [x], name=node, to=int(self._dtype))

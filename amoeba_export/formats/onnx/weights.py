@@ -8,12 +8,12 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 import torch
 
 from amoeba_export.errors import NotRepresentable
 from amoeba_export.formats.onnx.data import DataFile, Layout, Region
-from amoeba_export.formats.onnx.graph import Recorder
+from amoeba_export.formats.onnx.datatype import DataType
+from amoeba_export.formats.onnx.graph import Recorder, Value
 from amoeba_export.formats.onnx.precision import TORCH_DTYPES, Blockwise, Precision
 from amoeba_export.formats.onnx.quantize import quantize_rows
 
@@ -68,15 +68,18 @@ class Blocks:
     shape: tuple[int, ...]
     packed: Region
     scales: Region
+    zero_points: Region | None
     row_start: int
     encoding: Blockwise
 
     def write(self, file: DataFile, name: str, weight: torch.Tensor) -> None:
         """See `Placement`."""
         for start, rows in _row_chunks(weight):
-            packed, scales = quantize_rows(rows.float().numpy(), self.encoding)
-            file.write(self.packed, self.row_start + start, packed)
-            file.write(self.scales, self.row_start + start, scales.astype(self.scales.dtype.numpy(), copy=False))
+            made = quantize_rows(rows.float(), self.encoding)
+            file.write(self.packed, self.row_start + start, made.packed)
+            file.write(self.scales, self.row_start + start, made.scales.astype(self.scales.dtype.numpy(), copy=False))
+            if self.zero_points is not None and made.zero_points is not None:
+                file.write(self.zero_points, self.row_start + start, made.zero_points)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +90,7 @@ class Matrix:
     columns: int
     region: Region
     scales: Region | None = None
+    zero_points: Region | None = None
     encoding: Blockwise | None = None
 
 
@@ -105,7 +109,7 @@ class WeightStore:
     placements: dict[str, Placement] = field(default_factory=dict)
     tables: list[tuple[Region, npt.NDArray[np.generic]]] = field(default_factory=list)
 
-    def vector(self, name: str, parts: Sequence[tuple[str, int]]) -> ir.Value:
+    def vector(self, name: str, parts: Sequence[tuple[str, int]]) -> Value:
         """A stored vector made of one or more weights (name, length), one after the other."""
         region = self.layout.reserve(name, self.precision.activation, (sum(size for _, size in parts),))
         start = 0
@@ -124,18 +128,27 @@ class WeightStore:
             self._place_rows(parts, lambda size, start: Plain((size, columns), region, start))
             return Matrix(rows=rows, columns=columns, region=region)
         blocks = encoding.num_blocks(columns)
-        packed = self.layout.reserve(f"{name}_q{encoding.bits}", ir.DataType.UINT8, (rows, blocks, encoding.blob_bytes))
+        packed = self.layout.reserve(f"{name}_q{encoding.bits}", DataType.UINT8, (rows, blocks, encoding.blob_bytes))
         scales = self.layout.reserve(f"{name}_scales", self.precision.activation, (rows, blocks))
-        self._place_rows(parts, lambda size, start: Blocks((size, columns), packed, scales, start, encoding))
-        return Matrix(rows=rows, columns=columns, region=packed, scales=scales, encoding=encoding)
+        zero_points = None
+        if encoding.zero_points:
+            zero_points = self.layout.reserve(
+                f"{name}_zero_points", DataType.UINT8, (rows, encoding.zero_point_bytes(columns))
+            )
+        self._place_rows(
+            parts, lambda size, start: Blocks((size, columns), packed, scales, zero_points, start, encoding)
+        )
+        return Matrix(
+            rows=rows, columns=columns, region=packed, scales=scales, zero_points=zero_points, encoding=encoding
+        )
 
-    def turned(self, name: str, rows: int, columns: int) -> ir.Value:
+    def turned(self, name: str, rows: int, columns: int) -> Value:
         """One weight [rows, columns] stored as [columns, rows]."""
         region = self.layout.reserve(name, self.precision.activation, (columns, rows))
         self._place(name, Turned((rows, columns), region))
         return self.recorder.stored(region)
 
-    def table(self, name: str, values: npt.NDArray[np.generic], dtype: ir.DataType) -> ir.Value:
+    def table(self, name: str, values: npt.NDArray[np.generic], dtype: DataType) -> Value:
         """A stored tensor whose values are known now."""
         region = self.layout.reserve(name, dtype, values.shape)
         self.tables.append((region, values.astype(dtype.numpy())))

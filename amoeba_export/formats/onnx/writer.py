@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import onnx_ir as ir
 import torch
 
 from amoeba_export.errors import WeightsMismatch
@@ -18,6 +20,9 @@ from amoeba_export.formats.onnx.random_weights import fill_random
 from amoeba_export.formats.onnx.standard import StandardDialect
 from amoeba_export.formats.onnx.weights import WeightStore
 from amoeba_export.ir import DenseArchitecture
+
+if TYPE_CHECKING:
+    import onnx
 
 MODEL_NAME = "model.onnx"
 
@@ -39,7 +44,7 @@ class OnnxWriter:
 
     def __init__(self, dense: DenseArchitecture, folder: Path, spelling: Spelling) -> None:
         self._folder = folder
-        self._model, self._store = _record(dense, spelling)
+        self._graph, self._store = _record(dense, spelling)
         self._missing = dict(self._store.placements)
         self._file = DataFile(folder / DATA_NAME, self._store.layout.size_bytes)
         for region, values in self._store.tables:
@@ -77,12 +82,12 @@ class OnnxWriter:
         self._save_graph()
 
     def _save_graph(self) -> None:
-        content = ir.to_proto(self._model).SerializeToString(deterministic=True)
+        content = self._graph().SerializeToString(deterministic=True)
         (self._folder / MODEL_NAME).write_bytes(content)
 
 
-def _record(dense: DenseArchitecture, spelling: Spelling) -> tuple[ir.Model, WeightStore]:
-    """The graph of `dense`, and the store that says where each of its weights goes."""
+def _record(dense: DenseArchitecture, spelling: Spelling) -> tuple[Callable[[], onnx.ModelProto], WeightStore]:
+    """What makes the graph of `dense`, and the store that says where each of its weights goes."""
     precision = PRECISIONS[spelling.dtype]
     recorder = Recorder()
     store = WeightStore(recorder, precision)
@@ -99,4 +104,4 @@ def _record(dense: DenseArchitecture, spelling: Spelling) -> tuple[ir.Model, Wei
     else:
         dialect = StandardDialect(dense.base, recorder, store, precision, last_logits=spelling.last_logits)
     record_decoder(dense, dialect, recorder, precision.activation)
-    return recorder.model(opsets=dialect.opsets, ir_version=dialect.ir_version), store
+    return partial(recorder.model, opsets=dialect.opsets, ir_version=dialect.ir_version), store
