@@ -66,7 +66,10 @@ def write_ours(model: str, dtype: str, folder: Path, *, left_padding: bool) -> N
 
 
 def timed(command: list[str]) -> tuple[float, float]:
-    """Run a process: wall time in seconds, and its peak resident memory in MB."""
+    """Run a process: wall time in seconds, and its peak resident memory in MB.
+
+    Linux counts from what this process has resident at that moment: it has to be less than what is measured.
+    """
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert process.stderr is not None
@@ -194,11 +197,13 @@ def peer_commands(arguments: argparse.Namespace, source: Path, work: Path) -> di
 def run(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
     source = load_supernet(arguments.model).folder
     figures: dict[str, Any] = {}
+    graphs: dict[str, dict[str, Path]] = {}
+    # All of the writing before the first graph is opened: see `timed`.
     for dtype in arguments.dtypes.split(","):
-        graphs = {"ours": work / f"ours-{dtype}", "builder": work / f"builder-{dtype}"}
-        ours = [sys.executable, __file__, "--model", arguments.model, "--write", dtype, str(graphs["ours"])]
-        theirs = builder_command(arguments.builder_python, source, dtype, graphs["builder"])
-        writing: dict[str, list[tuple[float, float]]] = {name: [] for name in graphs}
+        graphs[dtype] = {"ours": work / f"ours-{dtype}", "builder": work / f"builder-{dtype}"}
+        ours = [sys.executable, __file__, "--model", arguments.model, "--write", dtype, str(graphs[dtype]["ours"])]
+        theirs = builder_command(arguments.builder_python, source, dtype, graphs[dtype]["builder"])
+        writing: dict[str, list[tuple[float, float]]] = {name: [] for name in graphs[dtype]}
         for _ in range(arguments.writes):
             writing["ours"].append(timed(ours))
             writing["builder"].append(timed(theirs))
@@ -206,13 +211,15 @@ def run(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
             for name, (command, folder) in peer_commands(arguments, source, work).items():
                 writing[name] = [timed(command)]
                 if (folder / "model.onnx").is_file():
-                    graphs[name] = folder
-        graphs["ours, right padding"] = work / f"ours-{dtype}-right"
-        timed([*ours[:-1], str(graphs["ours, right padding"]), "--right-padding"])
-        times = compare_speed(graphs, arguments.rounds, arguments.threads)
-        figures[dtype] = {"writing": _writing(dtype, writing), "speed": _speed(dtype, times)}
+                    graphs[dtype][name] = folder
+        graphs[dtype]["ours, right padding"] = work / f"ours-{dtype}-right"
+        timed([*ours[:-1], str(graphs[dtype]["ours, right padding"]), "--right-padding"])
+        figures[dtype] = {"writing": _writing(dtype, writing)}
+    for dtype, written in graphs.items():
+        times = compare_speed(written, arguments.rounds, arguments.threads)
+        figures[dtype]["speed"] = _speed(dtype, times)
         if dtype.startswith("int") and (work / "ours-fp32").is_dir():
-            figures[dtype]["mean_kl"] = mean_kl(graphs, work / "ours-fp32", source, arguments.threads)
+            figures[dtype]["mean_kl"] = mean_kl(written, work / "ours-fp32", source, arguments.threads)
             for name, value in figures[dtype]["mean_kl"].items():
                 print(f"{dtype:5} mean KL  {name:22} {value:.4f}")
     return figures
