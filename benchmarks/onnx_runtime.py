@@ -81,16 +81,13 @@ def timed(command: list[str]) -> tuple[float, float]:
 
 
 class Session:
-    """One graph, bound for decode and prefill, in fp32.
-
-    A graph with a `genai_config.json` keeps past and present in one buffer, as its runtime has them. Another one, of
-    optimum, is given the past and makes the present.
-    """
+    """One graph, bound for decode and prefill, in fp32."""
 
     def __init__(self, folder: Path, threads: int) -> None:
         import onnxruntime
 
-        self._shared = (folder / "genai_config.json").is_file()
+        config = json.loads((folder / "genai_config.json").read_text())["model"]
+        self._head_dim = config["decoder"]["head_size"]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -100,7 +97,7 @@ class Session:
     def logits(self, ids: list[int]) -> np.ndarray[Any, Any]:
         """Logits of a text."""
         feeds = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), np.int64)}
-        feeds |= {name: np.zeros((1, heads, 0, size), np.float32) for name, heads, size in self._caches()}
+        feeds |= {name: np.zeros((1, heads, 0, self._head_dim), np.float32) for name, heads in self._caches()}
         logits: np.ndarray[Any, Any] = self._session.run(["logits"], feeds)[0][0]
         return logits
 
@@ -110,23 +107,16 @@ class Session:
         feeds = {
             "input_ids": np.arange(3, 3 + new_tokens)[None],
             "attention_mask": np.ones((1, past_tokens + new_tokens), np.int64),
-            "position_ids": np.arange(past_tokens, past_tokens + new_tokens)[None],
         }
-        wanted = {value.name for value in self._session.get_inputs()}
         held = []
-        for name, array in ((name, array) for name, array in feeds.items() if name in wanted):
+        for name, array in feeds.items():
             held.append(self._ort.OrtValue.ortvalue_from_numpy(array))
             binding.bind_ortvalue_input(name, held[-1])
-        for name, heads, size in self._caches():
-            length = 2 * CONTEXT if self._shared else past_tokens
-            cache = np.random.default_rng(0).standard_normal((1, heads, length, size), np.float32)
+        for name, heads in self._caches():
+            cache = np.random.default_rng(0).standard_normal((1, heads, 2 * CONTEXT, self._head_dim), np.float32)
             held.append(self._ort.OrtValue.ortvalue_from_numpy(cache))
             binding.bind_ortvalue_input(name, held[-1])
-            present = name.replace("past_key_values", "present")
-            if self._shared:
-                binding.bind_ortvalue_output(present, held[-1])
-            else:
-                binding.bind_output(present)
+            binding.bind_ortvalue_output(name.replace("past_key_values", "present"), held[-1])
         binding.bind_output("logits")
         times_ms = []
         for _ in range(repeats + 3):
@@ -135,10 +125,8 @@ class Session:
             times_ms.append(1e3 * (time.perf_counter() - start))
         return statistics.median(times_ms[3:])
 
-    def _caches(self) -> list[tuple[str, int, int]]:
-        """Name, heads and head size of each."""
-        inputs = self._session.get_inputs()
-        return [(v.name, v.shape[1], v.shape[3]) for v in inputs if v.name.startswith("past_key_values")]
+    def _caches(self) -> list[tuple[str, int]]:
+        return [(v.name, v.shape[1]) for v in self._session.get_inputs() if v.name.startswith("past_key_values")]
 
 
 def compare_speed(graphs: Graphs, rounds: int, threads: int) -> dict[str, dict[str, list[float]]]:
@@ -179,18 +167,15 @@ def builder_command(python: str, source: Path, dtype: str, out: Path) -> list[st
     return [*command, "-p", dtype, "-e", "cpu", "-c", str(out.parent / "cache")]
 
 
-def peer_commands(arguments: argparse.Namespace, source: Path, work: Path) -> dict[str, tuple[list[str], Path]]:
-    """The other ways to get a graph that were named: command, and where it writes."""
+def peer_commands(arguments: argparse.Namespace, source: Path, work: Path) -> dict[str, list[str]]:
+    """The other ways to get a graph that were named."""
     commands = {}
     if arguments.optimum_cli:
-        out = work / "optimum"
-        options = ["--task", "text-generation-with-past"]
-        commands["optimum-cli"] = [arguments.optimum_cli, "export", "onnx", "-m", str(source), *options, str(out)], out
+        options = ["-m", str(source), "--task", "text-generation-with-past", str(work / "optimum")]
+        commands["optimum-cli"] = [arguments.optimum_cli, "export", "onnx", *options]
     if arguments.transformers_python:
-        out = work / "transformers"
-        commands["transformers"] = [
-            arguments.transformers_python, "-c", TRANSFORMERS_EXPORT, str(source), str(out)
-        ], out  # fmt: skip
+        program = [arguments.transformers_python, "-c", TRANSFORMERS_EXPORT]
+        commands["transformers"] = [*program, str(source), str(work / "transformers")]
     return commands
 
 
@@ -208,10 +193,8 @@ def run(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
             writing["ours"].append(timed(ours))
             writing["builder"].append(timed(theirs))
         if dtype == "fp32":
-            for name, (command, folder) in peer_commands(arguments, source, work).items():
+            for name, command in peer_commands(arguments, source, work).items():
                 writing[name] = [timed(command)]
-                if (folder / "model.onnx").is_file():
-                    graphs[dtype][name] = folder
         graphs[dtype]["ours, right padding"] = work / f"ours-{dtype}-right"
         timed([*ours[:-1], str(graphs[dtype]["ours, right padding"]), "--right-padding"])
         figures[dtype] = {"writing": _writing(dtype, writing)}
