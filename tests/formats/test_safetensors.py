@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from amoeba_export.errors import DiskFull, NotRepresentable, WeightsMismatch
 from amoeba_export.formats import safetensors
@@ -255,3 +255,18 @@ def test_the_model_card_says_what_is_in_the_folder(llama: Supernet, tmp_path: Pa
     assert f"| 1 | 2 | {len(layer.query_heads)} | {len(layer.kv_heads)} | {len(layer.ffn)} |" in card
     stock = (write(materialize_subnet(llama, plan_for(llama, "3x0.5")), tmp_path / "b") / "README.md").read_text()
     assert "trust_remote_code" not in stock
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+def test_the_model_takes_its_cache_under_both_names(tiny_dirs: dict[str, Path], tmp_path: Path, name: str) -> None:
+    """transformers 5.24 renamed the argument; folders have to run in either version."""
+    register_transformers()
+    supernet = open_supernet(tiny_dirs["llama"])
+    folder = write(materialize_subnet(supernet, bare_plan(supernet)), tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    cache = DynamicCache(config=model.config)
+    model(IDS[:, :-1], use_cache=True, **{name: cache})
+    last = model(IDS[:, -1:], use_cache=True, **{name: cache}).logits
+    assert cache.get_seq_length() == IDS.shape[1]
+    torch.testing.assert_close(last, model(IDS, use_cache=False).logits[:, -1:], rtol=1e-5, atol=1e-5)
