@@ -78,7 +78,8 @@ class Blocks:
             made = quantize_rows(rows.float(), self.encoding)
             file.write(self.packed, self.row_start + start, made.packed)
             file.write(self.scales, self.row_start + start, made.scales.astype(self.scales.dtype.numpy(), copy=False))
-            if self.zero_points is not None and made.zero_points is not None:
+            if self.zero_points is not None:
+                assert made.zero_points is not None, f"{name}: a place for zero points, and none were made"
                 file.write(self.zero_points, self.row_start + start, made.zero_points)
 
 
