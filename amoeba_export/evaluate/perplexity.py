@@ -46,7 +46,8 @@ def read_windows(path: Path, tokenizer: Any, *, window: int, limit: int | None =
     Raises:
         InputError: The file is missing, empty, not text, or shorter than one window.
     """
-    tokens = tokenizer(read_text(path, what=WHAT))["input_ids"]
+    # Not verbose: it would warn of a text that is longer than the model takes, and only windows of it are run.
+    tokens = tokenizer(read_text(path, what=WHAT), verbose=False)["input_ids"]
     windows = [list(tokens[start : start + window]) for start in range(0, len(tokens) - window + 1, window)]
     if not windows:
         raise InputError(
