@@ -3,6 +3,9 @@
 The direct children of `AmoebaError` are the *kinds*: one exit code each (a test asserts that they differ). A mistake
 that deserves its own wording is a subclass of its kind, defined here, whose constructor takes the facts and builds the
 sentence, so that a raise site reads as `raise UnknownTarget(name, known)`.
+
+Long for a file, on purpose: it is one list, read to see what has a name already, and `tests/test_errors.py` and
+`docs/errors.md` are held against it. In several files it would need a second list to be found by.
 """
 
 from __future__ import annotations
@@ -364,6 +367,9 @@ class QualityTooLow(BudgetError):
         )
 
 
+# --- target -----------------------------------------------------------------------------------------------------------
+
+
 class EstimateRefused(TargetError):
     """`--require-measured` on a target whose latency is only estimated."""
 
@@ -372,9 +378,6 @@ class EstimateRefused(TargetError):
             f"The latency of target '{target}' would be an estimate ({source}), and --require-measured refuses one.",
             next_step="Choose a target that is measured here, or leave --require-measured out.",
         )
-
-
-# --- target -----------------------------------------------------------------------------------------------------------
 
 
 class TargetUnavailable(TargetError):
