@@ -23,7 +23,7 @@ BYTES_PER_WEIGHT: Mapping[str, float] = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, 
 """Quantized: blocks of 32 weights with one 16-bit scale, as llama.cpp's Q8_0 and Q4_0."""
 
 HEAD_BYTES_PER_WEIGHT: Mapping[str, float] = {**BYTES_PER_WEIGHT, "int4": 34 / 32}
-"""The output head stays at 8 bits in a 4-bit model: less ruins a small one."""
+"""The output head has 8 bits in a 4-bit GGUF file. In our ONNX files it has 4, which the uncertainty has to cover."""
 
 
 class Options(Strict):
