@@ -95,13 +95,26 @@ class SlicedSupernet(nn.Module):
         select_BT: torch.Tensor | None = None,
         segments_BT: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Fp32 logits [P, V] of the selected positions, row by row.
+        """Fp32 logits [P, V] of the selected positions, row by row. Arguments as in `hidden`."""
+        x_PD = self.hidden(input_ids_BT, cut=cut, low_rank=low_rank, select_BT=select_BT, segments_BT=segments_BT)
+        return functional.linear(x_PD, self.head_VD).float()
+
+    def hidden(
+        self,
+        input_ids_BT: torch.Tensor,
+        *,
+        cut: Cut,
+        low_rank: LowRank = unchanged,
+        select_BT: torch.Tensor | None = None,
+        segments_BT: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """What the vocabulary head `head_VD` is given: normed states [P, D] of the selected positions, row by row.
 
         Args:
             input_ids_BT: Tokens.
             cut: The subnet.
             low_rank: What changes the weights of this subnet.
-            select_BT: Positions whose logits are wanted; None for all.
+            select_BT: Positions that are wanted; None for all.
             segments_BT: Which example of its row a token belongs to, counted from 1; 0 is padding. Examples do not see
                 each other, and each starts at position 0. None: a row is one example, padded (if at all) at its end.
         """
@@ -115,8 +128,7 @@ class SlicedSupernet(nn.Module):
             else:
                 x_BTD = run(x_BTD, cos, sin, mask, layer, low_rank)
         x_PD = x_BTD.flatten(0, 1) if select_BT is None else x_BTD[select_BT]
-        x_PD = rms_norm(x_PD, self.norm_D, self.architecture.norm_eps)
-        return functional.linear(x_PD, self.head_VD).float()
+        return rms_norm(x_PD, self.norm_D, self.architecture.norm_eps)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -42,18 +42,18 @@ class SandwichStep:
             UsageError: A loss that is not finite.
         """
         positions = Positions.of(batch.labels_BT, self.objective.mask)
-        objective = Objective(self.objective, positions)
+        objective = Objective(self.objective, positions, self.model.head_VD, num_followers=len(shapes) - 1)
         losses: Losses = []
         for i, shape in enumerate(shapes):
             plan = self.plans[shape]
-            logits_PV = self.model(
+            hidden_PD = self.model.hidden(
                 batch.input_ids_BT,
                 cut=self.model.cut(plan),
                 low_rank=self.low_rank.at(plan, noise_E=noise.draw(i) if noise else None),
                 select_BT=positions.select_BT,
                 segments_BT=batch.segments_BT,
             )
-            loss = objective(logits_PV)
+            loss = objective(hidden_PD)
             entry = {"loss": loss.raw.item(), "cross_entropy": loss.cross_entropy.item()}
             if loss.distillation is not None:
                 entry["distillation"] = loss.distillation.item()

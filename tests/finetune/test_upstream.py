@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from amoeba_export.finetune import objective
 from amoeba_export.finetune.adapter import WEIGHTS, read_weights, saved_weights
 from amoeba_export.finetune.model import SlicedSupernet
-from amoeba_export.finetune.objective import Objective, Positions, soft_cross_entropy
+from amoeba_export.finetune.objective import Objective, Positions
 from amoeba_export.finetune.settings import LowRankSettings, MaskForm, ObjectiveSettings
 from amoeba_export.finetune.smol import TrainedLowRank
 from amoeba_export.ir import Shape, Supernet
@@ -81,7 +82,8 @@ def run_step(
     model = SlicedSupernet(supernet)
     input_ids_BT, labels_BT = torch.from_numpy(recorded["input_ids"]), torch.from_numpy(recorded["labels"])
     positions = Positions.of(labels_BT, mask)
-    objective = Objective(ObjectiveSettings(kd_weight=float(recorded["kd_weight"]), mask=mask), positions)
+    settings = ObjectiveSettings(kd_weight=float(recorded["kd_weight"]), mask=mask)
+    losses_of = Objective(settings, positions, model.head_VD, num_followers=len(recorded["active"]) - 1)
     low_rank.zero_grad()
     losses: dict[str, list[float]] = {"balanced": [], "raw": [], "ce": [], "kd": []}
     worst = 0.0
@@ -93,10 +95,10 @@ def run_step(
         scores_K, experts_K = low_rank.gate(plan)
         assert experts_K.tolist() == recorded["gate_indices"][i].tolist()
         assert scores_K.tolist() == pytest.approx(recorded["gate_scores"][i][experts_K], abs=1e-6)
-        logits_PV = model(input_ids_BT, cut=model.cut(plan), low_rank=low_rank.at(plan), select_BT=positions.select_BT)
+        given = {"cut": model.cut(plan), "low_rank": low_rank.at(plan), "select_BT": positions.select_BT}
         theirs_PV = torch.from_numpy(recorded["logits"][i])[positions.select_BT]
-        worst = max(worst, (logits_PV - theirs_PV).abs().max().item())
-        loss = objective(logits_PV)
+        worst = max(worst, (model(input_ids_BT, **given) - theirs_PV).abs().max().item())
+        loss = losses_of(model.hidden(input_ids_BT, **given))
         loss.total.backward()
         losses["balanced"].append(loss.total.item())
         losses["raw"].append(loss.raw.item())
@@ -110,13 +112,22 @@ def run_step(
     [("kl_nomask_T1", False, 1.0), ("kl_mask_T1", True, 1.0), ("kl_mask_T2", True, 2.0), ("kl_nomask_T3", False, 3.0)],
 )
 def test_the_soft_loss_and_its_gradient_are_the_recorded_ones(
-    goldens: Path, name: str, masked: bool, temperature: float
+    goldens: Path, monkeypatch: pytest.MonkeyPatch, name: str, masked: bool, temperature: float
 ) -> None:
+    """With an identity for a head, hidden states are logits."""
     recorded = {key: torch.from_numpy(value) for key, value in np.load(goldens / "loss_kl.npz").items()}
-    student = recorded["student"].requires_grad_()
-    mask = recorded["mask"] if masked else None
-    loss = soft_cross_entropy(student, recorded["teacher"], mask_P=mask, temperature=temperature)
-    loss.backward()
-    assert loss.item() == pytest.approx(float(recorded[name]), abs=1e-5)
-    assert student.grad is not None
-    assert (student.grad - recorded[f"{name}_grad"]).abs().max() <= 1e-5
+    student_BTV = recorded["student"].requires_grad_()
+    vocab_size = student_BTV.shape[-1]
+    monkeypatch.setattr(objective, "CHUNK_LOGITS", 5 * vocab_size)
+    select_BT = torch.ones(student_BTV.shape[:-1], dtype=torch.bool)
+    counts_P = recorded["mask"].bool().flatten() if masked else select_BT.flatten()
+    positions = Positions(select_BT, torch.zeros(counts_P.shape, dtype=torch.int64), counts_P)
+    settings = ObjectiveSettings(temperature=temperature, balance=False)
+    losses = Objective(settings, positions, torch.eye(vocab_size), num_followers=1)
+    losses(recorded["teacher"].flatten(0, -2))
+    loss = losses(student_BTV.flatten(0, -2))
+    loss.total.backward()
+    assert loss.distillation is not None
+    assert loss.distillation.item() == pytest.approx(float(recorded[name]), abs=1e-5)
+    assert student_BTV.grad is not None
+    assert (student_BTV.grad - recorded[f"{name}_grad"]).abs().max() <= 1e-5
