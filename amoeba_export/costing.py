@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from amoeba_export.artifact import Cache
 from amoeba_export.backends import Backend, Subject, find_backend, measure_latency
@@ -21,7 +21,7 @@ from amoeba_export.ir import (
     Target,
     Workload,
 )
-from amoeba_export.profile import CostTable, read_table, record_cost_table, refine, write_table
+from amoeba_export.profile import CostTable, pool_rounds, read_table, record_cost_table, refine, write_table
 from amoeba_export.search import Predictor
 
 TABLE_NAME = "table.json"
@@ -31,6 +31,13 @@ REFINED_NAME = "refined.json"
 
 SEARCH_GRAPHS = 9
 """Graphs measured for a search that goes on to measure what it builds. `amoeba profile` measures a dozen."""
+
+
+RUN_ROUNDS = 5
+"""Rounds in which an artifact is measured beside the uncut model: the fewest that have an interval."""
+
+MOST_RUNS = 3
+"""So many times as many rounds, and their ratio is taken as it is."""
 
 
 class Estimates:
@@ -173,21 +180,34 @@ def measure_beside_full(
     target: Target,
     workload: Workload,
     *,
+    enough: Callable[[Latency, Latency], bool] = lambda full, latency: True,
     progress: Progress = SILENT,
 ) -> tuple[Latency, Latency]:
     """Latency of the uncut model and of `subject`, in turns in one run: their ratio holds when the machine drifts.
+
+    Args:
+        architecture: Of the uncut model.
+        subject: What is measured beside it.
+        target: Where.
+        workload: What both do.
+        enough: Whether these figures will do. If not, more rounds are added, up to `MOST_RUNS` times as many.
+        progress: Is told about it.
 
     Raises:
         TargetError: One of them could not be measured.
     """
     full = Subject(dense=full_dims(architecture), dtype=subject.dtype, label="the full model")
-    results = measure_latency([full, subject], workload, target=target, progress=progress)
-    for result in results:
-        if isinstance(result, TargetError):
-            raise result
-    full_latency, latency = results
-    assert isinstance(full_latency, Latency) and isinstance(latency, Latency)
-    return full_latency, latency
+    runs: list[list[Latency]] = []
+    while True:
+        results = measure_latency([full, subject], workload, target=target, progress=progress, rounds=RUN_ROUNDS)
+        for result in results:
+            if isinstance(result, TargetError):
+                raise result
+        runs.append([result for result in results if isinstance(result, Latency)])
+        full_latency, latency = pool_rounds(runs)
+        if len(runs) == MOST_RUNS or not latency.rounds or enough(full_latency, latency):
+            return full_latency, latency
+        progress.note(f"Too close to call after {len(latency.rounds)} rounds: measuring more.")
 
 
 def full_dims(architecture: Architecture) -> DenseArchitecture:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from amoeba_export.artifact import Cache
 from amoeba_export.backends import Subject, find_backend
 from amoeba_export.costing import is_measured, learn, make_predictor, measure_beside_full
-from amoeba_export.errors import BudgetMissed, TargetError
+from amoeba_export.errors import BudgetMissed, NothingFits, TargetError
 from amoeba_export.ir import (
     SILENT,
     Budget,
@@ -21,7 +23,7 @@ from amoeba_export.ir import (
     Supernet,
     Target,
 )
-from amoeba_export.profile import predict_memory_mb
+from amoeba_export.profile import compare_rounds, predict_memory_mb
 from amoeba_export.request import Settings
 from amoeba_export.search import Candidate, Predictor, SearchResult, search_plan
 from amoeba_export.selection import gate_widths
@@ -31,6 +33,9 @@ MAX_BUILDS = 6
 
 GOOD_USE = 0.95
 """A subnet that keeps the budget and uses this share of it is not worth another build."""
+
+MARGIN = 0.015
+"""The share of a budget that predictions leave free: about as much as measuring can tell apart."""
 
 Build = Callable[[SubnetPlan], Path]
 """Writes a plan's files in place of the last one's, and returns their folder."""
@@ -67,10 +72,17 @@ def choose(
     full: Latency | None = None,
     measured: tuple[tuple[DenseArchitecture, Latency], ...] = (),
 ) -> SearchResult:
-    """Search once, with what was measured so far. Raises `NothingFits`."""
+    """Search once, with what was measured so far.
+
+    Where the target will be asked about the choice, predictions stay `MARGIN` away from the limits, if anything does.
+
+    Raises:
+        NothingFits: Not even without a margin.
+    """
     assert settings.budgets and settings.target and supernet.strategy, "a search needs a budget, a target, a strategy"
     dtype = _dtype(settings, settings.target)
-    return search_plan(
+    search = partial(
+        search_plan,
         supernet.strategy,
         supernet.architecture,
         predictor,
@@ -83,6 +95,10 @@ def choose(
         memory_mb=lambda dense: predict_memory_mb(dense, dtype=dtype, workload=settings.workload),
         memory_limit_mb=settings.memory_limit_mb,
     )
+    if is_measured(settings.target):
+        with suppress(NothingFits):
+            return search(margin=MARGIN)
+    return search()
 
 
 def fit_budget(
@@ -254,6 +270,21 @@ def _uses(budgets: Sequence[Budget], latency: Latency, full: Latency) -> list[fl
     return [latency.of(budget.metric, budget.percentile) / _limit_ms(budget, full) for budget in budgets]
 
 
+def _is_decided(budgets: Sequence[Budget], full: Latency, latency: Latency) -> bool:
+    """Whether the rounds show that every budget is kept, or that one is not."""
+    verdicts = set()
+    for budget in budgets:
+        limits_ms = [budget.resolve(ms) for ms in _rounds_ms(full, budget)]
+        verdicts.add(compare_rounds(_rounds_ms(latency, budget), limits_ms).verdict(0.0))
+    return "slower" in verdicts or "undecided" not in verdicts
+
+
+def _rounds_ms(latency: Latency, budget: Budget) -> list[float]:
+    """What the budget is about, in each round."""
+    tail = latency.of(budget.metric, budget.percentile) / latency.of(budget.metric)
+    return [ms * tail for ms in latency.rounds_of(budget.metric)]
+
+
 def _missed(plan: SubnetPlan, budgets: Sequence[Budget], latency: Latency, full: Latency) -> BudgetMissed:
     """The error that names the budget that is missed by most."""
     uses = _uses(budgets, latency, full)
@@ -304,7 +335,14 @@ def _measure(
         dtype=_dtype(settings, settings.target),
         label=f"the subnet of {len(dense.layers)} layers",
     )
-    return measure_beside_full(supernet.architecture, subject, settings.target, settings.workload, progress=progress)
+    return measure_beside_full(
+        supernet.architecture,
+        subject,
+        settings.target,
+        settings.workload,
+        enough=partial(_is_decided, settings.budgets),
+        progress=progress,
+    )
 
 
 def _dtype(settings: Settings, target: Target) -> str:

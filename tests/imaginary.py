@@ -12,9 +12,15 @@ from amoeba_export.ir import SILENT, DenseArchitecture, Latency, Progress, Targe
 
 
 class Options(Strict):
-    """`artifact_factor`: how much slower files on disk run than a graph with random weights."""
+    """What is peculiar about the machine.
+
+    Attributes:
+        artifact_factor: How much slower files on disk run than a graph with random weights.
+        scatter: How much slower and faster than usual, in turns, files on disk run from round to round.
+    """
 
     artifact_factor: float = 1.0
+    scatter: float = 0.0
 
 
 class Imaginary:
@@ -47,19 +53,24 @@ class Imaginary:
 
     def _one(self, subject: Subject, workload: Workload, target: Target, rounds: int) -> Latency:
         options: Mapping[str, Any] = target.options
-        factor = 1.0
+        factor, scatter = 1.0, 0.0
         if subject.artifact is not None:
             assert (subject.artifact / "onnx" / "model.onnx").is_file()
             self.measured_artifacts.append(subject.dense)
-            factor = float(options.get("artifact_factor", 1.0))
+            factor, scatter = float(options.get("artifact_factor", 1.0)), float(options.get("scatter", 0.0))
         decode_ms = factor * (1 + sum(0.1 + 1e-5 * subject.dense.base.prunable_params(x) for x in subject.dense.layers))
         return Latency(
             decode=Timing(p50_ms=decode_ms, p90_ms=1.1 * decode_ms, num_samples=9),
             prefill=Timing(p50_ms=5 * decode_ms, p90_ms=6 * decode_ms, num_samples=9),
             source="measured",
             workload=workload,
-            rounds=tuple((drift * decode_ms, drift * 5 * decode_ms) for drift in (1 + 0.1 * i for i in range(rounds))),
+            rounds=tuple((x * decode_ms, x * 5 * decode_ms) for x in _drift(rounds, scatter)),
         )
+
+
+def _drift(rounds: int, scatter: float) -> list[float]:
+    """The time of each round over that of the middle one."""
+    return [(1 + 0.1 * i) / (1 + 0.1 * (rounds // 2)) * (1 + scatter * (-1) ** i) for i in range(rounds)]
 
 
 BACKEND = Imaginary()

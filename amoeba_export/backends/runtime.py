@@ -20,7 +20,7 @@ from amoeba_export.backends.runner.supervise import ask, run_job
 from amoeba_export.backends.targets import Strict, parse_options
 from amoeba_export.errors import InputError, MeasurementFailed, TargetError, TargetUnavailable, UnsupportedError
 from amoeba_export.ir import SILENT, Latency, Progress, Source, Target, Timing, Workload
-from amoeba_export.profile.rounds import median_polish
+from amoeba_export.profile.rounds import median_polish, scatter_of
 
 DESCRIBE_LIMIT_S = 60.0
 
@@ -229,9 +229,9 @@ def _timings(
         if not own:
             timings.append(None)
             continue
-        centres = np.array([np.median(one) for one in own])
+        centres = [float(np.median(one)) for one in own]
         p50_ms = float(polished[subject_id])
         tail = max(1.0, float(np.median([np.percentile(one, 90) / np.median(one) for one in own])))
-        noise = float(np.median(np.abs(centres / np.median(centres) - 1))) if len(own) > 1 else None
-        timings.append(Timing(p50_ms=p50_ms, p90_ms=p50_ms * tail, num_samples=sum(map(len, own)), noise=noise))
+        noise, num_samples = scatter_of(centres), sum(map(len, own))
+        timings.append(Timing(p50_ms=p50_ms, p90_ms=p50_ms * tail, num_samples=num_samples, noise=noise))
     return timings

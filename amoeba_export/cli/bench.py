@@ -67,7 +67,7 @@ def bench(
 ) -> None:
     """Measure artifacts side by side, in turns.
 
-    One at a time, so that a drifting machine favours none. A ratio is the mean over the rounds, with its 90 % interval.
+    One at a time, so that a drifting machine favours none. A ratio is that of a typical round, with its 90 % interval.
 
     Target and workload, left out, are those of the first artifact.
     """

@@ -5,7 +5,7 @@ from amoeba_export.profile.design import design_graphs
 from amoeba_export.profile.memory import predict_memory_mb
 from amoeba_export.profile.paired import Comparison, compare_rounds
 from amoeba_export.profile.record import Measure, record_cost_table
-from amoeba_export.profile.rounds import median_polish
+from amoeba_export.profile.rounds import median_polish, pool_rounds
 from amoeba_export.profile.table_file import cost_key, read_table, table_from_json, table_to_json, write_table
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "design_graphs",
     "fit_cost_table",
     "median_polish",
+    "pool_rounds",
     "predict_memory_mb",
     "read_table",
     "record_cost_table",

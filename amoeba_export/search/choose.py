@@ -30,6 +30,7 @@ def search_plan(
     unit: Unit = "kv_group",
     full: Latency | None = None,
     measured: Sequence[tuple[DenseArchitecture, Latency]] = (),
+    margin: float = 0.0,
     memory_mb: Memory | None = None,
     memory_limit_mb: float | None = None,
 ) -> SearchResult:
@@ -52,6 +53,7 @@ def search_plan(
         unit: What the grid cuts attention in.
         full: Latency of the uncut model, which relative budgets refer to; its prediction when None.
         measured: Models that were measured in this run, `full` apart; predictions are corrected by them.
+        margin: The share of a limit that predictions stay away from it. What was measured need not.
         memory_mb: What a model occupies.
         memory_limit_mb: How much it may.
 
@@ -63,6 +65,7 @@ def search_plan(
     corrected = Corrected(predictor, [*([(uncut, full)] if full else []), *measured])
     limits = Limits(
         budgets=tuple((budget, _limit_ms(budget, corrected, uncut)) for budget in budgets),
+        margin=margin,
         memory_mb=memory_mb,
         memory_limit_mb=memory_limit_mb,
     )
@@ -121,7 +124,10 @@ def _limit_ms(budget: Budget, predictor: Predictor, uncut: DenseArchitecture) ->
 
 def _figures(dense: DenseArchitecture, predictor: Predictor, limits: Limits) -> _Figures:
     times = [predictor.predict(dense, budget.metric, budget.percentile) for budget, _ in limits.budgets]
-    loads = [ms / limit_ms for (ms, _), (_, limit_ms) in zip(times, limits.budgets, strict=True)]
+    loads = [
+        ms / (limit_ms if error == 0 else (1 - limits.margin) * limit_ms)
+        for (ms, error), (_, limit_ms) in zip(times, limits.budgets, strict=True)
+    ]
     memory_mb = limits.memory_mb(dense) if limits.memory_mb else None
     if memory_mb is not None and limits.memory_limit_mb is not None:
         loads.append(memory_mb / limits.memory_limit_mb)

@@ -129,7 +129,7 @@ def _constraints(predictor: Corrected, limits: Limits) -> list[_Constraint]:
         constraints.append(
             _Constraint(
                 partial(predictor.raw, metric=metric, percentile=percentile),
-                predictor.raw_limit(limit_ms, metric, percentile),
+                predictor.raw_limit((1 - limits.margin) * limit_ms, metric, percentile),
             )
         )
     if limits.memory_mb is not None and limits.memory_limit_mb is not None:

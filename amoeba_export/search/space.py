@@ -19,9 +19,16 @@ Memory = Callable[[DenseArchitecture], float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a candidate must meet: every budget with its limit in milliseconds, and the memory, if both are known."""
+    """What a candidate must meet.
+
+    Attributes:
+        budgets: Every budget with its limit in milliseconds.
+        margin: The share of a latency limit that a prediction stays away from it.
+        memory_mb, memory_limit_mb: What a model occupies and may, if both are known.
+    """
 
     budgets: tuple[tuple[Budget, float], ...]
+    margin: float = 0.0
     memory_mb: Memory | None = None
     memory_limit_mb: float | None = None
 

@@ -8,25 +8,35 @@ from amoeba_export.profile import Comparison, compare_rounds
 
 
 def test_a_machine_that_slows_down_cancels_out() -> None:
-    baseline = [10.0, 12.0, 15.0, 11.0]
+    baseline = [10.0, 12.0, 15.0, 11.0, 13.0]
     found = compare_rounds([1.04 * ms for ms in baseline], baseline)
     assert found.ratio == pytest.approx(1.04)
     assert (found.low, found.high) == (pytest.approx(1.04), pytest.approx(1.04))
-    assert found.rounds == 4
+    assert found.rounds == 5
 
 
-def test_the_interval_is_that_of_students_t() -> None:
-    """Logarithms -d, 0, d: mean 0, standard deviation d, and t(0.95, 2 degrees) = 2.920."""
+def test_the_interval_is_that_of_signed_ranks() -> None:
+    """Of 1..6, a rank sum of 2 or less has chance 3 / 64: the averages of pairs from the 3rd to the 19th of 21 remain.
+
+    They are those of the logarithms 0, d, 3d, 7d, 15d, 31d, whose smallest are 0, d/2, d and largest 31d, 23d, 19d.
+    """
     d = 0.01
-    found = compare_rounds([math.exp(-d), 1.0, math.exp(d)], [1.0, 1.0, 1.0])
-    assert found.ratio == pytest.approx(1.0)
-    assert math.log(found.high) == pytest.approx(2.920 * d / math.sqrt(3), rel=5e-3)
-    assert math.log(found.low) == pytest.approx(-math.log(found.high))
+    found = compare_rounds([math.exp(n * d) for n in (0, 1, 3, 7, 15, 31)], [1.0] * 6)
+    assert math.log(found.low) == pytest.approx(d)
+    assert math.log(found.high) == pytest.approx(19 * d)
+    assert math.log(found.ratio) == pytest.approx(7.5 * d)
 
 
-def test_two_rounds_prove_nothing() -> None:
-    found = compare_rounds([2.0, 2.0], [1.0, 1.0])
-    assert found == Comparison(ratio=pytest.approx(2.0), low=0.0, high=math.inf, rounds=2)
+def test_one_disturbed_round_changes_little() -> None:
+    quiet = [1.00, 1.01, 1.02, 1.00, 1.01, 1.02, 1.01]
+    found = compare_rounds([*quiet, *quiet, 1.5], [1.0] * 15)
+    assert 1.0 < found.low < found.ratio < found.high < 1.02
+    assert found.ratio == pytest.approx(1.01)
+
+
+def test_four_rounds_prove_nothing() -> None:
+    found = compare_rounds([2.0] * 4, [1.0] * 4)
+    assert found == Comparison(ratio=pytest.approx(2.0), low=0.0, high=math.inf, rounds=4)
     assert found.verdict(0.03) == "undecided"
     assert found.rounds_to_decide(0.03) is None
 
