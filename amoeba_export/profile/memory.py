@@ -18,24 +18,23 @@ BITS_PER_WEIGHT: Mapping[str, float] = MappingProxyType(
         "int4": 5.125,  # 4 bits, and an fp32 scale and a zero point of 4 bits per block of 32 weights
     }
 )
-"""Of the matrices of the layers, in memory."""
+"""Of matrices, in memory."""
 
 
-def predict_memory_mb(
-    dense: DenseArchitecture, *, dtype: str, workload: Workload, embedding_dtype: str | None = None
-) -> float:
+def predict_memory_mb(dense: DenseArchitecture, *, dtype: str, workload: Workload) -> float:
     """Weights, KV cache at the end of generation, and the largest activations of the prefill, in MiB.
 
-    Quantized models keep the KV cache and the activations in fp32 here, as ONNX Runtime does on CPUs, and the embedding
-    table in `embedding_dtype` (fp32 unless told otherwise); other models keep everything in `dtype`. The runtime
-    itself (tens of MiB) and the copies that some runtimes make while loading are not counted.
+    Quantized models keep the KV cache and the activations in fp32 here, as ONNX Runtime does on CPUs, and embedding and
+    head in 8 bits, as the largest of our files do; other models keep everything in `dtype`. The runtime itself (tens
+    of MiB) and the copies that some runtimes make while loading are not counted.
     """
     base = dense.base
     quantized = dtype in ("int8", "int4")
     plain_bytes = 4.0 if quantized else BITS_PER_WEIGHT[dtype] / 8
     embedding_params = base.vocab_size * base.hidden_size * (1 if base.tied_embeddings else 2)
-    embedding_bytes = BITS_PER_WEIGHT[embedding_dtype] / 8 if embedding_dtype else plain_bytes
-    weights = (dense.num_params - embedding_params) * BITS_PER_WEIGHT[dtype] / 8 + embedding_params * embedding_bytes
+    embedding_bits = BITS_PER_WEIGHT["int8" if quantized else dtype]
+    layer_params = dense.num_params - embedding_params
+    weights = (layer_params * BITS_PER_WEIGHT[dtype] + embedding_params * embedding_bits) / 8
     kv_channels = sum(2 * layer.num_kv_heads * base.head_dim for layer in dense.layers)
     positions = workload.batch * (workload.prompt_tokens + workload.generate_tokens)
     widest_layer = max(3 * layer.ffn_size + layer.num_heads * base.head_dim for layer in dense.layers)
