@@ -17,8 +17,11 @@ from amoeba_export.finetune.settings import MaskForm, ObjectiveSettings
 IGNORED = -100
 """Label of a token that is not trained on, as transformers has it."""
 
-CHUNK_LOGITS = 1 << 22
-"""Logits computed at a time: few enough to stay near the cores (16 MB), enough for a product at full speed."""
+PRODUCT_LOGITS = 1 << 25
+"""Logits computed by one product: 128 MB, enough that the head's weights are not read and packed too often."""
+
+PASS_LOGITS = 1 << 20
+"""Logits that all passes visit before the next ones: few enough to stay near a CPU's cores."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,9 +76,9 @@ class Objective:
     KL divergence by a constant of the student (upstream `trainer.py`, `KLLossSoft`). It is not multiplied by T squared.
 
     Logits are the widest tensor of a small model, and passes over them are what a loss costs. So the head and the loss
-    are one: for a chunk of positions at a time, logits, both losses and the gradient of the hidden states are computed
-    while they are near the cores, and forgotten. Only the teacher's probabilities stay, where subnets follow it.
-    (torch's `linear_cross_entropy` does this for labels alone.)
+    are one, for a part of the positions at a time: logits, both losses, and the gradient of the logits in their own
+    place, from which that of the hidden states is one more product. Only the teacher's probabilities stay, where
+    subnets follow it. (torch's `linear_cross_entropy` does this for labels alone.)
 
     Args:
         settings: Weight of distillation, temperature, balancing.
@@ -118,33 +121,48 @@ class Objective:
     @torch.no_grad()
     def _sweep(self, hidden_PD: torch.Tensor, *, kd_weight: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Cross-entropy, distillation (0 for the teacher), and the gradient of the mixture in the hidden states."""
-        positions, temperature = self._positions, self._settings.temperature
-        teaches = self._reference is None
-        ce_share_P = _shares(positions.targets_P != IGNORED)
-        kd_share_P = _shares(positions.distill_P)
-        targets_P = positions.targets_P.clamp(min=0)
-        cross_entropy_P, distillation_P = torch.empty_like(ce_share_P), torch.zeros_like(kd_share_P)
+        positions, head_VD = self._positions, self._head_VD
+        ce_share_P, kd_share_P = _shares(positions.targets_P != IGNORED), _shares(positions.distill_P)
+        losses_P2 = torch.zeros(len(hidden_PD), 2, dtype=torch.float32, device=hidden_PD.device)
         gradient_PD = torch.empty_like(hidden_PD)
-        for chunk in _chunks(len(hidden_PD), len(self._head_VD)):
-            targets_C1 = targets_P[chunk, None]
-            ce_weight_C1 = (1 - kd_weight) * ce_share_P[chunk, None]
-            logits_CV = functional.linear(hidden_PD[chunk], self._head_VD).float()
-            probs_CV, norm_C = _softmax(logits_CV)
-            cross_entropy_P[chunk] = norm_C - logits_CV.gather(1, targets_C1)[:, 0]
-            soft_CV, soft_norm_C = probs_CV, norm_C
-            if temperature != 1.0:
-                soft_CV, soft_norm_C = _softmax(logits_CV.div_(temperature))
-            change_CV = probs_CV * ce_weight_C1
-            change_CV.scatter_add_(1, targets_C1, -ce_weight_C1)
-            if not teaches:
-                teacher_CV = self._teacher_PV[chunk]
-                distillation_P[chunk] = soft_norm_C - torch.linalg.vecdot(teacher_CV, logits_CV)
-                kd_weight_C1 = kd_weight / temperature * kd_share_P[chunk, None]
-                change_CV.addcmul_(soft_CV, kd_weight_C1).addcmul_(teacher_CV, -kd_weight_C1)
-            elif len(self._teacher_PV):
-                self._teacher_PV[chunk] = soft_CV
-            gradient_PD[chunk] = change_CV.to(self._head_VD.dtype) @ self._head_VD
-        return cross_entropy_P @ ce_share_P, distillation_P @ kd_share_P, gradient_PD
+        for part in _parts(slice(0, len(hidden_PD)), PRODUCT_LOGITS // len(head_VD)):
+            logits_CV = functional.linear(hidden_PD[part], head_VD).float()
+            step = PASS_LOGITS // len(head_VD) if logits_CV.device.type == "cpu" else len(logits_CV)
+            for rows in _parts(part, step):
+                local = slice(rows.start - part.start, rows.stop - part.start)
+                losses_P2[rows] = self._differentiate(
+                    logits_CV[local], rows, (1 - kd_weight) * ce_share_P[rows], kd_weight * kd_share_P[rows]
+                )
+            gradient_PD[part] = logits_CV.to(head_VD.dtype) @ head_VD
+        return losses_P2[:, 0] @ ce_share_P, losses_P2[:, 1] @ kd_share_P, gradient_PD
+
+    def _differentiate(
+        self, logits_CV: torch.Tensor, rows: slice, ce_weight_C: torch.Tensor, kd_weight_C: torch.Tensor
+    ) -> torch.Tensor:
+        """Put the gradient of the weighted losses in the place of the logits of `rows`; return both losses [C, 2]."""
+        temperature, teacher_PV = self._settings.temperature, self._teacher_PV
+        targets_C1 = self._positions.targets_P[rows, None].clamp(min=0)
+        log_probs_CV = soft_CV = functional.log_softmax(logits_CV, dim=1)
+        if temperature != 1.0:
+            soft_CV = functional.log_softmax(logits_CV / temperature, dim=1)
+        cross_entropy_C = -log_probs_CV.gather(1, targets_C1)[:, 0]
+        distillation_C = torch.zeros_like(cross_entropy_C)
+        torch.exp(log_probs_CV, out=logits_CV)
+        if self._reference is None:
+            if len(teacher_PV):
+                torch.exp(soft_CV, out=teacher_PV[rows])
+            logits_CV *= ce_weight_C[:, None]
+        else:
+            distillation_C = -torch.linalg.vecdot(teacher_PV[rows], soft_CV)
+            kd_weight_C1 = kd_weight_C[:, None] / temperature
+            if temperature == 1.0:
+                logits_CV *= ce_weight_C[:, None] + kd_weight_C1
+            else:
+                logits_CV *= ce_weight_C[:, None]
+                logits_CV.addcmul_(soft_CV.exp_(), kd_weight_C1)
+            logits_CV.addcmul_(teacher_PV[rows], kd_weight_C1, value=-1)
+        logits_CV.scatter_add_(1, targets_C1, -ce_weight_C[:, None])
+        return torch.stack([cross_entropy_C, distillation_C], dim=1)
 
 
 def _shares(counts_P: torch.Tensor) -> torch.Tensor:
@@ -152,17 +170,10 @@ def _shares(counts_P: torch.Tensor) -> torch.Tensor:
     return counts_P / counts_P.sum()
 
 
-def _chunks(num_positions: int, vocab_size: int) -> Iterator[slice]:
-    size = max(1, CHUNK_LOGITS // vocab_size)
-    return (slice(start, start + size) for start in range(0, num_positions, size))
-
-
-def _softmax(logits_CV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Probabilities, and the logarithm of what they were divided by [C]; `logits_CV` gets the maximum 0 on the way."""
-    logits_CV -= logits_CV.amax(dim=1, keepdim=True)
-    probs_CV = logits_CV.exp()
-    sum_C1 = probs_CV.sum(dim=1, keepdim=True)
-    return probs_CV.div_(sum_C1), sum_C1.log()[:, 0]
+def _parts(whole: slice, size: int) -> Iterator[slice]:
+    """`whole` in parts of `size`, or of 1 if that is more."""
+    size = max(1, size)
+    return (slice(start, min(start + size, whole.stop)) for start in range(whole.start, whole.stop, size))
 
 
 def _differentiated(hidden_PD: torch.Tensor, loss: torch.Tensor, gradient_PD: torch.Tensor) -> torch.Tensor:

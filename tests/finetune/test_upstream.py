@@ -118,7 +118,8 @@ def test_the_soft_loss_and_its_gradient_are_the_recorded_ones(
     recorded = {key: torch.from_numpy(value) for key, value in np.load(goldens / "loss_kl.npz").items()}
     student_BTV = recorded["student"].requires_grad_()
     vocab_size = student_BTV.shape[-1]
-    monkeypatch.setattr(objective, "CHUNK_LOGITS", 5 * vocab_size)
+    monkeypatch.setattr(objective, "PRODUCT_LOGITS", 5 * vocab_size)
+    monkeypatch.setattr(objective, "PASS_LOGITS", 2 * vocab_size)
     select_BT = torch.ones(student_BTV.shape[:-1], dtype=torch.bool)
     counts_P = recorded["mask"].bool().flatten() if masked else select_BT.flatten()
     positions = Positions(select_BT, torch.zeros(counts_P.shape, dtype=torch.int64), counts_P)
