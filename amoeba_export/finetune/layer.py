@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -116,9 +117,15 @@ class SlicedLayer(nn.Module):
         eps, name = self.architecture.norm_eps, f"{self.name}.self_attn"
         heads = (*x_BTD.shape[:2], -1, self.architecture.head_dim)
         h_BTD = rms_norm(x_BTD, self.input_norm_D, eps)
-        q = _expand(h_BTD, self.q_QD, self.q_bias, cut.query, low_rank(f"{name}.q_proj")).view(heads)
-        k = _expand(h_BTD, self.k_KD, self.k_bias, cut.kv, low_rank(f"{name}.k_proj")).view(heads)
-        v = _expand(h_BTD, self.v_KD, self.v_bias, cut.kv, low_rank(f"{name}.v_proj")).view(heads)
+        q, k, v = (
+            y.view(heads)
+            for y in _expand(
+                h_BTD,
+                Projection(self.q_QD, self.q_bias, cut.query, low_rank(f"{name}.q_proj")),
+                Projection(self.k_KD, self.k_bias, cut.kv, low_rank(f"{name}.k_proj")),
+                Projection(self.v_KD, self.v_bias, cut.kv, low_rank(f"{name}.v_proj")),
+            )
+        )
         if self.q_norm_H is not None and self.k_norm_H is not None:
             q, k = rms_norm(q, self.q_norm_H, eps), rms_norm(k, self.k_norm_H, eps)
         q, k = apply_rotary_pos_emb(q.transpose(1, 2), k.transpose(1, 2), cos, sin)
@@ -131,20 +138,38 @@ class SlicedLayer(nn.Module):
     def _ffn(self, x_BTD: torch.Tensor, cut: LayerCut, low_rank: LowRank, bias_D: torch.Tensor | None) -> torch.Tensor:
         name = f"{self.name}.mlp"
         h_BTD = rms_norm(x_BTD, self.post_norm_D, self.architecture.norm_eps)
-        gate = _expand(h_BTD, self.gate_FD, self.gate_bias, cut.ffn, low_rank(f"{name}.gate_proj"))
-        up = _expand(h_BTD, self.up_FD, self.up_bias, cut.ffn, low_rank(f"{name}.up_proj"))
+        gate, up = _expand(
+            h_BTD,
+            Projection(self.gate_FD, self.gate_bias, cut.ffn, low_rank(f"{name}.gate_proj")),
+            Projection(self.up_FD, self.up_bias, cut.ffn, low_rank(f"{name}.up_proj")),
+        )
         return _contract(functional.silu(gate) * up, self.down_FD, bias_D, cut.ffn, low_rank(f"{name}.down_proj"))
 
 
-def _expand(
-    x_BTI: torch.Tensor, w_OI: torch.Tensor, bias_O: torch.Tensor | None, rows: torch.Tensor | None, pair: Pair | None
-) -> torch.Tensor:
-    """X @ W[rows].T + bias[rows], with the low-rank change of those rows."""
-    y_BTO = functional.linear(x_BTI, _take(w_OI, rows), None if bias_O is None else _take(bias_O, rows))
-    if pair is None:
-        return y_BTO
-    a_RI, b_OR = pair
-    return _add_low_rank(y_BTO, x_BTI, a_RI, _take(b_OR, rows))
+class Projection(NamedTuple):
+    """A linear weight [O, I] with its bias [O], the rows of both that are kept, and the weight's low-rank change."""
+
+    w_OI: torch.Tensor
+    bias_O: torch.Tensor | None
+    rows: torch.Tensor | None
+    pair: Pair | None
+
+
+def _expand(x_BTI: torch.Tensor, *projections: Projection) -> list[torch.Tensor]:
+    """X @ W[rows].T + bias[rows] for each, with the low-rank change of those rows. All A are one product."""
+    ys = [
+        functional.linear(x_BTI, _take(one.w_OI, one.rows), None if one.bias_O is None else _take(one.bias_O, one.rows))
+        for one in projections
+    ]
+    changed = [(i, one.rows, one.pair) for i, one in enumerate(projections) if one.pair is not None]
+    if not changed:
+        return ys
+    a_RI = torch.cat([a_RI for _, _, (a_RI, _) in changed])
+    low_BTR = functional.linear(x_BTI, a_RI.to(x_BTI.dtype))
+    parts = torch.split(low_BTR, [len(a_RI) for _, _, (a_RI, _) in changed], dim=-1)
+    for (i, rows, (_, b_OR)), part_BTR in zip(changed, parts, strict=True):
+        ys[i] = _add_product(ys[i], part_BTR, _take(b_OR, rows))
+    return ys
 
 
 def _contract(
@@ -157,12 +182,12 @@ def _contract(
     if pair is None:
         return y_BTO
     a_RI, b_OR = pair
-    return _add_low_rank(y_BTO, x_BTI, a_RI if rows is None else a_RI.index_select(1, rows), b_OR)
+    a_RI = a_RI if rows is None else a_RI.index_select(1, rows)
+    return _add_product(y_BTO, functional.linear(x_BTI, a_RI.to(x_BTI.dtype)), b_OR)
 
 
-def _add_low_rank(y_BTO: torch.Tensor, x_BTI: torch.Tensor, a_RI: torch.Tensor, b_OR: torch.Tensor) -> torch.Tensor:
-    x_BTR = functional.linear(x_BTI, a_RI.to(x_BTI.dtype))
-    y = torch.addmm(y_BTO.flatten(0, 1), x_BTR.flatten(0, 1), b_OR.to(x_BTI.dtype).t())
+def _add_product(y_BTO: torch.Tensor, low_BTR: torch.Tensor, b_OR: torch.Tensor) -> torch.Tensor:
+    y = torch.addmm(y_BTO.flatten(0, 1), low_BTR.flatten(0, 1), b_OR.to(y_BTO.dtype).t())
     return y.view(y_BTO.shape)
 
 
@@ -213,5 +238,28 @@ def _compensation(
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """Root-mean-square norm over the last axis, in fp32, rounded before the weight as transformers does."""
-    return weight * functional.rms_norm(x.float(), (x.shape[-1],), eps=eps).to(x.dtype)
+    """Root-mean-square norm over the last axis, in fp32, rounded before the weight as transformers does.
+
+    There is no gradient for the weight, which is frozen.
+    """
+    y: torch.Tensor = _RmsNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _RmsNorm(torch.autograd.Function):
+    """Four passes backward; derived from the forward's operators, torch takes a dozen."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        wide = x.float()
+        scale = torch.rsqrt(torch.linalg.vecdot(wide, wide) / wide.shape[-1] + eps)[..., None]
+        normed = wide * scale
+        ctx.save_for_backward(normed, scale, weight)
+        return weight * normed.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *incoming: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        normed, scale, weight = ctx.saved_tensors
+        change = (incoming[0] * weight).float()
+        along = torch.linalg.vecdot(change, normed)[..., None] / normed.shape[-1]
+        return torch.addcmul(change, normed, along, value=-1).mul_(scale).to(incoming[0].dtype), None, None

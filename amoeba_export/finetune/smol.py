@@ -146,13 +146,13 @@ class TrainedLowRank(nn.Module):
                 (self.a_of(module)[0], self.b_of(module)[0] * scale) if module in self.shapes else None
             )
         scores_K, experts_K = self.gate(plan, noise_E)
+        scores_E = scores_K.new_zeros(self.settings.experts).index_put((experts_K,), scores_K)
+        scaled_E = scores_E * scale
 
         def mixed(module: str) -> Pair | None:
             if module not in self.shapes:
                 return None
-            a_RI = torch.einsum("k,kri->ri", scores_K, self.a_of(module).index_select(0, experts_K))
-            b_OR = torch.einsum("k,kor->or", scores_K * scale, self.b_of(module).index_select(0, experts_K))
-            return a_RI, b_OR
+            return _mixture(scores_E, self.a_of(module)), _mixture(scaled_E, self.b_of(module))
 
         return mixed
 
@@ -163,6 +163,11 @@ class TrainedLowRank(nn.Module):
     def b_of(self, module: str) -> nn.Parameter:
         """B_EOR of one module: every expert, stacked."""
         return cast(nn.Parameter, self.b[_key(module)])
+
+
+def _mixture(scores_E: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Sum of stacked weights [E, ...], one score each."""
+    return (scores_E @ weights.flatten(1)).view(weights.shape[1:])
 
 
 def adapters_at(adapters: Sequence[Adapter], plan: SubnetPlan, *, device: torch.device | str = "cpu") -> LowRank:
