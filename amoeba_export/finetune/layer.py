@@ -1,10 +1,10 @@
-"""One layer of the supernet that runs with any of its heads and neurons: gathered, not multiplied by zero.
+"""One layer of the supernet that runs with any of its heads and neurons: sliced, not multiplied by zero.
 
 B batch, T tokens, D hidden, F FFN, N query heads, K KV heads, H head dim, Q = N * H, R rank, O out, I in features.
 
-The base weights are frozen, and cut by gathering rows at every use: a copy that costs little beside the products that
-it saves, and no shape needs weights of its own. o_proj and down_proj are held transposed, so that their kept *columns*
-are rows too (a column gather took 9 times as long on a CPU).
+The base weights are frozen, and held with the best heads and neurons first: what a shape keeps is then a slice, without
+a copy, and no shape needs weights of its own. Plans that keep others (cuts within KV groups, plans made by hand) gather
+rows at every use. o_proj and down_proj are held transposed, so that their kept *columns* are rows too.
 
 The four families share this function (transformers' `modeling_{llama,mistral,qwen2,qwen3}.py`); the tests hold it
 against each of them.
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -26,12 +27,49 @@ from amoeba_export.finetune.smol import LowRank, Pair
 from amoeba_export.ir import Architecture, LayerPlan, Strategy, SubnetPlan
 
 Frozen = Callable[..., nn.Parameter]
-"""Reads a source weight as a parameter that is not trained: `(name, *, transposed=False)`."""
+"""Reads a source weight as a parameter that is not trained: `(name, order=None, *, transposed=False)`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Kept:
+    """Rows of a weight that are kept.
+
+    Attributes:
+        held: Where they are in the weight as it is held.
+        source: Where the same rows are in the source weight, and in its low-rank change; None for all, in order.
+    """
+
+    held: slice | torch.Tensor
+    source: torch.Tensor | None
+
+
+class HeldOrder:
+    """The order in which a layer holds its heads, or neurons: `block` rows of a weight each.
+
+    Attributes:
+        rows: Source row of every held row; None where the order is the source's.
+    """
+
+    def __init__(self, units: torch.Tensor, block: int) -> None:
+        self._units, self._block = units, block
+        self.rows = None if torch.equal(units, torch.arange(len(units))) else _rows(units, block)
+
+    def keep(self, units: tuple[int, ...], device: torch.device) -> Kept:
+        """The rows of `units`, which are source indices."""
+        is_kept = torch.zeros(len(self._units), dtype=torch.bool)
+        is_kept[list(units)] = True
+        held = is_kept[self._units].nonzero()[:, 0]
+        in_source = _rows(self._units[held], self._block).to(device)
+        is_first = torch.equal(held, torch.arange(len(held)))
+        return Kept(
+            held=slice(0, len(held) * self._block) if is_first else _rows(held, self._block).to(device),
+            source=None if len(held) == len(self._units) and self.rows is None else in_source,
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerCut:
-    """What one kept layer keeps, as row indices on the model's device; None where it keeps all.
+    """What one kept layer keeps, on the model's device.
 
     Attributes:
         query, kv, ffn: Kept rows of Q, of K * H, and of F.
@@ -39,52 +77,63 @@ class LayerCut:
     """
 
     plan: LayerPlan
-    query: torch.Tensor | None
-    kv: torch.Tensor | None
-    ffn: torch.Tensor | None
+    query: Kept
+    kv: Kept
+    ffn: Kept
     o_bias_D: torch.Tensor | None
     down_bias_D: torch.Tensor | None
 
 
 class SlicedLayer(nn.Module):
-    """One layer's frozen weights, and its function for any cut of them."""
+    """One layer's frozen weights, and its function for any cut of them.
 
-    def __init__(self, architecture: Architecture, layer: int, frozen: Frozen) -> None:
+    Args:
+        architecture: Of the supernet.
+        layer: Its index there.
+        frozen: Reads the weights.
+        strategy: Says which heads and neurons come first.
+    """
+
+    def __init__(self, architecture: Architecture, layer: int, frozen: Frozen, strategy: Strategy | None) -> None:
         super().__init__()
         self.architecture = architecture
         self.name = f"model.layers.{layer}"
         attn, mlp = f"{self.name}.self_attn", f"{self.name}.mlp"
+        groups_K, neurons_F = best_first(strategy, architecture, layer)
+        self._head_order = HeldOrder(_rows(groups_K, architecture.heads_per_kv), architecture.head_dim)
+        self._group_order = HeldOrder(groups_K, architecture.head_dim)
+        self._neuron_order = HeldOrder(neurons_F, 1)
+        query, kv, ffn = self._head_order.rows, self._group_order.rows, self._neuron_order.rows
         self.input_norm_D = frozen(f"{self.name}.input_layernorm.weight")
         self.post_norm_D = frozen(f"{self.name}.post_attention_layernorm.weight")
-        self.q_QD = frozen(f"{attn}.q_proj.weight")
-        self.k_KD = frozen(f"{attn}.k_proj.weight")
-        self.v_KD = frozen(f"{attn}.v_proj.weight")
-        self.o_QD = frozen(f"{attn}.o_proj.weight", transposed=True)
-        self.gate_FD = frozen(f"{mlp}.gate_proj.weight")
-        self.up_FD = frozen(f"{mlp}.up_proj.weight")
-        self.down_FD = frozen(f"{mlp}.down_proj.weight", transposed=True)
-        qkv, ffn = architecture.qkv_bias, architecture.mlp_bias
-        self.q_bias = frozen(f"{attn}.q_proj.bias") if qkv else None
-        self.k_bias = frozen(f"{attn}.k_proj.bias") if qkv else None
-        self.v_bias = frozen(f"{attn}.v_proj.bias") if qkv else None
+        self.q_QD = frozen(f"{attn}.q_proj.weight", query)
+        self.k_KD = frozen(f"{attn}.k_proj.weight", kv)
+        self.v_KD = frozen(f"{attn}.v_proj.weight", kv)
+        self.o_QD = frozen(f"{attn}.o_proj.weight", query, transposed=True)
+        self.gate_FD = frozen(f"{mlp}.gate_proj.weight", ffn)
+        self.up_FD = frozen(f"{mlp}.up_proj.weight", ffn)
+        self.down_FD = frozen(f"{mlp}.down_proj.weight", ffn, transposed=True)
+        has_qkv, has_mlp = architecture.qkv_bias, architecture.mlp_bias
+        self.q_bias = frozen(f"{attn}.q_proj.bias", query) if has_qkv else None
+        self.k_bias = frozen(f"{attn}.k_proj.bias", kv) if has_qkv else None
+        self.v_bias = frozen(f"{attn}.v_proj.bias", kv) if has_qkv else None
         self.o_bias = frozen(f"{attn}.o_proj.bias") if architecture.o_bias else None
-        self.gate_bias = frozen(f"{mlp}.gate_proj.bias") if ffn else None
-        self.up_bias = frozen(f"{mlp}.up_proj.bias") if ffn else None
-        self.down_bias = frozen(f"{mlp}.down_proj.bias") if ffn else None
+        self.gate_bias = frozen(f"{mlp}.gate_proj.bias", ffn) if has_mlp else None
+        self.up_bias = frozen(f"{mlp}.up_proj.bias", ffn) if has_mlp else None
+        self.down_bias = frozen(f"{mlp}.down_proj.bias") if has_mlp else None
         self.q_norm_H = frozen(f"{attn}.q_norm.weight") if architecture.qk_norm else None
         self.k_norm_H = frozen(f"{attn}.k_norm.weight") if architecture.qk_norm else None
 
     def cut(self, layer: LayerPlan, plan: SubnetPlan, strategy: Strategy | None) -> LayerCut:
-        """Indices and compensation of this layer under `plan`."""
-        architecture, device = self.architecture, self.q_QD.device
-        query = _rows(layer.query_heads, architecture.num_heads, architecture.head_dim, device)
-        kv = _rows(layer.kv_heads, architecture.num_kv_heads, architecture.head_dim, device)
-        ffn = _rows(layer.ffn, architecture.ffn_size, 1, device)
+        """Rows and compensation of this layer under `plan`."""
+        device = self.q_QD.device
+        query, kv = self._head_order.keep(layer.query_heads, device), self._group_order.keep(layer.kv_heads, device)
+        ffn = self._neuron_order.keep(layer.ffn, device)
         o_bias = down_bias = None
-        if plan.has_o_bias(layer, architecture):
-            o_bias = _compensation(self.o_QD, query, layer.source_layer, "o", plan, strategy)
-        if plan.has_down_bias(layer, architecture):
-            down_bias = _compensation(self.down_FD, ffn, layer.source_layer, "down", plan, strategy)
+        if plan.has_o_bias(layer, self.architecture):
+            o_bias = _compensation(self.o_QD, self._head_order, query, layer.source_layer, "o", plan, strategy)
+        if plan.has_down_bias(layer, self.architecture):
+            down_bias = _compensation(self.down_FD, self._neuron_order, ffn, layer.source_layer, "down", plan, strategy)
         return LayerCut(layer, query, kv, ffn, o_bias, down_bias)
 
     def forward(
@@ -151,38 +200,39 @@ class Projection(NamedTuple):
 
     w_OI: torch.Tensor
     bias_O: torch.Tensor | None
-    rows: torch.Tensor | None
+    kept: Kept
     pair: Pair | None
 
 
 def _expand(x_BTI: torch.Tensor, *projections: Projection) -> list[torch.Tensor]:
-    """X @ W[rows].T + bias[rows] for each, with the low-rank change of those rows. All A are one product."""
+    """X @ W[kept].T + bias[kept] for each, with the low-rank change of those rows. All A are one product."""
     ys = [
-        functional.linear(x_BTI, _take(one.w_OI, one.rows), None if one.bias_O is None else _take(one.bias_O, one.rows))
+        functional.linear(x_BTI, _held(one.w_OI, one.kept), None if one.bias_O is None else _held(one.bias_O, one.kept))
         for one in projections
     ]
-    changed = [(i, one.rows, one.pair) for i, one in enumerate(projections) if one.pair is not None]
+    changed = [(i, one.kept, one.pair) for i, one in enumerate(projections) if one.pair is not None]
     if not changed:
         return ys
     a_RI = torch.cat([a_RI for _, _, (a_RI, _) in changed])
     low_BTR = functional.linear(x_BTI, a_RI.to(x_BTI.dtype))
     parts = torch.split(low_BTR, [len(a_RI) for _, _, (a_RI, _) in changed], dim=-1)
-    for (i, rows, (_, b_OR)), part_BTR in zip(changed, parts, strict=True):
-        ys[i] = _add_product(ys[i], part_BTR, _take(b_OR, rows))
+    for (i, kept, (_, b_OR)), part_BTR in zip(changed, parts, strict=True):
+        b_OR = b_OR if kept.source is None else b_OR.index_select(0, kept.source)
+        ys[i] = _add_product(ys[i], part_BTR, b_OR)
     return ys
 
 
 def _contract(
-    x_BTI: torch.Tensor, w_IO: torch.Tensor, bias_O: torch.Tensor | None, rows: torch.Tensor | None, pair: Pair | None
+    x_BTI: torch.Tensor, w_IO: torch.Tensor, bias_O: torch.Tensor | None, kept: Kept, pair: Pair | None
 ) -> torch.Tensor:
-    """X @ W[rows] + bias for a transposed weight, of which the rows are what `x` has left."""
-    y_BTO = x_BTI @ _take(w_IO, rows)
+    """X @ W[kept] + bias for a transposed weight, of which those rows are what `x` has left."""
+    y_BTO = x_BTI @ _held(w_IO, kept)
     if bias_O is not None:
         y_BTO = y_BTO + bias_O
     if pair is None:
         return y_BTO
     a_RI, b_OR = pair
-    a_RI = a_RI if rows is None else a_RI.index_select(1, rows)
+    a_RI = a_RI if kept.source is None else a_RI.index_select(1, kept.source)
     return _add_product(y_BTO, functional.linear(x_BTI, a_RI.to(x_BTI.dtype)), b_OR)
 
 
@@ -191,16 +241,27 @@ def _add_product(y_BTO: torch.Tensor, low_BTR: torch.Tensor, b_OR: torch.Tensor)
     return y.view(y_BTO.shape)
 
 
-def _take(weight: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-    return weight if rows is None else weight.index_select(0, rows)
+def _held(weight: torch.Tensor, kept: Kept) -> torch.Tensor:
+    return weight[kept.held] if isinstance(kept.held, slice) else weight.index_select(0, kept.held)
 
 
-def _rows(kept: tuple[int, ...], size: int, block: int, device: torch.device) -> torch.Tensor | None:
-    """Row indices of the kept blocks of `block` rows, or None when all of `size` are kept."""
-    if len(kept) == size:
-        return None
-    starts = torch.tensor(kept, dtype=torch.int64) * block
-    return (starts[:, None] + torch.arange(block)).flatten().to(device)
+def _rows(units: torch.Tensor, block: int) -> torch.Tensor:
+    """Row indices of blocks of `block` rows."""
+    return (units[:, None] * block + torch.arange(block)).flatten()
+
+
+def best_first(strategy: Strategy | None, architecture: Architecture, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """KV groups [K] and neurons [F] of a layer, from those that most plans keep to those that fewest do."""
+    heads_N, ffn_F = np.zeros(architecture.num_heads), np.zeros(architecture.ffn_size)
+    if strategy is not None and strategy.importance is not None:
+        heads_N, ffn_F = strategy.importance.heads_LN[layer], strategy.importance.ffn_LF[layer]
+    elif strategy is not None:
+        for width in strategy.widths.values():
+            heads_N, ffn_F = heads_N + width.heads_LN[layer], ffn_F + width.ffn_LF[layer]
+    groups_K = heads_N.reshape(architecture.num_kv_heads, -1).mean(axis=1)
+    orders = (np.argsort(-scores, kind="stable") for scores in (groups_K, ffn_F))
+    groups, neurons = (torch.from_numpy(order) for order in orders)
+    return groups, neurons
 
 
 def _sum(source: torch.Tensor | None, compensation: torch.Tensor | None) -> torch.Tensor | None:
@@ -211,7 +272,8 @@ def _sum(source: torch.Tensor | None, compensation: torch.Tensor | None) -> torc
 
 def _compensation(
     w_IO: torch.Tensor,
-    kept: torch.Tensor | None,
+    order: HeldOrder,
+    kept: Kept,
     layer: int,
     which: str,
     plan: SubnetPlan,
@@ -225,9 +287,9 @@ def _compensation(
         bias_D = torch.tensor(bias_LD[layer], dtype=torch.float32)
     elif importance is not None:
         means_LI = importance.o_mean_LQ if which == "o" else importance.down_mean_LF
-        removed_I = torch.tensor(means_LI[layer], dtype=torch.float32, device=w_IO.device)
-        if kept is not None:
-            removed_I[kept] = 0.0
+        removed_I = torch.tensor(means_LI[layer], dtype=torch.float32)
+        removed_I = (removed_I if order.rows is None else removed_I[order.rows]).to(w_IO.device)
+        removed_I[kept.held] = 0.0
         bias_D = removed_I @ w_IO.float()
     else:
         raise InputError(

@@ -52,15 +52,18 @@ class SlicedSupernet(nn.Module):
         self.checkpoint_layers = checkpoint_layers
         self._cuts: dict[tuple[LayerPlan, bool, float | None], LayerCut] = {}
 
-        def frozen(name: str, *, transposed: bool = False) -> nn.Parameter:
+        def frozen(name: str, order: torch.Tensor | None = None, *, transposed: bool = False) -> nn.Parameter:
             weight = supernet.tensors.read(name)
-            weight = weight.t().contiguous() if transposed else weight
+            weight = weight.t() if transposed else weight
+            weight = weight.contiguous() if order is None else weight[order]
             return nn.Parameter(weight.to(device=device, dtype=dtype), requires_grad=False)
 
         self.embed_VD = frozen("model.embed_tokens.weight")
         self.head_VD = self.embed_VD if architecture.tied_embeddings else frozen("lm_head.weight")
         self.norm_D = frozen("model.norm.weight")
-        self.layers = nn.ModuleList(SlicedLayer(architecture, i, frozen) for i in range(architecture.num_layers))
+        self.layers = nn.ModuleList(
+            SlicedLayer(architecture, i, frozen, supernet.strategy) for i in range(architecture.num_layers)
+        )
         self.rotary: Any = LlamaRotaryEmbedding(AutoConfig.from_pretrained(supernet.folder)).to(device)
 
     @property

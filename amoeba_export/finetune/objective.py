@@ -17,8 +17,8 @@ from amoeba_export.finetune.settings import MaskForm, ObjectiveSettings
 IGNORED = -100
 """Label of a token that is not trained on, as transformers has it."""
 
-PRODUCT_LOGITS = 1 << 25
-"""Logits computed by one product: 128 MB, enough that the head's weights are not read and packed too often."""
+PRODUCT_LOGITS = 1 << 26
+"""Logits computed by one product: 256 MB, enough that the head's weights are not read and packed too often."""
 
 PASS_LOGITS = 1 << 20
 """Logits that all passes visit before the next ones: few enough to stay near a CPU's cores."""
@@ -69,6 +69,20 @@ class SubnetLoss:
     distillation: torch.Tensor | None
 
 
+class Buffers:
+    """Memory that is used again: fresh pages for hundreds of megabytes of logits cost as much as a pass over them."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, torch.Tensor] = {}
+
+    def take(self, name: str, rows: int, columns: int, device: torch.device) -> torch.Tensor:
+        """Fp32 [rows, columns], with whatever was in it."""
+        kept = self._kept.get(name)
+        if kept is None or kept.numel() < rows * columns or kept.device != device:
+            self._kept[name] = kept = torch.empty(rows * columns, dtype=torch.float32, device=device)
+        return kept[: rows * columns].view(rows, columns)
+
+
 class Objective:
     """The losses of the subnets of one micro-batch, in order: the first one teaches, the others follow.
 
@@ -85,17 +99,25 @@ class Objective:
         positions: Where the losses count.
         head_VD: The vocabulary head. It is frozen: there is no gradient for it.
         num_followers: How many subnets come after the first.
+        buffers: Those of the last micro-batch, whose losses are done with.
     """
 
     def __init__(
-        self, settings: ObjectiveSettings, positions: Positions, head_VD: torch.Tensor, *, num_followers: int
+        self,
+        settings: ObjectiveSettings,
+        positions: Positions,
+        head_VD: torch.Tensor,
+        *,
+        num_followers: int,
+        buffers: Buffers,
     ) -> None:
         self._settings = settings
         self._positions = positions
         self._head_VD = head_VD
         self._reference: torch.Tensor | None = None
         taught = len(positions.targets_P) if num_followers else 0
-        self._teacher_PV = torch.empty(taught, len(head_VD), dtype=torch.float32, device=head_VD.device)
+        self._buffers = buffers
+        self._teacher_PV = buffers.take("teacher", taught, len(head_VD), head_VD.device)
 
     def __call__(self, hidden_PD: torch.Tensor) -> SubnetLoss:
         """Loss of the next subnet from its last hidden states at `positions.select_BT`.
@@ -126,7 +148,11 @@ class Objective:
         losses_P2 = torch.zeros(len(hidden_PD), 2, dtype=torch.float32, device=hidden_PD.device)
         gradient_PD = torch.empty_like(hidden_PD)
         for part in _parts(slice(0, len(hidden_PD)), PRODUCT_LOGITS // len(head_VD)):
-            logits_CV = functional.linear(hidden_PD[part], head_VD).float()
+            logits_CV = self._buffers.take("logits", part.stop - part.start, len(head_VD), head_VD.device)
+            if head_VD.dtype == torch.float32:
+                torch.mm(hidden_PD[part], head_VD.t(), out=logits_CV)
+            else:
+                logits_CV.copy_(functional.linear(hidden_PD[part], head_VD))
             step = PASS_LOGITS // len(head_VD) if logits_CV.device.type == "cpu" else len(logits_CV)
             for rows in _parts(part, step):
                 local = slice(rows.start - part.start, rows.stop - part.start)

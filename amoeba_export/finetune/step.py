@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from amoeba_export.errors import UsageError
 from amoeba_export.finetune.model import SlicedSupernet
-from amoeba_export.finetune.objective import Objective, Positions
+from amoeba_export.finetune.objective import Buffers, Objective, Positions
 from amoeba_export.finetune.packing import Batch
 from amoeba_export.finetune.settings import ObjectiveSettings
 from amoeba_export.finetune.smol import TrainedLowRank
@@ -27,6 +27,7 @@ class SandwichStep:
     Attributes:
         plans: Every shape that can be drawn.
         loss_scale: The share of a micro-batch in its step: 1 / gradient accumulation.
+        buffers: Memory that every step uses again.
     """
 
     model: SlicedSupernet
@@ -34,6 +35,7 @@ class SandwichStep:
     plans: Mapping[Shape, SubnetPlan]
     objective: ObjectiveSettings
     loss_scale: float = 1.0
+    buffers: Buffers = field(default_factory=Buffers)
 
     def run(self, batch: Batch, shapes: Sequence[Shape], *, noise: GateNoise | None = None) -> Losses:
         """Add the gradients of `batch` under `shapes`, the first of which is trained on labels and teaches the others.
@@ -42,7 +44,9 @@ class SandwichStep:
             UsageError: A loss that is not finite.
         """
         positions = Positions.of(batch.labels_BT, self.objective.mask)
-        objective = Objective(self.objective, positions, self.model.head_VD, num_followers=len(shapes) - 1)
+        objective = Objective(
+            self.objective, positions, self.model.head_VD, num_followers=len(shapes) - 1, buffers=self.buffers
+        )
         losses: Losses = []
         for i, shape in enumerate(shapes):
             plan = self.plans[shape]

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 from amoeba_export.finetune.model import SlicedSupernet
 from amoeba_export.finetune.settings import LowRankSettings
 from amoeba_export.finetune.smol import TrainedLowRank, adapters_at
-from amoeba_export.ir import Adapter, AdapterDelta, InputId, LayerPlan, Shape, SubnetPlan
-from amoeba_export.ir.derive import derive_plan
+from amoeba_export.ir import Adapter, AdapterDelta, InputId, LayerPlan, Policy, Shape, SubnetPlan
+from amoeba_export.ir.derive import Unit, derive_plan
 from tests.finetune.models import tiny_supernet
 from tests.tiny import FAMILIES, VOCAB, save_tiny
 
@@ -72,15 +72,17 @@ def test_the_variants_of_a_family_give_the_logits_of_transformers(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("policy", ["uniform", "adaptive"])
+@pytest.mark.parametrize(
+    ("policy", "unit"), [("uniform", "kv_group"), ("adaptive", "kv_group"), ("uniform", "query_per_group")]
+)
 def test_a_cut_net_equals_transformers_with_zeroed_channels(
-    tiny_dirs: dict[str, Path], family: str, policy: str
+    tiny_dirs: dict[str, Path], family: str, policy: Policy, unit: Unit
 ) -> None:
     """The reference multiplies by zero and adds the mean, by hooks on the inputs of o_proj and down_proj."""
     supernet = tiny_supernet(tiny_dirs[family])
     architecture, strategy = supernet.architecture, supernet.strategy
     assert strategy is not None and strategy.importance is not None
-    plan = derive_plan(strategy, architecture, Shape(3, 0.5), policy=policy)
+    plan = derive_plan(strategy, architecture, Shape(3, 0.5), policy=policy, unit=unit)
     stock = AutoModelForCausalLM.from_pretrained(tiny_dirs[family], dtype=torch.float32).eval()
     for layer in plan.layers:
         i, head_dim = layer.source_layer, architecture.head_dim
@@ -105,6 +107,15 @@ def test_a_cut_net_equals_transformers_with_zeroed_channels(
         ours_PV = model(input_ids_BT, cut=model.cut(plan))
         theirs_PV = stock(input_ids_BT, use_cache=False).logits.flatten(0, 1)
     assert (ours_PV - theirs_PV).abs().max() <= 1e-4
+
+
+def test_what_a_shape_keeps_is_a_slice(tiny_dirs: dict[str, Path]) -> None:
+    """No copy of a weight is made for the shapes of a strategy."""
+    supernet = tiny_supernet(tiny_dirs["llama"])
+    assert supernet.strategy is not None
+    model = SlicedSupernet(supernet)
+    cut = model.cut(derive_plan(supernet.strategy, supernet.architecture, Shape(3, 0.5)))
+    assert all(isinstance(kept.held, slice) for layer in cut.layers for kept in (layer.query, layer.kv, layer.ffn))
 
 
 def test_a_layer_without_heads_or_neurons_adds_its_mean_before_what_follows(tiny_dirs: dict[str, Path]) -> None:
