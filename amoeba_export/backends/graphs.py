@@ -48,7 +48,7 @@ def prepare_onnx(subject: Subject, folder: Path, options: Any) -> dict[str, Any]
     """An ONNX graph; without an artifact, one whose weights the runner makes where it runs."""
     if subject.artifact is not None:
         found = artifact_folder(subject, "onnx")
-        return {"folder": str(found), "model": "model.onnx", **_graph_facts(found / "model.onnx")}
+        return {"folder": str(found), "model": "model.onnx", "is_mapped": True, **_graph_facts(found / "model.onnx")}
     from amoeba_export.formats.onnx import write_random
 
     write_random(subject.dense, folder, dtype=subject.dtype, **spelling(options, subject.dtype))
@@ -104,7 +104,7 @@ def prepare_gguf(subject: Subject, folder: Path, options: Any) -> dict[str, Any]
     files = sorted(found.glob("*.gguf"))
     if not files:
         raise NotFound(f"The GGUF file of {subject.label}", found, next_step="Export it again with --format gguf.")
-    return {"folder": str(found), "model": files[0].name}
+    return {"folder": str(found), "model": files[0].name, "is_mapped": True}
 
 
 def _as_subnet(dense: DenseArchitecture) -> Subnet:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .device import temperature_c
-from .weights import remove_weights, write_weights
+from .weights import copy_files, remove_weights, write_weights
 
 
 def run_job(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -57,19 +57,29 @@ def run_job(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _measure(subject: Mapping[str, Any], job: Mapping[str, Any], engine: Mapping[str, Any]) -> dict[str, Any]:
-    """One subject, once. Its random weights exist only meanwhile: a dozen graphs would fill a small disk."""
+    """One subject, once. Its random weights exist only meanwhile: a dozen graphs would fill a small disk.
+
+    Runtimes map files, and how fast a mapped file is depends on which pages of memory it happened to get: by a tenth,
+    for as long as it stays there. Random weights are written anew each time; so are files that a runtime maps, or the
+    luck of an hour ago would be taken for the speed of a model.
+    """
     weights = subject.get("weights")
     request = {**engine, "subject": subject, "workload": job["workload"], **job.get("sampling", {})}
-    if not weights:
+    if not weights and not subject.get("is_mapped"):
         return ask("--measure", request, job["time_limit_s"])
-    path = os.path.join(subject["folder"], weights["file"])  # noqa: PTH118 - runs where startup counts
     try:
-        write_weights(path, weights["regions"])
-        return ask("--measure", request, job["time_limit_s"])
+        if not weights:
+            with tempfile.TemporaryDirectory(prefix="amoeba-measure-") as copy:
+                copy_files(subject["folder"], copy)
+                return ask("--measure", {**request, "subject": {**subject, "folder": copy}}, job["time_limit_s"])
+        path = os.path.join(subject["folder"], weights["file"])  # noqa: PTH118 - runs where startup counts
+        try:
+            write_weights(path, weights["regions"])
+            return ask("--measure", request, job["time_limit_s"])
+        finally:
+            remove_weights(path)
     except OSError as error:
-        return {"failure": f"its random weights could not be written: {error}"}
-    finally:
-        remove_weights(path)
+        return {"failure": f"its weights could not be written: {error}"}
 
 
 def ask(mode: str, request: Mapping[str, Any], time_limit_s: float) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Random weights for a graph that came without, made on the device: no checkpoint travels."""
+"""Weights files made where they are measured: random ones for graphs that came without, and fresh copies."""
 
 from __future__ import annotations
 
@@ -42,6 +42,17 @@ def write_weights(path: str, regions: Sequence[Mapping[str, Any]], *, seed: int 
                 piece = block[start : start + left]
                 left -= file.write(piece)
                 start = (start + len(piece)) % len(block)
+
+
+def copy_files(source: str, folder: str) -> None:
+    """Copy the files of `source` into `folder`, written in the way of random weights."""
+    for entry in os.scandir(source):
+        if not entry.is_file():
+            continue
+        target = os.path.join(folder, entry.name)  # noqa: PTH118 - as above
+        with open(entry.path, "rb") as file, open(target, "wb") as copy:  # noqa: PTH123 - as above
+            while piece := file.read(4 * BLOCK):
+                copy.write(piece)
 
 
 def remove_weights(path: str) -> None:
