@@ -14,6 +14,7 @@ from amoeba_export import backends
 from amoeba_export.backends.graphs import prepare_onnx
 from amoeba_export.backends.onnxruntime import Options
 from amoeba_export.backends.runner.sampling import sample_ms
+from amoeba_export.backends.runner.supervise import run_job
 from amoeba_export.backends.runner.weights import write_weights
 from amoeba_export.backends.ssh import pack_runner
 from tests.backends.models import FULL, MIXED
@@ -66,6 +67,21 @@ def test_a_graph_without_weights_is_small_and_says_where_they_go(tmp_path: Path)
     assert prepared["shared_kv"] is True
     stored = sum(region["length"] for region in prepared["weights"]["regions"])
     assert stored >= MIXED.dense.num_params * 4
+
+
+def test_files_that_a_runtime_maps_are_copied_anew_each_round(tmp_path: Path) -> None:
+    source = tmp_path / "artifact"
+    source.mkdir()
+    (source / "model.data").write_text("weights")
+    subject = {"folder": str(source), "behaviour": "tell"}
+    job = {"engine": "tests.backends.faulty", "options": {}, "workload": {}, "rounds": 1, "time_limit_s": 60.0}
+    job["subjects"] = [{**subject, "id": 0, "is_mapped": True}, {**subject, "id": 1}]
+    copied, given = (event["reason"] for event in run_job(job) if event["event"] == "failure")
+    assert given == f"RuntimeError: {source} has [('model.data', 'weights')]"
+    assert copied != given
+    assert copied.endswith(" has [('model.data', 'weights')]")
+    folder = copied.removeprefix("RuntimeError: ").partition(" has ")[0]
+    assert not Path(folder).exists()
 
 
 def test_the_runner_imports_nothing_of_ours() -> None:
