@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from statistics import fmean
 from typing import Protocol
 
 from amoeba_export.ir import DenseArchitecture, Latency, Metric
+
+ALIKE = 1.05
+"""Models whose predicted times are within this factor tell the same about predictions: what they differ by is noise."""
 
 Counts = tuple[tuple[int, int, int], ...]
 
@@ -28,8 +32,9 @@ class Corrected:
 
     A prediction is multiplied by measured / predicted of the measured models, interpolated over predicted time and held
     constant outside of it: drift since the table was recorded and local errors of the model cancel, and the closer the
-    search comes to its budget, the more exact it is there. A measured model itself has its measured latency and no
-    uncertainty; the last measurement of a model counts.
+    search comes to its budget, the more exact it is there. Models of nearly the same predicted time are one point,
+    their mean: a search that believed each of them would run after their noise. A measured model itself has its
+    measured latency and no uncertainty; the last measurement of a model counts.
     """
 
     def __init__(self, predictor: Predictor, measured: Sequence[tuple[DenseArchitecture, Latency]] = ()) -> None:
@@ -68,12 +73,18 @@ class Corrected:
         return raw_ms
 
     def _points(self, metric: Metric, percentile: int) -> list[tuple[float, float]]:
-        """(predicted, measured / predicted) of the measured models, by increasing prediction."""
+        """(predicted, measured / predicted) of groups of measured models, by increasing prediction."""
         key = (metric, percentile)
         if key not in self._ratios:
-            points = {}
+            pairs = []
             for dense, latency in self._measured.values():
                 predicted_ms, _ = self._predictor.predict(dense, metric, percentile)
-                points[predicted_ms] = latency.of(metric, percentile) / predicted_ms
-            self._ratios[key] = sorted(points.items())
+                pairs.append((predicted_ms, latency.of(metric, percentile) / predicted_ms))
+            groups: list[list[tuple[float, float]]] = []
+            for pair in sorted(pairs):
+                if groups and pair[0] <= ALIKE * groups[-1][0][0]:
+                    groups[-1].append(pair)
+                else:
+                    groups.append([pair])
+            self._ratios[key] = [(fmean(ms for ms, _ in group), fmean(r for _, r in group)) for group in groups]
         return self._ratios[key]
