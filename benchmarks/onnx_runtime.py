@@ -5,8 +5,9 @@
                                       [--keep DIR] [--json FILE]
 
 Everything is interleaved. Writing runs in processes of its own: wall time from start to exit, imports included, and
-peak resident memory. Graphs are opened, measured and closed one at a time (open sessions spin against each other), with
-the KV cache in one shared buffer, as the GenAI runtime has it; a ratio is the median over rounds of ours / theirs.
+peak resident memory. Graphs are opened, measured and closed one at a time (open sessions spin against each other), each
+from a fresh copy (how fast a mapped file is depends on its pages), with the KV cache in one shared buffer, as the GenAI
+runtime has it; a ratio is the median over rounds of ours / theirs, with the 90 % interval of `amoeba bench`.
 Our graph hides padding at the left of a row, which the builder's does not: `ours, right padding` is ours without that.
 In `int4` both have everything in blocks of 32 weights, the embedding and lm_head included; how they choose the integers
 differs, and the mean KL divergence from our fp32 graph on a page of text says what that is worth.
@@ -33,10 +34,12 @@ from typing import Any
 
 import numpy as np
 
+from amoeba_export.backends.runner.weights import copy_files
 from amoeba_export.formats import FORMATS
 from amoeba_export.ir import SubnetPlan
 from amoeba_export.load import load_supernet
 from amoeba_export.materialize import materialize_subnet
+from amoeba_export.profile import compare_rounds
 
 CONTEXT = 128
 TEXT = Path(__file__).parents[1] / "calibration" / "wikitext2" / "wikitext2.txt"
@@ -134,10 +137,12 @@ def compare_speed(graphs: Graphs, rounds: int, threads: int) -> dict[str, dict[s
     times: dict[str, dict[str, list[float]]] = {m: {name: [] for name in graphs} for m in ("decode", "prefill")}
     for number in range(rounds):
         for name in sorted(graphs, reverse=bool(number % 2)):
-            session = Session(graphs[name], threads)
-            times["decode"][name].append(session.median_ms(new_tokens=1, past_tokens=CONTEXT, repeats=40))
-            times["prefill"][name].append(session.median_ms(new_tokens=CONTEXT, past_tokens=0, repeats=4))
-            del session
+            with tempfile.TemporaryDirectory() as copy:
+                copy_files(str(graphs[name]), copy)
+                session = Session(Path(copy), threads)
+                times["decode"][name].append(session.median_ms(new_tokens=1, past_tokens=CONTEXT, repeats=40))
+                times["prefill"][name].append(session.median_ms(new_tokens=CONTEXT, past_tokens=0, repeats=4))
+                del session
     return times
 
 
@@ -224,8 +229,13 @@ def _speed(dtype: str, times: Mapping[str, Mapping[str, list[float]]]) -> dict[s
         figures[metric] = {}
         for name, values in samples.items():
             ratio = statistics.median(a / b for a, b in zip(samples["ours"], values, strict=True))
+            interval = compare_rounds(samples["ours"], values)
             figures[metric][name] = {"median_ms": statistics.median(values), "ours_to_this": ratio}
-            print(f"{dtype:5} {metric:8} {name:22} {statistics.median(values):8.2f} ms   ours / this = {ratio:.3f}")
+            figures[metric][name] |= {"low": interval.low, "high": interval.high}
+            print(
+                f"{dtype:5} {metric:8} {name:22} {statistics.median(values):8.2f} ms   ours / this = {ratio:.3f}"
+                f" ({interval.low:.3f} to {interval.high:.3f})"
+            )
     return figures
 
 
