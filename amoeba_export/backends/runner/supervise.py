@@ -59,9 +59,9 @@ def run_job(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def _measure(subject: Mapping[str, Any], job: Mapping[str, Any], engine: Mapping[str, Any]) -> dict[str, Any]:
     """One subject, once. Its random weights exist only meanwhile: a dozen graphs would fill a small disk.
 
-    Runtimes map files, and how fast a mapped file is depends on which pages of memory it happened to get: by a tenth,
-    for as long as it stays there. Random weights are written anew each time; so are files that a runtime maps, or the
-    luck of an hour ago would be taken for the speed of a model.
+    Runtimes map files, and how fast a mapped file is can depend, by a tenth, on the pages of memory that it happened to
+    get, for as long as it stays there. Random weights are written anew each time; so are files that a runtime maps, or
+    the luck of an hour ago would be taken for the speed of a model.
     """
     weights = subject.get("weights")
     request = {**engine, "subject": subject, "workload": job["workload"], **job.get("sampling", {})}
