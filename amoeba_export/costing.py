@@ -32,7 +32,6 @@ REFINED_NAME = "refined.json"
 SEARCH_GRAPHS = 9
 """Graphs measured for a search that goes on to measure what it builds. `amoeba profile` measures a dozen."""
 
-
 RUN_ROUNDS = 5
 """Rounds in which an artifact is measured beside the uncut model: the fewest that have an interval."""
 
@@ -205,7 +204,8 @@ def measure_beside_full(
                 raise result
         runs.append([result for result in results if isinstance(result, Latency)])
         full_latency, latency = pool_rounds(runs)
-        if len(runs) == MOST_RUNS or not latency.rounds or enough(full_latency, latency):
+        paired = len(full_latency.rounds) == len(latency.rounds) > 0  # a plug-in may keep none
+        if len(runs) == MOST_RUNS or not paired or enough(full_latency, latency):
             return full_latency, latency
         progress.note(f"Too close to call after {len(latency.rounds)} rounds: measuring more.")
 

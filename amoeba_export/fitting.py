@@ -139,7 +139,9 @@ def fit_budget(
             break
         progress.note(f"Building {best.shape}: {best.predicted_ms:.4g} ms expected, the limit is {limit_ms:.4g} ms.")
         plan = best.make_plan()
-        full, latency = _measure(supernet, settings, best.dense, build(plan), progress)
+        full, latency = _measure(
+            supernet, settings, best.dense, build(plan), enough=_looks_slow_or_is_decided, progress=progress
+        )
         trial = _Trial(
             plan=plan,
             candidate=best,
@@ -185,7 +187,9 @@ def fit_plan(
     if settings.target is None:
         return Fitted(plan=plan)
     if is_measured(settings.target):
-        full, latency = _measure(supernet, settings, plan.dense(supernet.architecture), folder, progress)
+        full, latency = _measure(
+            supernet, settings, plan.dense(supernet.architecture), folder, enough=_is_decided, progress=progress
+        )
         fitted = Fitted(plan=plan, latency=latency, full=full)
     else:
         predictor = make_predictor(
@@ -270,15 +274,18 @@ def _uses(budgets: Sequence[Budget], latency: Latency, full: Latency) -> list[fl
     return [latency.of(budget.metric, budget.percentile) / _limit_ms(budget, full) for budget in budgets]
 
 
-def _is_settled(budgets: Sequence[Budget], full: Latency, latency: Latency) -> bool:
-    """Whether the rounds show that every budget is kept. What looks too slow needs no proof: a smaller one is next."""
-    if budgets and max(_uses(budgets, latency, full)) > 1:
-        return True
+def _is_decided(budgets: Sequence[Budget], full: Latency, latency: Latency) -> bool:
+    """Whether the rounds show that every budget is kept, or that one is not."""
+    verdicts = set()
     for budget in budgets:
         limits_ms = [budget.resolve(ms) for ms in _rounds_ms(full, budget)]
-        if compare_rounds(_rounds_ms(latency, budget), limits_ms).verdict(0.0) != "not slower":
-            return False
-    return True
+        verdicts.add(compare_rounds(_rounds_ms(latency, budget), limits_ms).verdict(0.0))
+    return "slower" in verdicts or "undecided" not in verdicts
+
+
+def _looks_slow_or_is_decided(budgets: Sequence[Budget], full: Latency, latency: Latency) -> bool:
+    """In a search, what looks too slow needs no proof: a smaller one is next."""
+    return max(_uses(budgets, latency, full)) > 1 or _is_decided(budgets, full, latency)
 
 
 def _rounds_ms(latency: Latency, budget: Budget) -> list[float]:
@@ -325,7 +332,13 @@ def _given(
 
 
 def _measure(
-    supernet: Supernet, settings: Settings, dense: DenseArchitecture, folder: Path, progress: Progress
+    supernet: Supernet,
+    settings: Settings,
+    dense: DenseArchitecture,
+    folder: Path,
+    *,
+    enough: Callable[[Sequence[Budget], Latency, Latency], bool],
+    progress: Progress,
 ) -> tuple[Latency, Latency]:
     """Measure the files in `folder`; where the target cannot run their formats, a graph of the same dims."""
     assert settings.target
@@ -342,7 +355,7 @@ def _measure(
         subject,
         settings.target,
         settings.workload,
-        enough=partial(_is_settled, settings.budgets),
+        enough=partial(enough, settings.budgets),
         progress=progress,
     )
 

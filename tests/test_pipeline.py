@@ -116,6 +116,22 @@ def test_what_is_too_close_to_call_is_measured_longer(model: Path, strategy: Pat
     assert longer.fitted.latency.decode.p50_ms <= (longer.fitted.limit_ms or 0)
 
 
+def test_a_given_shape_is_not_refused_by_chance(model: Path, strategy: Path, target: Path, tmp_path: Path):
+    """Its first five rounds look 3 % slow under a budget that is 1 % more than it takes: that proves nothing."""
+    request = ExportRequest(model=str(model), strategy=strategy, target=str(target), shape="3x0.5", out=tmp_path / "a")
+    known = export(request).fitted
+    assert known is not None
+    assert known.latency is not None
+    assert known.full is not None
+    share = 101 * known.latency.decode.p50_ms / known.full.decode.p50_ms
+    write_target(tmp_path, scatter=0.03)
+    listener = Listener()
+    with pytest.raises(BudgetMissed):
+        export(dataclasses.replace(request, latency=f"{share:.3f}%", out=tmp_path / "b"), progress=listener)
+    more = [note for note in listener.notes if note.startswith("Too close to call")]
+    assert len(more) == costing.MOST_RUNS - 1
+
+
 def test_what_is_measured_refines_the_cost_table(model: Path, strategy: Path, target: Path, tmp_path: Path):
     """Artifacts run 8 % slower than graphs. Having built some, the next search for another budget knows better."""
     write_target(tmp_path, artifact_factor=1.08)

@@ -99,7 +99,7 @@ class SlicedLayer(nn.Module):
         self.architecture = architecture
         self.name = f"model.layers.{layer}"
         attn, mlp = f"{self.name}.self_attn", f"{self.name}.mlp"
-        groups_K, neurons_F = best_first(strategy, architecture, layer)
+        groups_K, neurons_F = _best_first(strategy, architecture, layer)
         self._head_order = HeldOrder(_rows(groups_K, architecture.heads_per_kv), architecture.head_dim)
         self._group_order = HeldOrder(groups_K, architecture.head_dim)
         self._neuron_order = HeldOrder(neurons_F, 1)
@@ -250,7 +250,7 @@ def _rows(units: torch.Tensor, block: int) -> torch.Tensor:
     return (units[:, None] * block + torch.arange(block)).flatten()
 
 
-def best_first(strategy: Strategy | None, architecture: Architecture, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _best_first(strategy: Strategy | None, architecture: Architecture, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
     """KV groups [K] and neurons [F] of a layer, from those that most plans keep to those that fewest do."""
     heads_N, ffn_F = np.zeros(architecture.num_heads), np.zeros(architecture.ffn_size)
     if strategy is not None and strategy.importance is not None:

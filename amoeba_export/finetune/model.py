@@ -98,20 +98,7 @@ class SlicedSupernet(nn.Module):
         select_BT: torch.Tensor | None = None,
         segments_BT: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Fp32 logits [P, V] of the selected positions, row by row. Arguments as in `hidden`."""
-        x_PD = self.hidden(input_ids_BT, cut=cut, low_rank=low_rank, select_BT=select_BT, segments_BT=segments_BT)
-        return functional.linear(x_PD, self.head_VD).float()
-
-    def hidden(
-        self,
-        input_ids_BT: torch.Tensor,
-        *,
-        cut: Cut,
-        low_rank: LowRank = unchanged,
-        select_BT: torch.Tensor | None = None,
-        segments_BT: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """What the vocabulary head `head_VD` is given: normed states [P, D] of the selected positions, row by row.
+        """What `logits` is given: normed states [P, D] of the selected positions, row by row.
 
         Args:
             input_ids_BT: Tokens.
@@ -133,6 +120,10 @@ class SlicedSupernet(nn.Module):
         x_PD = x_BTD.flatten(0, 1) if select_BT is None else x_BTD[select_BT]
         return rms_norm(x_PD, self.norm_D, self.architecture.norm_eps)
 
+    def logits(self, x_PD: torch.Tensor) -> torch.Tensor:
+        """Fp32 logits [P, V] of what `forward` returned."""
+        return functional.linear(x_PD, self.head_VD).float()
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RunningSubnet:
@@ -146,10 +137,8 @@ class RunningSubnet:
     def logits(self, input_ids_BT: torch.Tensor, select_BT: torch.Tensor) -> torch.Tensor:
         """Fp32 logits [P, V] at the selected positions, row by row. Rows are padded at their end."""
         device = self.model.device
-        logits_PV: torch.Tensor = self.model(
-            input_ids_BT.to(device), cut=self.cut, low_rank=self.low_rank, select_BT=select_BT.to(device)
-        )
-        return logits_PV
+        x_PD = self.model(input_ids_BT.to(device), cut=self.cut, low_rank=self.low_rank, select_BT=select_BT.to(device))
+        return self.model.logits(x_PD)
 
 
 def _positions(segments_BT: torch.Tensor | None, input_ids_BT: torch.Tensor) -> torch.Tensor:

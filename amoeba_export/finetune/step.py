@@ -50,7 +50,7 @@ class SandwichStep:
         losses: Losses = []
         for i, shape in enumerate(shapes):
             plan = self.plans[shape]
-            hidden_PD = self.model.hidden(
+            hidden_PD = self.model(
                 batch.input_ids_BT,
                 cut=self.model.cut(plan),
                 low_rank=self.low_rank.at(plan, noise_E=noise.draw(i) if noise else None),

@@ -45,7 +45,7 @@ def test_fine_tuned_and_exported_agree_at_ten_random_shapes(
         shape = Shape(int(rng.integers(1, 5)), round(float(rng.uniform(0.3, 1.0)), 2))
         plan = derive_plan(supernet.strategy, supernet.architecture, shape, policy=policy, gate_widths=WIDTHS)
         with torch.no_grad():
-            ours_PV = model(input_ids_BT, cut=model.cut(plan), low_rank=low_rank.at(plan))
+            ours_PV = model.logits(model(input_ids_BT, cut=model.cut(plan), low_rank=low_rank.at(plan)))
             masked_PV = masked_logits(adapted, plan, input_ids_BT).flatten(0, 1)
         folder = tmp_path / f"export-{trial}"
         folder.mkdir()

@@ -30,7 +30,7 @@ def test_the_full_net_gives_the_logits_of_transformers(tiny_dirs: dict[str, Path
     stock = AutoModelForCausalLM.from_pretrained(tiny_dirs[family], dtype=torch.float32).eval()
     input_ids_BT = tokens(2, 17)
     with torch.no_grad():
-        ours_PV = model(input_ids_BT, cut=model.cut(SubnetPlan.full(supernet.architecture)))
+        ours_PV = model.logits(model(input_ids_BT, cut=model.cut(SubnetPlan.full(supernet.architecture))))
         theirs_PV = stock(input_ids_BT).logits.flatten(0, 1)
     assert (ours_PV - theirs_PV).abs().max() <= 1e-4
 
@@ -66,7 +66,7 @@ def test_the_variants_of_a_family_give_the_logits_of_transformers(
     stock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     input_ids_BT = tokens(1, 40)
     with torch.no_grad():
-        ours_PV = model(input_ids_BT, cut=model.cut(SubnetPlan.full(supernet.architecture)))
+        ours_PV = model.logits(model(input_ids_BT, cut=model.cut(SubnetPlan.full(supernet.architecture))))
         theirs_PV = stock(input_ids_BT).logits.flatten(0, 1)
     assert (ours_PV - theirs_PV).abs().max() <= 1e-4
 
@@ -104,7 +104,7 @@ def test_a_cut_net_equals_transformers_with_zeroed_channels(
     model = SlicedSupernet(supernet)
     input_ids_BT = tokens(2, 11)
     with torch.no_grad():
-        ours_PV = model(input_ids_BT, cut=model.cut(plan))
+        ours_PV = model.logits(model(input_ids_BT, cut=model.cut(plan)))
         theirs_PV = stock(input_ids_BT, use_cache=False).logits.flatten(0, 1)
     assert (ours_PV - theirs_PV).abs().max() <= 1e-4
 
@@ -144,7 +144,7 @@ def test_a_layer_without_heads_or_neurons_adds_its_mean_before_what_follows(tiny
         x = x + second.self_attn(second.input_layernorm(x), position_embeddings=cos_sin, attention_mask=None)[0]
         x = x + second.mlp.down_proj.weight @ torch.from_numpy(supernet.strategy.importance.down_mean_LF[2])
         theirs_PV = stock.lm_head(stock.model.norm(x)).flatten(0, 1)
-        ours_PV = model(input_ids_BT, cut=cut)
+        ours_PV = model.logits(model(input_ids_BT, cut=cut))
     assert (ours_PV - theirs_PV).abs().max() <= 1e-4
 
 
@@ -156,8 +156,8 @@ def test_packed_examples_do_not_see_each_other(tiny_dirs: dict[str, Path]) -> No
     packed = torch.cat([first, second, torch.zeros(1, 3, dtype=torch.int64)], dim=1)
     segments = torch.tensor([[1] * 7 + [2] * 5 + [0] * 3])
     with torch.no_grad():
-        together_PV = model(packed, cut=cut, segments_BT=segments, select_BT=segments > 0)
-        apart_PV = torch.cat([model(first, cut=cut), model(second, cut=cut)])
+        together_PV = model.logits(model(packed, cut=cut, segments_BT=segments, select_BT=segments > 0))
+        apart_PV = torch.cat([model.logits(model(first, cut=cut)), model.logits(model(second, cut=cut))])
     assert (together_PV - apart_PV).abs().max() <= 1e-5
 
 
@@ -167,8 +167,8 @@ def test_selected_positions_have_the_logits_that_they_have_among_all(tiny_dirs: 
     cut = model.cut(SubnetPlan.full(supernet.architecture))
     input_ids_BT, select_BT = tokens(2, 8), torch.rand(2, 8, generator=torch.Generator().manual_seed(1)) > 0.5
     with torch.no_grad():
-        some_PV = model(input_ids_BT, cut=cut, select_BT=select_BT)
-        all_PV = model(input_ids_BT, cut=cut)
+        some_PV = model.logits(model(input_ids_BT, cut=cut, select_BT=select_BT))
+        all_PV = model.logits(model(input_ids_BT, cut=cut))
     assert (some_PV - all_PV[select_BT.flatten()]).abs().max() <= 1e-6
 
 
@@ -184,7 +184,7 @@ def test_recomputed_layers_give_the_gradients_of_kept_ones(tiny_dirs: dict[str, 
             TrainedLowRank(supernet.architecture, settings, (1.0, 0.5), generator=torch.Generator().manual_seed(0))
         )
         model = SlicedSupernet(supernet, checkpoint_layers=checkpoint_layers)
-        logits_PV = model(tokens(2, 9), cut=model.cut(plan), low_rank=low_rank.at(plan))
+        logits_PV = model.logits(model(tokens(2, 9), cut=model.cut(plan), low_rank=low_rank.at(plan)))
         logits_PV.square().mean().backward()
         gradients.append([p.grad for p in low_rank.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(gradients[1]) > 0

@@ -151,9 +151,9 @@ def test_the_adapter_is_read_back_as_it_was_trained(
         plan = derive_plan(supernet.strategy, supernet.architecture, shape, gate_widths=adapter.width_choices)
         cut = model.cut(plan)
         with torch.no_grad():
-            trained = model(input_ids_BT, cut=cut, low_rank=low_rank.at(plan))
-            read = model(input_ids_BT, cut=cut, low_rank=adapters_at([adapter], plan))
-            plain = model(input_ids_BT, cut=cut)
+            trained = model.logits(model(input_ids_BT, cut=cut, low_rank=low_rank.at(plan)))
+            read = model.logits(model(input_ids_BT, cut=cut, low_rank=adapters_at([adapter], plan)))
+            plain = model.logits(model(input_ids_BT, cut=cut))
         assert (trained - read).abs().max() <= 1e-5
         assert (trained - plain).abs().max() > 1e-3
 
@@ -172,7 +172,7 @@ def test_a_plain_lora_is_a_peft_adapter(supernet: Supernet, data: Path, tmp_path
     ).eval()
     input_ids_BT = torch.randint(4, 90, (2, 12), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        ours_PV = model(input_ids_BT, cut=model.cut(plan), low_rank=low_rank.at(plan))
+        ours_PV = model.logits(model(input_ids_BT, cut=model.cut(plan), low_rank=low_rank.at(plan)))
         theirs_PV = theirs(input_ids_BT).logits.flatten(0, 1)
     assert (ours_PV - theirs_PV).abs().max() <= 1e-4
 
@@ -290,7 +290,7 @@ def assert_sharding_changes_nothing(supernet: Supernet) -> None:
         for layer in model.layers if shard else ():
             fully_shard(layer, mesh=init_device_mesh("cpu", (2,)))
         assert isinstance(model.layers[0].q_QD, DTensor) is shard
-        logits_PV = model(input_ids_BT, cut=cut, low_rank=low_rank.at(plan))
+        logits_PV = model.logits(model(input_ids_BT, cut=cut, low_rank=low_rank.at(plan)))
         logits_PV.square().mean().backward()
         results.append([logits_PV.detach(), *(p.grad for p in low_rank.parameters() if p.grad is not None)])
         low_rank.zero_grad()

@@ -99,8 +99,8 @@ def run_step(
         assert scores_K.tolist() == pytest.approx(recorded["gate_scores"][i][experts_K], abs=1e-6)
         given = {"cut": model.cut(plan), "low_rank": low_rank.at(plan), "select_BT": positions.select_BT}
         theirs_PV = torch.from_numpy(recorded["logits"][i])[positions.select_BT]
-        worst = max(worst, (model(input_ids_BT, **given) - theirs_PV).abs().max().item())
-        loss = losses_of(model.hidden(input_ids_BT, **given))
+        worst = max(worst, (model.logits(model(input_ids_BT, **given)) - theirs_PV).abs().max().item())
+        loss = losses_of(model(input_ids_BT, **given))
         loss.total.backward()
         losses["balanced"].append(loss.total.item())
         losses["raw"].append(loss.raw.item())

@@ -57,29 +57,37 @@ def run_job(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _measure(subject: Mapping[str, Any], job: Mapping[str, Any], engine: Mapping[str, Any]) -> dict[str, Any]:
-    """One subject, once. Its random weights exist only meanwhile: a dozen graphs would fill a small disk.
+    """One subject, once."""
+    try:
+        with _fresh(subject) as fresh:
+            request = {**engine, "subject": fresh, "workload": job["workload"], **job.get("sampling", {})}
+            return ask("--measure", request, job["time_limit_s"])
+    except OSError as error:
+        return {"failure": f"its weights could not be written: {error}"}
 
-    Runtimes map files, and how fast a mapped file is can depend, by a tenth, on the pages of memory that it happened to
-    get, for as long as it stays there. Random weights are written anew each time; so are files that a runtime maps, or
-    the luck of an hour ago would be taken for the speed of a model.
+
+@contextlib.contextmanager
+def _fresh(subject: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """`subject` with its files made for this measurement, where a runtime maps them.
+
+    How fast a mapped file is can depend on the pages of memory that it happened to get, for as long as it stays there:
+    random weights are written anew each time, and an artifact is copied, so that luck scatters from round to round.
+    Both exist only meanwhile: a dozen models would fill a small disk.
     """
     weights = subject.get("weights")
-    request = {**engine, "subject": subject, "workload": job["workload"], **job.get("sampling", {})}
-    if not weights and not subject.get("is_mapped"):
-        return ask("--measure", request, job["time_limit_s"])
-    try:
-        if not weights:
-            with tempfile.TemporaryDirectory(prefix="amoeba-measure-") as copy:
-                copy_files(subject["folder"], copy)
-                return ask("--measure", {**request, "subject": {**subject, "folder": copy}}, job["time_limit_s"])
+    if weights:
         path = os.path.join(subject["folder"], weights["file"])  # noqa: PTH118 - runs where startup counts
         try:
             write_weights(path, weights["regions"])
-            return ask("--measure", request, job["time_limit_s"])
+            yield subject
         finally:
             remove_weights(path)
-    except OSError as error:
-        return {"failure": f"its weights could not be written: {error}"}
+    elif subject.get("is_mapped"):
+        with tempfile.TemporaryDirectory(prefix="amoeba-measure-") as copy:
+            copy_files(subject["folder"], copy)
+            yield {**subject, "folder": copy}
+    else:
+        yield subject
 
 
 def ask(mode: str, request: Mapping[str, Any], time_limit_s: float) -> dict[str, Any]:
