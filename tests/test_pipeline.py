@@ -145,7 +145,7 @@ def test_what_is_measured_refines_the_cost_table(model: Path, strategy: Path, ta
     built = read_manifest(tmp_path / "a").shape
     shape = Shape(built.depth, built.width)
     now = next(one.predicted_ms for one in after.candidates if one.shape == shape)
-    assert now > at[shape]
+    assert now > 1.005 * at[shape]
 
 
 def test_a_budget_that_nothing_meets_leaves_nothing(model: Path, strategy: Path, target: Path, tmp_path: Path):
