@@ -31,7 +31,7 @@ from amoeba_export.selection import gate_widths
 MAX_BUILDS = 6
 """Subnets that are built and measured before the best of them is taken, or none."""
 
-GOOD_USE = 0.95
+GOOD_USE = 0.96
 """A subnet that keeps the budget and uses this share of it is not worth another build."""
 
 MARGIN = 0.015

@@ -17,6 +17,10 @@ def describe(options: Mapping[str, Any]) -> dict[str, str]:
     return {"runtime": "faulty 1"}
 
 
+def in_main_memory(options: Mapping[str, Any]) -> bool:
+    return True
+
+
 class open_model:  # noqa: N801 - an engine's function
     def __init__(self, subject: Mapping[str, Any], workload: Mapping[str, int], options: Mapping[str, Any]) -> None:
         self._behaviour = subject["behaviour"]
@@ -32,6 +36,13 @@ class open_model:  # noqa: N801 - an engine's function
             raise RuntimeError(f"{folder} has {sorted((file.name, file.read_text()) for file in folder.iterdir())}")
         if self._behaviour == "noise on stdout":
             os.write(1, b"loading model... {not json}\n")
+        self._folder = Path(subject.get("folder", ""))
+        if self._behaviour == "solitary" and any(self._folder.iterdir()):
+            raise MemoryError
+        if self._behaviour in ("open", "log"):
+            self._mark = self._folder / f"{os.getpid()}.open"
+            self._mark.touch()
+        self._name = str(subject.get("id"))
 
     def decode(self) -> float | None:
         if self._behaviour == "hang":
@@ -44,13 +55,26 @@ class open_model:  # noqa: N801 - an engine's function
             os._exit(3)
         if self._behaviour == "raise":
             raise RuntimeError("no kernel for this node")
+        if self._behaviour == "log":
+            self._log("decode")
         return {"nan": float("nan"), "negative": -1.0, "zero": 0.0}.get(self._behaviour, 2.0)
 
     def prefill(self) -> float:
+        if self._behaviour == "log":
+            self._log("prefill")
         return 10.0
 
     def close(self) -> None:
-        pass
+        if self._behaviour in ("open", "log"):
+            self._mark.unlink()
+
+    def _log(self, phase: str) -> None:
+        """Append who does what beside how many others, once for calls in a row."""
+        line = f"{self._name} {phase} of {len(list(self._folder.glob('*.open')))}"
+        log = self._folder / "log"
+        lines = log.read_text().splitlines() if log.exists() else []
+        if lines[-1:] != [line]:
+            log.write_text("\n".join([*lines, line]))
 
 
 class Options(Strict):

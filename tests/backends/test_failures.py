@@ -79,13 +79,34 @@ def test_a_failed_subject_is_not_tried_again() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_fails_in_company_is_tried_alone(tmp_path: Path) -> None:
+    """There may have been no memory for all of them: that is no result."""
+    from amoeba_export.backends.runner.supervise import run_job
+
+    subject = {"folder": str(tmp_path), "memory_mb": 1}
+    job = {
+        "engine": "tests.backends.faulty",
+        "options": {},
+        "workload": {},
+        "rounds": 1,
+        "time_limit_s": 20,
+        "subjects": [{**subject, "id": 0, "behaviour": "open"}, {**subject, "id": 1, "behaviour": "solitary"}],
+    }
+    events = [event["event"] for event in run_job(job)]
+    assert events == ["device", "result", "result", "done"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_measuring_process_ends_with_the_one_that_asked(tmp_path: Any) -> None:
     script = tmp_path / "ask.py"
     script.write_text(
-        "from amoeba_export.backends.runner.supervise import ask\n"
+        "from amoeba_export.backends.runner.supervise import Child\n"
         "request = {'engine': 'tests.backends.faulty', 'options': {}, 'workload': {},\n"
         "           'subject': {'behaviour': 'hang'}}\n"
-        "ask('--measure', request, 100)\n"
+        "child = Child('--measure', 100)\n"
+        "child.ask(request)\n"
+        "child.ask({'phase': 'decode', 'turn': 0})\n"
     )
     asking = subprocess.Popen([sys.executable, str(script)])
     child = _child_of(asking.pid)

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from amoeba_export import backends
 from amoeba_export.backends.graphs import prepare_onnx
 from amoeba_export.backends.onnxruntime import Options
 from amoeba_export.backends.runner.sampling import sample_ms
-from amoeba_export.backends.runner.supervise import run_job
+from amoeba_export.backends.runner.supervise import NUM_TURNS, SHARED_TURNS, run_job
 from amoeba_export.backends.runner.weights import write_weights
 from amoeba_export.backends.ssh import pack_runner
 from tests.backends.models import FULL, MIXED
@@ -82,6 +83,39 @@ def test_files_that_a_runtime_maps_are_copied_anew_each_round(tmp_path: Path) ->
     assert copied.endswith(" has [('model.data', 'weights')]")
     folder = copied.removeprefix("RuntimeError: ").partition(" has ")[0]
     assert not Path(folder).exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the system for its memory")
+def test_models_are_open_together_and_take_turns(tmp_path: Path) -> None:
+    """A machine drifts within seconds: what is compared is measured within less."""
+    events = _log_of(tmp_path, [1.0, 1.0])
+    decode = ["0 decode of 2", "1 decode of 2", "1 decode of 2", "0 decode of 2"]
+    prefill = [turn.replace("decode", "prefill") for turn in decode]
+    expected = decode * (SHARED_TURNS // 4) + prefill * (NUM_TURNS // 2)
+    assert events == [turn for turn, before in zip(expected, ["", *expected], strict=False) if turn != before]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the system for its memory")
+def test_models_that_do_not_fit_together_are_open_one_after_the_other(tmp_path: Path) -> None:
+    alone = ["0 decode of 1", "0 prefill of 1", "1 decode of 1", "1 prefill of 1"]
+    assert _log_of(tmp_path, [1e9, 1e9]) == alone
+
+
+def test_models_of_unknown_size_are_open_one_after_the_other(tmp_path: Path) -> None:
+    alone = ["0 decode of 1", "0 prefill of 1", "1 decode of 1", "1 prefill of 1"]
+    assert _log_of(tmp_path, [None, None]) == alone
+
+
+def _log_of(folder: Path, sizes_mb: list[float | None]) -> list[str]:
+    """Who measured what beside how many open models, in one round of models of these sizes."""
+    subject = {"folder": str(folder), "behaviour": "log"}
+    job: dict[str, Any] = {"engine": "tests.backends.faulty", "options": {}, "workload": {}, "rounds": 1}
+    job["time_limit_s"] = 60.0
+    job["subjects"] = [
+        {**subject, "id": i, **({} if size is None else {"memory_mb": size})} for i, size in enumerate(sizes_mb)
+    ]
+    assert [event["event"] for event in run_job(job)] == ["device", *["result"] * len(sizes_mb), "done"]
+    return (folder / "log").read_text().splitlines()
 
 
 def test_the_runner_imports_nothing_of_ours() -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import sys
 
-from .child import describe_device, measure_subject, serve
+from .child import describe_device, measure_model, serve
 from .supervise import run_job
 
 
 def main(arguments: list[str]) -> int:
     """Run one of the three modes; exit code 0 unless this runner itself is broken."""
     if arguments[:1] == ["--measure"]:
-        return serve(measure_subject)
+        return serve(measure_model)
     if arguments[:1] == ["--describe"]:
         return serve(describe_device)
     if len(arguments) == 2 and arguments[0] == "--job":

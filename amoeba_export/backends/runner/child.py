@@ -1,67 +1,93 @@
-"""The child process that holds one model: it opens, warms up, measures, answers and ends."""
+"""The child process that holds one model: it opens it, takes its turns at measuring, answers each time, and ends."""
 
 from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from .device import describe_machine, peak_memory_mb
 from .engines import Unavailable, load_engine
 from .sampling import sample_ms
 
-DECODE = {"warm_up": 3, "seconds": 0.8, "least": 8, "most": 64}
-PREFILL = {"warm_up": 1, "seconds": 0.8, "least": 3, "most": 16}
+TURNS: dict[str, dict[str, Any]] = {
+    "decode": {"warm_up": 1, "seconds": 0.2, "least": 2, "most": 16},
+    "prefill": {"warm_up": 0, "seconds": 0.2, "least": 1, "most": 4},
+}
+"""How long one turn is. A prompt is long enough to warm the caches itself."""
+
+FIRST_WARM_UP = {"decode": 3, "prefill": 1}
+"""Uncounted calls ahead of a model's first turn."""
 
 
-def serve(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
-    """Answer the request on stdin (one line of JSON) with one line of JSON on what was stdout.
+def serve(answers: Callable[[Iterator[Mapping[str, Any]]], Iterator[Mapping[str, Any]]]) -> int:
+    """Answer each request on stdin (a line of JSON) with a line of JSON on what was stdout, until `answers` ends.
 
     Whatever a runtime prints goes to stderr. The process ends when stdin does: it does not outlive who asked.
     """
     reply = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     _end_with_parent()
-    request = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_stdin, daemon=True).start()
+    requests: queue.Queue[Mapping[str, Any]] = queue.Queue()
+    threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()
     try:
-        result = answer(request)
-    except Unavailable as error:
-        result = {"unavailable": str(error), "next_step": error.next_step}
-    except MemoryError:
-        result = {"failure": "it ran out of memory"}
+        for answer in _or_failure(answers(iter(requests.get, None))):
+            reply.write(json.dumps(answer) + "\n")
+            reply.flush()
     except KeyboardInterrupt:
         return 130
-    except Exception as error:  # whatever a runtime raises is this model's result; the others go on
-        result = {"failure": f"{type(error).__name__}: {error}"}
-    reply.write(json.dumps(result) + "\n")
-    reply.flush()
-    # Some runtimes hang or crash while they are torn down; the answer is out, nothing is left to save.
+    # Some runtimes hang or crash while they are torn down; the answers are out, nothing is left to save.
     os._exit(0)
 
 
-def measure_subject(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Open one model, time decode and prefill, and return all samples in milliseconds."""
+def measure_model(requests: Iterator[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Open a model and take turns with it.
+
+    The first request says which `subject`, the next ones which `phase` (`decode` or `prefill`) and which `turn` of it;
+    the answers have the turn's samples in `ms`. The last phase is `close`; its answer is `memory_mb`.
+    """
+    request = next(requests)
     _be_killed_first()
-    engine = load_engine(request["engine"])
-    model = engine.open_model(request["subject"], request["workload"], request["options"])
-    decode_ms = sample_ms(
-        model.decode, before=getattr(model, "rewind", None), **{**DECODE, **request.get("decode", {})}
-    )
-    prefill_ms = sample_ms(model.prefill, **{**PREFILL, **request.get("prefill", {})})
-    memory_mb = peak_memory_mb()
+    model = load_engine(request["engine"]).open_model(request["subject"], request["workload"], request["options"])
+    yield {}
+    steps = {"decode": (model.decode, getattr(model, "rewind", None)), "prefill": (model.prefill, None)}
+    for request in requests:
+        phase = request["phase"]
+        if phase == "close":
+            break
+        step, before = steps[phase]
+        settings = {**TURNS[phase], **({} if request["turn"] else {"warm_up": FIRST_WARM_UP[phase]})}
+        yield {"ms": sample_ms(step, before=before, **settings)}
+    yield {"memory_mb": peak_memory_mb()}
     model.close()
-    return {"decode_ms": decode_ms, "prefill_ms": prefill_ms, "memory_mb": memory_mb}
 
 
-def describe_device(request: Mapping[str, Any]) -> dict[str, Any]:
-    """What the machine and the engine say of themselves."""
+def describe_device(requests: Iterator[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """What the machine and the engine say of themselves, and whether models lie in main memory."""
+    request = next(requests)
     engine = load_engine(request["engine"])
-    return {"device": {**describe_machine(), **engine.describe(request["options"])}}
+    in_main_memory = getattr(engine, "in_main_memory", lambda options: False)
+    yield {
+        "device": {**describe_machine(), **engine.describe(request["options"])},
+        "in_main_memory": in_main_memory(request["options"]),
+    }
+
+
+def _or_failure(answers: Iterator[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The answers; instead of one that cannot be given, why not."""
+    try:
+        yield from answers
+    except Unavailable as error:
+        yield {"unavailable": str(error), "next_step": error.next_step}
+    except MemoryError:
+        yield {"failure": "it ran out of memory"}
+    except Exception as error:  # whatever a runtime raises is this model's result; the others go on
+        yield {"failure": f"{type(error).__name__}: {error}"}
 
 
 def _end_with_parent() -> None:
@@ -73,8 +99,9 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
-def _end_with_stdin() -> None:
-    sys.stdin.read()
+def _read_requests(requests: queue.Queue[Mapping[str, Any]]) -> None:
+    for line in sys.stdin:
+        requests.put(json.loads(line))
     os.kill(os.getpid(), signal.SIGKILL)
 
 

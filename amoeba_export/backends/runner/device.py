@@ -47,6 +47,11 @@ def peak_memory_mb() -> float | None:
     return None
 
 
+def available_memory_mb() -> float:
+    """Memory in MiB that new processes can have without swapping; 0 where the system does not tell."""
+    return float(_meminfo_mb("MemAvailable") or 0)
+
+
 def _cpu_model() -> str:
     for line in _text("/proc/cpuinfo").splitlines():
         if line.startswith(("model name", "Model")):

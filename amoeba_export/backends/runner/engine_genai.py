@@ -24,6 +24,11 @@ def describe(options: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def in_main_memory(options: Mapping[str, Any]) -> bool:
+    """See `engines.load_engine`."""
+    return bool(options["provider"] == "cpu")
+
+
 def open_model(subject: Mapping[str, Any], workload: Mapping[str, int], options: Mapping[str, Any]) -> _Model:
     """Open `folder`, which holds `genai_config.json` and what it names."""
     return _Model(subject, workload, options)

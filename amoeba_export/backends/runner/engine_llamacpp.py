@@ -29,6 +29,11 @@ def describe(options: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def in_main_memory(options: Mapping[str, Any]) -> bool:
+    """See `engines.load_engine`."""
+    return bool(not options["gpu_layers"])
+
+
 def open_model(subject: Mapping[str, Any], workload: Mapping[str, int], options: Mapping[str, Any]) -> _Model:
     """Load the GGUF file `model` in `folder`."""
     return _Model(subject, workload, options)

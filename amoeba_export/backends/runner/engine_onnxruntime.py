@@ -34,6 +34,11 @@ def describe(options: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def in_main_memory(options: Mapping[str, Any]) -> bool:
+    """See `engines.load_engine`."""
+    return list(options["providers"]) == ["CPUExecutionProvider"]
+
+
 def open_model(subject: Mapping[str, Any], workload: Mapping[str, int], options: Mapping[str, Any]) -> _Model:
     """Open `model` in `folder`; `shared_kv` says whether past and present are one buffer."""
     return _Model(subject, workload, options)

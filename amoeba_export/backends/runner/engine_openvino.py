@@ -32,6 +32,11 @@ def describe(options: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def in_main_memory(options: Mapping[str, Any]) -> bool:
+    """See `engines.load_engine`."""
+    return bool(options["device"] == "CPU")
+
+
 def open_model(subject: Mapping[str, Any], workload: Mapping[str, int], options: Mapping[str, Any]) -> _Model:
     """Open `model` in `folder`: an ONNX graph with `past_key_values.*` inputs and `present.*` outputs."""
     return _Model(subject, workload, options)

@@ -33,6 +33,11 @@ def describe(options: Mapping[str, Any]) -> dict[str, str]:
     return facts
 
 
+def in_main_memory(options: Mapping[str, Any]) -> bool:
+    """See `engines.load_engine`."""
+    return bool(options["device"] == "cpu")
+
+
 def open_model(subject: Mapping[str, Any], workload: Mapping[str, int], options: Mapping[str, Any]) -> _Model:
     """Load the Hugging Face directory `folder`; `random` says that it has no weights and gets random ones."""
     return _Model(subject, workload, options)

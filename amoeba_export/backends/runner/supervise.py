@@ -1,8 +1,10 @@
-"""Measure a job's subjects in interleaved rounds, each in a child process with a time limit.
+"""Measure a job's subjects in rounds, each in a child process with a time limit, in turns of a fraction of a second.
 
-Several open sessions in one process spin against each other, and small graphs measured alone live in the cache: so one
-model is open at a time, and every round visits all of them. Odd rounds run backwards, so that a drift of the clocks
-does not favour the first. A child that hangs, crashes or runs out of memory costs its own result and no other.
+Several open sessions in one process spin against each other, and small graphs measured alone live in the cache: so each
+model has a process of its own. A machine drifts within seconds: so as many models as memory can hold are open at once,
+and take turns; who waits does nothing. Every round opens them anew, because a process keeps what it got (pages of
+memory, say) until it ends. Odd rounds and odd turns run backwards, so that a drift does not favour the first. A child
+that hangs, crashes or runs out of memory costs its own result and no other.
 """
 
 from __future__ import annotations
@@ -10,16 +12,31 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .device import temperature_c
+from .device import available_memory_mb, temperature_c
 from .weights import copy_files, remove_weights, write_weights
+
+NUM_TURNS = 4
+"""Turns of each model in a round, for decode and for prefill."""
+
+SHARED_TURNS = 16
+"""Turns at decode that models which are open together share, where that is more for each: two of them have the time to
+be compared well, and opening them takes longer than more turns."""
+
+MEMORY_SHARE = 0.7
+"""The share of the memory that is free which models that are open at once may take."""
+
+MEMORY_FACTOR = 2
+"""How much of it a model may take, relative to its prediction: some runtimes keep a second, packed copy of weights."""
 
 
 def run_job(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -42,28 +59,94 @@ def run_job(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     failed = set()
     for round_idx in range(job["rounds"]):
         subjects = job["subjects"] if round_idx % 2 == 0 else job["subjects"][::-1]
-        for subject in subjects:
-            subject_id = subject["id"]
-            if subject_id in failed or (subject_id, round_idx) in done:
-                continue
-            result = _measure(subject, job, engine)
-            if "decode_ms" in result:
-                yield {"event": "result", "id": subject_id, "round": round_idx, **result}
-            else:
-                failed.add(subject_id)
-                reason = result.get("unavailable") or result["failure"]
-                yield {"event": "failure", "id": subject_id, "round": round_idx, "reason": reason}
+        left = [one for one in subjects if one["id"] not in failed and (one["id"], round_idx) not in done]
+        companies = _companies(left) if answer["in_main_memory"] else ([one] for one in left)
+        for together in companies:
+            for subject_id, result in _measure(together, job, engine).items():
+                if "decode_ms" in result:
+                    yield {"event": "result", "id": subject_id, "round": round_idx, **result}
+                else:
+                    failed.add(subject_id)
+                    reason = result.get("unavailable") or result["failure"]
+                    yield {"event": "failure", "id": subject_id, "round": round_idx, "reason": reason}
     yield {"event": "done", "temperature_c": [before, temperature_c()]}
 
 
-def _measure(subject: Mapping[str, Any], job: Mapping[str, Any], engine: Mapping[str, Any]) -> dict[str, Any]:
-    """One subject, once."""
-    try:
-        with _fresh(subject) as fresh:
-            request = {**engine, "subject": fresh, "workload": job["workload"], **job.get("sampling", {})}
-            return ask("--measure", request, job["time_limit_s"])
-    except OSError as error:
-        return {"failure": f"its weights could not be written: {error}"}
+def _companies(subjects: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[Mapping[str, Any]]]:
+    """`subjects`, in order, in groups whose models can be open at once. Who does not tell its `memory_mb` is alone.
+
+    A model's file may exist twice while it is measured: the disk has to have room for as much.
+    """
+    free_mb = available_memory_mb() * MEMORY_SHARE / MEMORY_FACTOR
+    free_mb = min(free_mb, shutil.disk_usage(tempfile.gettempdir()).free / 2**20 / 2)
+    company: list[Mapping[str, Any]] = []
+    taken_mb = 0.0
+    for subject in subjects:
+        memory_mb = subject.get("memory_mb", float("inf"))
+        if company and taken_mb + memory_mb > free_mb:
+            yield company
+            company, taken_mb = [], 0.0
+        company.append(subject)
+        taken_mb += memory_mb
+    if company:
+        yield company
+
+
+def _measure(
+    subjects: Sequence[Mapping[str, Any]], job: Mapping[str, Any], engine: Mapping[str, Any]
+) -> dict[Any, dict[str, Any]]:
+    """A round of `subjects`: by id, the samples of each or why there are none.
+
+    What fails in company is tried once more alone: there may not have been enough memory for all of them.
+    """
+    results: dict[Any, dict[str, Any]] = {}
+    with contextlib.ExitStack() as stack:
+        children = {}
+        for subject in subjects:
+            try:
+                fresh = stack.enter_context(_fresh(subject))
+            except OSError as error:
+                results[subject["id"]] = {"failure": f"its weights could not be written: {error}"}
+                continue
+            child = stack.enter_context(Child("--measure", job["time_limit_s"]))
+            failure = child.ask({**engine, "subject": fresh, "workload": job["workload"]})
+            if failure:
+                results[subject["id"]] = failure
+            else:
+                children[subject["id"]] = child
+        results.update(_take_turns(children))
+    if len(subjects) > 1:
+        for subject in subjects:
+            result = results[subject["id"]]
+            if "decode_ms" not in result and not result.get("timed_out"):
+                results.update(_measure([subject], job, engine))
+    return results
+
+
+def _take_turns(children: Mapping[Any, Child]) -> dict[Any, dict[str, Any]]:
+    """The samples of open models, or why one failed: its turns are left out then."""
+    num_turns = {"decode": NUM_TURNS, "prefill": NUM_TURNS}
+    if len(children) > 1:
+        num_turns["decode"] = max(NUM_TURNS, SHARED_TURNS // len(children))
+    samples: dict[Any, dict[str, Any]] = {subject_id: {"decode_ms": [], "prefill_ms": []} for subject_id in children}
+    failures: dict[Any, dict[str, Any]] = {}
+    for phase, number in num_turns.items():
+        for turn in range(number):
+            for subject_id in sorted(children, reverse=bool(turn % 2)):
+                if subject_id in failures:
+                    continue
+                answer = children[subject_id].ask({"phase": phase, "turn": turn})
+                if "ms" in answer:
+                    samples[subject_id][f"{phase}_ms"] += answer["ms"]
+                else:
+                    failures[subject_id] = answer
+    for subject_id in children.keys() - failures.keys():
+        answer = children[subject_id].ask({"phase": "close"})
+        if "memory_mb" in answer:
+            samples[subject_id].update(answer)
+        else:
+            failures[subject_id] = answer
+    return {**samples, **failures}
 
 
 @contextlib.contextmanager
@@ -91,57 +174,77 @@ def _fresh(subject: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def ask(mode: str, request: Mapping[str, Any], time_limit_s: float) -> dict[str, Any]:
-    """Start a child in `mode`, give it `request`, and return its answer, or `{"failure": why}` when there is none."""
-    with tempfile.TemporaryFile() as complaints:
-        process = subprocess.Popen(
+    """The answer of a child of its own to one request. See `Child`."""
+    with Child(mode, time_limit_s) as child:
+        return child.ask(request)
+
+
+class Child:
+    """A process of this runner. Leaving it, as a context manager, ends it and whatever it started.
+
+    Args:
+        mode: `--measure` or `--describe`.
+        time_limit_s: How long it may work on all of its answers.
+    """
+
+    def __init__(self, mode: str, time_limit_s: float) -> None:
+        self._time_limit_s = self._left_s = time_limit_s
+        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - closed when it is left
+        self._process = subprocess.Popen(
             [sys.executable, "-m", __package__, mode],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=complaints,
+            stderr=self._complaints,
             env=_environment(),
             start_new_session=True,
         )
-        try:
-            reply = _exchange(process, json.dumps(request).encode() + b"\n", time_limit_s)
-        finally:
-            _kill(process)
-        if reply is None:
-            return {"failure": f"it took longer than {time_limit_s:g} s"}
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+        self._complaints.close()
+
+    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Its answer, or `{"failure": why}` when there is none, with `timed_out` if it is late. Then it has ended."""
+        start = time.monotonic()
+        reply = self._exchange(json.dumps(request).encode() + b"\n")
+        self._left_s -= time.monotonic() - start
         if reply:
             answer: dict[str, Any] = json.loads(reply)
             return answer
-        return {"failure": _crash(process.returncode, complaints)}
+        self._end()
+        if reply is None:
+            return {"failure": f"it took longer than {self._time_limit_s:g} s", "timed_out": True}
+        return {"failure": _crash(self._process.returncode, self._complaints)}
 
+    def _exchange(self, request: bytes) -> bytes | None:
+        """The answer, empty if the process ended without one, None if it came too late. stdin stays open."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        lines: list[bytes] = []
+        reader = threading.Thread(target=lambda: lines.append(stdout.readline()), daemon=True)
+        try:
+            stdin.write(request)
+            stdin.flush()
+        except BrokenPipeError:
+            return b""
+        reader.start()
+        reader.join(max(0.0, self._left_s))
+        return None if reader.is_alive() else lines[0]
 
-def _exchange(process: subprocess.Popen[bytes], request: bytes, time_limit_s: float) -> bytes | None:
-    """The child's answer, empty if it ended without one, None if it came too late. stdin stays open."""
-    stdin, stdout = process.stdin, process.stdout
-    assert stdin is not None
-    assert stdout is not None
-    lines: list[bytes] = []
-    reader = threading.Thread(target=lambda: lines.append(stdout.readline()), daemon=True)
-    try:
-        stdin.write(request)
-        stdin.flush()
-    except BrokenPipeError:
-        return b""
-    reader.start()
-    reader.join(time_limit_s)
-    if reader.is_alive():
-        return None
-    return lines[0]
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End the child and whatever it started."""
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=0.2)  # it answered, or crashed, and is ending by itself
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            pipe.close()
+    def _end(self) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=0.2)  # it answered for the last time, or crashed, and is ending by itself
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
 
 
 def _crash(code: int, complaints: Any) -> str:
