@@ -5,9 +5,9 @@
                                       [--keep DIR] [--json FILE]
 
 Everything is interleaved. Writing runs in processes of its own: wall time from start to exit, imports included, and
-peak resident memory. Graphs are opened, measured and closed one at a time (open sessions spin against each other), each
-from a fresh copy (how fast a mapped file is depends on its pages), with the KV cache in one shared buffer, as the GenAI
-runtime has it; a ratio is the median over rounds of ours / theirs, with the 90 % interval of `amoeba bench`.
+peak resident memory. Graphs are measured as `amoeba bench` measures artifacts: in turns, each in a process of its own,
+from a fresh copy in every round, with the KV cache in one shared buffer, as the GenAI runtime has it. A ratio is the
+median over rounds of ours / theirs, beside the interval of `amoeba bench`.
 Our graph hides padding at the left of a row, which the builder's does not: `ours, right padding` is ours without that.
 In `int4` both have everything in blocks of 32 weights, the embedding and lm_head included; how they choose the integers
 differs, and the mean KL divergence from our fp32 graph on a page of text says what that is worth.
@@ -34,14 +34,15 @@ from typing import Any
 
 import numpy as np
 
-from amoeba_export.backends.runner.weights import copy_files
+from amoeba_export.backends import Subject, measure_latency
+from amoeba_export.cli.console import Talk
+from amoeba_export.costing import full_dims
 from amoeba_export.formats import FORMATS
-from amoeba_export.ir import SubnetPlan
+from amoeba_export.ir import Latency, SubnetPlan, Target, Workload
 from amoeba_export.load import load_supernet
 from amoeba_export.materialize import materialize_subnet
 from amoeba_export.profile import compare_rounds
 
-CONTEXT = 128
 TEXT = Path(__file__).parents[1] / "calibration" / "wikitext2" / "wikitext2.txt"
 NUM_TEXT_TOKENS = 1024
 
@@ -83,79 +84,37 @@ def timed(command: list[str]) -> tuple[float, float]:
     return time.perf_counter() - start, usage.ru_maxrss / 1024
 
 
-class Session:
-    """One graph, bound for decode and prefill, in fp32."""
-
-    def __init__(self, folder: Path, threads: int) -> None:
-        import onnxruntime
-
-        config = json.loads((folder / "genai_config.json").read_text())["model"]
-        self._head_dim = config["decoder"]["head_size"]
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options)
-        self._ort = onnxruntime
-
-    def logits(self, ids: list[int]) -> np.ndarray[Any, Any]:
-        """Logits of a text."""
-        feeds = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), np.int64)}
-        feeds |= {name: np.zeros((1, heads, 0, self._head_dim), np.float32) for name, heads in self._caches()}
-        logits: np.ndarray[Any, Any] = self._session.run(["logits"], feeds)[0][0]
-        return logits
-
-    def median_ms(self, *, new_tokens: int, past_tokens: int, repeats: int) -> float:
-        """Median time of one call."""
-        binding = self._session.io_binding()
-        feeds = {
-            "input_ids": np.arange(3, 3 + new_tokens)[None],
-            "attention_mask": np.ones((1, past_tokens + new_tokens), np.int64),
-        }
-        held = []
-        for name, array in feeds.items():
-            held.append(self._ort.OrtValue.ortvalue_from_numpy(array))
-            binding.bind_ortvalue_input(name, held[-1])
-        for name, heads in self._caches():
-            cache = np.random.default_rng(0).standard_normal((1, heads, 2 * CONTEXT, self._head_dim), np.float32)
-            held.append(self._ort.OrtValue.ortvalue_from_numpy(cache))
-            binding.bind_ortvalue_input(name, held[-1])
-            binding.bind_ortvalue_output(name.replace("past_key_values", "present"), held[-1])
-        binding.bind_output("logits")
-        times_ms = []
-        for _ in range(repeats + 3):
-            start = time.perf_counter()
-            self._session.run_with_iobinding(binding)
-            times_ms.append(1e3 * (time.perf_counter() - start))
-        return statistics.median(times_ms[3:])
-
-    def _caches(self) -> list[tuple[str, int]]:
-        return [(v.name, v.shape[1]) for v in self._session.get_inputs() if v.name.startswith("past_key_values")]
-
-
-def compare_speed(graphs: Graphs, rounds: int, threads: int) -> dict[str, dict[str, list[float]]]:
+def compare_speed(graphs: Graphs, arguments: argparse.Namespace, dtype: str) -> dict[str, dict[str, list[float]]]:
     """Times of each graph per round: {metric: {graph: [ms]}}."""
-    times: dict[str, dict[str, list[float]]] = {m: {name: [] for name in graphs} for m in ("decode", "prefill")}
-    for number in range(rounds):
-        for name in sorted(graphs, reverse=bool(number % 2)):
-            with tempfile.TemporaryDirectory() as copy:
-                copy_files(str(graphs[name]), copy)
-                session = Session(Path(copy), threads)
-                times["decode"][name].append(session.median_ms(new_tokens=1, past_tokens=CONTEXT, repeats=40))
-                times["prefill"][name].append(session.median_ms(new_tokens=CONTEXT, past_tokens=0, repeats=4))
-                del session
+    dense = full_dims(load_supernet(arguments.model).architecture)
+    target = Target(name="cpu", description="", backend="onnxruntime", options={"threads": arguments.threads})
+    subjects = [Subject(dense=dense, artifact=path.parent, dtype=dtype, label=name) for name, path in graphs.items()]
+    results = measure_latency(subjects, Workload(), target=target, progress=Talk(), rounds=arguments.rounds)
+    times: dict[str, dict[str, list[float]]] = {"decode": {}, "prefill": {}}
+    for name, result in zip(graphs, results, strict=True):
+        if not isinstance(result, Latency):
+            raise result
+        times["decode"][name], times["prefill"][name] = map(list, zip(*result.rounds, strict=True))
     return times
 
 
 def mean_kl(graphs: Graphs, reference: Path, tokenizer_folder: Path, threads: int) -> dict[str, float]:
     """Mean KL divergence in nats per token from the graph in `reference`."""
+    import onnxruntime
     from transformers import AutoTokenizer
 
-    ids = AutoTokenizer.from_pretrained(tokenizer_folder)(TEXT.read_text(encoding="utf-8")[: 8 * NUM_TEXT_TOKENS])[
-        "input_ids"
-    ]
+    text = TEXT.read_text(encoding="utf-8")[: 8 * NUM_TEXT_TOKENS]
+    ids = AutoTokenizer.from_pretrained(tokenizer_folder)(text)["input_ids"][:NUM_TEXT_TOKENS]
 
     def log_probabilities(folder: Path) -> np.ndarray[Any, Any]:
-        logits = Session(folder, threads).logits(ids[:NUM_TEXT_TOKENS]).astype(np.float64)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options)
+        feeds = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), np.int64)}
+        caches = [value for value in session.get_inputs() if value.name.startswith("past_key_values")]
+        feeds |= {value.name: np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32) for value in caches}
+        logits = session.run(["logits"], feeds)[0][0].astype(np.float64)
         shifted = logits - logits.max(-1, keepdims=True)
         result: np.ndarray[Any, Any] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
         return result
@@ -190,7 +149,7 @@ def run(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
     graphs: dict[str, dict[str, Path]] = {}
     # All of the writing before the first graph is opened: see `timed`.
     for dtype in arguments.dtypes.split(","):
-        graphs[dtype] = {"ours": work / f"ours-{dtype}", "builder": work / f"builder-{dtype}"}
+        graphs[dtype] = {name: work / f"{name}-{dtype}" / "onnx" for name in ("ours", "builder")}
         ours = [sys.executable, __file__, "--model", arguments.model, "--write", dtype, str(graphs[dtype]["ours"])]
         theirs = builder_command(arguments.builder_python, source, dtype, graphs[dtype]["builder"])
         writing: dict[str, list[tuple[float, float]]] = {name: [] for name in graphs[dtype]}
@@ -200,14 +159,14 @@ def run(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
         if dtype == "fp32":
             for name, command in peer_commands(arguments, source, work).items():
                 writing[name] = [timed(command)]
-        graphs[dtype]["ours, right padding"] = work / f"ours-{dtype}-right"
+        graphs[dtype]["ours, right padding"] = work / f"ours-{dtype}-right" / "onnx"
         timed([*ours[:-1], str(graphs[dtype]["ours, right padding"]), "--right-padding"])
         figures[dtype] = {"writing": _writing(dtype, writing)}
     for dtype, written in graphs.items():
-        times = compare_speed(written, arguments.rounds, arguments.threads)
+        times = compare_speed(written, arguments, dtype)
         figures[dtype]["speed"] = _speed(dtype, times)
-        if dtype.startswith("int") and (work / "ours-fp32").is_dir():
-            figures[dtype]["mean_kl"] = mean_kl(written, work / "ours-fp32", source, arguments.threads)
+        if dtype.startswith("int") and "fp32" in graphs:
+            figures[dtype]["mean_kl"] = mean_kl(written, graphs["fp32"]["ours"], source, arguments.threads)
             for name, value in figures[dtype]["mean_kl"].items():
                 print(f"{dtype:5} mean KL  {name:22} {value:.4f}")
     return figures
@@ -256,7 +215,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.write:
         dtype, folder = arguments.write
-        Path(folder).mkdir(exist_ok=True)
+        Path(folder).mkdir(parents=True, exist_ok=True)
         for old in Path(folder).iterdir():
             old.unlink()
         write_ours(arguments.model, dtype, Path(folder), left_padding=not arguments.right_padding)

@@ -14,6 +14,7 @@ import pytest
 from amoeba_export import backends
 from amoeba_export.backends.graphs import prepare_onnx
 from amoeba_export.backends.onnxruntime import Options
+from amoeba_export.backends.runner import device
 from amoeba_export.backends.runner.sampling import sample_ms
 from amoeba_export.backends.runner.supervise import NUM_TURNS, SHARED_TURNS, run_job
 from amoeba_export.backends.runner.weights import write_weights
@@ -91,7 +92,7 @@ def test_models_are_open_together_and_take_turns(tmp_path: Path) -> None:
     events = _log_of(tmp_path, [1.0, 1.0])
     decode = ["0 decode of 2", "1 decode of 2", "1 decode of 2", "0 decode of 2"]
     prefill = [turn.replace("decode", "prefill") for turn in decode]
-    expected = decode * (SHARED_TURNS // 4) + prefill * (NUM_TURNS // 2)
+    expected = decode * (SHARED_TURNS // 4) + (2 * prefill)[: 2 * NUM_TURNS["prefill"]]
     assert events == [turn for turn, before in zip(expected, ["", *expected], strict=False) if turn != before]
 
 
@@ -104,6 +105,32 @@ def test_models_that_do_not_fit_together_are_open_one_after_the_other(tmp_path: 
 def test_models_of_unknown_size_are_open_one_after_the_other(tmp_path: Path) -> None:
     alone = ["0 decode of 1", "0 prefill of 1", "1 decode of 1", "1 prefill of 1"]
     assert _log_of(tmp_path, [None, None]) == alone
+
+
+@pytest.mark.parametrize(
+    ("files", "free_mb"),
+    [
+        ({}, 8000),
+        ({"memory.max": "max", "memory.current": str(90 << 20)}, 8000),
+        ({"memory.max": str(2000 << 20), "memory.current": str(1500 << 20)}, 500),
+        (
+            {
+                "memory.max": str(2000 << 20),
+                "memory.current": str(1500 << 20),
+                "memory.stat": f"anon 1\ninactive_file {1000 << 20}\n",
+            },
+            1500,
+        ),
+        ({"memory.max": str(100 << 20), "memory.current": str(150 << 20)}, 0),
+    ],
+)
+def test_available_memory_is_that_of_the_container(
+    files: dict[str, str], free_mb: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents = {f"/sys/fs/cgroup/{name}": text for name, text in files.items()}
+    contents["/proc/meminfo"] = f"MemTotal: {16000 << 10} kB\nMemAvailable: {8000 << 10} kB"
+    monkeypatch.setattr(device, "_text", lambda path: contents.get(path, ""))
+    assert device.available_memory_mb() == free_mb
 
 
 def _log_of(folder: Path, sizes_mb: list[float | None]) -> list[str]:

@@ -48,8 +48,18 @@ def peak_memory_mb() -> float | None:
 
 
 def available_memory_mb() -> float:
-    """Memory in MiB that new processes can have without swapping; 0 where the system does not tell."""
-    return float(_meminfo_mb("MemAvailable") or 0)
+    """Memory in MiB that new processes can have without swapping; 0 where the system does not tell.
+
+    In a container it is what the container may still have, files that the kernel would drop not counted as taken.
+    """
+    free_mb = float(_meminfo_mb("MemAvailable") or 0)
+    root = "/sys/fs/cgroup"
+    limit, used = _text(f"{root}/memory.max"), _text(f"{root}/memory.current")
+    if limit.isdigit() and used.isdigit():
+        droppable = [line.split()[1] for line in _text(f"{root}/memory.stat").splitlines() if "inactive_file" in line]
+        left = int(limit) - int(used) + int(droppable[0] if droppable else 0)
+        free_mb = min(free_mb, left / 2**20)
+    return max(0.0, free_mb)
 
 
 def _cpu_model() -> str:

@@ -20,13 +20,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from .device import available_memory_mb, temperature_c
+from .device import available_memory_mb, physical_cores, temperature_c
 from .weights import copy_files, remove_weights, write_weights
 
-NUM_TURNS = 4
-"""Turns of each model in a round, for decode and for prefill."""
+NUM_TURNS = {"decode": 4, "prefill": 3}
+"""Turns of each model in a round."""
 
 SHARED_TURNS = 16
 """Turns at decode that models which are open together share, where that is more for each: two of them have the time to
@@ -99,22 +100,21 @@ def _measure(
 
     What fails in company is tried once more alone: there may not have been enough memory for all of them.
     """
-    results: dict[Any, dict[str, Any]] = {}
     with contextlib.ExitStack() as stack:
-        children = {}
-        for subject in subjects:
+        # Started by this thread, not by one of the pool: Linux ends a child with the thread that started it.
+        children = {one["id"]: stack.enter_context(Child("--measure", job["time_limit_s"])) for one in subjects}
+
+        def open_model(subject: Mapping[str, Any]) -> dict[str, Any]:
             try:
                 fresh = stack.enter_context(_fresh(subject))
             except OSError as error:
-                results[subject["id"]] = {"failure": f"its weights could not be written: {error}"}
-                continue
-            child = stack.enter_context(Child("--measure", job["time_limit_s"]))
-            failure = child.ask({**engine, "subject": fresh, "workload": job["workload"]})
-            if failure:
-                results[subject["id"]] = failure
-            else:
-                children[subject["id"]] = child
-        results.update(_take_turns(children))
+                return {"failure": f"its weights could not be written: {error}"}
+            return children[subject["id"]].ask({**engine, "subject": fresh, "workload": job["workload"]})
+
+        with ThreadPoolExecutor(physical_cores()) as pool:
+            answers = zip(children, pool.map(open_model, subjects))  # noqa: B905 - Python 3.8 knows no strict
+        results = {subject_id: answer for subject_id, answer in answers if answer}
+        results.update(_take_turns({key: child for key, child in children.items() if key not in results}))
     if len(subjects) > 1:
         for subject in subjects:
             result = results[subject["id"]]
@@ -125,14 +125,14 @@ def _measure(
 
 def _take_turns(children: Mapping[Any, Child]) -> dict[Any, dict[str, Any]]:
     """The samples of open models, or why one failed: its turns are left out then."""
-    num_turns = {"decode": NUM_TURNS, "prefill": NUM_TURNS}
+    num_turns = dict(NUM_TURNS)
     if len(children) > 1:
-        num_turns["decode"] = max(NUM_TURNS, SHARED_TURNS // len(children))
+        num_turns["decode"] = max(NUM_TURNS["decode"], SHARED_TURNS // len(children))
     samples: dict[Any, dict[str, Any]] = {subject_id: {"decode_ms": [], "prefill_ms": []} for subject_id in children}
     failures: dict[Any, dict[str, Any]] = {}
     for phase, number in num_turns.items():
         for turn in range(number):
-            for subject_id in sorted(children, reverse=bool(turn % 2)):
+            for subject_id in list(children)[:: -1 if turn % 2 else 1]:
                 if subject_id in failures:
                     continue
                 answer = children[subject_id].ask({"phase": phase, "turn": turn})
@@ -233,7 +233,9 @@ class Child:
             return b""
         reader.start()
         reader.join(max(0.0, self._left_s))
-        return None if reader.is_alive() else lines[0]
+        if reader.is_alive():
+            return None
+        return lines[0] if lines[0].endswith(b"\n") else b""
 
     def _end(self) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
