@@ -8,7 +8,6 @@ Everything is interleaved. Writing runs in processes of its own: wall time from 
 peak resident memory. Graphs are measured as `amoeba bench` measures artifacts: in turns, each in a process of its own,
 from a fresh copy in every round, with the KV cache in one shared buffer, as the GenAI runtime has it. A ratio is the
 median over rounds of ours / theirs, beside the interval of `amoeba bench`.
-Our graph hides padding at the left of a row, which the builder's does not: `ours, right padding` is ours without that.
 In `int4` both have everything in blocks of 32 weights, the embedding and lm_head included; how they choose the integers
 differs, and the mean KL divergence from our fp32 graph on a page of text says what that is worth.
 
@@ -59,11 +58,11 @@ OnnxExporter().export_for_generation(model, sample, OnnxConfig(dynamic=True)).sa
 """
 
 
-def write_ours(model: str, dtype: str, folder: Path, *, left_padding: bool) -> None:
+def write_ours(model: str, dtype: str, folder: Path) -> None:
     """One export as the pipeline does it, without measuring or verifying."""
     supernet = load_supernet(model)
     subnet = materialize_subnet(supernet, SubnetPlan.full(supernet.architecture))
-    writer = FORMATS["onnx"].open_writer(subnet, folder, dtype=dtype, left_padding=left_padding)
+    writer = FORMATS["onnx"].open_writer(subnet, folder, dtype=dtype)
     for name, weight in subnet.stream():
         writer.accept(name, weight)
     writer.close()
@@ -112,8 +111,9 @@ def mean_kl(graphs: Graphs, reference: Path, tokenizer_folder: Path, threads: in
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options)
         feeds = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), np.int64)}
+        head_dim = json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]["head_size"]
         caches = [value for value in session.get_inputs() if value.name.startswith("past_key_values")]
-        feeds |= {value.name: np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32) for value in caches}
+        feeds |= {value.name: np.zeros((1, value.shape[1], 0, head_dim), np.float32) for value in caches}
         logits = session.run(["logits"], feeds)[0][0].astype(np.float64)
         shifted = logits - logits.max(-1, keepdims=True)
         result: np.ndarray[Any, Any] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
@@ -159,8 +159,6 @@ def run(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
         if dtype == "fp32":
             for name, command in peer_commands(arguments, source, work).items():
                 writing[name] = [timed(command)]
-        graphs[dtype]["ours, right padding"] = work / f"ours-{dtype}-right" / "onnx"
-        timed([*ours[:-1], str(graphs[dtype]["ours, right padding"]), "--right-padding"])
         figures[dtype] = {"writing": _writing(dtype, writing)}
     for dtype, written in graphs.items():
         times = compare_speed(written, arguments, dtype)
@@ -211,14 +209,13 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="write the graphs here and leave them")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--write", nargs=2, metavar=("DTYPE", "FOLDER"), help=argparse.SUPPRESS)
-    parser.add_argument("--right-padding", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.write:
         dtype, folder = arguments.write
         Path(folder).mkdir(parents=True, exist_ok=True)
         for old in Path(folder).iterdir():
             old.unlink()
-        write_ours(arguments.model, dtype, Path(folder), left_padding=not arguments.right_padding)
+        write_ours(arguments.model, dtype, Path(folder))
         return
     with tempfile.TemporaryDirectory() as temporary:
         work = arguments.keep or Path(temporary)

@@ -24,10 +24,5 @@ class Options(Strict):
     threads: Annotated[int, Field(ge=1)] | None = None
     dialect: Literal["ort"] = "ort"
 
-    @property
-    def runs_on_cpu(self) -> bool:
-        """Whether graphs may mask padding at the left."""
-        return self.provider == "cpu"
-
 
 BACKEND = RuntimeBackend(engine="genai", containers=("onnx",), options_model=Options, prepare=prepare_genai)

@@ -41,14 +41,19 @@ def spelling(options: Any, dtype: str) -> dict[str, Any]:
     dialect = options.dialect
     if dialect == "auto":
         dialect = "ort" if dtype in ("int8", "int4") else "standard"
-    return {"dialect": dialect, "left_padding": options.runs_on_cpu}
+    return {"dialect": dialect}
 
 
 def prepare_onnx(subject: Subject, folder: Path, options: Any) -> dict[str, Any]:
     """An ONNX graph; without an artifact, one whose weights the runner makes where it runs."""
     if subject.artifact is not None:
         found = artifact_folder(subject, "onnx")
-        return {"folder": str(found), "model": "model.onnx", "is_mapped": True, **_graph_facts(found / "model.onnx")}
+        return {
+            "folder": str(found),
+            "model": "model.onnx",
+            "is_mapped": True,
+            **_graph_facts(subject, found / "model.onnx"),
+        }
     from amoeba_export.formats.onnx import write_random
 
     write_random(subject.dense, folder, dtype=subject.dtype, **spelling(options, subject.dtype))
@@ -57,7 +62,7 @@ def prepare_onnx(subject: Subject, folder: Path, options: Any) -> dict[str, Any]
     for name in {region["file"] for region in regions}:
         (folder / name).unlink()  # the runner makes weights where and while it measures, so that none lie or travel
     weights = {"file": regions[0]["file"], "regions": regions} if regions else None
-    return {"folder": str(folder), "model": path.name, "weights": weights, **_graph_facts(path)}
+    return {"folder": str(folder), "model": path.name, "weights": weights, **_graph_facts(subject, path)}
 
 
 def prepare_genai(subject: Subject, folder: Path, options: Any) -> dict[str, Any]:
@@ -133,12 +138,13 @@ def _as_subnet(dense: DenseArchitecture) -> Subnet:
     )
 
 
-def _graph_facts(path: Path) -> dict[str, Any]:
+def _graph_facts(subject: Subject, path: Path) -> dict[str, Any]:
     """GroupQueryAttention appends to the cache that it is given when past and present are one buffer."""
     import onnx
 
     graph = onnx.load(path, load_external_data=False).graph
-    return {"shared_kv": any(node.op_type == "GroupQueryAttention" for node in graph.node)}
+    shared_kv = any(node.op_type == "GroupQueryAttention" for node in graph.node)
+    return {"shared_kv": shared_kv, "head_dim": subject.dense.base.head_dim}
 
 
 def _regions(path: Path) -> list[dict[str, Any]]:

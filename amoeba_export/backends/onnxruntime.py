@@ -30,10 +30,5 @@ class Options(Strict):
     session: dict[str, str] = Field(default_factory=dict)
     dialect: Literal["ort", "standard"] = "ort"
 
-    @property
-    def runs_on_cpu(self) -> bool:
-        """Whether the first provider is the CPU's."""
-        return self.providers[0] == "CPUExecutionProvider"
-
 
 BACKEND = RuntimeBackend(engine="onnxruntime", containers=("onnx",), options_model=Options, prepare=prepare_onnx)

@@ -29,10 +29,5 @@ class Options(Strict):
     properties: dict[str, Any] = Field(default_factory=dict)
     dialect: Literal["auto", "ort", "standard"] = "auto"
 
-    @property
-    def runs_on_cpu(self) -> bool:
-        """Whether graphs may mask padding at the left."""
-        return True
-
 
 BACKEND = RuntimeBackend(engine="openvino", containers=("onnx",), options_model=Options, prepare=prepare_onnx)

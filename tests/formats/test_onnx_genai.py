@@ -38,13 +38,10 @@ def greedy_by_genai(folder: Path, prompts: list[list[int]]) -> list[list[int]]:
     return [[int(token) for token in generator.get_sequence(i)[length:]] for i in range(len(prompts))]
 
 
-@pytest.mark.parametrize("left_padding", [True, False])
 @pytest.mark.parametrize("dtype", ["fp32", "int4"])
-def test_greedy_tokens_are_those_of_onnxruntime(dtype: str, left_padding: bool, tmp_path: Path) -> None:
+def test_greedy_tokens_are_those_of_onnxruntime(dtype: str, tmp_path: Path) -> None:
     dense = adaptive()
-    folder = write_onnx(
-        subnet_of(dense, random_weights(dense), tmp_path), tmp_path / "onnx", dtype=dtype, left_padding=left_padding
-    )
+    folder = write_onnx(subnet_of(dense, random_weights(dense), tmp_path), tmp_path / "onnx", dtype=dtype)
     prompts = tokens(2, 7)
     expected = [greedy(folder, prompt) for prompt in prompts]
     assert len({tuple(row) for row in expected}) == 2

@@ -147,7 +147,7 @@ def test_stored_matrices_are_their_parts_quantized(dtype: str, tmp_path: Path, m
     assert linear and head
     packed_parts = {
         "model.layers.2.self_attn.q_k_v_proj": ("q_proj", "k_proj", "v_proj"),
-        "model.layers.2.mlp.gate_up_proj": ("gate_proj", "up_proj"),
+        "model.layers.2.mlp.gate_proj": ("gate_proj",),
         "model.layers.2.mlp.down_proj": ("down_proj",),
         "lm_head": (),
     }

@@ -193,16 +193,6 @@ def test_last_logits_are_those_of_the_last_position(dialect: str, tmp_path: Path
     close(export_model(model, tmp_path, dialect=dialect, last_logits=True)(ids), expected)
 
 
-def test_without_left_padding_rows_may_still_be_padded_at_the_right(tmp_path: Path) -> None:
-    model = tiny_model("qwen2")
-    ids, mask = tokens(2, 6), torch.ones(2, 6, dtype=torch.long)
-    mask[1, 4:] = 0
-    with torch.no_grad():
-        expected = model(input_ids=ids).logits
-    logits = export_model(model, tmp_path, left_padding=False)(ids, mask)
-    close(logits[mask.bool()], expected[mask.bool()])
-
-
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_fp16_stays_near_fp32(dialect: str, tmp_path: Path) -> None:
     model = tiny_model("llama")

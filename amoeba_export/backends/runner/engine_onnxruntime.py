@@ -40,7 +40,7 @@ def in_main_memory(options: Mapping[str, Any]) -> bool:
 
 
 def open_model(subject: Mapping[str, Any], workload: Mapping[str, int], options: Mapping[str, Any]) -> _Model:
-    """Open `model` in `folder`; `shared_kv` says whether past and present are one buffer."""
+    """Open `model` in `folder`, whose heads have `head_dim`; `shared_kv`: past and present are one buffer."""
     return _Model(subject, workload, options)
 
 
@@ -60,7 +60,7 @@ class _Model:
         self._session = onnxruntime.InferenceSession(path, settings, providers=providers)
         first = options["providers"][0]
         self._device = "cuda" if first.startswith(("CUDA", "Tensorrt", "NvTensorRT")) else "cpu"
-        self._workload = workload
+        self._workload, self._head_dim = workload, subject["head_dim"]
         self._held: list[Any] = []  # onnxruntime reads the arrays that CPU values were made from, and does not own them
         prompt = workload["prompt_tokens"]
         self._capacity = prompt + workload["generate_tokens"] if subject.get("shared_kv") else 0
@@ -104,9 +104,9 @@ class _Model:
                 continue
             if not name.startswith("past_key_values."):
                 raise ValueError(f"the graph has an input '{name}' that is not known")
-            heads, head_dim = item.shape[1], item.shape[3]
-            past = self._cache(item.type, (batch, heads, self._capacity or past_tokens, head_dim))
-            present = past if self._capacity else self._cache(item.type, (batch, heads, total, head_dim))
+            heads = item.shape[1]
+            past = self._cache(item.type, (batch, heads, self._capacity or past_tokens, self._head_dim))
+            present = past if self._capacity else self._cache(item.type, (batch, heads, total, self._head_dim))
             self._held += [past, present]
             binding.bind_ortvalue_input(name, past)
             binding.bind_ortvalue_output(name.replace("past_key_values.", "present."), present)

@@ -55,7 +55,6 @@ def open_writer(
     *,
     dtype: str = default_dtype,
     dialect: str = "ort",
-    left_padding: bool = True,
     last_logits: bool = False,
 ) -> OnnxWriter:
     """Write everything but weights and graph, reserve the space of the weights, and return the writer that takes them.
@@ -65,8 +64,6 @@ def open_writer(
         folder: Where the files go.
         dtype: `fp32`, `fp16`, `bf16`; `int8` and `int4` quantize weights only.
         dialect: `ort` for onnxruntime (CPU, CUDA), `standard` for everything else.
-        left_padding: Hide padding at the left of a row. Needs a provider whose GroupQueryAttention takes a bias, as the
-            CPU's does; without it, rows of a batch may be padded at the right alone. `standard` always can.
         last_logits: Compute the logits of the last position only: `logits` is [batch, 1, vocab].
 
     Raises:
@@ -75,7 +72,7 @@ def open_writer(
     """
     dense = subnet.architecture
     check(dense, dtype=dtype, dialect=dialect)
-    spelling = Spelling(dtype=dtype, dialect=dialect, left_padding=left_padding, last_logits=last_logits)
+    spelling = Spelling(dtype=dtype, dialect=dialect, last_logits=last_logits)
     writer = OnnxWriter(dense, folder, spelling)
     _write_json(graph_config(subnet, dtype=_TORCH_NAMES[dtype]), folder / "config.json")
     if dialect == "ort":
@@ -92,7 +89,6 @@ def write_random(
     *,
     dtype: str = default_dtype,
     dialect: str = "ort",
-    left_padding: bool = True,
     last_logits: bool = False,
     seed: int = 0,
 ) -> None:
@@ -101,7 +97,7 @@ def write_random(
     The graph is that of `open_writer`, to the byte. Arguments and errors as there.
     """
     check(dense, dtype=dtype, dialect=dialect)
-    spelling = Spelling(dtype=dtype, dialect=dialect, left_padding=left_padding, last_logits=last_logits)
+    spelling = Spelling(dtype=dtype, dialect=dialect, last_logits=last_logits)
     OnnxWriter(dense, folder, spelling).close_random(seed)
 
 

@@ -1,9 +1,9 @@
 """The `ort` dialect: onnxruntime's contributed operators, as few nodes per layer as they allow.
 
-Per layer: packed qkv, GroupQueryAttention (RoPE and cache inside), o, norm (sum and bias inside), gate and up (packed
-and split where they are quantized), QuickGelu, Mul, down, norm. All matrices are stored [out, in] and multiplied with
-`transB`, which onnxruntime packs at load and runs as fast as the other way round: a weight goes to disk as it comes,
-packed matrices are their parts one after the other, and tied embeddings are one stored matrix.
+Per layer: packed qkv, GroupQueryAttention (RoPE and cache inside), o, norm (sum and bias inside), gate, up, QuickGelu,
+Mul, down, norm. All matrices are stored [out, in] and multiplied with `transB`, which onnxruntime packs at load and
+runs as fast as the other way round: a weight goes to disk as it comes, packed matrices are their parts one after the
+other, and tied embeddings are one stored matrix.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import ClassVar
 from amoeba_export.formats.onnx.datatype import DataType
 from amoeba_export.formats.onnx.decoder import Cache, Stream
 from amoeba_export.formats.onnx.graph import Recorder, Value
-from amoeba_export.formats.onnx.precision import LOWEST, Blockwise, Precision
+from amoeba_export.formats.onnx.precision import Blockwise, Precision
 from amoeba_export.formats.onnx.rope import rope_tables
 from amoeba_export.formats.onnx.weights import Matrix, WeightStore
 from amoeba_export.ir import Architecture, LayerDims
@@ -29,16 +29,24 @@ INT8_ACCURACY = 4
 
 
 @dataclass(frozen=True, slots=True)
-class _Lengths:
-    """What every attention reads: valid keys less one [batch], tokens in the cache (scalar), and a bias or None."""
+class _Rows:
+    """What is known of the rows of a batch.
+
+    Attributes:
+        last_key: Tokens of each row, those in the cache included, less one [batch].
+        total: Length of the mask, a scalar.
+        index: For each position inside of the graph, the position that it has outside [batch, sequence, 1].
+        inverse: The other way round.
+    """
 
     last_key: Value
     total: Value
-    bias: Value | None
+    index: Value
+    inverse: Value
 
 
 class OrtDialect:
-    """See the module. `left_padding` also masks padding at the left of a row, which GroupQueryAttention does not."""
+    """See the module."""
 
     opsets: ClassVar[Mapping[str, int]] = {"": 21, _CONTRIB: 1}
     ir_version: ClassVar[int] = 10
@@ -50,22 +58,22 @@ class OrtDialect:
         store: WeightStore,
         precision: Precision,
         *,
-        left_padding: bool,
         last_logits: bool,
     ) -> None:
         self._architecture = architecture
         self._recorder = recorder
         self._store = store
         self._precision = precision
-        self._left_padding = left_padding
         self._last_logits = last_logits
         self._embedding: Matrix | None = None
-        self._lengths: _Lengths | None = None
+        self._rows: _Rows | None = None
         self._rope: tuple[Value, Value] | None = None
 
     def embed(self, input_ids: Value) -> Value:
         """See `Dialect`."""
         base = self._architecture
+        assert self._rows
+        input_ids = self._moved(input_ids, self._rows.index, "/mask/input_ids")
         name = "model.embed_tokens.weight"
         matrix = self._store.matrix(name, [(name, base.vocab_size)], base.hidden_size, encoding=self._head_encoding())
         self._embedding = matrix
@@ -90,43 +98,41 @@ class OrtDialect:
     def prepare(self, input_ids: Value, attention_mask: Value) -> None:
         """See `Dialect`. A row of the mask is left padding, then tokens, then maybe right padding.
 
-        GroupQueryAttention takes the number of keys of each row and knows no other padding than at the right. Counting
-        the left padding as keys and hiding it with a bias is right for both sides: RoPE is relative, so that positions
-        may start anywhere.
+        GroupQueryAttention takes the number of keys of each row and knows no other padding than at the right. So the
+        tokens of a row are moved to its left end, padding following them, and back before lm_head. In the cache they
+        are where they were moved to, and RoPE counts from there.
         """
-        dtype = self._precision.activation
         cos_TH, sin_TH = rope_tables(self._architecture)
+        dtype = self._precision.activation
         self._rope = (
             self._store.table("rope.cos", cos_TH, dtype),
             self._store.table("rope.sin", sin_TH, dtype),
         )
         op, constant = self._recorder.op, self._recorder.constant
-        one, axis = constant("one", 1), constant("axis_1", [1])
+        zero, one, axis = constant("zero", 0), constant("one", 1), constant("axis_1", [1])
         tokens_B = op("ReduceSum", [attention_mask, axis], name="/mask/tokens", keepdims=0)
+        last_B = op("Sub", [tokens_B, one], name="/mask/last")
+        last_i32 = op("Cast", [last_B], name="/mask/last_i32", to=int(DataType.INT32))
         mask_shape = op("Shape", [attention_mask], name="/mask/shape")
         total = op("Gather", [mask_shape, one], name="/mask/total")
         total_i32 = op("Cast", [total], name="/mask/total_i32", to=int(DataType.INT32))
-        end_B, bias = tokens_B, None
-        if self._left_padding:
-            # The bias wants four axes: find the first token of each row with all of them in place.
-            mask_B11T = op("Unsqueeze", [attention_mask, constant("axes_12", [1, 2])], name="/mask/mask_4d")
-            first_B111 = op("ArgMax", [mask_B11T], name="/mask/first", axis=3, keepdims=1)
-            first_B = op("Reshape", [first_B111, constant("flat", [-1])], name="/mask/first_of_row")
-            end_B = op("Add", [first_B, tokens_B], name="/mask/end")
-            keys_T = op("Range", [constant("zero", 0), total, one], name="/mask/keys")
-            padding_B11T = op("Less", [keys_T, first_B111], name="/mask/padding")
-            # In fp32 first: Where and Expand lack kernels for some types of activation.
-            hidden, shown = constant("hidden", LOWEST[dtype], _FP32), constant("shown", 0.0, _FP32)
-            bias_B11T = op("Where", [padding_B11T, hidden, shown], name="/mask/bias_of_key")
-            # GroupQueryAttention does not broadcast over queries.
-            num_queries = op("Shape", [input_ids], name="/mask/queries", start=1)
-            bias_shape = op("Concat", [num_queries, axis], name="/mask/bias_shape", axis=0)
-            bias = op("Expand", [bias_B11T, bias_shape], name="/mask/bias")
-            if dtype != _FP32:
-                bias = op("Cast", [bias], name="/mask/bias_narrow", to=int(dtype))
-        last_B = op("Sub", [end_B, one], name="/mask/last")
-        last_i32 = op("Cast", [last_B], name="/mask/last_i32", to=int(DataType.INT32))
-        self._lengths = _Lengths(last_i32, total_i32, bias)
+        # The mask is as long as the cache and the new tokens: its end is theirs.
+        length = op("Shape", [input_ids], name="/mask/length", start=1)
+        start = op("Neg", [length], name="/mask/start")
+        new_BS = op("Slice", [attention_mask, start, constant("end", [2**62]), axis], name="/mask/new")
+        padding_B1 = op("ArgMax", [new_BS], name="/mask/padding", axis=1, keepdims=1)
+        num_new = op("Squeeze", [length], name="/mask/num_new")
+        position_S = op("Range", [zero, num_new, one], name="/mask/position")
+        moved = []
+        for name, direction in (("index", "Add"), ("inverse", "Sub")):
+            shifted_BS = op(direction, [position_S, padding_B1], name=f"/mask/{name}_shifted")
+            wrapped_BS = op("Mod", [shifted_BS, num_new], name=f"/mask/{name}_wrapped")
+            moved.append(op("Unsqueeze", [wrapped_BS, constant("axis_2", [2])], name=f"/mask/{name}"))
+        self._rows = _Rows(last_i32, total_i32, *moved)
+
+    def _moved(self, x: Value, index: Value, name: str) -> Value:
+        """`x` [batch, sequence, ...] with the positions of each row in the order of `index`."""
+        return self._recorder.op("GatherND", [x, index], name=name, batch_dims=1)
 
     def output_bias(self, name: str) -> Value:
         """See `Dialect`."""
@@ -173,7 +179,7 @@ class OrtDialect:
     def attention(self, layer: int, dims: LayerDims, x: Value, past: Cache) -> tuple[Value, Cache]:
         """See `Dialect`."""
         base = self._architecture
-        assert self._lengths and self._rope
+        assert self._rows and self._rope
         prefix, node = f"model.layers.{layer}.self_attn", f"/model/layers/{layer}/self_attn"
         sizes = {
             "q_proj": dims.num_heads * base.head_dim,
@@ -190,10 +196,7 @@ class OrtDialect:
             qkv: list[Value | None] = [query, key, value]
         else:
             qkv = [self._linear(x, prefix, sizes, base.hidden_size, bias=dims.qkv_bias), None, None]
-        mask = self._lengths
-        inputs = [*qkv, past.key, past.value, mask.last_key, mask.total, *self._rope]
-        if mask.bias is not None:
-            inputs += [None, mask.bias]
+        inputs = [*qkv, past.key, past.value, self._rows.last_key, self._rows.total, *self._rope]
         context, key, value = self._recorder.ops(
             "GroupQueryAttention",
             inputs,
@@ -210,24 +213,13 @@ class OrtDialect:
         return output, Cache(key, value)
 
     def mlp(self, layer: int, dims: LayerDims, x: Value) -> Value:
-        """See `Dialect`.
-
-        Quantized gate and up are one product and a Split: two products round the activations to int8 twice and cost a
-        tenth of the decode time (SmolLM2-135M, int4). In full precision they are two: as fast in decode, and in the
-        prefill of 128 tokens the Split costs 1.4 % of the time.
-        """
+        """See `Dialect`. Gate and up are two products: one would need a Split, which copies what it made."""
         hidden = self._architecture.hidden_size
         prefix, node = f"model.layers.{layer}.mlp", f"/model/layers/{layer}/mlp"
-        sizes = {"gate_proj": dims.ffn_size, "up_proj": dims.ffn_size}
-        if self._precision.linear is None:
-            gate, up = (
-                self._linear(x, prefix, {part: size}, hidden, bias=dims.gate_up_bias) for part, size in sizes.items()
-            )
-        else:
-            gate_up = self._linear(x, prefix, sizes, hidden, bias=dims.gate_up_bias)
-            gate, up = self._recorder.ops(
-                "Split", [gate_up], name=f"{node}/split", outputs=("/gate", "/up"), axis=-1, num_outputs=2
-            )
+        gate, up = (
+            self._linear(x, prefix, {part: dims.ffn_size}, hidden, bias=dims.gate_up_bias)
+            for part in ("gate_proj", "up_proj")
+        )
         active = self._recorder.op("QuickGelu", [gate], name=f"{node}/silu", domain=_CONTRIB, alpha=1.0)
         gated = self._recorder.op("Mul", [active, up], name=f"{node}/gated")
         return self._linear(gated, prefix, {"down_proj": hidden}, dims.ffn_size, bias=False)
@@ -242,6 +234,8 @@ class OrtDialect:
             matrix = self._store.matrix(
                 name, [(name, base.vocab_size)], base.hidden_size, encoding=self._head_encoding()
             )
+        assert self._rows
+        x = self._moved(x, self._rows.inverse, "/lm_head/positions")
         if self._last_logits:
             last = self._recorder.constant("last", [-1])
             x = self._recorder.op("Gather", [x, last], name="/lm_head/last", axis=1)

@@ -67,9 +67,5 @@ TORCH_DTYPES = {
     DataType.BFLOAT16: torch.bfloat16,
 }
 
-LOWEST = {
-    DataType.FLOAT: float(torch.finfo(torch.float32).min),
-    DataType.FLOAT16: float(torch.finfo(torch.float16).min),
-    DataType.BFLOAT16: float(torch.finfo(torch.bfloat16).min),
-}
+LOWEST = float(torch.finfo(torch.float32).min)
 """Added to the score of a key that must not be seen. Finite, so that a row that sees nothing is not NaN."""

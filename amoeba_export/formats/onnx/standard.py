@@ -98,7 +98,7 @@ class StandardDialect:
         visible_B1ST = op("And", [real_B11T, visible_ST], name="/mask/visible")
         bias = op(
             "Where",
-            [visible_B1ST, constant("shown", 0.0, _FP32), constant("hidden", LOWEST[_FP32], _FP32)],
+            [visible_B1ST, constant("shown", 0.0, _FP32), constant("hidden", LOWEST, _FP32)],
             name="/mask/bias",
         )
         cos, sin = (

@@ -35,7 +35,6 @@ class Spelling:
 
     dtype: str
     dialect: str
-    left_padding: bool
     last_logits: bool
 
 
@@ -98,7 +97,6 @@ def _record(dense: DenseArchitecture, spelling: Spelling) -> tuple[Callable[[], 
             recorder,
             store,
             precision,
-            left_padding=spelling.left_padding,
             last_logits=spelling.last_logits,
         )
     else:
