@@ -37,8 +37,6 @@ class open_model:  # noqa: N801 - an engine's function
         if self._behaviour == "noise on stdout":
             os.write(1, b"loading model... {not json}\n")
         self._folder = Path(subject.get("folder", ""))
-        if self._behaviour == "solitary" and any(self._folder.iterdir()):
-            raise MemoryError
         if self._behaviour in ("open", "log"):
             self._mark = self._folder / f"{os.getpid()}.open"
             self._mark.touch()
@@ -55,6 +53,8 @@ class open_model:  # noqa: N801 - an engine's function
             os._exit(3)
         if self._behaviour == "raise":
             raise RuntimeError("no kernel for this node")
+        if self._behaviour == "solitary" and any(self._folder.iterdir()):
+            raise MemoryError
         if self._behaviour == "log":
             self._log("decode")
         return {"nan": float("nan"), "negative": -1.0, "zero": 0.0}.get(self._behaviour, 2.0)

@@ -50,7 +50,8 @@ def peak_memory_mb() -> float | None:
 def available_memory_mb() -> float:
     """Memory in MiB that new processes can have without swapping; 0 where the system does not tell.
 
-    In a container it is what the container may still have, files that the kernel would drop not counted as taken.
+    Under a limit of cgroup v2, as containers have it, it is what is left of that; files that the kernel would drop do
+    not count as taken.
     """
     free_mb = float(_meminfo_mb("MemAvailable") or 0)
     root = "/sys/fs/cgroup"
