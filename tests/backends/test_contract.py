@@ -88,6 +88,14 @@ def test_each_subject_has_its_result_in_order(backend: str, recorded_table: Path
         assert (result.decode.num_samples > 0) == (result.source == "measured")
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+@pytest.mark.parametrize("backend", ["onnxruntime", "genai", "openvino"])
+def test_quantized_graphs_run(backend: str, dtype: str, recorded_table: Path) -> None:
+    subject = dataclasses.replace(MIXED, dtype=dtype)
+    (result,) = measure_latency([subject], SHORT, target=target_of(backend, recorded_table), rounds=1)
+    assert isinstance(result, Latency), result
+
+
 @pytest.mark.parametrize("backend", [*RUNTIMES])
 def test_a_missing_artifact_is_its_subjects_error_alone(backend: str, recorded_table: Path, tmp_path: Path) -> None:
     target = target_of(backend, recorded_table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +36,7 @@ class Spelling:
 
     dtype: str
     dialect: str
+    symmetric_head: bool
     last_logits: bool
 
 
@@ -88,17 +90,13 @@ class OnnxWriter:
 def _record(dense: DenseArchitecture, spelling: Spelling) -> tuple[Callable[[], onnx.ModelProto], WeightStore]:
     """What makes the graph of `dense`, and the store that says where each of its weights goes."""
     precision = PRECISIONS[spelling.dtype]
+    if spelling.symmetric_head and precision.head and precision.head.zero_points:
+        precision = dataclasses.replace(precision, head=PRECISIONS["int8"].head)
     recorder = Recorder()
     store = WeightStore(recorder, precision)
     dialect: Dialect
     if spelling.dialect == "ort":
-        dialect = OrtDialect(
-            dense.base,
-            recorder,
-            store,
-            precision,
-            last_logits=spelling.last_logits,
-        )
+        dialect = OrtDialect(dense.base, recorder, store, precision, last_logits=spelling.last_logits)
     else:
         dialect = StandardDialect(dense.base, recorder, store, precision, last_logits=spelling.last_logits)
     record_decoder(dense, dialect, recorder, precision.activation)
