@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -23,8 +23,6 @@ class Options(Strict):
     provider: Literal["cpu", "cuda", "dml", "webgpu"] = "cpu"
     threads: Annotated[int, Field(ge=1)] | None = None
     dialect: Literal["ort"] = "ort"
-    symmetric_head: ClassVar[bool] = False
-    """It reads an embedding with zero points."""
 
 
 BACKEND = RuntimeBackend(engine="genai", containers=("onnx",), options_model=Options, prepare=prepare_genai)

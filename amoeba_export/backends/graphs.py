@@ -41,7 +41,7 @@ def spelling(options: Any, dtype: str) -> dict[str, Any]:
     dialect = options.dialect
     if dialect == "auto":
         dialect = "ort" if dtype in ("int8", "int4") else "standard"
-    return {"dialect": dialect, "symmetric_head": options.symmetric_head}
+    return {"dialect": dialect}
 
 
 def prepare_onnx(subject: Subject, folder: Path, options: Any) -> dict[str, Any]:

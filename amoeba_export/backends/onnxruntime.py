@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -29,8 +29,6 @@ class Options(Strict):
     spinning: bool = True
     session: dict[str, str] = Field(default_factory=dict)
     dialect: Literal["ort", "standard"] = "ort"
-    symmetric_head: ClassVar[bool] = False
-    """It reads an embedding with zero points."""
 
 
 BACKEND = RuntimeBackend(engine="onnxruntime", containers=("onnx",), options_model=Options, prepare=prepare_onnx)

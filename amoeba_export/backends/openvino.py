@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -28,8 +28,6 @@ class Options(Strict):
     precision: Literal["f32", "f16", "bf16"] = "f32"
     properties: dict[str, Any] = Field(default_factory=dict)
     dialect: Literal["auto", "ort", "standard"] = "auto"
-    symmetric_head: ClassVar[bool] = True
-    """OpenVINO (2026.4.1) refuses an embedding with zero points."""
 
 
 BACKEND = RuntimeBackend(engine="openvino", containers=("onnx",), options_model=Options, prepare=prepare_onnx)

@@ -15,7 +15,7 @@ BITS_PER_WEIGHT: Mapping[str, float] = MappingProxyType(
         "fp16": 16.0,
         "bf16": 16.0,
         "int8": 9.0,  # 8 bits and an fp32 scale per block of 32 weights
-        "int4": 5.125,  # 4 bits, and an fp32 scale and a zero point of 4 bits per block of 32 weights
+        "int4": 5.0,  # 4 bits and an fp32 scale per block of 32 weights
     }
 )
 """Of matrices, in memory."""

@@ -106,11 +106,11 @@ def test_a_host_is_measured_with_the_flow_that_the_target_names() -> None:
 
 
 def test_the_flow_decides_how_a_graph_is_spelled() -> None:
-    assert graph_options(read_target("cpu"), "fp32") == {"dialect": "ort", "symmetric_head": False}
-    assert graph_options(read_target("jetson"), "fp32") == {"dialect": "ort", "symmetric_head": False}
+    assert graph_options(read_target("cpu"), "fp32") == {"dialect": "ort"}
+    assert graph_options(read_target("jetson"), "fp32") == {"dialect": "ort"}
     remote = over_ssh(read_target("jetson"), "me@board")
-    assert graph_options(remote, "fp32") == {"dialect": "ort", "symmetric_head": False}
-    assert graph_options(read_target("openvino-cpu"), "fp32") == {"dialect": "standard", "symmetric_head": True}
+    assert graph_options(remote, "fp32") == {"dialect": "ort"}
+    assert graph_options(read_target("openvino-cpu"), "fp32") == {"dialect": "standard"}
     assert graph_options(read_target("openvino-cpu"), "int4")["dialect"] == "ort"
     assert graph_options(read_target("h100"), "fp32") == {}
 

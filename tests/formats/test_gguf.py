@@ -18,6 +18,7 @@ from amoeba_export.materialize import materialize_subnet
 from amoeba_export.verify.gguf_file import OpenedGguf
 from amoeba_export.verify.masked import masked_logits
 from tests.formats.bpe import CHAT_TEMPLATE, save_bpe
+from tests.formats.test_equalize import equalized
 from tests.materialize.subnets import bare_plan, noise_adapter, open_supernet, plan_for, write
 from tests.tiny import FAMILIES, save_tiny
 
@@ -158,6 +159,7 @@ def test_matrices_are_stored_as_the_gguf_package_quantizes_them(
     kind = gguf.GGMLQuantizationType[stored]
     subnet = materialize_subnet(supernets["llama"], plan_named(supernets["llama"], "uniform"))
     weights = dict(subnet.stream())
+    weights = equalized(weights) if dtype == "int4" else weights
     reader = gguf.GGUFReader(write(subnet, tmp_path / dtype, "gguf", dtype) / "model.gguf")
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     up = tensors["blk.0.ffn_up.weight"]

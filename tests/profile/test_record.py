@@ -105,7 +105,7 @@ def test_memory_is_weights_cache_and_logits() -> None:
     assert predict_memory_mb(model, dtype="fp32", workload=workload) == pytest.approx(expected)
     assert predict_memory_mb(model, dtype="fp16", workload=workload) == pytest.approx(expected / 2)
     embedding = 49152 * 576
-    int4 = (0.640625 * (model.num_params - embedding) + 1.125 * embedding + 4 * (cache + logits)) / 2**20
+    int4 = (0.625 * (model.num_params - embedding) + 1.125 * embedding + 4 * (cache + logits)) / 2**20
     assert predict_memory_mb(model, dtype="int4", workload=workload) == pytest.approx(int4)
 
 

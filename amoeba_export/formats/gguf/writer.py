@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from amoeba_export.errors import NotRepresentable, WeightsMismatch
+from amoeba_export.formats.equalize import Equalizer
 from amoeba_export.formats.gguf.layout import (
     ARCHITECTURES,
     BLOCK,
@@ -50,6 +51,7 @@ class GgufWriter:
         quantized = self._type in (gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q4_0)
         self._layers = written_layers(dense, self._architecture, quantized=quantized)
         self._missing = {spec.name: spec.shape for spec in subnet.specs}
+        self._equalizer = Equalizer(self._missing if dtype == "int4" else ())
         self._names = gguf.get_tensor_name_map(ARCHITECTURES[self._architecture], len(dense.layers))
         self._vectors: dict[str, torch.Tensor] = {}  # biases, which may be sums of two weights; written last
         path = folder / MODEL_NAME
@@ -99,6 +101,12 @@ class GgufWriter:
             if expected is not None:
                 problem = f"is {list(weight.shape)}, not {list(expected)}"
             raise WeightsMismatch([f"{name} {problem}"], where=self._folder)
+        del self._missing[name]
+        for ready, values in self._equalizer.take(name, weight):
+            self._place(ready, values)
+
+    def _place(self, name: str, weight: torch.Tensor) -> None:
+        """Write a matrix; keep a vector for `close`."""
         target = str(self._names.get_name(name, try_suffixes=(".weight", ".bias")))
         idx = int(target.split(".")[1]) if target.startswith("blk.") else -1
         if self._architecture in ("llama", "deci") and ".attn_q." in target:
@@ -114,7 +122,6 @@ class GgufWriter:
             self._vectors[target] = value if present is None else present + value
         else:
             self._write_rows(target, weight)
-        del self._missing[name]
 
     def _write_rows(self, name: str, weight: torch.Tensor) -> None:
         """Convert and write some rows at a time. Rows and columns beyond those of `weight` stay zero."""

@@ -55,7 +55,6 @@ def open_writer(
     *,
     dtype: str = default_dtype,
     dialect: str = "ort",
-    symmetric_head: bool = False,
     last_logits: bool = False,
 ) -> OnnxWriter:
     """Write everything but weights and graph, reserve the space of the weights, and return the writer that takes them.
@@ -65,7 +64,6 @@ def open_writer(
         folder: Where the files go.
         dtype: `fp32`, `fp16`, `bf16`; `int8` and `int4` quantize weights only.
         dialect: `ort` for onnxruntime (CPU, CUDA), `standard` for everything else.
-        symmetric_head: An embedding and lm_head that would have zero points have 8 bits without them instead.
         last_logits: Compute the logits of the last position only: `logits` is [batch, 1, vocab].
 
     Raises:
@@ -74,7 +72,7 @@ def open_writer(
     """
     dense = subnet.architecture
     check(dense, dtype=dtype, dialect=dialect)
-    spelling = Spelling(dtype=dtype, dialect=dialect, symmetric_head=symmetric_head, last_logits=last_logits)
+    spelling = Spelling(dtype=dtype, dialect=dialect, last_logits=last_logits)
     writer = OnnxWriter(dense, folder, spelling)
     _write_json(graph_config(subnet, dtype=_TORCH_NAMES[dtype]), folder / "config.json")
     if dialect == "ort":
@@ -91,7 +89,6 @@ def write_random(
     *,
     dtype: str = default_dtype,
     dialect: str = "ort",
-    symmetric_head: bool = False,
     last_logits: bool = False,
     seed: int = 0,
 ) -> None:
@@ -100,7 +97,7 @@ def write_random(
     The graph is that of `open_writer`, to the byte. Arguments and errors as there.
     """
     check(dense, dtype=dtype, dialect=dialect)
-    spelling = Spelling(dtype=dtype, dialect=dialect, symmetric_head=symmetric_head, last_logits=last_logits)
+    spelling = Spelling(dtype=dtype, dialect=dialect, last_logits=last_logits)
     OnnxWriter(dense, folder, spelling).close_random(seed)
 
 

@@ -86,7 +86,7 @@ class OrtDialect:
         )
         return self._recorder.op(
             "GatherBlockQuantized",
-            [flat, input_ids, *self._scaling(matrix)],
+            [flat, input_ids, self._recorder.stored(matrix.scales)],
             name="/model/embed_tokens",
             domain=_CONTRIB,
             bits=matrix.encoding.bits,
@@ -283,9 +283,9 @@ class OrtDialect:
         if matrix.scales is None or matrix.encoding is None:
             product = self._recorder.op("FusedMatMul", [x, weight], name=node, domain=_CONTRIB, transB=1)
             return product if bias_O is None else self._recorder.op("Add", [product, bias_O], name=f"{node}/bias")
-        inputs = [x, weight, *self._scaling(matrix)]
+        inputs: list[Value | None] = [x, weight, self._recorder.stored(matrix.scales)]
         if bias_O is not None:
-            inputs += [None] * (5 - len(inputs)) + [bias_O]
+            inputs += [None, None, bias_O]
         return self._recorder.op(
             "MatMulNBits",
             inputs,
@@ -297,8 +297,3 @@ class OrtDialect:
             block_size=matrix.encoding.block_size,
             accuracy_level=INT8_ACCURACY,
         )
-
-    def _scaling(self, matrix: Matrix) -> list[Value | None]:
-        """What turns a quantized matrix back: its scales and, where it has them, its zero points."""
-        regions = (matrix.scales, matrix.zero_points)
-        return [self._recorder.stored(region) for region in regions if region is not None]

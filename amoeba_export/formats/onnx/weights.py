@@ -68,7 +68,6 @@ class Blocks:
     shape: tuple[int, ...]
     packed: Region
     scales: Region
-    zero_points: Region | None
     row_start: int
     encoding: Blockwise
 
@@ -78,9 +77,6 @@ class Blocks:
             made = quantize_rows(rows.float(), self.encoding)
             file.write(self.packed, self.row_start + start, made.packed)
             file.write(self.scales, self.row_start + start, made.scales.astype(self.scales.dtype.numpy(), copy=False))
-            if self.zero_points is not None:
-                assert made.zero_points is not None, f"{name}: a place for zero points, and none were made"
-                file.write(self.zero_points, self.row_start + start, made.zero_points)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +87,6 @@ class Matrix:
     columns: int
     region: Region
     scales: Region | None = None
-    zero_points: Region | None = None
     encoding: Blockwise | None = None
 
 
@@ -131,17 +126,8 @@ class WeightStore:
         blocks = encoding.num_blocks(columns)
         packed = self.layout.reserve(f"{name}_q{encoding.bits}", DataType.UINT8, (rows, blocks, encoding.blob_bytes))
         scales = self.layout.reserve(f"{name}_scales", self.precision.activation, (rows, blocks))
-        zero_points = None
-        if encoding.zero_points:
-            zero_points = self.layout.reserve(
-                f"{name}_zero_points", DataType.UINT8, (rows, encoding.zero_point_bytes(columns))
-            )
-        self._place_rows(
-            parts, lambda size, start: Blocks((size, columns), packed, scales, zero_points, start, encoding)
-        )
-        return Matrix(
-            rows=rows, columns=columns, region=packed, scales=scales, zero_points=zero_points, encoding=encoding
-        )
+        self._place_rows(parts, lambda size, start: Blocks((size, columns), packed, scales, start, encoding))
+        return Matrix(rows=rows, columns=columns, region=packed, scales=scales, encoding=encoding)
 
     def turned(self, name: str, rows: int, columns: int) -> Value:
         """One weight [rows, columns] stored as [columns, rows]."""

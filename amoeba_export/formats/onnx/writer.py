@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from amoeba_export.errors import WeightsMismatch
+from amoeba_export.formats.equalize import Equalizer
 from amoeba_export.formats.onnx.data import DATA_NAME, DataFile
 from amoeba_export.formats.onnx.decoder import Dialect, record_decoder
 from amoeba_export.formats.onnx.graph import Recorder
@@ -36,7 +36,6 @@ class Spelling:
 
     dtype: str
     dialect: str
-    symmetric_head: bool
     last_logits: bool
 
 
@@ -47,12 +46,13 @@ class OnnxWriter:
         self._folder = folder
         self._graph, self._store = _record(dense, spelling)
         self._missing = dict(self._store.placements)
+        self._equalizer = Equalizer(self._missing if PRECISIONS[spelling.dtype].equalized else ())
         self._file = DataFile(folder / DATA_NAME, self._store.layout.size_bytes)
         for region, values in self._store.tables:
             self._file.write(region, 0, values)
 
     def accept(self, name: str, weight: torch.Tensor) -> None:
-        """Write one weight to its place.
+        """Write one weight to its place, or keep it until those are there that are scaled together with it.
 
         Raises:
             WeightsMismatch: It is unknown, given twice, or of another shape.
@@ -66,8 +66,9 @@ class OnnxWriter:
         if tuple(weight.shape) != placement.shape:
             problem = f"is {list(weight.shape)}, not {list(placement.shape)}"
             raise WeightsMismatch([f"{name} {problem}"], where=self._folder)
-        placement.write(self._file, name, weight)
         del self._missing[name]
+        for ready, values in self._equalizer.take(name, weight):
+            self._store.placements[ready].write(self._file, ready, values)
 
     def close(self) -> None:
         """Write the graph and finish, unsynced. Raises `WeightsMismatch` when a weight was not given."""
@@ -90,8 +91,6 @@ class OnnxWriter:
 def _record(dense: DenseArchitecture, spelling: Spelling) -> tuple[Callable[[], onnx.ModelProto], WeightStore]:
     """What makes the graph of `dense`, and the store that says where each of its weights goes."""
     precision = PRECISIONS[spelling.dtype]
-    if spelling.symmetric_head and precision.head and precision.head.zero_points:
-        precision = dataclasses.replace(precision, head=PRECISIONS["int8"].head)
     recorder = Recorder()
     store = WeightStore(recorder, precision)
     dialect: Dialect

@@ -1,0 +1,128 @@
+"""Channels made alike before weights become integers of 4 bits: the function stays the same, and so does its speed.
+
+A block of a quantized row has one step, which its largest weight sets. Training leaves small weights behind channels
+with large values; beside larger weights they get few of the levels, and their error is multiplied by the large values.
+So columns are multiplied by factors, and what makes their inputs is divided by them:
+
+    columns of q, k, v      input_layernorm
+    columns of gate, up     post_attention_layernorm
+    columns of down         rows of up, and its bias
+
+The idea is cross-layer equalization (Nagel et al., 2019, arXiv:1906.04721), with exponents that differ by matrix as in
+AWQ (Lin et al., 2023, arXiv:2306.00978), but from weights alone: no data is needed. Not applied to o, where it changes
+nothing measurable, nor to lm_head, which shares its matrix with the embedding.
+
+Mean KL divergence from fp32 of SmolLM2-135M with only one group in 4 bits, without and with factors, on two texts,
+rounding of weights simulated: v 0.080 and 0.102 to 0.013 and 0.015, with q and k 0.039 and 0.038; gate and up 0.066 and
+0.067 to 0.048 and 0.053; down 0.079 and 0.100 to 0.052 and 0.062. The exponents were chosen on the first text.
+
+Legend: O out, D hidden, F FFN neurons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+_STEPS = 4
+"""Factors are powers of two to the multiples of 1 / this, so that the last bit of a sum, which depends on the order in
+which a processor adds, does not change the file."""
+
+_OCTAVES = 8
+"""No factor is further than so many powers of two from the (geometric) mean."""
+
+_FACTORS = torch.tensor([2.0 ** (i / _STEPS) for i in range(-_OCTAVES * _STEPS, _OCTAVES * _STEPS + 1)])
+
+_Weights = Mapping[str, torch.Tensor]
+_Named = tuple[str, torch.Tensor]
+
+
+@dataclass(slots=True)
+class _Group:
+    """Weights that share factors, held until all of them are there."""
+
+    names: tuple[str, ...]
+    scale: Callable[[_Weights], Iterator[_Named]]
+    held: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+class Equalizer:
+    """Takes the weights of a cut model in any order and gives them back scaled, a group as soon as it is complete."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        """`names` are all weights that will come, named as in stock transformers; none if nothing is to be scaled."""
+        known = set(names)
+        self._groups: dict[str, _Group] = {}
+        for name in known:
+            layer, found, _ = name.partition(".self_attn.q_proj.weight")
+            if found:
+                self._add(_attention(layer))
+            layer, found, _ = name.partition(".mlp.down_proj.weight")
+            if found:
+                self._add(_mlp(layer, biased=f"{layer}.mlp.up_proj.bias" in known))
+
+    def _add(self, group: _Group) -> None:
+        self._groups |= dict.fromkeys(group.names, group)
+
+    def take(self, name: str, weight: torch.Tensor) -> Iterator[_Named]:
+        """What can be written now that `weight` is there: itself if nothing scales it, or its group, or nothing yet.
+
+        What was scaled is fp32. `weight` itself is never written into.
+        """
+        group = self._groups.get(name)
+        if group is None:
+            yield name, weight
+            return
+        group.held[name] = weight
+        if len(group.held) == len(group.names):
+            held, group.held = group.held, {}
+            yield from group.scale(held)
+
+
+def _attention(layer: str) -> _Group:
+    norm = f"{layer}.input_layernorm.weight"
+    q, k, v = (f"{layer}.self_attn.{part}_proj.weight" for part in "qkv")
+
+    def scale(held: _Weights) -> Iterator[_Named]:
+        factor_D = _factors(-0.75 * _levels(held[v]) - 0.25 * _levels(held[q], held[k]))
+        yield norm, held[norm].float() / factor_D
+        for name in (q, k, v):
+            yield name, held[name].float() * factor_D
+
+    return _Group((norm, q, k, v), scale)
+
+
+def _mlp(layer: str, *, biased: bool) -> _Group:
+    norm, bias = f"{layer}.post_attention_layernorm.weight", f"{layer}.mlp.up_proj.bias"
+    gate, up, down = (f"{layer}.mlp.{part}_proj.weight" for part in ("gate", "up", "down"))
+
+    def scale(held: _Weights) -> Iterator[_Named]:
+        gain_D = held[norm].float()
+        factor_D = _factors(-0.75 * _levels(held[up]) - 0.5 * _levels(held[gate]))
+        # A row of up with its gain says how large what it makes is likely to be.
+        made_F = _levels((held[up].float() * gain_D).T)
+        factor_F = _factors(0.5 * made_F - _levels(held[down]))
+        yield norm, gain_D / factor_D
+        yield gate, held[gate].float() * factor_D
+        yield up, held[up].float() * factor_D / factor_F[:, None]
+        if biased:
+            yield bias, held[bias].float() / factor_F
+        yield down, held[down].float() * factor_F
+
+    return _Group((norm, gate, up, down, *([bias] if biased else [])), scale)
+
+
+def _levels(*weights: torch.Tensor) -> torch.Tensor:
+    """The binary logarithm of the root mean square of each column of matrices [O, I]; NaN for a column of zeros."""
+    squares_I = sum(w_OI.float().square().sum(0) for w_OI in weights)
+    mean_I = torch.as_tensor(squares_I) / sum(len(w_OI) for w_OI in weights)
+    return torch.where(mean_I > 0, mean_I, torch.nan).log2() / 2
+
+
+def _factors(exponent_I: torch.Tensor) -> torch.Tensor:
+    """2 to the power of what `exponent_I` is above its mean, rounded and limited; 1 where it is NaN."""
+    steps_I = ((exponent_I - exponent_I.nanmean()) * _STEPS).round().nan_to_num(0.0)
+    limit = _OCTAVES * _STEPS
+    return _FACTORS[steps_I.clamp(-limit, limit).long() + limit]
