@@ -38,14 +38,21 @@ def make_manifest(supernet: Supernet, settings: Settings, fitted: Fitted, report
         dtype=settings.dtype or _source_dtype(supernet),
         latency=_latency(settings, fitted),
         quality=_quality(supernet, fitted),
-        verification=VerificationRecord(
-            max_abs_diff=report.max_abs_diff,
-            max_rel_diff=report.max_rel_diff,
-            greedy_tokens_equal=report.greedy_tokens_equal,
-        ),
+        verification=verification_record(report),
         inputs=supernet.inputs,
         tool=tool_versions(),
         dims=_dims(supernet),
+    )
+
+
+def verification_record(report: VerifyReport) -> VerificationRecord:
+    """The figures of `report` that a manifest has."""
+    return VerificationRecord(
+        max_abs_diff=report.max_abs_diff,
+        max_rel_diff=report.max_rel_diff,
+        greedy_tokens_equal=report.greedy_tokens_equal,
+        mean_kl=report.mean_kl,
+        perplexity_ratio=report.perplexity_ratio,
     )
 
 

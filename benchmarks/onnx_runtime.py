@@ -8,8 +8,8 @@ Everything is interleaved. Writing runs in processes of its own: wall time from 
 peak resident memory. Graphs are measured as `amoeba bench` measures artifacts: in turns, each in a process of its own,
 from a fresh copy in every round, with the KV cache in one shared buffer, as the GenAI runtime has it. A ratio is the
 median over rounds of ours / theirs, beside the interval of `amoeba bench`.
-In `int4` both have everything in blocks of 32 weights, the embedding and lm_head included; how they choose the integers
-differs, and the mean KL divergence from our fp32 graph on a page of text says what that is worth.
+In `int4` both have everything in blocks of 32 weights, the embedding and lm_head included, rounded to nearest; ours are
+equalized before, and the mean KL divergence from our fp32 graph on a page of text says what that is worth.
 
 `--builder-python` names an interpreter that has `onnxruntime_genai` and what its builder imports; ours, if left out.
 With fp32, two more ways to get a graph can stand beside it, each in an environment of its own: `--optimum-cli` is that

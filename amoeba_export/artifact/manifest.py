@@ -102,11 +102,23 @@ class LatencyRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerificationRecord:
-    """The files, re-opened from disk, against the masked supernet: the worst of all formats."""
+    """The files, re-opened from disk, against the masked supernet: the worst of all formats.
+
+    Attributes:
+        mean_kl: KL divergence of quantized formats from the same shape unquantized, in nats per token. None, and not
+            in the JSON, if nothing is quantized.
+        perplexity_ratio: How many times the perplexity of that shape they have, likewise.
+    """
 
     max_abs_diff: float
     max_rel_diff: float
     greedy_tokens_equal: bool
+    mean_kl: float | None = None
+    perplexity_ratio: float | None = None
+
+    def to_json(self) -> dict[str, float | bool]:
+        """The figures that there are."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +168,7 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """The JSON object, `schema_version` first."""
         data = dataclasses.asdict(self)
+        data["verification"] = self.verification and self.verification.to_json()
         return {"schema_version": data.pop("schema_version"), **data}
 
     def to_text(self) -> str:

@@ -57,6 +57,9 @@ def layer_counts(manifest: Manifest) -> str:
 def verified(record: VerificationRecord) -> str:
     """What a verification came to, in one line."""
     tokens = "same greedy tokens" if record.greedy_tokens_equal else "greedy tokens differ"
+    if record.mean_kl is not None:
+        perplexity = f"perplexity {record.perplexity_ratio:.2f} times as high"
+        return f"KL divergence {record.mean_kl:.2g} nats a token from the subnet unquantized, {perplexity}, {tokens}"
     return f"largest difference {record.max_abs_diff:.2g} to the masked supernet, {tokens}"
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from amoeba_export.artifact import Cache, Manifest, VerificationRecord, sha256_file, verify_checksums
+from amoeba_export.artifact import Cache, Manifest, sha256_file, verify_checksums
 from amoeba_export.cli.artifacts import verified
 from amoeba_export.cli.console import Talk, answer, print_json
 from amoeba_export.cli.options import Adapters, AsJson
@@ -50,6 +49,7 @@ def verify(
         else:
             answer().print(f"{artifact}: {num_files}.")
         return
+    from amoeba_export.describe import verification_record
     from amoeba_export.request import read_plan
     from amoeba_export.verify import verify_artifact
 
@@ -57,18 +57,14 @@ def verify(
     plan = read_plan(artifact)
     supernet = _supernet(manifest, model, strategy, plan.strategy_id, tuple(adapter or ()), talk)
     report = verify_artifact(artifact, supernet, plan, progress=talk)
-    record = VerificationRecord(
-        max_abs_diff=report.max_abs_diff,
-        max_rel_diff=report.max_rel_diff,
-        greedy_tokens_equal=report.greedy_tokens_equal,
-    )
+    record = verification_record(report)
     if as_json:
         print_json(
             {
                 "artifact": str(artifact),
                 "files_ok": True,
                 "provenance_ok": True,
-                "verification": dataclasses.asdict(record),
+                "verification": record.to_json(),
             }
         )
     else:

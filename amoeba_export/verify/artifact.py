@@ -16,7 +16,7 @@ from amoeba_export.errors import NotFound, NumbersDiffer
 from amoeba_export.ir import SILENT, Progress, SubnetPlan, Supernet
 from amoeba_export.verify.loading import ONE_AT_A_TIME
 from amoeba_export.verify.masked import masked_logits
-from amoeba_export.verify.numerics import MAX_REL_DIFF, Distance, broken_limits, logits_distance
+from amoeba_export.verify.numerics import EXACT_DTYPES, MAX_REL_DIFF, Distance, broken_limits, logits_distance
 from amoeba_export.verify.reload import OPENERS, Opened
 
 NUM_GREEDY = 16
@@ -67,6 +67,20 @@ class VerifyReport:
     def greedy_tokens_equal(self) -> bool:
         """In every format."""
         return all(report.greedy_tokens_equal for report in self.formats)
+
+    @property
+    def mean_kl(self) -> float | None:
+        """Of quantized formats, in nats per token: their function is another one. None if there are none."""
+        return max((report.distance.mean_kl for report in self._quantized), default=None)
+
+    @property
+    def perplexity_ratio(self) -> float | None:
+        """Of quantized formats, relative to the same shape unquantized."""
+        return max((report.distance.perplexity_ratio for report in self._quantized), default=None)
+
+    @property
+    def _quantized(self) -> list[FormatReport]:
+        return [report for report in self.formats if report.dtype not in EXACT_DTYPES]
 
     def to_json(self) -> dict[str, dict[str, object]]:
         """Figures by format."""

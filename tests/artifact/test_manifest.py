@@ -11,6 +11,7 @@ from amoeba_export.artifact import (
     Manifest,
     ShapeRecord,
     Staging,
+    VerificationRecord,
     list_files,
     read_manifest,
     sha256_file,
@@ -65,6 +66,21 @@ def test_the_keys_are_the_documented_ones() -> None:
     }
     assert data["verification"] == {"max_abs_diff": 1e-5, "max_rel_diff": 1e-6, "greedy_tokens_equal": True}
     assert data["inputs"] == [{"role": "model", "id": "demo", "sha256": "ab" * 32}]
+
+
+def test_what_is_quantized_says_what_that_did() -> None:
+    record = VerificationRecord(
+        max_abs_diff=20.0, max_rel_diff=0.5, greedy_tokens_equal=True, mean_kl=0.25, perplexity_ratio=1.3
+    )
+    data = json.loads(manifest(verification=record).to_text())
+    assert data["verification"] == {
+        "max_abs_diff": 20.0,
+        "max_rel_diff": 0.5,
+        "greedy_tokens_equal": True,
+        "mean_kl": 0.25,
+        "perplexity_ratio": 1.3,
+    }
+    assert Manifest.from_json(data).verification == record
 
 
 def test_a_diff_of_two_manifests_can_be_read() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from amoeba_export.artifact import Staging
+from amoeba_export.artifact import Staging, VerificationRecord
 from amoeba_export.ir import Architecture, SubnetPlan
 from tests.artifact.manifests import manifest
 from tests.conftest import Run
@@ -143,6 +143,19 @@ def test_an_estimate_is_called_one(amoeba: Amoeba, tmp_path: Path) -> None:
     run = amoeba("inspect", tmp_path / "out")
     assert "estimate  18.50 ms  ± 5 %  (analytic, no device was asked)" in run.out
     assert "measured" not in run.out
+
+
+def test_what_is_quantized_says_what_that_did(amoeba: Amoeba, tmp_path: Path) -> None:
+    record = VerificationRecord(
+        max_abs_diff=20.0, max_rel_diff=0.5, greedy_tokens_equal=False, mean_kl=0.25, perplexity_ratio=1.3
+    )
+    with Staging(tmp_path / "out") as staging:
+        staging.publish(manifest(dtype="int4", verification=record))
+    run = amoeba("inspect", tmp_path / "out")
+    assert [" ".join(line.split()) for line in run.out.splitlines()][8] == (
+        "verified KL divergence 0.25 nats a token from the subnet unquantized, perplexity 1.30 times as high, "
+        "greedy tokens differ"
+    )
 
 
 def test_inspect_a_plan(amoeba: Amoeba, tmp_path: Path, plan: SubnetPlan) -> None:

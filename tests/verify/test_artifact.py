@@ -48,6 +48,20 @@ def test_both_formats_are_reported_and_the_worst_counts(llama: Supernet, tmp_pat
     assert report.max_abs_diff == max(found.distance.max_abs_diff for found in report.formats)
 
 
+def test_what_is_quantized_has_a_divergence(llama: Supernet, tmp_path: Path) -> None:
+    plan = plan_for(llama, "3x0.6")
+    subnet = materialize_subnet(llama, plan)
+    write(subnet, tmp_path / "safetensors", dtype="fp32")
+    report = verify_artifact(tmp_path, llama, plan)
+    assert report.mean_kl is None
+    assert report.perplexity_ratio is None
+    write(subnet, tmp_path / "onnx", "onnx", "int8")
+    report = verify_artifact(tmp_path, llama, plan)
+    quantized = report.formats[1].distance
+    assert report.mean_kl == quantized.mean_kl > 0
+    assert report.perplexity_ratio == quantized.perplexity_ratio
+
+
 def test_one_wrong_weight_is_found(llama: Supernet, tmp_path: Path) -> None:
     plan = plan_for(llama, "3x0.6")
     path = write(materialize_subnet(llama, plan), tmp_path / "safetensors") / "model.safetensors"
