@@ -24,6 +24,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 _STEPS = 4
@@ -33,8 +35,9 @@ which a processor adds, does not change the file."""
 _OCTAVES = 8
 """No factor is further than so many powers of two from the (geometric) mean."""
 
-_FACTORS = torch.tensor([2.0 ** (i / _STEPS) for i in range(-_OCTAVES * _STEPS, _OCTAVES * _STEPS + 1)])
+_FACTORS = np.array([2.0 ** (i / _STEPS) for i in range(-_OCTAVES * _STEPS, _OCTAVES * _STEPS + 1)], np.float32)
 
+_Vector = npt.NDArray[np.float64]
 _Weights = Mapping[str, torch.Tensor]
 _Named = tuple[str, torch.Tensor]
 
@@ -102,11 +105,11 @@ def _mlp(layer: str, *, biased: bool) -> _Group:
         gain_D = held[norm].float()
         factor_D = _factors(-0.75 * _levels(held[up]) - 0.5 * _levels(held[gate]))
         # A row of up with its gain says how large what it makes is likely to be.
-        made_F = _levels((held[up].float() * gain_D).T)
+        made_F = _levels(held[up].float() * gain_D, dim=1)
         factor_F = _factors(0.5 * made_F - _levels(held[down]))
         yield norm, gain_D / factor_D
         yield gate, held[gate].float() * factor_D
-        yield up, held[up].float() * factor_D / factor_F[:, None]
+        yield up, (held[up].float() * factor_D).div_(factor_F[:, None])
         if biased:
             yield bias, held[bias].float() / factor_F
         yield down, held[down].float() * factor_F
@@ -114,15 +117,18 @@ def _mlp(layer: str, *, biased: bool) -> _Group:
     return _Group((norm, gate, up, down, *([bias] if biased else [])), scale)
 
 
-def _levels(*weights: torch.Tensor) -> torch.Tensor:
-    """The binary logarithm of the root mean square of each column of matrices [O, I]; NaN for a column of zeros."""
-    squares_I = sum(w_OI.float().square().sum(0) for w_OI in weights)
-    mean_I = torch.as_tensor(squares_I) / sum(len(w_OI) for w_OI in weights)
-    return torch.where(mean_I > 0, mean_I, torch.nan).log2() / 2
+def _levels(*weights: torch.Tensor, dim: int = 0) -> _Vector:
+    """The binary logarithm of the root mean square of each column (row: dim 1) of matrices; NaN where all are zero."""
+    norms = [torch.linalg.vector_norm(weight.float(), dim=dim).double().numpy() for weight in weights]
+    mean_I = np.square(norms).sum(0) / sum(weight.shape[dim] for weight in weights)
+    levels_I: _Vector = np.log2(mean_I, out=np.full_like(mean_I, np.nan), where=mean_I > 0) / 2
+    return levels_I
 
 
-def _factors(exponent_I: torch.Tensor) -> torch.Tensor:
+def _factors(exponent_I: _Vector) -> torch.Tensor:
     """2 to the power of what `exponent_I` is above its mean, rounded and limited; 1 where it is NaN."""
-    steps_I = ((exponent_I - exponent_I.nanmean()) * _STEPS).round().nan_to_num(0.0)
+    present_I = ~np.isnan(exponent_I)
+    mean = exponent_I.mean(where=present_I) if present_I.any() else 0.0
+    steps_I = np.where(present_I, np.rint((exponent_I - mean) * _STEPS), 0)
     limit = _OCTAVES * _STEPS
-    return _FACTORS[steps_I.clamp(-limit, limit).long() + limit]
+    return torch.from_numpy(_FACTORS[np.clip(steps_I, -limit, limit).astype(int) + limit])
