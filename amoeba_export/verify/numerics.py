@@ -40,7 +40,7 @@ class Distance:
         max_abs_diff: Largest difference of any logit.
         max_rel_diff: The same, divided by the largest absolute reference logit.
         mean_kl: KL(reference || artifact), nats per token.
-        perplexity_ratio: exp of the difference in mean cross-entropy of the prompts' own next tokens.
+        perplexity_ratio: exp of the difference in mean cross-entropy of the last prompt's own next tokens.
     """
 
     max_abs_diff: float
@@ -52,15 +52,19 @@ class Distance:
 def logits_distance(
     prompts: Sequence[torch.Tensor], reference: Sequence[torch.Tensor], found: Sequence[torch.Tensor]
 ) -> Distance:
-    """Compare logits [1, T, V] prompt by prompt. A NaN or infinity in either makes every figure infinite."""
+    """Compare logits [1, T, V] prompt by prompt. A NaN or infinity in either makes every figure infinite.
+
+    The last prompt is the one that may be text: of random tokens, a perplexity says nothing.
+    """
     if not all(torch.isfinite(logits).all() for logits in (*reference, *found)):
         inf = float("inf")
         return Distance(max_abs_diff=inf, max_rel_diff=inf, mean_kl=inf, perplexity_ratio=inf)
     max_abs = max(float((r - f).abs().max()) for r, f in zip(reference, found, strict=True))
     largest = max(float(r.abs().max()) for r in reference)
     kl_sum, tokens = 0.0, 0
-    loss_difference, targets = 0.0, 0
+    loss_difference = 0.0
     for prompt, r, f in zip(prompts, reference, found, strict=True):
+        loss_difference = 0.0  # that of the last prompt is what remains
         num_rows = max(1, BLOCK_LOGITS // r.shape[-1])
         for start in range(0, r.shape[1], num_rows):
             rows = slice(start, start + num_rows)
@@ -70,9 +74,8 @@ def logits_distance(
             with_next = slice(len(next_ids))
             of_next = log_p[with_next].gather(-1, next_ids) - log_q[with_next].gather(-1, next_ids)
             loss_difference += float(of_next.sum())
-            targets += len(next_ids)
         tokens += r.shape[1]
-    ratio = torch.tensor(loss_difference / max(targets, 1)).exp()
+    ratio = torch.tensor(loss_difference / max(prompts[-1].shape[1] - 1, 1)).exp()
     return Distance(
         max_abs_diff=max_abs,
         max_rel_diff=max_abs / largest if largest else max_abs,

@@ -43,6 +43,16 @@ def test_blocks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
         assert blocks.perplexity_ratio == pytest.approx(whole.perplexity_ratio)
 
 
+def test_the_perplexity_is_that_of_the_last_prompt() -> None:
+    noise, text = torch.tensor([[3, 1, 4, 1, 0]]), torch.tensor([[2, 2]])
+    reference = [torch.randn(1, 5, 6), torch.randn(1, 2, 6)]
+    found = [logits + torch.randn_like(logits) for logits in reference]
+    both = logits_distance([noise, text], reference, found)
+    alone = logits_distance([text], reference[1:], found[1:])
+    assert both.perplexity_ratio == pytest.approx(alone.perplexity_ratio)
+    assert both.mean_kl != pytest.approx(alone.mean_kl)
+
+
 def test_nan_is_infinitely_far() -> None:
     good, bad = torch.zeros(1, 2, 3), torch.full((1, 2, 3), torch.nan)
     distance = logits_distance([PROMPT], [good], [bad])

@@ -1,4 +1,4 @@
-"""ONNX, emitted node by node: no tracing, no model object, one weight in memory at a time.
+"""ONNX, emitted node by node: no tracing, no model object, one weight in memory at a time (a block's with int4).
 
 A folder gets `model.onnx` (the graph), `model.onnx.data` (the weights), the tokenizer, `config.json` for optimum, and
 `genai_config.json` for the runtime of onnxruntime-genai. `decoder.py` is the walk over layers, `ort.py` and
