@@ -29,8 +29,8 @@ import numpy.typing as npt
 import torch
 
 _STEPS = 4
-"""Factors are powers of two to the multiples of 1 / this, so that the last bit of a sum, which depends on the order in
-which a processor adds, does not change the file."""
+"""Factors are powers of two to the multiples of 1 / this: coarse, so that the last bit of a sum, which depends on the
+order in which a processor adds, all but never changes the file."""
 
 _OCTAVES = 8
 """No factor is further than so many powers of two from the (geometric) mean."""
