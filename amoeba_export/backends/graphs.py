@@ -139,7 +139,11 @@ def _as_subnet(dense: DenseArchitecture) -> Subnet:
 
 
 def _graph_facts(subject: Subject, path: Path) -> dict[str, Any]:
-    """GroupQueryAttention appends to the cache that it is given when past and present are one buffer."""
+    """What the engine cannot see in a graph.
+
+    That is whether past and present are one buffer, to which GroupQueryAttention appends, and the size of a head, which
+    a graph may leave open.
+    """
     import onnx
 
     graph = onnx.load(path, load_external_data=False).graph

@@ -64,6 +64,23 @@ def test_any_order_gives_the_same_and_a_group_comes_when_it_is_complete() -> Non
     assert [name for name, _ in equalizer.take(norm, weights[norm])] == [norm, *attention]
 
 
+def test_the_number_of_threads_makes_no_difference() -> None:
+    """Sums of many numbers, in another order."""
+    generator = torch.Generator().manual_seed(2)
+    weights = {f"{LAYER}.input_layernorm.weight": torch.ones(512)}
+    for part in "qkv":
+        weights[f"{LAYER}.self_attn.{part}_proj.weight"] = torch.randn(512, 512, generator=generator)
+    expected = equalized(weights)
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone = equalized(weights)
+    finally:
+        torch.set_num_threads(num_threads)
+    for name, weight in alone.items():
+        torch.testing.assert_close(weight, expected[name], rtol=0, atol=0)
+
+
 def test_columns_become_alike_and_zeros_stay_zeros() -> None:
     weights = {f"{LAYER}.input_layernorm.weight": torch.ones(64)}
     sizes = torch.logspace(-1, 1, 64)

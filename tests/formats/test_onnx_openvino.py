@@ -46,7 +46,7 @@ def test_prefill_and_decode_agree_with_torch(dtype: str, tolerance: float, tmp_p
 
 @pytest.mark.parametrize("dtype", ["int8", "int4"])
 def test_quantized_graphs_compute_what_they_do_in_onnxruntime(dtype: str, tmp_path: Path) -> None:
-    """Of onnxruntime's operators, scales and zero points of the gather and of the products are read alike."""
+    """Of onnxruntime's operators, the scales of the gather and of the products are read alike."""
     dense = adaptive(tied_embeddings=True)
     folder = write_onnx(subnet_of(dense, random_weights(dense), tmp_path), tmp_path / "onnx", dtype=dtype)
     model = openvino.Core().compile_model(

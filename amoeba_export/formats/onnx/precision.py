@@ -60,6 +60,3 @@ TORCH_DTYPES = {
     DataType.FLOAT16: torch.float16,
     DataType.BFLOAT16: torch.bfloat16,
 }
-
-LOWEST = float(torch.finfo(torch.float32).min)
-"""Added to the score of a key that must not be seen. Finite, so that a row that sees nothing is not NaN."""

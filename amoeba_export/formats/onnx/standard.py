@@ -11,15 +11,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from amoeba_export.formats.onnx.datatype import DataType
 from amoeba_export.formats.onnx.decoder import Cache, Stream
 from amoeba_export.formats.onnx.graph import Recorder, Value
-from amoeba_export.formats.onnx.precision import LOWEST, Precision
+from amoeba_export.formats.onnx.precision import Precision
 from amoeba_export.formats.onnx.rope import rope_tables
 from amoeba_export.formats.onnx.weights import WeightStore
 from amoeba_export.ir import Architecture, LayerDims
 
 _FP32 = DataType.FLOAT
+
+_LOWEST = float(torch.finfo(torch.float32).min)
+"""Added to the score of a key that must not be seen. Finite, so that a row that sees nothing is not NaN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +103,7 @@ class StandardDialect:
         visible_B1ST = op("And", [real_B11T, visible_ST], name="/mask/visible")
         bias = op(
             "Where",
-            [visible_B1ST, constant("shown", 0.0, _FP32), constant("hidden", LOWEST, _FP32)],
+            [visible_B1ST, constant("shown", 0.0, _FP32), constant("hidden", _LOWEST, _FP32)],
             name="/mask/bias",
         )
         cos, sin = (
