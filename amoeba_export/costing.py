@@ -36,7 +36,9 @@ RUN_ROUNDS = 5
 """Rounds in which an artifact is measured beside the uncut model: the fewest that have an interval."""
 
 MOST_RUNS = 3
-"""So many times as many rounds, and their ratio is taken as it is."""
+"""So many runs of as many rounds, and what they show is taken as it is."""
+
+MOST_ROUNDS = MOST_RUNS * RUN_ROUNDS
 
 
 class Estimates:

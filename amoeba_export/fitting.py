@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from amoeba_export.artifact import Cache
 from amoeba_export.backends import Subject, find_backend
-from amoeba_export.costing import is_measured, learn, make_predictor, measure_beside_full
+from amoeba_export.costing import MOST_ROUNDS, is_measured, learn, make_predictor, measure_beside_full
 from amoeba_export.errors import BudgetMissed, NothingFits, TargetError
 from amoeba_export.ir import (
     SILENT,
@@ -23,7 +24,7 @@ from amoeba_export.ir import (
     Supernet,
     Target,
 )
-from amoeba_export.profile import compare_rounds, predict_memory_mb
+from amoeba_export.profile import Comparison, Verdict, compare_rounds, predict_memory_mb
 from amoeba_export.request import Settings
 from amoeba_export.search import Candidate, Predictor, SearchResult, search_plan
 from amoeba_export.selection import gate_widths
@@ -34,8 +35,8 @@ MAX_BUILDS = 6
 GOOD_USE = 0.96
 """A subnet that keeps the budget and uses this share of it is not worth another build."""
 
-MARGIN = 0.015
-"""The share of a budget that predictions leave free: about as much as measuring can tell apart."""
+MARGIN = 0.02
+"""The share of a budget that predictions leave free, at least: on a noisy machine, as much as cannot be told apart."""
 
 Build = Callable[[SubnetPlan], Path]
 """Writes a plan's files in place of the last one's, and returns their folder."""
@@ -71,10 +72,12 @@ def choose(
     *,
     full: Latency | None = None,
     measured: tuple[tuple[DenseArchitecture, Latency], ...] = (),
+    refused: tuple[DenseArchitecture, ...] = (),
+    margin: float = MARGIN,
 ) -> SearchResult:
     """Search once, with what was measured so far.
 
-    Where the target will be asked about the choice, predictions stay `MARGIN` away from the limits, if anything does.
+    Where the target will be asked about the choice, predictions stay `margin` away from the limits, if anything does.
 
     Raises:
         NothingFits: Not even without a margin.
@@ -92,12 +95,13 @@ def choose(
         gate_widths=gate_widths(supernet),
         full=full,
         measured=measured,
+        refused=refused,
         memory_mb=lambda dense: predict_memory_mb(dense, dtype=dtype, workload=settings.workload),
         memory_limit_mb=settings.memory_limit_mb,
     )
     if is_measured(settings.target):
         with suppress(NothingFits):
-            return search(margin=MARGIN)
+            return search(margin=margin)
     return search()
 
 
@@ -107,8 +111,9 @@ def fit_budget(
     """Build the best subnet that keeps the budget on the target.
 
     A target that is measured is asked about every subnet that is built, beside the full model in the same run. One
-    that misses corrects the cost model and a smaller one is built; one that is far under, a larger one. A target that
-    is an estimate is searched once.
+    that misses, or cannot be shown to keep the budget, corrects the cost model and a smaller one is built; one that is
+    far under, a larger one. Where none can be shown to keep it, one that seems to is taken. A target that is an
+    estimate is searched once.
 
     Raises:
         BudgetError: Nothing fits, by prediction or when measured.
@@ -130,13 +135,60 @@ def fit_budget(
         plan = result.best.make_plan()
         build(plan)
         return dataclasses.replace(_given(supernet, settings, plan, predictor, result.best), search=result)
+    trials, result = _try_in_turn(supernet, settings, predictor, build, progress=progress)
+    learn(
+        supernet,
+        target,
+        settings.workload,
+        _dtype(settings, target),
+        [(trial.candidate.dense, trial.full, trial.latency) for trial in trials],
+        cache=cache,
+        min_depth=supernet.strategy.min_depth,
+    )
+    kept = [trial for trial in trials if trial.is_kept] or [trial for trial in trials if trial.use <= 1]
+    if not kept:
+        closest = min(trials, key=lambda trial: trial.use)
+        raise _missed(closest.plan, budgets, closest.latency, closest.full)
+    sign = -1 if result.higher_is_better else 1
+    chosen = min(kept, key=lambda trial: (sign * trial.candidate.quality.value, trial.use))
+    if chosen is not trials[-1]:
+        build(chosen.plan)
+    return dataclasses.replace(chosen.fitted(), search=result)
+
+
+def _try_in_turn(
+    supernet: Supernet, settings: Settings, predictor: Predictor, build: Build, *, progress: Progress
+) -> tuple[list[_Trial], SearchResult]:
+    """Build and measure what the search chooses until it keeps the budget and uses it, or nothing new is chosen.
+
+    Returns:
+        What was built, at least one, and what the last search saw.
+
+    Raises:
+        NothingFits: By prediction, and nothing that was built seems to keep the budget.
+        TargetError: Measuring failed.
+    """
+    budgets = settings.budgets
     trials: list[_Trial] = []
     full: Latency | None = None
     while True:
-        result = choose(supernet, settings, predictor, full=full, measured=_beside(trials, full))
+        try:
+            result = choose(
+                supernet,
+                settings,
+                predictor,
+                full=full,
+                measured=_beside(trials, full),
+                refused=tuple(trial.candidate.dense for trial in trials if not trial.is_kept),
+                margin=max([MARGIN, *(trial.doubt for trial in trials)]),
+            )
+        except NothingFits:
+            if any(trial.use <= 1 for trial in trials):
+                return trials, result
+            raise
         best, limit_ms = result.best, result.limits[0][1]
         if len(trials) == MAX_BUILDS or any(trial.candidate.dense == best.dense for trial in trials):
-            break
+            return trials, result
         progress.note(f"Building {best.shape}: {best.predicted_ms:.4g} ms expected, the limit is {limit_ms:.4g} ms.")
         plan = best.make_plan()
         full, latency = _measure(
@@ -150,28 +202,11 @@ def fit_budget(
             expected_ms=best.predicted_ms * (_limit_ms(budgets[0], full) / limit_ms),
             budgets=budgets,
         )
-        progress.note(f"Measured {best.shape}: {trial.reached_ms:.4g} ms, the limit is {trial.limit_ms:.4g} ms.")
+        close = " Too close to it to be sure." if trial.use <= 1 and not trial.is_kept else ""
+        progress.note(f"Measured {best.shape}: {trial.reached_ms:.4g} ms, the limit is {trial.limit_ms:.4g} ms.{close}")
         trials.append(trial)
-        if GOOD_USE <= trial.use <= 1:
-            break
-    learn(
-        supernet,
-        target,
-        settings.workload,
-        _dtype(settings, target),
-        [(trial.candidate.dense, trial.full, trial.latency) for trial in trials],
-        cache=cache,
-        min_depth=supernet.strategy.min_depth,
-    )
-    kept = [trial for trial in trials if trial.use <= 1]
-    if not kept:
-        closest = min(trials, key=lambda trial: trial.use)
-        raise _missed(closest.plan, budgets, closest.latency, closest.full)
-    sign = -1 if result.higher_is_better else 1
-    chosen = min(kept, key=lambda trial: (sign * trial.candidate.quality.value, trial.use))
-    if chosen is not trials[-1]:
-        build(chosen.plan)
-    return dataclasses.replace(chosen.fitted(), search=result)
+        if trial.is_kept and trial.use >= GOOD_USE:
+            return trials, result
 
 
 def fit_plan(
@@ -235,6 +270,24 @@ class _Trial:
         """Share that it takes of the budget that it takes most of."""
         return max(_uses(self.budgets, self.latency, self.full))
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether the rounds show that every budget is kept. A backend that reports no rounds is taken at its word."""
+        return self.use <= 1 and _verdicts(self.budgets, self.full, self.latency) <= {"not slower"}
+
+    @property
+    def doubt(self) -> float:
+        """How far below a budget a model must be measured for as many rounds as are allowed to show that it is kept.
+
+        A share of the budget: an interval narrows with the square root of the number of rounds. 0 without one.
+        """
+        found = 0.0
+        for comparison in _comparisons(self.budgets, self.full, self.latency):
+            if math.isfinite(comparison.high):
+                width = math.log(comparison.high / comparison.ratio)
+                found = max(found, 1 - math.exp(-width * math.sqrt(comparison.rounds / MOST_ROUNDS)))
+        return found
+
     def fitted(self) -> Fitted:
         return Fitted(
             plan=self.plan,
@@ -274,12 +327,22 @@ def _uses(budgets: Sequence[Budget], latency: Latency, full: Latency) -> list[fl
     return [latency.of(budget.metric, budget.percentile) / _limit_ms(budget, full) for budget in budgets]
 
 
+def _comparisons(budgets: Sequence[Budget], full: Latency, latency: Latency) -> list[Comparison]:
+    """The model with each budget, round by round; none where the backend reports no rounds."""
+    return [
+        compare_rounds(_rounds_ms(latency, budget), [budget.resolve(ms) for ms in _rounds_ms(full, budget)])
+        for budget in budgets
+        if latency.rounds and full.rounds
+    ]
+
+
+def _verdicts(budgets: Sequence[Budget], full: Latency, latency: Latency) -> set[Verdict]:
+    return {comparison.verdict(0.0) for comparison in _comparisons(budgets, full, latency)}
+
+
 def _is_decided(budgets: Sequence[Budget], full: Latency, latency: Latency) -> bool:
     """Whether the rounds show that every budget is kept, or that one is not."""
-    verdicts = set()
-    for budget in budgets:
-        limits_ms = [budget.resolve(ms) for ms in _rounds_ms(full, budget)]
-        verdicts.add(compare_rounds(_rounds_ms(latency, budget), limits_ms).verdict(0.0))
+    verdicts = _verdicts(budgets, full, latency)
     return "slower" in verdicts or "undecided" not in verdicts
 
 

@@ -16,11 +16,11 @@ class Options(Strict):
 
     Attributes:
         artifact_factor: How much slower files on disk run than a graph with random weights.
-        scatter: How much slower and faster than usual, in turns, files on disk run from round to round.
+        scatter: How much slower than usual, as a share, files on disk run in each round of a run, over and over.
     """
 
     artifact_factor: float = 1.0
-    scatter: float = 0.0
+    scatter: tuple[float, ...] = (0.0,)
 
 
 class Imaginary:
@@ -53,11 +53,11 @@ class Imaginary:
 
     def _one(self, subject: Subject, workload: Workload, target: Target, rounds: int) -> Latency:
         options: Mapping[str, Any] = target.options
-        factor, scatter = 1.0, 0.0
+        factor, scatter = 1.0, [0.0]
         if subject.artifact is not None:
             assert (subject.artifact / "onnx" / "model.onnx").is_file()
             self.measured_artifacts.append(subject.dense)
-            factor, scatter = float(options.get("artifact_factor", 1.0)), float(options.get("scatter", 0.0))
+            factor, scatter = float(options.get("artifact_factor", 1.0)), options.get("scatter", scatter)
         decode_ms = factor * (1 + sum(0.1 + 1e-5 * subject.dense.base.prunable_params(x) for x in subject.dense.layers))
         return Latency(
             decode=Timing(p50_ms=decode_ms, p90_ms=1.1 * decode_ms, num_samples=9),
@@ -68,9 +68,9 @@ class Imaginary:
         )
 
 
-def _drift(rounds: int, scatter: float) -> list[float]:
+def _drift(rounds: int, scatter: Sequence[float]) -> list[float]:
     """The time of each round over that of the middle one."""
-    return [(1 + 0.1 * i) / (1 + 0.1 * (rounds // 2)) * (1 + scatter * (-1) ** i) for i in range(rounds)]
+    return [(1 + 0.1 * i) / (1 + 0.1 * (rounds // 2)) * (1 + scatter[i % len(scatter)]) for i in range(rounds)]
 
 
 BACKEND = Imaginary()

@@ -60,8 +60,8 @@ def calibrate(
     if recipe.width.data is not None:
         width_samples, _ = read_samples(recipe.width.data, supernet.folder, seed=seed)
     progress.note(
-        f"Calibrating {supernet.name} with recipe '{recipe.name}', seed {seed}: {samples.num_samples} samples of"
-        f" {samples.num_tokens} tokens for the search, {heldout.num_samples} of {heldout.num_tokens} held out"
+        f"Calibrating {supernet.name} with recipe '{recipe.name}', seed {seed}: {samples.num_samples} samples"
+        f" ({samples.num_tokens} tokens) for the search, {heldout.num_samples} ({heldout.num_tokens}) held out"
     )
     with open_workplace(supernet.identity, cache_dir, progress=progress) as workplace:
         stack = LayerStack(supernet, memory_bytes=recipe.memory_mb * MEGABYTE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from amoeba_export.errors import NothingFits
@@ -12,9 +12,11 @@ from amoeba_export.ir.derive import Unit
 from amoeba_export.search.grid import grid_sketches
 from amoeba_export.search.layers import layers_sketches
 from amoeba_export.search.pareto import pareto_front
-from amoeba_export.search.predict import Corrected, Predictor
+from amoeba_export.search.predict import Corrected, Counts, Predictor, counts_of
 from amoeba_export.search.quality import quality_surface
 from amoeba_export.search.space import Candidate, Limits, Memory, SearchResult, Sketch, Space
+
+_JUST_OVER = math.nextafter(1.0, 2.0)
 
 
 def search_plan(
@@ -30,6 +32,7 @@ def search_plan(
     unit: Unit = "kv_group",
     full: Latency | None = None,
     measured: Sequence[tuple[DenseArchitecture, Latency]] = (),
+    refused: Sequence[DenseArchitecture] = (),
     margin: float = 0.0,
     memory_mb: Memory | None = None,
     memory_limit_mb: float | None = None,
@@ -53,6 +56,7 @@ def search_plan(
         unit: What the grid cuts attention in.
         full: Latency of the uncut model, which relative budgets refer to; its prediction when None.
         measured: Models that were measured in this run, `full` apart; predictions are corrected by them.
+        refused: Models that do not count as within the limits, whatever was measured of them.
         margin: The share of a limit that predictions stay away from it. What was measured need not.
         memory_mb: What a model occupies.
         memory_limit_mb: How much it may.
@@ -75,7 +79,8 @@ def search_plan(
     sketches = grid_sketches(strategy, architecture, policy=policy, align=align, gate_widths=gate_widths, unit=unit)
     if space == "layers" and strategy.importance is not None:
         sketches += layers_sketches(strategy, architecture, corrected, limits, align=align, gate_widths=gate_widths)
-    figures = [_figures(sketch.dense, corrected, limits) for sketch in sketches]
+    refused_counts = {counts_of(dense) for dense in refused}
+    figures = [_figures(sketch.dense, corrected, limits, refused_counts) for sketch in sketches]
     closest = min(range(len(figures)), key=lambda i: figures[i].load)
     if figures[closest].load > 1:
         raise _nothing_fits(sketches[closest], figures[closest], limits)
@@ -122,7 +127,7 @@ def _limit_ms(budget: Budget, predictor: Predictor, uncut: DenseArchitecture) ->
     return budget.resolve(predictor.predict(uncut, budget.metric, budget.percentile)[0])
 
 
-def _figures(dense: DenseArchitecture, predictor: Predictor, limits: Limits) -> _Figures:
+def _figures(dense: DenseArchitecture, predictor: Predictor, limits: Limits, refused: Set[Counts]) -> _Figures:
     times = [predictor.predict(dense, budget.metric, budget.percentile) for budget, _ in limits.budgets]
     loads = [
         ms / (limit_ms if error == 0 else (1 - limits.margin) * limit_ms)
@@ -131,6 +136,8 @@ def _figures(dense: DenseArchitecture, predictor: Predictor, limits: Limits) -> 
     memory_mb = limits.memory_mb(dense) if limits.memory_mb else None
     if memory_mb is not None and limits.memory_limit_mb is not None:
         loads.append(memory_mb / limits.memory_limit_mb)
+    if counts_of(dense) in refused:
+        loads.append(_JUST_OVER)
     return _Figures(
         budget_ms=tuple(ms for ms, _ in times),
         uncertainty=times[0][1],

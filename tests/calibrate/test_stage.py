@@ -234,7 +234,7 @@ def test_progress_says_what_is_done(supernet: Supernet, text_file: Path) -> None
 
     calibrate(supernet, recipe(text_file), seed=5, progress=Listener())
     assert said == [
-        "Calibrating llama with recipe 'test', seed 5: 6 samples of 96 tokens for the search, 4 of 64 held out"
+        "Calibrating llama with recipe 'test', seed 5: 6 samples (96 tokens) for the search, 4 (64) held out"
     ]
     assert list(steps) == ["Measuring heads and neurons", "Searching layers", "Measuring shapes"]
     assert all(total == done for total, done in steps.values())

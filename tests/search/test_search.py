@@ -101,6 +101,15 @@ def test_the_measured_full_model_sets_a_relative_budget_and_corrects_the_predict
     assert result.best.predicted_ms == pytest.approx(1.2 * _search().best.predicted_ms)
 
 
+def test_what_is_refused_is_listed_but_not_chosen() -> None:
+    first = _search().best
+    result = _search(refused=[first.dense])
+    assert result.best.dense != first.dense
+    assert [one.fits for one in result.candidates if one.dense == first.dense] == [False]
+    with pytest.raises(NothingFits):
+        _search(refused=[one.dense for one in result.candidates])
+
+
 def test_several_budgets_hold_together() -> None:
     budgets = [Budget.parse("80%"), Budget.parse("60%", metric="prefill"), Budget.parse("2.4s", metric="e2e")]
     for space in ("grid", "layers"):
