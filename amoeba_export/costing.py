@@ -36,9 +36,10 @@ RUN_ROUNDS = 5
 """Rounds in which an artifact is measured beside the uncut model: the fewest that have an interval."""
 
 MOST_RUNS = 3
-"""So many runs of as many rounds, and what they show is taken as it is."""
+"""So many runs of as many rounds, and no more."""
 
 MOST_ROUNDS = MOST_RUNS * RUN_ROUNDS
+"""What cannot be told in these is too close to be told."""
 
 
 class Estimates:

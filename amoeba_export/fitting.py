@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 from amoeba_export.artifact import Cache
 from amoeba_export.backends import Subject, find_backend
-from amoeba_export.costing import MOST_ROUNDS, is_measured, learn, make_predictor, measure_beside_full
+from amoeba_export.costing import is_measured, learn, make_predictor, measure_beside_full
 from amoeba_export.errors import BudgetMissed, NothingFits, TargetError
 from amoeba_export.ir import (
     SILENT,
-    Budget,
     DenseArchitecture,
     Latency,
     Progress,
@@ -24,7 +23,8 @@ from amoeba_export.ir import (
     Supernet,
     Target,
 )
-from amoeba_export.profile import Comparison, Verdict, compare_rounds, predict_memory_mb
+from amoeba_export.outcome import Outcome
+from amoeba_export.profile import predict_memory_mb
 from amoeba_export.request import Settings
 from amoeba_export.search import Candidate, Predictor, SearchResult, search_plan
 from amoeba_export.selection import gate_widths
@@ -32,11 +32,12 @@ from amoeba_export.selection import gate_widths
 MAX_BUILDS = 6
 """Subnets that are built and measured before the best of them is taken, or none."""
 
-GOOD_USE = 0.96
+GOOD_USE = 0.97
 """A subnet that keeps the budget and uses this share of it is not worth another build."""
 
 MARGIN = 0.02
-"""The share of a budget that predictions leave free, at least: on a noisy machine, as much as cannot be told apart."""
+"""The share of a budget that predictions leave free; on a noisy machine, as much as cannot be told apart. Where nothing
+is that far below the budget, less."""
 
 Build = Callable[[SubnetPlan], Path]
 """Writes a plan's files in place of the last one's, and returns their folder."""
@@ -77,7 +78,8 @@ def choose(
 ) -> SearchResult:
     """Search once, with what was measured so far.
 
-    Where the target will be asked about the choice, predictions stay `margin` away from the limits, if anything does.
+    Where the target will be asked about the choice, predictions stay `margin` away from the limits, or else `MARGIN`,
+    or else what they can.
 
     Raises:
         NothingFits: Not even without a margin.
@@ -99,9 +101,10 @@ def choose(
         memory_mb=lambda dense: predict_memory_mb(dense, dtype=dtype, workload=settings.workload),
         memory_limit_mb=settings.memory_limit_mb,
     )
-    if is_measured(settings.target):
+    margins = sorted({margin, MARGIN}, reverse=True) if is_measured(settings.target) else []
+    for one in margins:
         with suppress(NothingFits):
-            return search(margin=margin)
+            return search(margin=one)
     return search()
 
 
@@ -141,16 +144,22 @@ def fit_budget(
         target,
         settings.workload,
         _dtype(settings, target),
-        [(trial.candidate.dense, trial.full, trial.latency) for trial in trials],
+        [(trial.candidate.dense, trial.outcome.full, trial.outcome.latency) for trial in trials],
         cache=cache,
         min_depth=supernet.strategy.min_depth,
     )
-    kept = [trial for trial in trials if trial.is_kept] or [trial for trial in trials if trial.use <= 1]
-    if not kept:
-        closest = min(trials, key=lambda trial: trial.use)
-        raise _missed(closest.plan, budgets, closest.latency, closest.full)
     sign = -1 if result.higher_is_better else 1
-    chosen = min(kept, key=lambda trial: (sign * trial.candidate.quality.value, trial.use))
+    kept = [trial for trial in trials if trial.outcome.is_kept]
+    if kept:
+        chosen = min(kept, key=lambda trial: (sign * trial.candidate.quality.value, trial.outcome.use))
+    else:
+        chosen = min(trials, key=lambda trial: trial.outcome.use)
+        if chosen.outcome.use > 1:
+            raise _missed(chosen.plan, chosen.outcome, was_given=False)
+        progress.warn(
+            f"{len(chosen.outcome.latency.rounds)} rounds do not show that any subnet keeps the budget."
+            f" {chosen.candidate.shape} is taken, which does by its median."
+        )
     if chosen is not trials[-1]:
         build(chosen.plan)
     return dataclasses.replace(chosen.fitted(), search=result)
@@ -162,13 +171,12 @@ def _try_in_turn(
     """Build and measure what the search chooses until it keeps the budget and uses it, or nothing new is chosen.
 
     Returns:
-        What was built, at least one, and what the last search saw.
+        What was built, at least one, and what the last search saw that chose something.
 
     Raises:
-        NothingFits: By prediction, and nothing that was built seems to keep the budget.
+        NothingFits: By prediction, before anything was built.
         TargetError: Measuring failed.
     """
-    budgets = settings.budgets
     trials: list[_Trial] = []
     full: Latency | None = None
     while True:
@@ -179,34 +187,33 @@ def _try_in_turn(
                 predictor,
                 full=full,
                 measured=_beside(trials, full),
-                refused=tuple(trial.candidate.dense for trial in trials if not trial.is_kept),
-                margin=max([MARGIN, *(trial.doubt for trial in trials)]),
+                refused=tuple(trial.candidate.dense for trial in trials if not trial.outcome.is_kept),
+                margin=max(MARGIN, median(trial.outcome.doubt for trial in trials) if trials else 0.0),
             )
         except NothingFits:
-            if any(trial.use <= 1 for trial in trials):
-                return trials, result
-            raise
+            if not trials:
+                raise
+            return trials, result
         best, limit_ms = result.best, result.limits[0][1]
         if len(trials) == MAX_BUILDS or any(trial.candidate.dense == best.dense for trial in trials):
             return trials, result
         progress.note(f"Building {best.shape}: {best.predicted_ms:.4g} ms expected, the limit is {limit_ms:.4g} ms.")
         plan = best.make_plan()
-        full, latency = _measure(
-            supernet, settings, best.dense, build(plan), enough=_looks_slow_or_is_decided, progress=progress
+        outcome = _measure(supernet, settings, best.dense, build(plan), enough=_is_enough, progress=progress)
+        full = outcome.full
+        close = " Too close to it to be sure." if outcome.use <= 1 and not outcome.is_kept else ""
+        progress.note(
+            f"Measured {best.shape}: {outcome.reached_ms:.4g} ms, the limit is {outcome.limit_ms:.4g} ms.{close}"
         )
-        trial = _Trial(
-            plan=plan,
-            candidate=best,
-            full=full,
-            latency=latency,
-            expected_ms=best.predicted_ms * (_limit_ms(budgets[0], full) / limit_ms),
-            budgets=budgets,
-        )
-        close = " Too close to it to be sure." if trial.use <= 1 and not trial.is_kept else ""
-        progress.note(f"Measured {best.shape}: {trial.reached_ms:.4g} ms, the limit is {trial.limit_ms:.4g} ms.{close}")
-        trials.append(trial)
-        if trial.is_kept and trial.use >= GOOD_USE:
+        expected_ms = best.predicted_ms * (outcome.limit_ms / limit_ms)
+        trials.append(_Trial(plan=plan, candidate=best, outcome=outcome, expected_ms=expected_ms))
+        if outcome.is_kept and outcome.use >= GOOD_USE:
             return trials, result
+
+
+def _is_enough(outcome: Outcome) -> bool:
+    """In a search, what looks too slow needs no proof: a smaller one is next."""
+    return outcome.use > 1 or outcome.is_decided
 
 
 def fit_plan(
@@ -222,10 +229,15 @@ def fit_plan(
     if settings.target is None:
         return Fitted(plan=plan)
     if is_measured(settings.target):
-        full, latency = _measure(
-            supernet, settings, plan.dense(supernet.architecture), folder, enough=_is_decided, progress=progress
+        outcome = _measure(
+            supernet,
+            settings,
+            plan.dense(supernet.architecture),
+            folder,
+            enough=lambda outcome: outcome.is_decided,
+            progress=progress,
         )
-        fitted = Fitted(plan=plan, latency=latency, full=full)
+        fitted = Fitted(plan=plan, latency=outcome.latency, full=outcome.full)
     else:
         predictor = make_predictor(
             supernet, settings.target, settings.workload, _dtype(settings, settings.target), cache=Cache()
@@ -234,69 +246,36 @@ def fit_plan(
     if not settings.budgets:
         return fitted
     assert fitted.latency and fitted.full
-    if max(_uses(settings.budgets, fitted.latency, fitted.full)) > 1:
-        raise _missed(plan, settings.budgets, fitted.latency, fitted.full)
-    return dataclasses.replace(fitted, limit_ms=_limit_ms(settings.budgets[0], fitted.full))
+    outcome = Outcome(budgets=settings.budgets, full=fitted.full, latency=fitted.latency)
+    if outcome.use > 1:
+        raise _missed(plan, outcome, was_given=True)
+    return dataclasses.replace(fitted, limit_ms=outcome.limit_ms)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Trial:
-    """A subnet that was built and measured beside the full model.
+    """A subnet that was built and measured.
 
     Attributes:
+        candidate: What the search said of it.
         expected_ms: What the search predicted, in terms of the run that measured it: where that run was slower for the
             full model than the search took it to be, this is raised by as much.
     """
 
     plan: SubnetPlan
     candidate: Candidate
-    full: Latency
-    latency: Latency
+    outcome: Outcome
     expected_ms: float
-    budgets: tuple[Budget, ...]
-
-    @property
-    def limit_ms(self) -> float:
-        """Of the first budget."""
-        return _limit_ms(self.budgets[0], self.full)
-
-    @property
-    def reached_ms(self) -> float:
-        """What the first budget is about."""
-        return self.latency.of(self.budgets[0].metric, self.budgets[0].percentile)
-
-    @property
-    def use(self) -> float:
-        """Share that it takes of the budget that it takes most of."""
-        return max(_uses(self.budgets, self.latency, self.full))
-
-    @property
-    def is_kept(self) -> bool:
-        """Whether the rounds show that every budget is kept. A backend that reports no rounds is taken at its word."""
-        return self.use <= 1 and _verdicts(self.budgets, self.full, self.latency) <= {"not slower"}
-
-    @property
-    def doubt(self) -> float:
-        """How far below a budget a model must be measured for as many rounds as are allowed to show that it is kept.
-
-        A share of the budget: an interval narrows with the square root of the number of rounds. 0 without one.
-        """
-        found = 0.0
-        for comparison in _comparisons(self.budgets, self.full, self.latency):
-            if math.isfinite(comparison.high):
-                width = math.log(comparison.high / comparison.ratio)
-                found = max(found, 1 - math.exp(-width * math.sqrt(comparison.rounds / MOST_ROUNDS)))
-        return found
 
     def fitted(self) -> Fitted:
         return Fitted(
             plan=self.plan,
             candidate=self.candidate,
-            limit_ms=self.limit_ms,
+            limit_ms=self.outcome.limit_ms,
             predicted_ms=self.expected_ms,
             uncertainty=self.candidate.uncertainty,
-            latency=self.latency,
-            full=self.full,
+            latency=self.outcome.latency,
+            full=self.outcome.full,
         )
 
 
@@ -306,63 +285,20 @@ def _beside(trials: list[_Trial], full: Latency | None) -> tuple[tuple[DenseArch
     A relative budget is a ratio to the full model of the same run, so earlier runs are scaled by how much slower or
     faster that model was then. An absolute budget takes times as they were.
     """
-    assert full or not trials
-    return tuple(
-        (trial.candidate.dense, trial.latency.as_when(trial.full, full) if _is_relative(trial) else trial.latency)
-        for trial in trials
-        if full
-    )
+    measured = []
+    for trial in trials:
+        assert full
+        latency = trial.outcome.latency
+        if all(budget.fraction for budget in trial.outcome.budgets):
+            latency = latency.as_when(trial.outcome.full, full)
+        measured.append((trial.candidate.dense, latency))
+    return tuple(measured)
 
 
-def _is_relative(trial: _Trial) -> bool:
-    return all(budget.fraction for budget in trial.budgets)
-
-
-def _limit_ms(budget: Budget, full: Latency) -> float:
-    return budget.resolve(full.of(budget.metric, budget.percentile))
-
-
-def _uses(budgets: Sequence[Budget], latency: Latency, full: Latency) -> list[float]:
-    """The share of each budget that a model of this `latency` takes, `full` being that of the uncut one."""
-    return [latency.of(budget.metric, budget.percentile) / _limit_ms(budget, full) for budget in budgets]
-
-
-def _comparisons(budgets: Sequence[Budget], full: Latency, latency: Latency) -> list[Comparison]:
-    """The model with each budget, round by round; none where the backend reports no rounds."""
-    return [
-        compare_rounds(_rounds_ms(latency, budget), [budget.resolve(ms) for ms in _rounds_ms(full, budget)])
-        for budget in budgets
-        if latency.rounds and full.rounds
-    ]
-
-
-def _verdicts(budgets: Sequence[Budget], full: Latency, latency: Latency) -> set[Verdict]:
-    return {comparison.verdict(0.0) for comparison in _comparisons(budgets, full, latency)}
-
-
-def _is_decided(budgets: Sequence[Budget], full: Latency, latency: Latency) -> bool:
-    """Whether the rounds show that every budget is kept, or that one is not."""
-    verdicts = _verdicts(budgets, full, latency)
-    return "slower" in verdicts or "undecided" not in verdicts
-
-
-def _looks_slow_or_is_decided(budgets: Sequence[Budget], full: Latency, latency: Latency) -> bool:
-    """In a search, what looks too slow needs no proof: a smaller one is next."""
-    return max(_uses(budgets, latency, full)) > 1 or _is_decided(budgets, full, latency)
-
-
-def _rounds_ms(latency: Latency, budget: Budget) -> list[float]:
-    """What the budget is about, in each round."""
-    tail = latency.of(budget.metric, budget.percentile) / latency.of(budget.metric)
-    return [ms * tail for ms in latency.rounds_of(budget.metric)]
-
-
-def _missed(plan: SubnetPlan, budgets: Sequence[Budget], latency: Latency, full: Latency) -> BudgetMissed:
+def _missed(plan: SubnetPlan, outcome: Outcome, *, was_given: bool) -> BudgetMissed:
     """The error that names the budget that is missed by most."""
-    uses = _uses(budgets, latency, full)
-    worst = budgets[uses.index(max(uses))]
-    reached_ms = latency.of(worst.metric, worst.percentile)
-    return BudgetMissed(str(plan.shape), worst.metric, worst.percentile, reached_ms, _limit_ms(worst, full))
+    budget, limit_ms, reached_ms = outcome.tightest
+    return BudgetMissed(str(plan.shape), budget.metric, budget.percentile, reached_ms, limit_ms, was_given=was_given)
 
 
 def _given(
@@ -386,7 +322,7 @@ def _given(
     return Fitted(
         plan=plan,
         candidate=candidate,
-        limit_ms=_limit_ms(budget, full) if budget else None,
+        limit_ms=budget.resolve(full.of(budget.metric, budget.percentile)) if budget else None,
         predicted_ms=predicted_ms,
         uncertainty=uncertainty,
         latency=latency,
@@ -400,9 +336,9 @@ def _measure(
     dense: DenseArchitecture,
     folder: Path,
     *,
-    enough: Callable[[Sequence[Budget], Latency, Latency], bool],
+    enough: Callable[[Outcome], bool],
     progress: Progress,
-) -> tuple[Latency, Latency]:
+) -> Outcome:
     """Measure the files in `folder`; where the target cannot run their formats, a graph of the same dims."""
     assert settings.target
     containers = find_backend(settings.target.backend).containers
@@ -413,14 +349,16 @@ def _measure(
         dtype=_dtype(settings, settings.target),
         label=f"the subnet of {len(dense.layers)} layers",
     )
-    return measure_beside_full(
+    budgets = settings.budgets
+    full, latency = measure_beside_full(
         supernet.architecture,
         subject,
         settings.target,
         settings.workload,
-        enough=partial(enough, settings.budgets),
+        enough=lambda full, latency: not budgets or enough(Outcome(budgets=budgets, full=full, latency=latency)),
         progress=progress,
     )
+    return Outcome(budgets=budgets, full=full, latency=latency)
 
 
 def _dtype(settings: Settings, target: Target) -> str:

@@ -17,9 +17,9 @@ from amoeba_export.backends import Subject
 from amoeba_export.cli.app import main
 from amoeba_export.errors import AmoebaError, BudgetMissed, EstimateRefused, NothingFits, OutputExists, Problems
 from amoeba_export.evaluate import QualityFile, ShapeQuality
-from amoeba_export.ir import SILENT, Latency, Shape, Target, Workload
+from amoeba_export.ir import SILENT, Budget, Latency, Shape, Target, Workload
 from amoeba_export.load import read_strategy, write_strategy
-from amoeba_export.profile import compare_rounds
+from amoeba_export.outcome import Outcome
 from amoeba_export.verify import masked_logits
 from tests import imaginary
 from tests.search.strategies import own_strategy
@@ -118,8 +118,7 @@ def test_what_is_too_close_to_call_is_measured_longer(model: Path, strategy: Pat
     assert longer.latency is not None
     assert longer.full is not None
     assert longer.latency.decode.p50_ms < decided.latency.decode.p50_ms
-    limits_ms = [0.72 * decode_ms for decode_ms, _ in longer.full.rounds]
-    assert compare_rounds([decode_ms for decode_ms, _ in longer.latency.rounds], limits_ms).verdict(0.0) == "not slower"
+    assert Outcome(budgets=(Budget.parse("72%"),), full=longer.full, latency=longer.latency).is_kept
 
 
 def test_where_nothing_can_be_shown_to_keep_it_what_seems_to_is_taken(
@@ -127,20 +126,27 @@ def test_where_nothing_can_be_shown_to_keep_it_what_seems_to_is_taken(
 ):
     """Rounds of plus and minus 60 %: no interval lies below the limit, the median of some subnet does."""
     write_target(tmp_path, scatter=(0.6, 0, -0.6, 0))
-    fitted = export(
-        ExportRequest(model=str(model), strategy=strategy, target=str(target), latency="50%", out=tmp_path / "out")
-    ).fitted
+    listener = Listener()
+    request = ExportRequest(
+        model=str(model), strategy=strategy, target=str(target), latency="50%", out=tmp_path / "out"
+    )
+    fitted = export(request, progress=listener).fitted
     assert fitted is not None
     assert fitted.latency is not None
     assert fitted.full is not None
-    limits_ms = [0.5 * decode_ms for decode_ms, _ in fitted.full.rounds]
-    comparison = compare_rounds([decode_ms for decode_ms, _ in fitted.latency.rounds], limits_ms)
-    assert comparison.verdict(0.0) == "undecided"
-    assert fitted.latency.decode.p50_ms <= (fitted.limit_ms or 0)
+    outcome = Outcome(budgets=(Budget.parse("50%"),), full=fitted.full, latency=fitted.latency)
+    assert outcome.use <= 1
+    assert not outcome.is_kept
+    (warning,) = listener.warnings
+    assert warning.endswith(
+        f"rounds do not show that any subnet keeps the budget. {fitted.plan.shape} is taken, which does by its median."
+    )
 
 
-def test_a_given_shape_is_not_refused_by_chance(model: Path, strategy: Path, target: Path, tmp_path: Path):
-    """Its first five rounds look 3 % slow under a budget that is 1 % more than it takes: that proves nothing."""
+def test_a_given_shape_is_refused_after_all_rounds_at_the_earliest(
+    model: Path, strategy: Path, target: Path, tmp_path: Path
+):
+    """Its first five rounds look 3 % slow under a budget that is 1 % more than it takes: too few to refuse it."""
     request = ExportRequest(model=str(model), strategy=strategy, target=str(target), shape="3x0.5", out=tmp_path / "a")
     known = export(request).fitted
     assert known is not None

@@ -22,6 +22,9 @@ from rich.text import Text
 HEARTBEAT_S = 30.0
 """In a log, long work says this often how far it is."""
 
+SETTLE_S = 0.5
+"""Steps that follow each other this fast count together: models that were measured together all report at the end."""
+
 LOG_WIDTH = 10_000
 """Columns of a file or pipe: nothing is folded there."""
 
@@ -157,24 +160,42 @@ class Talk:
     def _lines(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
         start = last = time.monotonic()
         done = 0
+        waiting: list[threading.Timer] = []
+        lock = threading.Lock()  # timers speak from threads of their own
+
+        def say(now: float) -> None:
+            with lock:
+                if waiting and done < total:
+                    left = duration((now - start) / done * (total - done))
+                    self._console.print(f"{description}: {done} of {total}, about {left} left")
+                waiting.clear()
 
         def advance(steps: int) -> None:
             nonlocal done, last
-            done += steps
-            now = time.monotonic()
-            if now - last >= HEARTBEAT_S and 0 < done < total:
-                last = now
-                left = duration((now - start) / done * (total - done))
-                self._console.print(f"{description}: {done} of {total}, about {left} left")
+            with lock:
+                done += steps
+                now = time.monotonic()
+                if now - last >= HEARTBEAT_S and 0 < done < total and not waiting:
+                    last = now
+                    waiting.append(_later(SETTLE_S, say, now))
 
         # a timer, because the first step may be the long one
-        begun = threading.Timer(WORTH_SAYING_S, self._console.print, [f"{description} (0 of {total})"])
-        begun.daemon = True
-        begun.start()
+        begun = _later(WORTH_SAYING_S, self._console.print, f"{description} (0 of {total})")
         try:
             yield advance
         finally:
             begun.cancel()
+            with lock:
+                for timer in waiting:
+                    timer.cancel()
+                waiting.clear()
+
+
+def _later(seconds: float, function: Callable[..., None], argument: object) -> threading.Timer:
+    timer = threading.Timer(seconds, function, [argument])
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 def duration(seconds: float) -> str:

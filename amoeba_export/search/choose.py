@@ -16,8 +16,6 @@ from amoeba_export.search.predict import Corrected, Counts, Predictor, counts_of
 from amoeba_export.search.quality import quality_surface
 from amoeba_export.search.space import Candidate, Limits, Memory, SearchResult, Sketch, Space
 
-_JUST_OVER = math.nextafter(1.0, 2.0)
-
 
 def search_plan(
     strategy: Strategy,
@@ -68,7 +66,7 @@ def search_plan(
     uncut = SubnetPlan.full(architecture).dense(architecture)
     corrected = Corrected(predictor, [*([(uncut, full)] if full else []), *measured])
     limits = Limits(
-        budgets=tuple((budget, _limit_ms(budget, corrected, uncut)) for budget in budgets),
+        budgets=tuple((budget, _limit_ms(budget, corrected, uncut, full)) for budget in budgets),
         margin=margin,
         memory_mb=memory_mb,
         memory_limit_mb=memory_limit_mb,
@@ -81,8 +79,8 @@ def search_plan(
         sketches += layers_sketches(strategy, architecture, corrected, limits, align=align, gate_widths=gate_widths)
     refused_counts = {counts_of(dense) for dense in refused}
     figures = [_figures(sketch.dense, corrected, limits, refused_counts) for sketch in sketches]
-    closest = min(range(len(figures)), key=lambda i: figures[i].load)
-    if figures[closest].load > 1:
+    closest = min(range(len(figures)), key=lambda i: (figures[i].refused, figures[i].load))
+    if not figures[closest].fits:
         raise _nothing_fits(sketches[closest], figures[closest], limits)
     surface = quality_surface(strategy)
     sign = -1.0 if surface.higher_is_better else 1.0
@@ -110,7 +108,7 @@ def search_plan(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Figures:
-    """What is predicted of one sketch. `load` is the largest share that it takes of any limit: it fits up to 1."""
+    """What is predicted of one sketch. `load` is the largest share that it takes of any limit."""
 
     budget_ms: tuple[float, ...]
     uncertainty: float
@@ -119,11 +117,18 @@ class _Figures:
     e2e_ms: float
     memory_mb: float | None
     load: float
+    refused: bool
+
+    @property
+    def fits(self) -> bool:
+        return self.load <= 1 and not self.refused
 
 
-def _limit_ms(budget: Budget, predictor: Predictor, uncut: DenseArchitecture) -> float:
+def _limit_ms(budget: Budget, predictor: Predictor, uncut: DenseArchitecture, full: Latency | None) -> float:
     if budget.fraction is None:
         return budget.resolve()
+    if full is not None:
+        return budget.resolve(full.of(budget.metric, budget.percentile))
     return budget.resolve(predictor.predict(uncut, budget.metric, budget.percentile)[0])
 
 
@@ -136,8 +141,6 @@ def _figures(dense: DenseArchitecture, predictor: Predictor, limits: Limits, ref
     memory_mb = limits.memory_mb(dense) if limits.memory_mb else None
     if memory_mb is not None and limits.memory_limit_mb is not None:
         loads.append(memory_mb / limits.memory_limit_mb)
-    if counts_of(dense) in refused:
-        loads.append(_JUST_OVER)
     return _Figures(
         budget_ms=tuple(ms for ms, _ in times),
         uncertainty=times[0][1],
@@ -146,6 +149,7 @@ def _figures(dense: DenseArchitecture, predictor: Predictor, limits: Limits, ref
         e2e_ms=predictor.predict(dense, "e2e")[0],
         memory_mb=memory_mb,
         load=max(loads),
+        refused=counts_of(dense) in refused,
     )
 
 
@@ -161,7 +165,7 @@ def _candidate(sketch: Sketch, figures: _Figures, *, on_pareto: bool) -> Candida
         prefill_ms=figures.prefill_ms,
         e2e_ms=figures.e2e_ms,
         memory_mb=figures.memory_mb,
-        fits=figures.load <= 1,
+        fits=figures.fits,
         on_pareto=on_pareto,
         make_plan=sketch.make_plan,
     )

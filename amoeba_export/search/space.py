@@ -58,7 +58,7 @@ class Candidate:
         uncertainty: Relative half-width of `predicted_ms`; 0 for a measured model.
         decode_ms, prefill_ms, e2e_ms: Medians.
         memory_mb: What it occupies while it runs, or None when nobody asked.
-        fits: Whether it meets every budget and the memory limit.
+        fits: Whether it meets every budget and the memory limit, and was not refused.
         on_pareto: Whether no other candidate is at least as good, as fast and as small, and better in one of these.
     """
 

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -28,15 +29,39 @@ def test_talk_is_plain_lines_without_a_terminal(capsys: pytest.CaptureFixture[st
 def test_progress_without_a_terminal_is_few_lines(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Steps that come at once are counted together, or the first of them would foretell hours."""
     now = 100.0
     monkeypatch.setattr(console.time, "monotonic", lambda: now)
-    with Talk().track("Measuring", 10) as advance:
+    waiting = []
+
+    def later(seconds: float, function: Callable[..., None], argument: object) -> threading.Timer:
+        if seconds == console.SETTLE_S:
+            waiting.append((function, argument))
+        return threading.Timer(seconds, function)
+
+    monkeypatch.setattr(console, "_later", later)
+    with Talk().track("Measuring", 20) as advance:
         for _ in range(10):
             now += 8
             advance(1)
+            advance(1)
+            while waiting:
+                function, argument = waiting.pop()
+                function(argument)
     assert capsys.readouterr().err == (
-        "Measuring: 4 of 10, about 48 s left\nMeasuring: 8 of 10, about 16 s left\nMeasuring: 1 min 20 s\n"
+        "Measuring: 8 of 20, about 48 s left\nMeasuring: 16 of 20, about 16 s left\nMeasuring: 1 min 20 s\n"
     )
+
+
+def test_nothing_is_said_of_work_that_has_ended(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "HEARTBEAT_S", 0.0)
+    monkeypatch.setattr(console, "SETTLE_S", 0.05)
+    with Talk().track("Reading", 3) as advance:
+        advance(1)
+    threading.Event().wait(0.1)
+    assert capsys.readouterr().err == ""
 
 
 def test_short_work_is_not_mentioned(capsys: pytest.CaptureFixture[str]) -> None:

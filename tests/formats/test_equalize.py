@@ -70,15 +70,17 @@ def test_the_number_of_threads_makes_no_difference() -> None:
     weights = {f"{LAYER}.input_layernorm.weight": torch.ones(512)}
     for part in "qkv":
         weights[f"{LAYER}.self_attn.{part}_proj.weight"] = torch.randn(512, 512, generator=generator)
-    expected = equalized(weights)
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    before = torch.get_num_threads()
+    found = []
     try:
-        alone = equalized(weights)
+        for num_threads in (1, 2, 3):
+            torch.set_num_threads(num_threads)
+            found.append(equalized(weights))
     finally:
-        torch.set_num_threads(num_threads)
-    for name, weight in alone.items():
-        torch.testing.assert_close(weight, expected[name], rtol=0, atol=0)
+        torch.set_num_threads(before)
+    for name, weight in found[0].items():
+        for other in found[1:]:
+            torch.testing.assert_close(other[name], weight, rtol=0, atol=0)
 
 
 def test_columns_become_alike_and_zeros_stay_zeros() -> None:

@@ -3,10 +3,10 @@
 Blocks lie along `in` and weights come as [out, in], so that any range of rows can be done alone. The numbers are those
 of onnxruntime's own kernels, bit for bit, because they are its kernels: rounded to nearest, without zero points.
 
-Other ways to use 4 bits were tried by hand on SmolLM2-135M. Mean KL divergence from fp32, with nothing equalized: 0.36
-for this one, 0.28 with zero points and a search for the least squared error, 0.40 for such a search without zero
-points, 0.28 and 0.26 with 8 bits in v and in all of q, k and v. Zero points and 8 bits cost 7 to 10 % of a decode on a
-CPU with AVX2 alone; `formats/equalize.py` gains as much and costs nothing. Blocks of 64 (0.55) save no time there.
+Other ways to use 4 bits were tried on SmolLM2-135M. Mean KL divergence from fp32, with nothing equalized: 0.36 for this
+one (`python -m benchmarks.equalize`) and, by hand, 0.28 with zero points and a search for the least squared error, 0.40
+for such a search without zero points, 0.28 and 0.26 with 8 bits in v and in all of q, k and v. Zero points and 8 bits
+cost 7 to 10 % of a decode on a CPU with AVX2 alone; `formats/equalize.py` gains as much and costs nothing.
 """
 
 from __future__ import annotations
