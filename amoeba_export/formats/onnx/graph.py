@@ -41,7 +41,7 @@ class _Node:
 
 @dataclass(frozen=True, slots=True)
 class _Port:
-    """An input or output of the graph, or a value in it whose shape is told."""
+    """An input or output of the graph."""
 
     value: Value
     dtype: DataType
@@ -65,7 +65,6 @@ class Recorder:
         self._nodes: list[_Node] = []
         self._inputs: list[_Port] = []
         self._outputs: list[_Port] = []
-        self._declared: list[_Port] = []
         self._initializers: dict[str, _Stored] = {}
 
     def input(self, name: str, dtype: DataType, shape: Dims) -> Value:
@@ -78,11 +77,6 @@ class Recorder:
         """Make `value` the next graph output, under `name`."""
         value.name = name
         self._outputs.append(_Port(value, dtype, shape))
-
-    def declare(self, value: Value, dtype: DataType, shape: Dims) -> Value:
-        """Say the shape of `value`, where a runtime cannot infer it from the operator that makes it."""
-        self._declared.append(_Port(value, dtype, shape))
-        return value
 
     def constant(self, name: str, value: npt.ArrayLike, dtype: DataType = DataType.INT64) -> Value:
         """A constant inside `model.onnx`; asking twice for one name gives the same value."""
@@ -151,10 +145,6 @@ class Recorder:
                 tensor.data_location = tensor.EXTERNAL
                 for key, fact in place.items():
                     tensor.external_data.add(key=key, value=str(fact))
-        for ports, infos in (
-            (self._inputs, graph.input),
-            (self._outputs, graph.output),
-            (self._declared, graph.value_info),
-        ):
+        for ports, infos in ((self._inputs, graph.input), (self._outputs, graph.output)):
             infos.extend(helper.make_tensor_value_info(port.value.name, port.dtype, port.dims) for port in ports)
         return model

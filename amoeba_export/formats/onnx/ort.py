@@ -73,7 +73,7 @@ class OrtDialect:
         """See `Dialect`."""
         base = self._architecture
         assert self._rows
-        input_ids = self._moved(input_ids, self._rows.index, "/mask/input_ids", DataType.INT64)
+        input_ids = self._moved(input_ids, self._rows.index, "/mask/input_ids")
         name = "model.embed_tokens.weight"
         matrix = self._store.matrix(name, [(name, base.vocab_size)], base.hidden_size, encoding=self._head_encoding())
         self._embedding = matrix
@@ -130,14 +130,9 @@ class OrtDialect:
             moved.append(op("Unsqueeze", [wrapped_BS, constant("axis_2", [2])], name=f"/mask/{name}"))
         self._rows = _Rows(last_i32, total_i32, *moved)
 
-    def _moved(self, x: Value, index: Value, name: str, dtype: DataType, *rest: int) -> Value:
-        """`x` [batch, sequence, *rest] with the positions of each row in the order of `index`.
-
-        onnxruntime cannot infer that the shape stays the same. Unless it is told, it does not know which later values
-        are of one size, and plans no memory for them in common.
-        """
-        moved = self._recorder.op("GatherND", [x, index], name=name, batch_dims=1)
-        return self._recorder.declare(moved, dtype, ("batch", "sequence", *rest))
+    def _moved(self, x: Value, index: Value, name: str) -> Value:
+        """`x` [batch, sequence, ...] with the positions of each row in the order of `index`."""
+        return self._recorder.op("GatherND", [x, index], name=name, batch_dims=1)
 
     def output_bias(self, name: str) -> Value:
         """See `Dialect`."""
@@ -240,7 +235,7 @@ class OrtDialect:
                 name, [(name, base.vocab_size)], base.hidden_size, encoding=self._head_encoding()
             )
         assert self._rows
-        x = self._moved(x, self._rows.inverse, "/lm_head/positions", self._precision.activation, base.hidden_size)
+        x = self._moved(x, self._rows.inverse, "/lm_head/positions")
         if self._last_logits:
             last = self._recorder.constant("last", [-1])
             x = self._recorder.op("Gather", [x, last], name="/lm_head/last", axis=1)
