@@ -229,7 +229,7 @@ def fit_plan(
     if settings.target is None:
         return Fitted(plan=plan)
     if is_measured(settings.target):
-        outcome = _measure(
+        measured = _measure(
             supernet,
             settings,
             plan.dense(supernet.architecture),
@@ -237,7 +237,7 @@ def fit_plan(
             enough=lambda outcome: outcome.is_decided,
             progress=progress,
         )
-        fitted = Fitted(plan=plan, latency=outcome.latency, full=outcome.full)
+        fitted = Fitted(plan=plan, latency=measured.latency, full=measured.full)
     else:
         predictor = make_predictor(
             supernet, settings.target, settings.workload, _dtype(settings, settings.target), cache=Cache()

@@ -121,6 +121,20 @@ def test_what_is_too_close_to_call_is_measured_longer(model: Path, strategy: Pat
     assert Outcome(budgets=(Budget.parse("72%"),), full=longer.full, latency=longer.latency).is_kept
 
 
+def test_a_search_whose_builds_are_all_over_names_the_fastest(
+    model: Path, strategy: Path, target: Path, tmp_path: Path
+):
+    """Artifacts run 60 % slower than the graphs of the cost table: what it lets through, measuring refuses."""
+    write_target(tmp_path, artifact_factor=1.6)
+    out = tmp_path / "out"
+    with pytest.raises(BudgetMissed) as caught:
+        export(ExportRequest(model=str(model), strategy=strategy, target=str(target), latency="55%", out=out))
+    assert len(imaginary.BACKEND.measured_artifacts) >= 1
+    assert caught.value.next_step is not None
+    assert caught.value.next_step.endswith("or calibrate with more removed layers or smaller widths.")
+    assert not out.exists()
+
+
 def test_where_nothing_can_be_shown_to_keep_it_what_seems_to_is_taken(
     model: Path, strategy: Path, target: Path, tmp_path: Path
 ):

@@ -101,6 +101,14 @@ def test_the_measured_full_model_sets_a_relative_budget_and_corrects_the_predict
     assert result.best.predicted_ms == pytest.approx(1.2 * _search().best.predicted_ms)
 
 
+def test_an_artifact_of_the_uncut_model_does_not_move_the_limit() -> None:
+    """It was built for a budget of all, and ran 8 % slower than the full model that the budget is a share of."""
+    latency = Machine().measure(FULL)
+    result = _search("100%", full=latency, measured=[slower(FULL, 1.08)])
+    assert result.limits[0][1] == pytest.approx(latency.decode.p50_ms)
+    assert [one.fits for one in result.candidates if one.dense == FULL] == [False]
+
+
 def test_what_is_refused_is_listed_but_not_chosen() -> None:
     first = _search().best
     result = _search(refused=[first.dense])
