@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,6 +58,9 @@ class open_model:  # noqa: N801 - an engine's function
             raise MemoryError
         if self._behaviour == "log":
             self._log("decode")
+        if self._behaviour == "spin":
+            self._note("works")
+            self._spin()
         return {"nan": float("nan"), "negative": -1.0, "zero": 0.0}.get(self._behaviour, 2.0)
 
     def prefill(self) -> float:
@@ -67,6 +71,21 @@ class open_model:  # noqa: N801 - an engine's function
     def close(self) -> None:
         if self._behaviour in ("open", "log"):
             self._mark.unlink()
+
+    def _spin(self) -> None:
+        """Look for work for a while yet, as the threads of a runtime do."""
+        self._spins_until = time.perf_counter() + 0.1
+        if threading.active_count() == 2:  # this one, and the one that reads requests
+            threading.Thread(target=self._wait_busily, daemon=True).start()
+
+    def _wait_busily(self) -> None:
+        while time.perf_counter() < self._spins_until:
+            pass
+        self._note("sleeps")
+
+    def _note(self, what: str) -> None:
+        with (self._folder / "log").open("a") as log:
+            log.write(f"{self._name} {what}\n")
 
     def _log(self, phase: str) -> None:
         """Append who does what beside how many others, once for calls in a row."""

@@ -107,6 +107,31 @@ def test_models_of_unknown_size_are_open_one_after_the_other(tmp_path: Path) -> 
     assert _log_of(tmp_path, [None, None]) == alone
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the system for its memory")
+def test_no_model_works_while_the_threads_of_another_still_spin(tmp_path: Path) -> None:
+    busy: set[str] = set()
+    for line in _log_of(tmp_path, [1.0, 1.0], behaviour="spin"):
+        name, what = line.split()
+        if what == "works":
+            busy.add(name)
+        else:
+            busy.discard(name)
+        assert len(busy) <= 1, line
+
+
+def test_each_round_begins_with_another_model(tmp_path: Path) -> None:
+    """Who is opened first is slower: over the rounds, that is everyone's luck."""
+    job = _job(tmp_path, [None] * 4, behaviour="log", rounds=5)
+    order = [event["id"] for event in run_job(job) if event["event"] == "result"]
+    assert [order[i : i + 4] for i in range(0, 20, 4)] == [
+        [0, 1, 2, 3],
+        [2, 3, 0, 1],
+        [0, 1, 2, 3],
+        [3, 0, 1, 2],
+        [1, 2, 3, 0],
+    ]
+
+
 @pytest.mark.parametrize(
     ("files", "free_mb"),
     [
@@ -133,16 +158,20 @@ def test_available_memory_is_that_of_the_container(
     assert device.available_memory_mb() == free_mb
 
 
-def _log_of(folder: Path, sizes_mb: list[float | None]) -> list[str]:
-    """Who measured what beside how many open models, in one round of models of these sizes."""
-    subject = {"folder": str(folder), "behaviour": "log"}
-    job: dict[str, Any] = {"engine": "tests.backends.faulty", "options": {}, "workload": {}, "rounds": 1}
-    job["time_limit_s"] = 60.0
-    job["subjects"] = [
+def _log_of(folder: Path, sizes_mb: list[float | None], *, behaviour: str = "log") -> list[str]:
+    """What models of these sizes note down in one round."""
+    events = run_job(_job(folder, sizes_mb, behaviour=behaviour))
+    assert [event["event"] for event in events] == ["device", *["result"] * len(sizes_mb), "done"]
+    return (folder / "log").read_text().splitlines()
+
+
+def _job(folder: Path, sizes_mb: list[float | None], *, behaviour: str, rounds: int = 1) -> dict[str, Any]:
+    subject = {"folder": str(folder), "behaviour": behaviour}
+    subjects = [
         {**subject, "id": i, **({} if size is None else {"memory_mb": size})} for i, size in enumerate(sizes_mb)
     ]
-    assert [event["event"] for event in run_job(job)] == ["device", *["result"] * len(sizes_mb), "done"]
-    return (folder / "log").read_text().splitlines()
+    engine = {"engine": "tests.backends.faulty", "options": {}}
+    return {**engine, "workload": {}, "rounds": rounds, "time_limit_s": 60.0, "subjects": subjects}
 
 
 def test_the_runner_imports_nothing_of_ours() -> None:
