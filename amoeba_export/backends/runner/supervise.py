@@ -3,7 +3,7 @@
 Several open sessions in one process spin against each other, and small graphs measured alone live in the cache: so each
 model has a process of its own. A machine drifts within seconds: so as many models as memory can hold are open at once,
 and take turns; who waits does nothing. Every round opens them anew, because a process keeps what it got (pages of
-memory, say) until it ends, and in another order: who is opened first was found slower by up to 7 % than who is last.
+memory, say) until it ends, and in another order: of 16 and 24 models the first decoded 5 to 9 % slower than the last.
 Odd turns run backwards, so that a drift does not favour the first. A child that hangs, crashes or runs out of memory
 costs its own result and no other.
 """
