@@ -103,8 +103,8 @@ def _or_failure(answers: Iterator[Mapping[str, Any]]) -> Iterator[Mapping[str, A
 def _rest() -> None:
     """Wait until this process is idle, so that the model whose turn is next has all cores.
 
-    Threads of a runtime go on looking for work for a while when a step is done: on two cores, those of ONNX Runtime made
-    the next model's first prompt 24 % slower and its first token, after one of warm-up, 50 %.
+    Threads of a runtime go on looking for work for a while when a step is done: on two cores, those of ONNX Runtime
+    made the next model's first prompt 24 % slower and its first token, after one of warm-up, 50 %.
     """
     end = time.perf_counter() + LONGEST_REST_S
     used_s = time.process_time()
