@@ -34,15 +34,15 @@ class _Rows:
 
     Attributes:
         last_key: Tokens of each row, those in the cache included, less one [batch].
-        total: Length of the mask, a scalar.
-        index: For each position inside of the graph, the position that it has outside [batch, sequence, 1].
-        inverse: The other way round.
+        total: Length of the mask [1].
+        new: New positions of each row, from its first token on [batch].
+        length: New positions, padding included: the same for each row [batch].
     """
 
     last_key: Value
     total: Value
-    index: Value
-    inverse: Value
+    new: Value
+    length: Value
 
 
 class OrtDialect:
@@ -73,7 +73,9 @@ class OrtDialect:
         """See `Dialect`."""
         base = self._architecture
         assert self._rows
-        input_ids = self._moved(input_ids, self._rows.index, "/mask/input_ids")
+        input_ids = self._to_left(input_ids, "/mask/input_ids")
+        # onnxruntime cannot infer it, and reuses memory among values of the same known shape only.
+        self._recorder.declare(input_ids, DataType.INT64, ("batch", "sequence"))
         name = "model.embed_tokens.weight"
         matrix = self._store.matrix(name, [(name, base.vocab_size)], base.hidden_size, encoding=self._head_encoding())
         self._embedding = matrix
@@ -109,30 +111,31 @@ class OrtDialect:
             self._store.table("rope.sin", sin_TH, dtype),
         )
         op, constant = self._recorder.op, self._recorder.constant
-        zero, one, axis = constant("zero", 0), constant("one", 1), constant("axis_1", [1])
-        tokens_B = op("ReduceSum", [attention_mask, axis], name="/mask/tokens", keepdims=0)
-        last_B = op("Sub", [tokens_B, one], name="/mask/last")
+        tokens_B = op("ReduceSum", [attention_mask, constant("axis_1", [1])], name="/mask/tokens", keepdims=0)
+        last_B = op("Sub", [tokens_B, constant("one", 1)], name="/mask/last")
         last_i32 = op("Cast", [last_B], name="/mask/last_i32", to=int(DataType.INT32))
-        mask_shape = op("Shape", [attention_mask], name="/mask/shape")
-        total = op("Gather", [mask_shape, one], name="/mask/total")
+        total = op("Shape", [attention_mask], name="/mask/total", start=1)
         total_i32 = op("Cast", [total], name="/mask/total_i32", to=int(DataType.INT32))
-        # The mask is as long as the cache and the new tokens: its end is theirs.
+        # The mask is as long as the cache and the new tokens: from where it begins, a row may reach into the cache.
+        padding_B = op("ArgMax", [attention_mask], name="/mask/padding", axis=1, keepdims=0)
+        reach_B = op("Sub", [total, padding_B], name="/mask/reach")
         length = op("Shape", [input_ids], name="/mask/length", start=1)
-        start = op("Neg", [length], name="/mask/start")
-        new_BS = op("Slice", [attention_mask, start, constant("end", [2**62]), axis], name="/mask/new")
-        padding_B1 = op("ArgMax", [new_BS], name="/mask/padding", axis=1, keepdims=1)
-        num_new = op("Squeeze", [length], name="/mask/num_new")
-        position_S = op("Range", [zero, num_new, one], name="/mask/position")
-        moved = []
-        for name, direction in (("index", "Add"), ("inverse", "Sub")):
-            shifted_BS = op(direction, [position_S, padding_B1], name=f"/mask/{name}_shifted")
-            wrapped_BS = op("Mod", [shifted_BS, num_new], name=f"/mask/{name}_wrapped")
-            moved.append(op("Unsqueeze", [wrapped_BS, constant("axis_2", [2])], name=f"/mask/{name}"))
-        self._rows = _Rows(last_i32, total_i32, *moved)
+        new_B = op("Min", [reach_B, length], name="/mask/new")
+        self._rows = _Rows(last_i32, total_i32, new_B, op("Max", [new_B, length], name="/mask/lengths"))
 
-    def _moved(self, x: Value, index: Value, name: str) -> Value:
-        """`x` [batch, sequence, ...] with the positions of each row in the order of `index`."""
-        return self._recorder.op("GatherND", [x, index], name=name, batch_dims=1)
+    def _to_left(self, x: Value, name: str) -> Value:
+        """`x` [batch, sequence, ...], each row with its left padding at the right: all reversed, the tokens once more."""
+        assert self._rows
+        return self._reversed(self._reversed(x, self._rows.length, f"{name}/all"), self._rows.new, name)
+
+    def _from_left(self, x: Value, name: str) -> Value:
+        """The inverse of `_to_left`."""
+        assert self._rows
+        return self._reversed(self._reversed(x, self._rows.new, f"{name}/new"), self._rows.length, name)
+
+    def _reversed(self, x: Value, count_B: Value, name: str) -> Value:
+        """`x` with so many positions of each row, from its left end, in reverse."""
+        return self._recorder.op("ReverseSequence", [x, count_B], name=name, batch_axis=0, time_axis=1)
 
     def output_bias(self, name: str) -> Value:
         """See `Dialect`."""
@@ -234,8 +237,7 @@ class OrtDialect:
             matrix = self._store.matrix(
                 name, [(name, base.vocab_size)], base.hidden_size, encoding=self._head_encoding()
             )
-        assert self._rows
-        x = self._moved(x, self._rows.inverse, "/lm_head/positions")
+        x = self._from_left(x, "/lm_head/positions")
         if self._last_logits:
             last = self._recorder.constant("last", [-1])
             x = self._recorder.op("Gather", [x, last], name="/lm_head/last", axis=1)
