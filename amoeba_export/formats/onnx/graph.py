@@ -41,7 +41,7 @@ class _Node:
 
 @dataclass(frozen=True, slots=True)
 class _Port:
-    """An input or output of the graph, or a value inside whose shape is told."""
+    """An input or output of the graph."""
 
     value: Value
     dtype: DataType
@@ -65,7 +65,6 @@ class Recorder:
         self._nodes: list[_Node] = []
         self._inputs: list[_Port] = []
         self._outputs: list[_Port] = []
-        self._declared: list[_Port] = []
         self._initializers: dict[str, _Stored] = {}
 
     def input(self, name: str, dtype: DataType, shape: Dims) -> Value:
@@ -78,10 +77,6 @@ class Recorder:
         """Make `value` the next graph output, under `name`."""
         value.name = name
         self._outputs.append(_Port(value, dtype, shape))
-
-    def declare(self, value: Value, dtype: DataType, shape: Dims) -> None:
-        """Tell the shape of a value inside, where it cannot be inferred."""
-        self._declared.append(_Port(value, dtype, shape))
 
     def constant(self, name: str, value: npt.ArrayLike, dtype: DataType = DataType.INT64) -> Value:
         """A constant inside `model.onnx`; asking twice for one name gives the same value."""
@@ -150,7 +145,6 @@ class Recorder:
                 tensor.data_location = tensor.EXTERNAL
                 for key, fact in place.items():
                     tensor.external_data.add(key=key, value=str(fact))
-        ports = ((self._inputs, graph.input), (self._outputs, graph.output), (self._declared, graph.value_info))
-        for known, infos in ports:
-            infos.extend(helper.make_tensor_value_info(port.value.name, port.dtype, port.dims) for port in known)
+        for ports, infos in ((self._inputs, graph.input), (self._outputs, graph.output)):
+            infos.extend(helper.make_tensor_value_info(port.value.name, port.dtype, port.dims) for port in ports)
         return model
