@@ -193,6 +193,19 @@ def test_a_random_model_has_the_graph_of_the_real_one(
         assert 0.01 < logits.std() < 100
 
 
+def test_bf16_is_moved_as_fp32(subnet: Subnet, tmp_path: Path) -> None:
+    """onnxruntime's CUDA provider fails on a ReverseSequence of bfloat16, but only when it runs."""
+    nodes = onnx.load(
+        write_onnx(subnet, tmp_path / "onnx", dtype="bf16") / "model.onnx", load_external_data=False
+    ).graph.node
+    maker = {name: node for node in nodes for name in node.output}
+    moves = [node for node in nodes if node.op_type == "ReverseSequence"]
+    sources = [maker[node.input[0]] for node in moves]
+    assert len(moves) == 4
+    casts = [node for node in sources if node not in moves]
+    assert [(node.op_type, node.attribute[0].i) for node in casts] == [("Cast", onnx.TensorProto.FLOAT)] * 2
+
+
 def test_a_random_standard_model_runs(dense: DenseArchitecture, tmp_path: Path) -> None:
     write_random(dense, tmp_path, dialect="standard")
     assert 0.01 < OnnxDecoder(tmp_path)(tokens(1, 8)).std() < 100

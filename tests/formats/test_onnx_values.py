@@ -70,6 +70,19 @@ def test_left_padding_is_hidden_as_in_transformers(family: str, dialect: str, tm
         close(decoder(ids[:, position : position + 1], mask[:, : position + 1])[:, 0], expected[:, position])
 
 
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_left_padded_prompt_in_two_chunks(dialect: str, tmp_path: Path) -> None:
+    """The padding ends inside the first chunk: the second is as long as the mask reaches, and has none."""
+    model = tiny_model("llama")
+    ids, mask = tokens(1, 9), torch.ones(1, 9, dtype=torch.long)
+    mask[0, :3] = 0
+    with torch.no_grad():
+        expected = model(input_ids=ids[:, 3:]).logits
+    decoder = export_model(model, tmp_path, dialect=dialect)
+    close(decoder(ids[:, :5], mask[:, :5])[:, 3:], expected[:, :2])
+    close(decoder(ids[:, 5:], mask), expected[:, 2:])
+
+
 def test_right_padding_is_hidden_the_way_of_onnxruntime_genai(tmp_path: Path) -> None:
     """Its runtime pads prompts at the right, and later puts a 1 behind the padding of a row for each new token."""
     model = tiny_model("llama")

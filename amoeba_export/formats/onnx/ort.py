@@ -22,7 +22,6 @@ from amoeba_export.formats.onnx.weights import Matrix, WeightStore
 from amoeba_export.ir import Architecture, LayerDims
 
 _CONTRIB = "com.microsoft"
-_FP32 = DataType.FLOAT
 
 INT8_ACCURACY = 4
 """`accuracy_level` of MatMulNBits: activations in int8 blocks, the fastest kernels on every CPU."""
@@ -80,7 +79,7 @@ class OrtDialect:
         name = "model.embed_tokens.weight"
         matrix = self._store.matrix(name, [(name, base.vocab_size)], base.hidden_size, encoding=self._head_encoding())
         self._embedding = matrix
-        return self._to_left(self._look_up(matrix, input_ids, "/model/embed_tokens"), "/model/embed_tokens/left")
+        return self._to_left(self._look_up(matrix, input_ids, "/model/embed_tokens"), "/model/embed_tokens/moved")
 
     def _look_up(self, matrix: Matrix, ids: Value, node: str) -> Value:
         """The rows of `matrix` for `ids` [batch, sequence]."""
@@ -127,21 +126,28 @@ class OrtDialect:
         self._rows = _Rows(last_i32, total_i32, new_B, op("Max", [new_B, length], name="/mask/lengths"))
 
     def _to_left(self, x: Value, name: str) -> Value:
-        """`x` [batch, sequence, ...], the left padding of each row moved to its right end.
+        """`x` [batch, sequence, hidden], the left padding of each row moved to its right end.
 
         Each row is reversed, and then what is no left padding once more.
         """
         assert self._rows
-        return self._reversed(self._reversed(x, self._rows.length, f"{name}/all"), self._rows.new, name)
+        return self._reversed(x, (self._rows.length, self._rows.new), name)
 
     def _from_left(self, x: Value, name: str) -> Value:
         """The inverse of `_to_left`."""
         assert self._rows
-        return self._reversed(self._reversed(x, self._rows.new, f"{name}/new"), self._rows.length, name)
+        return self._reversed(x, (self._rows.new, self._rows.length), name)
 
-    def _reversed(self, x: Value, count_B: Value, name: str) -> Value:
-        """`x` with so many positions of each row, from its left end, in reverse."""
-        return self._recorder.op("ReverseSequence", [x, count_B], name=name, batch_axis=0, time_axis=1)
+    def _reversed(self, x: Value, counts: tuple[Value, Value], name: str) -> Value:
+        """`x` with the first positions of each row reversed, as many as `counts` say [batch], and so once more."""
+        op = self._recorder.op
+        # onnxruntime's CUDA provider takes the node with bfloat16, and fails when it runs.
+        unknown = self._precision.activation == DataType.BFLOAT16
+        if unknown:
+            x = op("Cast", [x], name=f"{name}/fp32", to=int(DataType.FLOAT))
+        for suffix, count_B in zip(("/first", "/second"), counts, strict=True):
+            x = op("ReverseSequence", [x, count_B], name=name + suffix, batch_axis=0, time_axis=1)
+        return op("Cast", [x], name=f"{name}/bf16", to=int(DataType.BFLOAT16)) if unknown else x
 
     def output_bias(self, name: str) -> Value:
         """See `Dialect`."""
@@ -243,7 +249,7 @@ class OrtDialect:
             matrix = self._store.matrix(
                 name, [(name, base.vocab_size)], base.hidden_size, encoding=self._head_encoding()
             )
-        x = self._from_left(x, "/lm_head/positions")
+        x = self._from_left(x, "/lm_head/moved_back")
         if self._last_logits:
             last = self._recorder.constant("last", [-1])
             x = self._recorder.op("Gather", [x, last], name="/lm_head/last", axis=1)
