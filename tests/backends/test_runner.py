@@ -158,6 +158,23 @@ def test_available_memory_is_that_of_the_container(
     assert device.available_memory_mb() == free_mb
 
 
+@pytest.mark.parametrize(
+    ("modes", "tunables", "fact"),
+    [
+        ("always madvise [never]", "", "never"),
+        ("always [madvise] never", "glibc.pthread.rseq=0:glibc.malloc.hugetlb=1", "madvise glibc.malloc.hugetlb=1"),
+        ("", "glibc.malloc.hugetlb=1", None),
+    ],
+)
+def test_a_machine_tells_who_gets_huge_pages(
+    modes: str, tunables: str, fact: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decode depends on it: a cost table of one kind is not for the other."""
+    monkeypatch.setenv("GLIBC_TUNABLES", tunables)
+    monkeypatch.setattr(device, "_text", lambda path: modes if "transparent_hugepage" in path else "")
+    assert device.describe_machine().get("huge_pages") == fact
+
+
 def _log_of(folder: Path, sizes_mb: list[float | None], *, behaviour: str = "log") -> list[str]:
     """What models of these sizes note down in one round."""
     events = run_job(_job(folder, sizes_mb, behaviour=behaviour))

@@ -28,6 +28,7 @@ def describe_machine() -> dict[str, str]:
         "governor": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "max_clock_khz": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_max_freq"),
         "power_mode": _power_mode(),
+        "huge_pages": _huge_pages(),
     }
     return {name: value for name, value in facts.items() if value}
 
@@ -86,6 +87,16 @@ def _power_mode() -> str:
         if "Power Mode" in line:
             return line.split(":", 1)[1].strip()
     return ""
+
+
+def _huge_pages() -> str:
+    """Who gets huge pages of memory: `always`, `never`, or `madvise`; and what glibc is told about its own."""
+    modes = _text("/sys/kernel/mm/transparent_hugepage/enabled")
+    if "[" not in modes:
+        return ""
+    mode = modes.split("[")[1].split("]")[0]
+    asked = [knob for knob in os.environ.get("GLIBC_TUNABLES", "").split(":") if knob.startswith("glibc.malloc.")]
+    return " ".join([mode, *asked])
 
 
 def _text(path: str) -> str:
