@@ -8,6 +8,9 @@ Everything is interleaved. Writing runs in processes of its own: wall time from 
 peak resident memory. Graphs are measured as `amoeba bench` measures artifacts: in turns, each in a process of its own,
 from a fresh copy in every round, with the KV cache in one shared buffer, as the GenAI runtime has it. A ratio is the
 median over rounds of ours / theirs, beside the interval of `amoeba bench`.
+Where the kernel gives huge pages only to who asks (docs/measuring.md), a process has the pages of 4 KiB that happen to
+be free, and decode differs by some percent from one to the next; with the `GLIBC_TUNABLES` that are given there, it
+does not. An even number of rounds opens each graph first equally often, or nearly so.
 In `int4` both have everything in blocks of 32 weights, the embedding and lm_head included, rounded to nearest; ours are
 equalized before, and the mean KL divergence from our fp32 graph on a page of text says what that is worth.
 
