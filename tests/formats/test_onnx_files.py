@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx.external_data_helper import ExternalDataInfo
@@ -195,15 +196,28 @@ def test_a_random_model_has_the_graph_of_the_real_one(
 
 def test_bf16_is_moved_as_fp32(subnet: Subnet, tmp_path: Path) -> None:
     """onnxruntime's CUDA provider fails on a ReverseSequence of bfloat16, but only when it runs."""
-    nodes = onnx.load(
-        write_onnx(subnet, tmp_path / "onnx", dtype="bf16") / "model.onnx", load_external_data=False
-    ).graph.node
+    path = write_onnx(subnet, tmp_path / "onnx", dtype="bf16") / "model.onnx"
+    nodes = onnx.load(path, load_external_data=False).graph.node
     maker = {name: node for node in nodes for name in node.output}
     moves = [node for node in nodes if node.op_type == "ReverseSequence"]
     sources = [maker[node.input[0]] for node in moves]
     assert len(moves) == 4
     casts = [node for node in sources if node not in moves]
     assert [(node.op_type, node.attribute[0].i) for node in casts] == [("Cast", onnx.TensorProto.FLOAT)] * 2
+
+
+def test_onnxruntime_infers_the_shape_of_every_product(subnet: Subnet, tmp_path: Path) -> None:
+    """Values of one known shape share memory; of unknown shapes, each gets its own, and a prefill leaves the caches."""
+    path = write_onnx(subnet, tmp_path / "onnx") / "model.onnx"
+    model = onnx.load(path, load_external_data=False)
+    products = [node.output[0] for node in model.graph.node if node.op_type == "FusedMatMul"]
+    inner = [name for name in products if name != "logits"]
+    model.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in inner)
+    path.write_bytes(model.SerializeToString())
+    session = onnxruntime.InferenceSession(str(path))
+    shapes = {value.name: value.shape for value in session.get_outputs()}
+    assert len(inner) > 8
+    assert [shapes[name][:2] for name in inner] == [["batch", "sequence"]] * len(inner)
 
 
 def test_a_random_standard_model_runs(dense: DenseArchitecture, tmp_path: Path) -> None:

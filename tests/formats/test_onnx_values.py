@@ -72,7 +72,7 @@ def test_left_padding_is_hidden_as_in_transformers(family: str, dialect: str, tm
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_a_left_padded_prompt_in_two_chunks(dialect: str, tmp_path: Path) -> None:
-    """The padding ends inside the first chunk: the second is as long as the mask reaches, and has none."""
+    """The padding ends inside the first chunk: the second has none, though the mask begins with zeros."""
     model = tiny_model("llama")
     ids, mask = tokens(1, 9), torch.ones(1, 9, dtype=torch.long)
     mask[0, :3] = 0

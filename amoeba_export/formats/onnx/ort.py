@@ -72,8 +72,8 @@ class OrtDialect:
         """See `Dialect`.
 
         The rows are moved, and not the ids: onnxruntime then makes the small values of the mask after the first large
-        one, and places them between large ones. Else those of a prompt of a multiple of 16 tokens all begin at one
-        offset within their pages, and norms took a fifth longer.
+        one, and places them between large ones. Else large values whose size is a multiple of a page all begin at one
+        offset within their pages, and norms are slower. benchmarks/peers.md has figures.
         """
         base = self._architecture
         name = "model.embed_tokens.weight"
@@ -118,7 +118,8 @@ class OrtDialect:
         last_i32 = op("Cast", [last_B], name="/mask/last_i32", to=int(DataType.INT32))
         total = op("Shape", [attention_mask], name="/mask/total", start=1)
         total_i32 = op("Cast", [total], name="/mask/total_i32", to=int(DataType.INT32))
-        # The mask is as long as the cache and the new tokens: from where it begins, a row may reach into the cache.
+        # The mask is as long as the cache and the new tokens: from a row's first token to its end are its new
+        # positions, or more, when it began in the cache.
         padding_B = op("ArgMax", [attention_mask], name="/mask/padding", axis=1, keepdims=0)
         reach_B = op("Sub", [total, padding_B], name="/mask/reach")
         length = op("Shape", [input_ids], name="/mask/length", start=1)
@@ -131,23 +132,23 @@ class OrtDialect:
         Each row is reversed, and then what is no left padding once more.
         """
         assert self._rows
-        return self._reversed(x, (self._rows.length, self._rows.new), name)
+        return self._reversed_twice(x, (self._rows.length, self._rows.new), name)
 
     def _from_left(self, x: Value, name: str) -> Value:
         """The inverse of `_to_left`."""
         assert self._rows
-        return self._reversed(x, (self._rows.new, self._rows.length), name)
+        return self._reversed_twice(x, (self._rows.new, self._rows.length), name)
 
-    def _reversed(self, x: Value, counts: tuple[Value, Value], name: str) -> Value:
-        """`x` with the first positions of each row reversed, as many as `counts` say [batch], and so once more."""
+    def _reversed_twice(self, x: Value, counts: tuple[Value, Value], name: str) -> Value:
+        """`x` with the first positions of each row reversed: as many as the first count [batch], then as the second."""
         op = self._recorder.op
         # onnxruntime's CUDA provider takes the node with bfloat16, and fails when it runs.
-        unknown = self._precision.activation == DataType.BFLOAT16
-        if unknown:
+        as_fp32 = self._precision.activation == DataType.BFLOAT16
+        if as_fp32:
             x = op("Cast", [x], name=f"{name}/fp32", to=int(DataType.FLOAT))
         for suffix, count_B in zip(("/first", "/second"), counts, strict=True):
             x = op("ReverseSequence", [x, count_B], name=name + suffix, batch_axis=0, time_axis=1)
-        return op("Cast", [x], name=f"{name}/bf16", to=int(DataType.BFLOAT16)) if unknown else x
+        return op("Cast", [x], name=f"{name}/bf16", to=int(DataType.BFLOAT16)) if as_fp32 else x
 
     def output_bias(self, name: str) -> Value:
         """See `Dialect`."""
