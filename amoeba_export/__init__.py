@@ -1,4 +1,4 @@
-"""Amoeba: cut one LLM into dense subnets that fit a device. `pipeline.export` is the whole story.
+"""Amoeba: cut one LLM into dense subnets that fit a device. `application.pipeline.export` is the whole story.
 
     from amoeba_export import ExportRequest, export
     export(ExportRequest(model="demo", target="cpu", latency="75%"))
@@ -11,21 +11,21 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from amoeba_export.load import load_supernet
-    from amoeba_export.pipeline import ExportResult, export
-    from amoeba_export.request import ExportRequest
+from amoeba_export.version import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from amoeba_export.application.pipeline import ExportResult, export
+    from amoeba_export.application.request import ExportRequest
+    from amoeba_export.load import load_supernet
 
 _HOMES = {
-    "ExportRequest": "amoeba_export.request",
-    "ExportResult": "amoeba_export.pipeline",
-    "export": "amoeba_export.pipeline",
+    "ExportRequest": "amoeba_export.application.request",
+    "ExportResult": "amoeba_export.application.pipeline",
+    "export": "amoeba_export.application.pipeline",
     "load_supernet": "amoeba_export.load",
 }
 
-__all__ = ["ExportRequest", "ExportResult", "export", "load_supernet"]
+__all__ = ["ExportRequest", "ExportResult", "__version__", "export", "load_supernet"]
 
 
 def __getattr__(name: str) -> Any:

@@ -23,14 +23,14 @@ from pathlib import Path
 import numpy as np
 
 from amoeba_export import ExportRequest, pipeline
+from amoeba_export.application.costs import full_dims
+from amoeba_export.application.request import read_plan
 from amoeba_export.backends import Subject, measure_latency
 from amoeba_export.backends.targets import read_target
 from amoeba_export.cli.console import Talk
-from amoeba_export.costing import full_dims
 from amoeba_export.errors import BudgetError
 from amoeba_export.ir import Latency, Workload
 from amoeba_export.load import load_supernet
-from amoeba_export.request import read_plan
 
 POLICIES = {"grid": "uniform", "layers": "adaptive"}
 TOLERANCE = 1.03

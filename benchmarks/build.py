@@ -25,7 +25,7 @@ COUNTED = """
 import json, sys
 from collections import Counter
 from pathlib import Path
-from amoeba_export.build.run import BuildOptions, build
+from amoeba_export.builds.run import BuildOptions, build
 from amoeba_export.materialize import stream
 reads = Counter()
 make = stream._make

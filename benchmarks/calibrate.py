@@ -37,20 +37,22 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from amoeba_export.calibrate.depth import DepthStrategy, better, fill_table, search_depth
+from amoeba_export.calibrate.depth import DepthStrategy, fill_table, search_depth
 from amoeba_export.calibrate.evaluator import Cut, LocalScorer, Scorer
 from amoeba_export.calibrate.exact import ExactJudge
-from amoeba_export.calibrate.head import Objective
-from amoeba_export.calibrate.layers import LayerStack, Work
 from amoeba_export.calibrate.ledger import Ledger, all_at_once, doubling, one_by_one
 from amoeba_export.calibrate.racing import RacingJudge
-from amoeba_export.calibrate.recipe import DataRecipe, Recipe, load_recipe
-from amoeba_export.calibrate.samples import Samples, read_samples
+from amoeba_export.calibrate.recipe import Recipe, load_recipe
 from amoeba_export.calibrate.stage import calibrate
-from amoeba_export.calibrate.states import StateStore
 from amoeba_export.ir import Supernet
+from amoeba_export.ir.metric import better
 from amoeba_export.load import load_supernet
 from amoeba_export.locations import data_dir
+from amoeba_export.model.data import DataRecipe
+from amoeba_export.model.head import Objective
+from amoeba_export.model.layers import LayerStack, Work
+from amoeba_export.model.samples import Samples, read_samples
+from amoeba_export.model.states import StateStore
 
 
 @dataclass

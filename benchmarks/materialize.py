@@ -46,6 +46,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from amoeba_export.application.selection import gate_widths
 from amoeba_export.artifact.checksums import list_files
 from amoeba_export.formats.safetensors import MAX_SHARD_BYTES, SafetensorsWriter
 from amoeba_export.formats.write import write_formats
@@ -54,7 +55,6 @@ from amoeba_export.ir.derive import derive_plan
 from amoeba_export.load import load_supernet, write_strategy
 from amoeba_export.load.families import expected_weights, read_architecture
 from amoeba_export.materialize import materialize_subnet
-from amoeba_export.selection import gate_widths
 
 RANK, EXPERTS, TOP_K, WIDTHS = 64, 5, 2, (1.0, 0.875, 0.75, 0.625)
 GATE = 16

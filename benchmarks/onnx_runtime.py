@@ -36,9 +36,9 @@ from typing import Any
 
 import numpy as np
 
+from amoeba_export.application.costs import full_dims
 from amoeba_export.backends import Subject, measure_latency
 from amoeba_export.cli.console import Talk
-from amoeba_export.costing import full_dims
 from amoeba_export.formats import FORMATS
 from amoeba_export.ir import Latency, SubnetPlan, Target, Workload
 from amoeba_export.load import load_supernet

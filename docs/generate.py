@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from amoeba_export import errors
-from amoeba_export.build.config import json_schema
+from amoeba_export.builds.config import json_schema
 
 HERE = Path(__file__).parent
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
-import amoeba_export
+from amoeba_export.version import __version__
 
 _TOOLS = ("torch", "transformers", "safetensors", "onnx", "onnxruntime", "gguf", "numpy")
 
 
 def tool_versions() -> dict[str, str]:
     """Versions of amoeba and of what it computes with, as installed."""
-    versions = {"amoeba": amoeba_export.__version__}
+    versions = {"amoeba": __version__}
     for name in _TOOLS:
         try:
             versions[name] = version(name)

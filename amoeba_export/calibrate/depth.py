@@ -9,17 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from amoeba_export.errors import NotANumber, UsageError
+from amoeba_export.ir.metric import Mode, better
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-Mode = Literal["min", "max"]
-"""Whether the lower or the higher metric is better."""
 
 
 class Evaluate(Protocol):
@@ -139,11 +137,6 @@ def fill_table(
                 new_cells[m].append(Choice(challenge.active, metric, parent.lineage))
         cells = [cells[0]] + [_cut_to_beam(cell, beam, mode) for cell in new_cells[1:]]
     return {m: cells[m][0] for m in range(1, max_removed + 1)}
-
-
-def better(metric: float, other: float, mode: Mode) -> bool:
-    """Strictly better."""
-    return metric < other if mode == "min" else metric > other
 
 
 def _without(active: tuple[bool, ...], layer: int) -> tuple[bool, ...]:

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from amoeba_export.calibrate.head import Head
-from amoeba_export.calibrate.layers import LayerStack
-from amoeba_export.calibrate.recipe import ObjectiveName
-from amoeba_export.calibrate.samples import Samples
-from amoeba_export.calibrate.states import StateStore
 from amoeba_export.ir import Importance, SubnetPlan
+from amoeba_export.ir.metric import ObjectiveName
+from amoeba_export.model.head import Head
+from amoeba_export.model.layers import LayerStack
+from amoeba_export.model.samples import Samples
+from amoeba_export.model.states import StateStore
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

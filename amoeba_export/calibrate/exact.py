@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from amoeba_export.calibrate.depth import Challenge, better
+from amoeba_export.calibrate.depth import Challenge
 from amoeba_export.calibrate.evaluator import Cut
-from amoeba_export.calibrate.head import Objective
 from amoeba_export.calibrate.ledger import Ledger
 from amoeba_export.errors import NotANumber
+from amoeba_export.ir.metric import better
+from amoeba_export.model.head import Objective
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from amoeba_export.calibrate.evaluator import Cut, LocalScorer, Widths
-from amoeba_export.calibrate.layers import LayerStack
-from amoeba_export.calibrate.recipe import ObjectiveName
-from amoeba_export.calibrate.samples import Samples
-from amoeba_export.calibrate.states import StateStore
 from amoeba_export.errors import AmoebaError, TargetError, TargetUnavailable
 from amoeba_export.ir import Supernet
+from amoeba_export.ir.metric import ObjectiveName
+from amoeba_export.model.layers import LayerStack
+from amoeba_export.model.samples import Samples
+from amoeba_export.model.states import StateStore
 from amoeba_export.ray_cluster import joined
 
 if TYPE_CHECKING:

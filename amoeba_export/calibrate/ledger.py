@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from amoeba_export.calibrate.evaluator import Cut, Scorer
-from amoeba_export.calibrate.samples import Samples
+from amoeba_export.model.samples import Samples
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

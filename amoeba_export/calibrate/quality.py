@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from amoeba_export.calibrate.evaluator import Cut
 from amoeba_export.calibrate.exact import check_number
-from amoeba_export.calibrate.head import Objective
 from amoeba_export.calibrate.ledger import Ledger
 from amoeba_export.calibrate.recipe import QualityRecipe
 from amoeba_export.ir import SILENT, Architecture, Progress, Shape, Strategy, SubnetPlan
 from amoeba_export.ir.derive import derive_plan
+from amoeba_export.model.head import Objective
 
 
 def grid_depths(max_removed: int, step: int) -> list[int]:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from amoeba_export.calibrate.depth import Challenge
 from amoeba_export.calibrate.evaluator import Cut
 from amoeba_export.calibrate.exact import check_number
-from amoeba_export.calibrate.head import Objective
 from amoeba_export.calibrate.ledger import Ledger
+from amoeba_export.model.head import Objective
 
 
 @dataclass(slots=True)

@@ -13,52 +13,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from amoeba_export.errors import InputError, NotFound, UnknownName, nearest
 from amoeba_export.ir.derive import Unit
+from amoeba_export.ir.metric import ObjectiveName
 from amoeba_export.ir.plan import Policy
 from amoeba_export.locations import data_dir
+from amoeba_export.model.data import DataRecipe
 
-ObjectiveName = Literal["loss", "perplexity", "accuracy"]
 WidthMetric = Literal["WIFV", "WIFN", "IFV", "wanda"]
 
 
 class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class DataRecipe(_Table):
-    """Where samples come from. Exactly one of `file` and `hub` is set.
-
-    Attributes:
-        file: A text file, a `.jsonl` file of documents, or a `.jsonl` file of multiple-choice items; relative to the
-            recipe.
-        hub: Id of a data set, read with `datasets` (the `data` extra).
-        config: Configuration of the hub data set.
-        split: Split of the hub data set.
-        kind: `text` is cut into windows; `choices` asks one multiple-choice question per sample.
-        fields: Fields of a record that make one document, joined by newlines.
-        window: Tokens of a text sample; longest multiple-choice prompt.
-        scored: Last tokens of each window that are predicted, the others only being context; all of them when left out.
-        samples: Samples that the search sees.
-        heldout: Further samples, for the quality of each shape.
-        batch: Samples in one forward.
-    """
-
-    file: str | None = None
-    hub: str | None = None
-    config: str | None = None
-    split: str = "train"
-    kind: Literal["text", "choices"] = "text"
-    fields: tuple[str, ...] = ("text",)
-    window: Annotated[int, Field(ge=2)] = 256
-    scored: Annotated[int, Field(ge=1)] | None = None
-    samples: Annotated[int, Field(ge=1)] = 16
-    heldout: Annotated[int, Field(ge=0)] = 8
-    batch: Annotated[int, Field(ge=1)] = 4
-
-    @model_validator(mode="after")
-    def _one_source(self) -> DataRecipe:
-        if (self.file is None) == (self.hub is None):
-            raise ValueError("give either 'file' or 'hub'")
-        return self
 
 
 class DepthRecipe(_Table):

@@ -13,17 +13,17 @@ from amoeba_export.calibrate.depth import Challenge, Choice, Judge, fill_table
 from amoeba_export.calibrate.evaluator import Cut, LocalScorer, Scorer, Widths
 from amoeba_export.calibrate.exact import ExactJudge, check_number
 from amoeba_export.calibrate.fleet import RayFleet, Scoring
-from amoeba_export.calibrate.head import Objective
-from amoeba_export.calibrate.layers import LayerStack
 from amoeba_export.calibrate.ledger import Ledger, all_at_once, doubling, one_by_one
 from amoeba_export.calibrate.quality import grid_depths, measure_quality, width_plans
 from amoeba_export.calibrate.racing import RacingJudge
 from amoeba_export.calibrate.recipe import Recipe
-from amoeba_export.calibrate.samples import Samples, read_samples
-from amoeba_export.calibrate.states import StateStore
 from amoeba_export.calibrate.width import measure_importance
 from amoeba_export.calibrate.workplace import Workplace, open_workplace
 from amoeba_export.ir import SILENT, Importance, Progress, Shape, Strategy, Supernet
+from amoeba_export.model.head import Objective
+from amoeba_export.model.layers import LayerStack
+from amoeba_export.model.samples import Samples, read_samples
+from amoeba_export.model.states import StateStore
 
 MEGABYTE = 10**6
 

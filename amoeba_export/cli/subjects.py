@@ -37,8 +37,8 @@ def artifact_subject(folder: Path, container: str | None) -> Subject:
         UnknownName: It does not have the format.
         InputError: It has none that can be evaluated.
     """
+    from amoeba_export.application.request import read_plan
     from amoeba_export.evaluate import ArtifactModel, Subject
-    from amoeba_export.request import read_plan
     from amoeba_export.verify.reload import OPENERS
 
     manifest = read_manifest(folder)
@@ -93,11 +93,11 @@ def supernet_subject(
     """
     import torch
 
+    from amoeba_export.application.selection import gate_widths
     from amoeba_export.evaluate import Subject
     from amoeba_export.finetune.model import RunningSubnet, SlicedSupernet
     from amoeba_export.finetune.smol import adapters_at
     from amoeba_export.load import load_supernet
-    from amoeba_export.selection import gate_widths
 
     supernet = load_supernet(name, adapters=adapters, strategy=strategy, progress=progress)
     widths = gate_widths(supernet)

@@ -49,8 +49,8 @@ def verify(
         else:
             answer().print(f"{artifact}: {num_files}.")
         return
-    from amoeba_export.describe import verification_record
-    from amoeba_export.request import read_plan
+    from amoeba_export.application.manifest import verification_record
+    from amoeba_export.application.request import read_plan
     from amoeba_export.verify import verify_artifact
 
     talk = Talk()
@@ -108,7 +108,7 @@ def _supernet(
 
 def _cached_strategy(strategy_id: str) -> Path:
     """A strategy that export calibrated earlier, found by its content. Raises `NotFound`."""
-    from amoeba_export.selection import STRATEGY_NAME
+    from amoeba_export.application.selection import STRATEGY_NAME
 
     for path in Cache().root.glob(f"*/*/{STRATEGY_NAME}"):
         if sha256_file(path) == strategy_id:

@@ -18,7 +18,6 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoTokenizer, get_scheduler
 
-from amoeba_export import __version__
 from amoeba_export.errors import InputError, UnsupportedError
 from amoeba_export.finetune.adapter import write_adapter
 from amoeba_export.finetune.card import write_card
@@ -33,6 +32,7 @@ from amoeba_export.finetune.smol import TrainedLowRank
 from amoeba_export.finetune.step import GateNoise, Losses, SandwichStep, noise_scale
 from amoeba_export.ir import SILENT, Progress, Shape, Supernet
 from amoeba_export.ir.derive import derive_plan
+from amoeba_export.version import __version__
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -10,14 +10,14 @@ import torch
 from amoeba_export.calibrate.depth import fill_table, search_depth
 from amoeba_export.calibrate.evaluator import Cut, LocalScorer
 from amoeba_export.calibrate.exact import ExactJudge
-from amoeba_export.calibrate.head import Objective
-from amoeba_export.calibrate.layers import LayerStack
 from amoeba_export.calibrate.ledger import Ledger, all_at_once, one_by_one
-from amoeba_export.calibrate.samples import Batch, Samples
-from amoeba_export.calibrate.states import StateStore
 from amoeba_export.errors import NotANumber
 from amoeba_export.ir import Supernet
-from tests.calibrate.models import plain_loss, random_samples, whole_model
+from amoeba_export.model.head import Objective
+from amoeba_export.model.layers import LayerStack
+from amoeba_export.model.samples import Batch, Samples
+from amoeba_export.model.states import StateStore
+from tests.model.models import plain_loss, random_samples, whole_model
 
 SAMPLES = random_samples()
 RESIDENT = 10**9
@@ -183,8 +183,8 @@ def test_perplexity_is_the_exponential_of_the_loss(supernet: Supernet) -> None:
 def test_a_vocabulary_in_blocks(supernet: Supernet, monkeypatch: pytest.MonkeyPatch) -> None:
     stack, cuts = LayerStack(supernet, memory_bytes=RESIDENT), [Cut((True,) * 6)]
     whole = LocalScorer(stack, SAMPLES, "loss").scores(cuts, range(3))[0]
-    monkeypatch.setattr("amoeba_export.calibrate.head.MIN_BLOCK", 7)
-    monkeypatch.setattr("amoeba_export.calibrate.head.LOGIT_BYTES", 1)
+    monkeypatch.setattr("amoeba_export.model.head.MIN_BLOCK", 7)
+    monkeypatch.setattr("amoeba_export.model.head.LOGIT_BYTES", 1)
     blocks = LocalScorer(stack, SAMPLES, "loss").scores(cuts, range(3))[0]
     np.testing.assert_allclose(blocks, whole, rtol=1e-5)
 

@@ -8,11 +8,11 @@ import pytest
 from amoeba_export.calibrate.depth import Challenge, Choice, fill_table
 from amoeba_export.calibrate.evaluator import Cut
 from amoeba_export.calibrate.exact import ExactJudge
-from amoeba_export.calibrate.head import Objective
 from amoeba_export.calibrate.ledger import Ledger, doubling, one_by_one
 from amoeba_export.calibrate.racing import RacingJudge, student_t
 from amoeba_export.errors import NotANumber
-from tests.calibrate.models import random_samples
+from amoeba_export.model.head import Objective
+from tests.model.models import random_samples
 
 SAMPLES = random_samples(count=32, length=33, batch=2)
 

@@ -15,12 +15,12 @@ from transformers import PreTrainedTokenizerFast
 
 from amoeba_export.calibrate import Recipe, calibrate
 from amoeba_export.calibrate.evaluator import LocalScorer
-from amoeba_export.calibrate.layers import LayerStack
-from amoeba_export.calibrate.samples import read_samples
 from amoeba_export.errors import InputError, NotANumber
 from amoeba_export.ir import Shape, Strategy, Supernet, validate
 from amoeba_export.ir.derive import derive_plan
-from tests.calibrate.models import WORDS, plain_loss, random_text, tiny_supernet, whole_model
+from amoeba_export.model.layers import LayerStack
+from amoeba_export.model.samples import read_samples
+from tests.model.models import WORDS, plain_loss, random_text, tiny_supernet, whole_model
 from tests.tiny import FAMILIES
 
 
@@ -44,7 +44,7 @@ def test_every_family_calibrates_and_every_plan_is_valid(
     tmp_path: Path, text_file: Path, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # AutoTokenizer would read our words as byte pairs because of the model type qwen2.
-    monkeypatch.setattr("amoeba_export.calibrate.samples.open_tokenizer", PreTrainedTokenizerFast.from_pretrained)
+    monkeypatch.setattr("amoeba_export.model.samples.open_tokenizer", PreTrainedTokenizerFast.from_pretrained)
     supernet = tiny_supernet(tmp_path / "model", family)
     strategy = calibrate(supernet, recipe(text_file, quality={"widths": [1.0, 0.5]}))
     assert sorted(strategy.depth) == sorted(strategy.depth_metric) == [0, 1, 2]

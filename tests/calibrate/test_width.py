@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from amoeba_export.calibrate.layers import LayerStack
-from amoeba_export.calibrate.samples import Samples, text_batches
-from amoeba_export.calibrate.states import StateStore
 from amoeba_export.calibrate.width import ChannelStatistics, make_importance, measure_importance, standardise
 from amoeba_export.errors import NotANumber
 from amoeba_export.ir import Importance, Supernet
 from amoeba_export.load import load_supernet
-from tests.calibrate.models import random_samples, tiny_supernet, whole_model
+from amoeba_export.model.layers import LayerStack
+from amoeba_export.model.samples import Samples, text_batches
+from amoeba_export.model.states import StateStore
+from tests.model.models import random_samples, tiny_supernet, whole_model
 
 RESIDENT = 10**9
 

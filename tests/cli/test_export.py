@@ -295,7 +295,7 @@ def test_a_read_only_place(amoeba: Amoeba, model: Path, tmp_path: Path) -> None:
 
 _SLOW = """
 import sys, time
-from amoeba_export import pipeline
+from amoeba_export.application import pipeline
 from amoeba_export.cli.app import main
 
 def wait(*args, **kwargs):

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import typer
 
+from amoeba_export.application.request import AUTO, DTYPES
 from amoeba_export.cli.app import app
 from amoeba_export.cli.options import Dtype, SearchedDtype
-from amoeba_export.request import AUTO, DTYPES
 
 EXPORT_AND_SEARCH = (
     "MODEL --target --latency --throughput --memory --metric --percentile --prompt --generate --batch --strategy "

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from amoeba_export.build.read import read_config
+from amoeba_export.builds.read import read_config
 from amoeba_export.load import load_supernet, write_strategy
 from tests.materialize.subnets import noise_strategy
 

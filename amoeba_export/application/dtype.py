@@ -1,0 +1,144 @@
+"""`--dtype auto`: the precision whose best subnet under the budget is best after what rounding costs it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from amoeba_export.application.costs import full_dims, make_predictor
+from amoeba_export.application.fit import choose
+from amoeba_export.application.request import AUTO, Settings
+from amoeba_export.application.selection import gate_widths
+from amoeba_export.artifact import Cache
+from amoeba_export.backends.targets import graph_options
+from amoeba_export.errors import NumbersDiffer, TargetError, UsageError
+from amoeba_export.formats import FORMATS
+from amoeba_export.formats.write import write_formats
+from amoeba_export.ir import SILENT, Budget, Progress, SubnetPlan, Supernet
+from amoeba_export.materialize import materialize_subnet
+from amoeba_export.search import Predictor, SearchResult, quality_surface, search_precision
+from amoeba_export.verify import verify_artifact
+
+FIGURES_NAME = "figures.json"
+
+TRIED = ("fp16", "int8", "int4")
+"""Precisions that are tried besides the target's own."""
+
+
+def with_dtype(supernet: Supernet, settings: Settings, *, cache: Cache, progress: Progress = SILENT) -> Settings:
+    """`settings` with a precision: the one asked for, or the best of those that the target's first format can hold.
+
+    Every precision that is tried has a cost table of its own, and what it costs in quality is measured once, on the
+    full model: the mean KL divergence of its logits stands for the rise of the loss. A precision that the target
+    cannot run, or that breaks the limits of `amoeba verify`, is left out. A budget that is a share of the full model
+    means the full model in the target's own precision.
+
+    Raises:
+        UsageError: The strategy's quality is neither a loss nor a perplexity.
+        NothingFits: No precision has a subnet that fits.
+        TargetError: The target can run none of them.
+    """
+    if settings.dtype != AUTO:
+        return settings
+    target, strategy = settings.target, supernet.strategy
+    assert target and strategy, "a search has a target and a strategy"
+    surface = quality_surface(strategy)
+    if surface.metric not in ("loss", "perplexity"):
+        raise UsageError(
+            f"--dtype auto weighs what rounding costs in loss, and this strategy's quality is '{surface.metric}'.",
+            next_step="Name a --dtype, or calibrate with the quality metric 'loss'.",
+        )
+    predictors: dict[str, Predictor] = {}
+    worse_by: dict[str, float] = {}
+    failure: TargetError | None = None
+    for dtype in dict.fromkeys((target.dtype, *TRIED)):
+        if dtype not in FORMATS[settings.formats[0]].dtypes:
+            continue
+        try:
+            divergence = _divergence(supernet, settings, dtype, cache=cache, progress=progress)
+            predictors[dtype] = make_predictor(
+                supernet,
+                target,
+                settings.workload,
+                dtype,
+                cache=cache,
+                min_depth=strategy.min_depth,
+                progress=progress,
+            )
+        except NumbersDiffer as error:
+            progress.note(f"{dtype} is left out. {error.what}")
+            continue
+        except TargetError as error:
+            progress.note(f"{dtype} is left out. {error.what}")
+            failure = error
+            continue
+        full = surface.at(supernet.architecture.num_layers, 1.0)
+        worse_by[dtype] = math.expm1(divergence) * full.value if surface.metric == "perplexity" and full else divergence
+    if not predictors:
+        raise failure or UsageError(
+            f"--dtype auto found no precision for '{settings.formats[0]}'.", next_step="Name a --dtype."
+        )
+
+    budgets = tuple(_absolute(budget, predictors, supernet) for budget in settings.budgets)
+
+    def search(dtype: str) -> SearchResult:
+        asked = dataclasses.replace(settings, dtype=dtype, budgets=budgets)
+        result = choose(supernet, asked, predictors[dtype])
+        progress.note(
+            f"{dtype}: {result.best.shape} at {result.best.predicted_ms:.4g} ms, "
+            f"{surface.metric} {result.best.quality.value:.4g} + {worse_by[dtype]:.2g} by rounding."
+        )
+        return result
+
+    chosen, _ = search_precision(list(predictors), search, worse_by=worse_by)
+    progress.note(f"Precision: {chosen}.")
+    return dataclasses.replace(settings, dtype=chosen, budgets=budgets)
+
+
+def _absolute(budget: Budget, predictors: Mapping[str, Predictor], supernet: Supernet) -> Budget:
+    """A share of the full model as milliseconds: of the full model in the first, the target's own, precision.
+
+    A coarser model is not to be held to a share of its own, smaller time.
+    """
+    if budget.fraction is None:
+        return budget
+    predictor = next(iter(predictors.values()))
+    full_ms, _ = predictor.predict(full_dims(supernet.architecture), budget.metric, budget.percentile)
+    return dataclasses.replace(budget, fraction=None, limit_ms=budget.resolve(full_ms))
+
+
+def _divergence(supernet: Supernet, settings: Settings, dtype: str, *, cache: Cache, progress: Progress) -> float:
+    """Mean KL divergence in nats of the full model written in `dtype`, from the cache or measured now.
+
+    Raises `NumbersDiffer` where it is beyond what is accepted of an artifact.
+    """
+    assert settings.target
+    container = settings.formats[0]
+    facts = {
+        "model": supernet.identity,
+        "adapters": [item.sha256 for item in supernet.inputs if item.role == "adapter"],
+        "format": container,
+        "dtype": dtype,
+    }
+    found = cache.get("rounding", facts)
+    if found is None:
+        widths = gate_widths(supernet)
+        plan = SubnetPlan.full(supernet.architecture)
+        plan = dataclasses.replace(plan, gate_width=max(widths, default=None), model_id=supernet.identity)
+        options = {"onnx": graph_options(settings.target, dtype)} if container == "onnx" else {}
+        with tempfile.TemporaryDirectory(prefix="amoeba-") as scratch:
+            folder = Path(scratch)
+            write_formats(
+                materialize_subnet(supernet, plan), folder, {container: dtype}, options=options, progress=progress
+            )
+            figures = verify_artifact(folder, supernet, plan, progress=progress).to_json()[container]
+
+        def write(place: Path) -> None:
+            (place / FIGURES_NAME).write_text(json.dumps(figures), encoding="utf-8")
+
+        found = cache.put("rounding", facts, write)
+    return float(json.loads((found / FIGURES_NAME).read_text())["mean_kl"])

@@ -1,0 +1,100 @@
+"""From a finished export to its manifest and its plan file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from amoeba_export.application.fit import Fitted
+from amoeba_export.application.request import Settings
+from amoeba_export.artifact import (
+    PLAN_NAME,
+    LatencyRecord,
+    Manifest,
+    ShapeRecord,
+    VerificationRecord,
+    tool_versions,
+)
+from amoeba_export.ir import SubnetPlan, Supernet
+from amoeba_export.search import quality_surface
+from amoeba_export.verify import VerifyReport
+
+
+def write_plan(plan: SubnetPlan, folder: Path) -> None:
+    """Write `plan.json`: one key a line, each layer on a line of its own, so that a diff of two plans can be read."""
+    data = plan.to_json()
+    layers = ",\n    ".join(json.dumps(layer, separators=(",", ":")) for layer in data.pop("layers"))
+    head = json.dumps(data, indent=2)[:-2]
+    (folder / PLAN_NAME).write_text(f'{head},\n  "layers": [\n    {layers}\n  ]\n}}\n', encoding="utf-8")
+
+
+def make_manifest(supernet: Supernet, settings: Settings, fitted: Fitted, report: VerifyReport) -> Manifest:
+    """What the artifact is. The list of files is added when it is published."""
+    return Manifest(
+        model=supernet.name,
+        shape=ShapeRecord.of(fitted.plan),
+        dtype=settings.dtype or _source_dtype(supernet),
+        latency=_latency(settings, fitted),
+        quality=_quality(supernet, fitted),
+        verification=verification_record(report),
+        inputs=supernet.inputs,
+        tool=tool_versions(),
+        dims=_dims(supernet),
+    )
+
+
+def verification_record(report: VerifyReport) -> VerificationRecord:
+    """The figures of `report` that a manifest has."""
+    return VerificationRecord(
+        max_abs_diff=report.max_abs_diff,
+        max_rel_diff=report.max_rel_diff,
+        greedy_tokens_equal=report.greedy_tokens_equal,
+        mean_kl=report.mean_kl,
+        perplexity_ratio=report.perplexity_ratio,
+    )
+
+
+def _source_dtype(supernet: Supernet) -> str:
+    """The dtype of the supernet's embeddings in the spelling of `--dtype`."""
+    name = str(supernet.tensors.dtype(supernet.family.globals[0].name)).removeprefix("torch.")
+    return {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}.get(name, name)
+
+
+def _dims(supernet: Supernet) -> dict[str, Any]:
+    dims = dataclasses.asdict(supernet.architecture)
+    del dims["config"]
+    return dims
+
+
+def _latency(settings: Settings, fitted: Fitted) -> LatencyRecord | None:
+    latency, target = fitted.latency, settings.target
+    if latency is None or target is None:
+        return None
+    metric, percentile = settings.metric, settings.request.percentile
+    measured = {f"p{level}": latency.of(metric, level) for level in (50, 90)} if latency.source == "measured" else None
+    return LatencyRecord(
+        metric=metric,
+        percentile=percentile,
+        budget_ms=fitted.limit_ms,
+        predicted_ms=fitted.predicted_ms,
+        measured_ms=measured,
+        source=latency.source,
+        target=target.name,
+        workload=settings.workload,
+        uncertainty=fitted.uncertainty,
+        device=latency.device,
+    )
+
+
+def _quality(supernet: Supernet, fitted: Fitted) -> dict[str, float] | None:
+    """The calibrated metric of the chosen shape, and of the full model for comparison."""
+    if supernet.strategy is None or not supernet.strategy.quality:
+        return None
+    surface = quality_surface(supernet.strategy)
+    shape = fitted.plan.shape
+    quality = fitted.candidate.quality if fitted.candidate else surface.at(shape.depth, shape.width)
+    full = surface.at(supernet.architecture.num_layers, 1.0)
+    figures = {surface.metric: quality, f"{surface.metric}_full": full}
+    return {name: figure.value for name, figure in figures.items() if figure is not None} or None

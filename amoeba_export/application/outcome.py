@@ -1,0 +1,100 @@
+"""What a run shows of a subnet and its budgets: the subnet and the full model, measured in turns."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from amoeba_export.application.costs import MOST_ROUNDS
+from amoeba_export.ir import Budget, Latency
+from amoeba_export.profile import Comparison, compare_rounds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """A subnet's latency beside that of the full model, in the light of budgets.
+
+    Attributes:
+        budgets: A share of the full model is a share of `full`. What is said of budgets needs one.
+        full: Latency of the full model, from the same run.
+        latency: Latency of the subnet.
+    """
+
+    budgets: tuple[Budget, ...]
+    full: Latency
+    latency: Latency
+
+    @property
+    def limit_ms(self) -> float:
+        """Of the first budget, in milliseconds."""
+        return self._limit_ms(self.budgets[0])
+
+    @property
+    def reached_ms(self) -> float:
+        """What the first budget is about, in milliseconds."""
+        return self._reached_ms(self.budgets[0])
+
+    @property
+    def use(self) -> float:
+        """Share that it takes of the budget that it takes most of: up to 1, they seem to be kept."""
+        return max(self._use(budget) for budget in self.budgets)
+
+    @property
+    def tightest(self) -> tuple[Budget, float, float]:
+        """The budget that it takes most of, its limit and what was reached, both in milliseconds."""
+        budget = max(self.budgets, key=self._use)
+        return budget, self._limit_ms(budget), self._reached_ms(budget)
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the rounds show that every budget is kept. Medians are believed where there is no interval."""
+        return self.use <= 1 and all(
+            comparison.verdict(0.0) == "not slower"
+            for comparison in self._comparisons()
+            if math.isfinite(comparison.high)
+        )
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the rounds show that every budget is kept, or that one is not; without any, nothing can be."""
+        verdicts = {comparison.verdict(0.0) for comparison in self._comparisons()}
+        return "slower" in verdicts or "undecided" not in verdicts
+
+    @property
+    def doubt(self) -> float:
+        """How far below a budget a subnet must be to be shown to keep it in `MOST_ROUNDS` rounds that scatter so.
+
+        A share of the budget. An interval narrows with the square root of the number of rounds; 0 without one.
+        """
+        doubts = [0.0]
+        for comparison in self._comparisons():
+            if math.isfinite(comparison.high):
+                half_width = math.log(comparison.high / comparison.ratio)
+                doubts.append(1 - math.exp(-half_width * math.sqrt(comparison.rounds / MOST_ROUNDS)))
+        return max(doubts)
+
+    def _use(self, budget: Budget) -> float:
+        return self._reached_ms(budget) / self._limit_ms(budget)
+
+    def _limit_ms(self, budget: Budget) -> float:
+        return budget.resolve(self.full.of(budget.metric, budget.percentile))
+
+    def _reached_ms(self, budget: Budget) -> float:
+        return self.latency.of(budget.metric, budget.percentile)
+
+    def _comparisons(self) -> list[Comparison]:
+        """The subnet with each budget, round by round; none where a backend keeps no rounds, or unequal numbers."""
+        if not self.latency.rounds or len(self.latency.rounds) != len(self.full.rounds):
+            return []
+        return [
+            compare_rounds(
+                _rounds_ms(self.latency, budget), [budget.resolve(ms) for ms in _rounds_ms(self.full, budget)]
+            )
+            for budget in self.budgets
+        ]
+
+
+def _rounds_ms(latency: Latency, budget: Budget) -> list[float]:
+    """What the budget is about, in each round. For p90, a round's median times the tail that all have in common."""
+    tail = latency.of(budget.metric, budget.percentile) / latency.of(budget.metric)
+    return [ms * tail for ms in latency.rounds_of(budget.metric)]

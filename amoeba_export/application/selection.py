@@ -1,0 +1,138 @@
+"""What decides which weights stay: a strategy (given, cached, or calibrated now), its figures, and a given plan."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from amoeba_export.application.request import Settings
+from amoeba_export.artifact import Cache, sha256_file
+from amoeba_export.calibrate import calibrate, load_recipe
+from amoeba_export.errors import WrongModel
+from amoeba_export.evaluate.quality import QUALITY_NAME, read_quality
+from amoeba_export.ir import SILENT, InputId, Progress, Strategy, SubnetPlan, Supernet, validate
+from amoeba_export.ir.derive import derive_plan
+from amoeba_export.load import read_strategy, write_strategy
+
+STRATEGY_NAME = "strategy.safetensors"
+
+
+def with_strategy(supernet: Supernet, settings: Settings, *, cache: Cache, progress: Progress = SILENT) -> Supernet:
+    """`supernet` with a strategy: the one given, or one calibrated with the request's recipe, now or earlier.
+
+    A request that needs none (everything is kept, or a plan without compensation) gets none. The strategy knows what
+    each shape is worth without adapters; where the last adapter's folder has the `quality.json` that
+    `amoeba evaluate --grid` writes, its figures take their place, as they are of the fine-tuned model.
+
+    Raises:
+        DamagedFile: `quality.json` is not such a file.
+    """
+    if supernet.strategy is None and _needs_strategy(supernet, settings):
+        supernet = _calibrated(supernet, settings, cache=cache, progress=progress)
+    return _with_quality(supernet, settings, progress=progress)
+
+
+def _calibrated(supernet: Supernet, settings: Settings, *, cache: Cache, progress: Progress) -> Supernet:
+    request = settings.request
+    recipe = load_recipe(request.recipe)
+    facts = {"model": supernet.identity, "recipe": recipe.identity, "seed": request.seed}
+    folder = cache.get("strategies", facts)
+    if folder is None:
+        progress.note(f"No --strategy was given: calibrating with the recipe '{recipe.name}', seed {request.seed}.")
+        made = calibrate(supernet, recipe, seed=request.seed, cache_dir=cache.root, progress=progress)
+        folder = cache.put("strategies", facts, lambda place: _write(made, place))
+    else:
+        progress.note(f"No --strategy was given: taking the cached one of recipe '{recipe.name}', seed {request.seed}.")
+    strategy = read_strategy(folder / STRATEGY_NAME)
+    entry = InputId(role="strategy", id=f"recipe {recipe.name}, seed {request.seed}", sha256=strategy.identity or "")
+    return dataclasses.replace(supernet, strategy=strategy, inputs=(*supernet.inputs, entry))
+
+
+def _with_quality(supernet: Supernet, settings: Settings, *, progress: Progress) -> Supernet:
+    """Figures of the fine-tuned model instead of the strategy's.
+
+    Those of other inputs are left aside, with a warning: the file is found and not given, so an old one must not stop
+    an export.
+    """
+    adapters, strategy = settings.request.adapters, supernet.strategy
+    path = adapters[-1] / QUALITY_NAME if adapters else None
+    if strategy is None or path is None or not path.is_file():
+        return supernet
+    file = read_quality(path)
+    differences = file.differences(supernet.inputs)
+    if file.subject.get("policy") == "adaptive" != settings.policy:
+        differences.append("its shapes are adaptive, and uniform ones are asked for")
+    values = file.values
+    if not values and not differences:
+        differences.append("it has no shape yet")
+    if differences:
+        progress.warn(
+            f"{path} is not used: {'; '.join(differences)}. What a shape is worth comes from the strategy, without the "
+            "adapter. Measure again with 'amoeba evaluate --grid'."
+        )
+        return supernet
+    progress.note(
+        f"What a shape is worth comes from {path}: {file.metric} of {len(values)} shapes with the adapter, "
+        f"{max(values)} to {min(values)}."
+    )
+    strategy = dataclasses.replace(
+        strategy, quality=values, quality_metric=file.metric, policy=str(file.subject["policy"])
+    )
+    entry = InputId(role="quality", id=QUALITY_NAME, sha256=sha256_file(path))
+    return dataclasses.replace(supernet, strategy=strategy, inputs=(*supernet.inputs, entry))
+
+
+def given_plan(supernet: Supernet, settings: Settings) -> SubnetPlan | None:
+    """The plan that `--plan` or `--shape` names, checked against `supernet`; None when a search must choose.
+
+    Raises:
+        WrongModel: The plan was made for another model, or with another strategy than the one at hand.
+        InputError: The plan breaks a rule.
+        UsageError: The strategy does not know the shape.
+    """
+    if settings.plan is not None:
+        _check_origin(settings.plan, supernet)
+        validate(settings.plan, supernet.architecture)
+        return settings.plan
+    if settings.shape is None:
+        return None
+    if supernet.strategy is None:
+        full = SubnetPlan.full(supernet.architecture)
+        return dataclasses.replace(full, gate_width=1.0 if gate_widths(supernet) else None, model_id=supernet.identity)
+    return derive_plan(
+        supernet.strategy,
+        supernet.architecture,
+        settings.shape,
+        policy=settings.policy,
+        align=settings.align,
+        gate_widths=gate_widths(supernet),
+    )
+
+
+def gate_widths(supernet: Supernet) -> tuple[float, ...]:
+    """The width choices of the adapter with a gate, or none."""
+    return next((adapter.width_choices for adapter in supernet.adapters if adapter.width_choices), ())
+
+
+def _needs_strategy(supernet: Supernet, settings: Settings) -> bool:
+    architecture = supernet.architecture
+    if settings.plan is not None:
+        dense = settings.plan.dense(architecture)
+        full = architecture.layer_dims
+        return any((dims.o_bias, dims.down_bias) != (full.o_bias, full.down_bias) for dims in dense.layers)
+    shape = settings.shape
+    return shape is None or (shape.depth, shape.width) != (architecture.num_layers, 1.0)
+
+
+def _check_origin(plan: SubnetPlan, supernet: Supernet) -> None:
+    if plan.model_id not in (None, supernet.identity):
+        raise WrongModel("The plan", [f"it names model {plan.model_id:.12}, this one is {supernet.identity:.12}"])
+    strategy = supernet.strategy
+    if strategy and plan.strategy_id not in (None, strategy.identity):
+        raise WrongModel(
+            "The plan", [f"it names strategy {plan.strategy_id:.12}, the one at hand is {strategy.identity:.12}"]
+        )
+
+
+def _write(strategy: Strategy, folder: Path) -> None:
+    write_strategy(strategy, folder / STRATEGY_NAME)

@@ -1,0 +1,152 @@
+"""What an entry is made from, by content, without torch: a build with nothing to do is over before torch is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from amoeba_export.artifact import MANIFEST_NAME, Cache, canonical_key, read_manifest, tool_versions
+from amoeba_export.backends.targets import read_target
+from amoeba_export.builds.entry import Entry, LockedEntry
+from amoeba_export.errors import InputError
+from amoeba_export.ir import InputId, Target
+from amoeba_export.load.demo import demo_gguf
+from amoeba_export.load.identity import file_sha256
+from amoeba_export.load.locate import locate_model
+from amoeba_export.locations import data_dir
+
+FORMAT = 1
+"""Raise it when the same inputs give another artifact than before."""
+
+_NOT_CONTENT = ("model", "target", "strategy", "recipe", "adapters", "plan", "out", "force", "dry_run")
+"""Settings that name files: their content counts, not what they are called. And where the result goes."""
+
+
+def entry_inputs(entry: Entry, cache: Cache) -> tuple[InputId, ...]:
+    """Model, adapters, strategy or recipe, plan, target and settings of an entry.
+
+    Raises:
+        InputError: One of them is not there.
+    """
+    request = entry.request
+    found = [InputId(role="model", id=Path(request.model).name, sha256=_model_digest(request.model, cache))]
+    for adapter in request.adapters:
+        found.append(InputId(role="adapter", id=adapter.name, sha256=_files_digest(_files_in(adapter), cache)))
+    if request.strategy is not None:
+        sha256 = file_sha256(request.strategy, cache_dir=cache.root)
+        found.append(InputId(role="strategy", id=request.strategy.name, sha256=sha256))
+    else:
+        sha256 = _recipe_digest(request.recipe, cache)
+        found.append(InputId(role="recipe", id=f"{Path(request.recipe).stem}, seed {request.seed}", sha256=sha256))
+    if request.plan is not None:
+        plan = request.plan / "plan.json" if request.plan.is_dir() else request.plan
+        found.append(InputId(role="plan", id=plan.name, sha256=file_sha256(plan, cache_dir=cache.root)))
+    if request.target is not None:
+        target = read_target(request.target)
+        found.append(InputId(role="target", id=target.name, sha256=_target_digest(target, cache)))
+    settings = {key: value for key, value in _plain(request).items() if key not in _NOT_CONTENT}
+    settings["quality_floor"] = entry.quality_floor
+    found.append(InputId(role="settings", id=entry.name, sha256=_digest(settings)))
+    return tuple(found)
+
+
+def fingerprint(inputs: Iterable[InputId]) -> str:
+    """Content address of an artifact: its inputs, and the versions of what computes it."""
+    by_content = [[one.role, one.sha256] for one in inputs]
+    return _digest({"format": FORMAT, "inputs": by_content, "tool": tool_versions()})
+
+
+def changed_inputs(locked: LockedEntry, inputs: Iterable[InputId]) -> list[str]:
+    """Which inputs are not what they were, in words."""
+    before, now = _by_role(locked.inputs), _by_role(inputs)
+    changes = []
+    for role in dict.fromkeys((*before, *now)):
+        if before.get(role) == now.get(role):
+            continue
+        if role not in now:
+            changes.append(f"the {role} is gone")
+        elif role not in before:
+            changes.append(f"a {role} was added")
+        elif [sha256 for _, sha256 in before[role]] != [sha256 for _, sha256 in now[role]]:
+            names = ", ".join(dict.fromkeys(name for name, _ in now[role]))
+            what = f"the {role}s are" if len(now[role]) > 1 else f"the {role} '{names}' is"
+            changes.append("the settings in amoeba.toml are others" if role == "settings" else f"{what} another one")
+    return changes
+
+
+def is_up_to_date(entry: Entry, locked: LockedEntry | None, key: str, cache: Cache) -> bool:
+    """Whether the artifact that the lock tells of is there, made from the same things, with every byte of it.
+
+    Digests are remembered for as long as a file stays as it is, so that gigabytes are hashed once.
+    """
+    if locked is None or locked.fingerprint != key:
+        return False
+    try:
+        listed = {file.path: file.sha256 for file in read_manifest(entry.out).files}
+    except InputError:  # not there, or spoiled: both mean that it must be built
+        return False
+    present = {path.relative_to(entry.out).as_posix(): path for path in entry.out.rglob("*") if path.is_file()}
+    present.pop(MANIFEST_NAME)
+    return (
+        listed.items() >= locked.files.items()
+        and present.keys() == listed.keys()
+        and all(file_sha256(path, cache_dir=cache.root) == listed[name] for name, path in present.items())
+    )
+
+
+def _by_role(inputs: Iterable[InputId]) -> dict[str, list[tuple[str, str]]]:
+    found: dict[str, list[tuple[str, str]]] = {}
+    for one in inputs:
+        found.setdefault(one.role, []).append((one.id, one.sha256))
+    return found
+
+
+def _model_digest(model: str, cache: Cache) -> str:
+    if model == "demo":
+        return file_sha256(demo_gguf(), cache_dir=cache.root)
+    if Path(model).is_file():
+        return file_sha256(Path(model), cache_dir=cache.root)
+    _, folder = locate_model(model, cache_dir=cache.root)
+    return _files_digest(_files_in(folder), cache)
+
+
+def _target_digest(target: Target, cache: Cache) -> str:
+    """A target is what its file says; a recorded one, what its table says too."""
+    facts = _plain(target)
+    table = Path(str(target.options.get("table", "")))
+    if target.backend == "recorded" and table.is_file():
+        facts["options"] = {**target.options, "table": file_sha256(table, cache_dir=cache.root)}
+    return _digest(facts)
+
+
+def _recipe_digest(recipe: str, cache: Cache) -> str:
+    """The recipe and the data files that it names."""
+    path = Path(recipe) if recipe.endswith(".toml") else data_dir("calibration") / f"{recipe}.toml"
+    named = [
+        path.parent / table["file"]
+        for table in tomllib.loads(path.read_text(encoding="utf-8")).values()
+        if isinstance(table, dict) and isinstance(table.get("file"), str)
+    ]
+    return _files_digest([path, *(file for file in named if file.is_file())], cache)
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+
+
+def _files_digest(files: Iterable[Path], cache: Cache) -> str:
+    return _digest({path.name: file_sha256(path, cache_dir=cache.root) for path in files})
+
+
+def _plain(record: Any) -> dict[str, Any]:
+    """A dataclass as what JSON can hold."""
+    return dict(json.loads(json.dumps(dataclasses.asdict(record), default=str)))
+
+
+def _digest(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical_key(facts).encode()).hexdigest()

@@ -1,0 +1,179 @@
+"""`amoeba.lock`: what was chosen for each entry, from what, and how it was measured. For review and for `--locked`.
+
+TOML, written by hand so that a diff reads well: figures one a line, each layer on a line of its own with its counts in
+front, so that a reviewer sees "layer 7: 6 heads, 1152 neurons" turn into something else. Kept neurons stand behind
+them as a bit mask (base64, neuron 0 first): thousands of indices that nobody reads, in 256 characters.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from amoeba_export.builds.entry import LockedEntry
+from amoeba_export.errors import AmoebaError, DamagedFile, InputError, NotLocked
+from amoeba_export.ir import InputId, LayerPlan, Shape, SubnetPlan
+
+LOCK_SCHEMA = 1
+_HEAD = """\
+# Written by 'amoeba build'. Commit it: 'amoeba build --locked' rebuilds exactly this, and refuses changed inputs.
+schema_version = 1
+"""
+
+
+def write_lock(path: Path, entries: Sequence[LockedEntry]) -> None:
+    """Replace the lock in one step, and only where it changes."""
+    text = _HEAD + "".join(map(_entry_text, entries))
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def read_lock(path: Path) -> dict[str, LockedEntry]:
+    """The entries of a lock by name. Raises `NotLocked`, `DamagedFile`, `InputError`."""
+    if not path.is_file():
+        raise NotLocked(path)
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        if data["schema_version"] != LOCK_SCHEMA:
+            raise InputError(
+                f"This lock has schema version {data['schema_version']}; this amoeba reads {LOCK_SCHEMA}.",
+                where=path,
+                next_step="Run 'amoeba build' without --locked, and commit the new lock.",
+            )
+        return {entry["name"]: _entry(entry) for entry in data.get("entry", ())}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedFile(
+            path, f"it is not a lock ({type(error).__name__}: {error})", next_step="Restore it, or delete it and build."
+        ) from error
+
+
+def read_lock_or_none(path: Path) -> dict[str, LockedEntry]:
+    """The same for a build that may write a new one: what cannot be read counts for nothing."""
+    try:
+        return read_lock(path)
+    except AmoebaError:
+        return {}
+
+
+def _entry_text(entry: LockedEntry) -> str:
+    plan = entry.plan
+    facts: dict[str, Any] = {
+        "name": entry.name,
+        "target": entry.target,
+        "dtype": entry.dtype,
+        "shape": str(plan.shape),
+        "policy": plan.policy,
+        "compensate": plan.compensate,
+        "width_key": plan.width_key,
+        "gate_width": plan.gate_width,
+        "strategy_id": plan.strategy_id,
+        "model_id": plan.model_id,
+        "fingerprint": entry.fingerprint,
+    }
+    lines = ["", "[[entry]]", *(f"{key} = {_value(value)}" for key, value in facts.items() if value is not None)]
+    lines += _list("inputs", [_table({"role": i.role, "id": i.id, "sha256": i.sha256}) for i in entry.inputs])
+    lines += _list("layers", [_layer_text(layer) for layer in plan.layers])
+    for name, table in (("latency", entry.latency), ("quality", entry.quality), ("files", entry.files)):
+        if table is not None:
+            lines += [
+                "",
+                f"[entry.{name}]",
+                *(f"{_key(key)} = {_value(v)}" for key, v in table.items() if v is not None),
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def _layer_text(layer: LayerPlan) -> str:
+    mask = np.zeros(max(layer.ffn, default=-1) + 1, dtype=bool)
+    mask[list(layer.ffn)] = True
+    return _table(
+        {
+            "layer": layer.source_layer,
+            "heads": _ranges(layer.query_heads),
+            "kv": _ranges(layer.kv_heads),
+            "neurons": len(layer.ffn),
+            "mask": base64.b64encode(np.packbits(mask, bitorder="little").tobytes()).decode("ascii"),
+        }
+    )
+
+
+def _layer(data: Mapping[str, Any]) -> LayerPlan:
+    bits = np.unpackbits(
+        np.frombuffer(base64.b64decode(data["mask"], validate=True), dtype=np.uint8), bitorder="little"
+    )
+    ffn = tuple(np.flatnonzero(bits).tolist())
+    if len(ffn) != data["neurons"]:
+        raise ValueError(f"layer {data['layer']} lists {len(ffn)} neurons and says {data['neurons']}")
+    return LayerPlan(
+        source_layer=data["layer"], query_heads=_indices(data["heads"]), kv_heads=_indices(data["kv"]), ffn=ffn
+    )
+
+
+def _ranges(indices: Sequence[int]) -> str:
+    """`0-2,6-8` for (0, 1, 2, 6, 7, 8)."""
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and runs[-1][-1] == index - 1:
+            runs[-1][1:] = [index]
+        else:
+            runs.append([index])
+    return ",".join("-".join(map(str, run)) for run in runs)
+
+
+def _indices(text: str) -> tuple[int, ...]:
+    """The opposite."""
+    runs = [[int(end) for end in run.split("-")] for run in text.split(",") if run]
+    return tuple(index for run in runs for index in range(run[0], run[-1] + 1))
+
+
+def _entry(data: Mapping[str, Any]) -> LockedEntry:
+    latency = data.get("latency")
+    nullable = ("budget_ms", "predicted_ms", "measured_ms", "uncertainty")  # TOML has no null: these were left out
+    return LockedEntry(
+        name=data["name"],
+        fingerprint=data["fingerprint"],
+        target=data.get("target"),
+        dtype=data["dtype"],
+        plan=SubnetPlan(
+            shape=Shape.parse(data["shape"]),
+            policy=data["policy"],
+            layers=tuple(map(_layer, data["layers"])),
+            width_key=data.get("width_key"),
+            compensate=data["compensate"],
+            gate_width=data.get("gate_width"),
+            strategy_id=data.get("strategy_id"),
+            model_id=data.get("model_id"),
+        ),
+        inputs=tuple(InputId(**one) for one in data["inputs"]),
+        latency=None if latency is None else {**dict.fromkeys(nullable), **latency},
+        quality=data.get("quality"),
+        files=data.get("files", {}),
+    )
+
+
+def _list(key: str, items: Sequence[str]) -> list[str]:
+    return [f"{key} = [", *(f"  {item}," for item in items), "]"]
+
+
+def _table(data: Mapping[str, Any]) -> str:
+    return "{ " + ", ".join(f"{_key(key)} = {_value(value)}" for key, value in data.items() if value is not None) + " }"
+
+
+def _key(name: str) -> str:
+    return name if name.replace("_", "").replace("-", "").isalnum() and name.isascii() else json.dumps(name)
+
+
+def _value(value: Any) -> str:
+    """A TOML value: JSON's spelling of strings, numbers, lists and truth is TOML's too."""
+    if isinstance(value, Mapping):
+        return _table(value) if value else "{}"
+    return json.dumps(value, allow_nan=False)

@@ -1,0 +1,449 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from amoeba_export import ExportRequest, backends, export, load_supernet
+from amoeba_export.application import costs, fit, pipeline
+from amoeba_export.application.outcome import Outcome
+from amoeba_export.artifact import read_manifest, sha256_file, verify_checksums
+from amoeba_export.backends import Subject
+from amoeba_export.cli.app import main
+from amoeba_export.errors import AmoebaError, BudgetMissed, EstimateRefused, NothingFits, OutputExists, Problems
+from amoeba_export.evaluate import QualityFile, ShapeQuality
+from amoeba_export.ir import SILENT, Budget, Latency, Shape, Target, Workload
+from amoeba_export.load import read_strategy, write_strategy
+from amoeba_export.verify import masked_logits
+from tests import imaginary
+from tests.search.strategies import own_strategy
+
+
+@pytest.fixture
+def model(tiny_dirs: dict[str, Path]) -> Path:
+    return tiny_dirs["llama"]
+
+
+@pytest.fixture
+def strategy(model: Path, tmp_path: Path) -> Path:
+    """Depths 4 to 2, widths 1 to a half: worse with everything that goes."""
+    supernet = load_supernet(str(model))
+    quality = {Shape(d, w): 10 - d - 2 * w for d in (4, 3, 2) for w in (1.0, 0.75, 0.5)}
+    made = own_strategy(supernet.architecture, depths=(4, 3, 2), widths=(1.0, 0.75, 0.5), quality=quality)
+    path = tmp_path / "strategy.safetensors"
+    write_strategy(dataclasses.replace(made, model_id=supernet.identity), path)
+    return path
+
+
+@pytest.fixture
+def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(backends, "BACKENDS", {**backends.BACKENDS, "imaginary": "tests.imaginary:BACKEND"})
+    imaginary.BACKEND.measured_artifacts.clear()
+    return write_target(tmp_path)
+
+
+def write_target(folder: Path, artifact_factor: float = 1.0, scatter: Sequence[float] = (0.0,)) -> Path:
+    path = folder / "imaginary.toml"
+    options = f"[options]\nartifact_factor = {artifact_factor}\nscatter = {list(scatter)}\n"
+    path.write_text(f'description = "a rule"\nbackend = "imaginary"\nalign = 8\n{options}')
+    return path
+
+
+def test_an_artifact_is_complete_and_computes_what_it_should(model: Path, strategy: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    request = ExportRequest(
+        model=str(model), strategy=strategy, shape="3x0.5", formats=("safetensors", "onnx"), out=out
+    )
+    result = export(request)
+    manifest = verify_checksums(out)
+    assert manifest == result.manifest
+    assert {entry.path for entry in manifest.files} >= {"plan.json", "safetensors/config.json", "onnx/model.onnx"}
+    assert (manifest.shape.depth, manifest.shape.width, manifest.latency) == (3, 0.5, None)
+    assert [item.role for item in manifest.inputs] == ["model", "strategy"]
+    assert manifest.verification is not None
+    assert manifest.verification.greedy_tokens_equal
+    tokens = torch.arange(3, 19)[None]
+    dense = AutoModelForCausalLM.from_pretrained(out / "safetensors", dtype=torch.float32)(tokens).logits
+    assert torch.allclose(dense, masked_logits(result.supernet, result.plan, tokens), atol=1e-4)
+
+
+def test_the_plan_of_an_artifact_gives_the_same_bytes_again(model: Path, strategy: Path, tmp_path: Path):
+    first = export(ExportRequest(model=str(model), strategy=strategy, shape="3x0.5", out=tmp_path / "a"))
+    again = export(ExportRequest(model=str(model), strategy=strategy, plan=tmp_path / "a", out=tmp_path / "b"))
+    assert first.manifest is not None
+    assert again.manifest is not None
+    assert first.manifest.files == again.manifest.files
+
+
+def test_a_budget_is_kept_when_measured(model: Path, strategy: Path, target: Path, tmp_path: Path):
+    """Artifacts run 8 % slower than the graphs of the cost table: the first choice misses, a later one does not."""
+    write_target(tmp_path, artifact_factor=1.08)
+    request = ExportRequest(
+        model=str(model), strategy=strategy, target=str(target), latency="80%", out=tmp_path / "out"
+    )
+    result = export(request)
+    assert result.manifest is not None
+    assert result.fitted is not None
+    latency = result.manifest.latency
+    assert latency is not None
+    assert latency.source == "measured"
+    assert latency.measured_ms is not None
+    assert latency.budget_ms == pytest.approx(0.8 * result.fitted.full.decode.p50_ms)  # type: ignore[union-attr]
+    assert 0.9 * latency.budget_ms < latency.measured_ms["p50"] <= latency.budget_ms
+    assert len(imaginary.BACKEND.measured_artifacts) > 1
+    assert result.plan.dense(result.supernet.architecture) in imaginary.BACKEND.measured_artifacts
+
+
+def test_what_is_too_close_to_call_is_measured_longer(model: Path, strategy: Path, target: Path, tmp_path: Path):
+    """Rounds that are 4 % slower and faster by chance cannot tell what is 2 % below the limit from what is above it."""
+    request = ExportRequest(model=str(model), strategy=strategy, target=str(target), latency="72%")
+    decided = export(dataclasses.replace(request, out=tmp_path / "decided")).fitted
+    assert decided is not None
+    assert decided.latency is not None
+    assert decided.limit_ms is not None
+    assert len(decided.latency.rounds) == costs.RUN_ROUNDS
+    assert fit.GOOD_USE * decided.limit_ms <= decided.latency.decode.p50_ms <= decided.limit_ms
+    write_target(tmp_path, scatter=(0.04, 0, -0.04, 0))
+    listener = Listener()
+    longer = export(dataclasses.replace(request, out=tmp_path / "longer"), progress=listener).fitted
+    assert f"Too close to call after {costs.RUN_ROUNDS} rounds: measuring more." in listener.notes
+    assert any(note.endswith("Too close to it to be sure.") for note in listener.notes)
+    assert longer is not None
+    assert longer.latency is not None
+    assert longer.full is not None
+    assert longer.latency.decode.p50_ms < decided.latency.decode.p50_ms
+    assert Outcome(budgets=(Budget.parse("72%"),), full=longer.full, latency=longer.latency).is_kept
+
+
+def test_a_search_whose_builds_are_all_over_names_the_fastest(
+    model: Path, strategy: Path, target: Path, tmp_path: Path
+):
+    """Artifacts run 60 % slower than the graphs of the cost table: what it lets through, measuring refuses."""
+    write_target(tmp_path, artifact_factor=1.6)
+    out = tmp_path / "out"
+    with pytest.raises(BudgetMissed) as caught:
+        export(ExportRequest(model=str(model), strategy=strategy, target=str(target), latency="55%", out=out))
+    assert len(imaginary.BACKEND.measured_artifacts) >= 1
+    assert caught.value.next_step is not None
+    assert caught.value.next_step.endswith("or calibrate with more removed layers or smaller widths.")
+    assert not out.exists()
+
+
+def test_where_nothing_can_be_shown_to_keep_it_what_seems_to_is_taken(
+    model: Path, strategy: Path, target: Path, tmp_path: Path
+):
+    """Rounds of plus and minus 60 %: no interval lies below the limit, the median of some subnet does."""
+    write_target(tmp_path, scatter=(0.6, 0, -0.6, 0))
+    listener = Listener()
+    request = ExportRequest(
+        model=str(model), strategy=strategy, target=str(target), latency="50%", out=tmp_path / "out"
+    )
+    fitted = export(request, progress=listener).fitted
+    assert fitted is not None
+    assert fitted.latency is not None
+    assert fitted.full is not None
+    outcome = Outcome(budgets=(Budget.parse("50%"),), full=fitted.full, latency=fitted.latency)
+    assert outcome.use <= 1
+    assert not outcome.is_kept
+    (warning,) = listener.warnings
+    assert warning.endswith(
+        f"rounds do not show that any subnet keeps the budget. {fitted.plan.shape} is taken, which does by its median."
+    )
+
+
+def test_a_given_shape_is_refused_after_all_rounds_at_the_earliest(
+    model: Path, strategy: Path, target: Path, tmp_path: Path
+):
+    """Its first five rounds look 3 % slow under a budget that is 1 % more than it takes: too few to refuse it."""
+    request = ExportRequest(model=str(model), strategy=strategy, target=str(target), shape="3x0.5", out=tmp_path / "a")
+    known = export(request).fitted
+    assert known is not None
+    assert known.latency is not None
+    assert known.full is not None
+    share = 101 * known.latency.decode.p50_ms / known.full.decode.p50_ms
+    write_target(tmp_path, scatter=(0.03, -0.03))
+    listener = Listener()
+    with pytest.raises(BudgetMissed):
+        export(dataclasses.replace(request, latency=f"{share:.3f}%", out=tmp_path / "b"), progress=listener)
+    more = [note for note in listener.notes if note.startswith("Too close to call")]
+    assert len(more) == costs.MOST_RUNS - 1
+
+
+def test_what_is_measured_refines_the_cost_table(model: Path, strategy: Path, target: Path, tmp_path: Path):
+    """Artifacts run 8 % slower than graphs. Having built some, the next search for another budget knows better."""
+    write_target(tmp_path, artifact_factor=1.08)
+    request = ExportRequest(model=str(model), strategy=strategy, target=str(target), latency="80%")
+    before = pipeline.search(request).search
+    assert before is not None
+    export(dataclasses.replace(request, out=tmp_path / "a"))
+    after = pipeline.search(request).search
+    assert after is not None
+    at = {one.shape: one.predicted_ms for one in before.candidates}
+    built = read_manifest(tmp_path / "a").shape
+    shape = Shape(built.depth, built.width)
+    now = next(one.predicted_ms for one in after.candidates if one.shape == shape)
+    assert now > 1.005 * at[shape]
+
+
+def test_a_budget_that_nothing_meets_leaves_nothing(model: Path, strategy: Path, target: Path, tmp_path: Path):
+    out = tmp_path / "deep" / "out"
+    with pytest.raises(NothingFits) as caught:
+        export(ExportRequest(model=str(model), strategy=strategy, target=str(target), latency="0.001ms", out=out))
+    assert caught.value.exit_code == 4
+    assert not out.parent.exists()
+
+
+def test_every_budget_holds(model: Path, strategy: Path, target: Path, tmp_path: Path):
+    """Prefill takes five times decode here: the speed asked for is the tighter limit."""
+    common = ExportRequest(model=str(model), strategy=strategy, target=str(target), latency="prefill=100%")
+    full = pipeline.search(dataclasses.replace(common, latency="100%")).search
+    assert full is not None
+    tokens_per_second = 1000 / (0.7 * full.limits[0][1])
+    request = dataclasses.replace(common, throughput=f"{tokens_per_second:.3f}tok/s", out=tmp_path / "out")
+    result = export(request)
+    assert result.fitted is not None
+    assert result.fitted.latency is not None
+    assert result.fitted.full is not None
+    assert result.settings.metric == "prefill"
+    assert 0.6 < result.fitted.latency.decode.p50_ms / result.fitted.full.decode.p50_ms <= 0.7
+
+
+def test_precision_is_searched_too(model: Path, strategy: Path, target: Path, monkeypatch: pytest.MonkeyPatch):
+    """The imaginary machine takes the same time at every precision: what rounding costs decides, so fp32 stays."""
+    common = ExportRequest(model=str(model), strategy=strategy, target=str(target), latency="80%", dtype="auto")
+    assert pipeline.search(common).settings.dtype == "fp32"
+    faster = {"fp32": 1.0, "fp16": 0.9, "int8": 0.5, "int4": 0.45}
+    rule = imaginary.BACKEND._one
+
+    def by_dtype(subject: Subject, workload: Workload, target: Target, rounds: int) -> Latency:
+        latency, factor = rule(subject, workload, target, rounds), faster[subject.dtype]
+        decode, prefill = (
+            dataclasses.replace(timing, p50_ms=factor * timing.p50_ms, p90_ms=factor * timing.p90_ms)
+            for timing in (latency.decode, latency.prefill)
+        )
+        return dataclasses.replace(latency, decode=decode, prefill=prefill)
+
+    monkeypatch.setattr(imaginary.BACKEND, "_one", by_dtype)
+    monkeypatch.setenv("AMOEBA_CACHE", str(strategy.parent / "cache"))
+    result = pipeline.search(common)
+    assert result.settings.dtype == "int8"
+    assert result.plan.shape == Shape(4, 1.0), "80 % of fp32 is more than the whole model takes in int8"
+
+
+def test_memory_may_be_limited(model: Path, strategy: Path, target: Path):
+    common = ExportRequest(model=str(model), strategy=strategy, target=str(target), latency="100%")
+    free = pipeline.search(common).search
+    assert free is not None
+    assert free.best.memory_mb is not None
+    less = pipeline.search(dataclasses.replace(common, memory=f"{free.best.memory_mb - 0.001}MiB")).search
+    assert less is not None
+    assert less.best.memory_mb is not None
+    assert less.best.memory_mb < free.best.memory_mb
+
+
+def test_a_dry_run_looks_at_where_the_output_would_go(model: Path, strategy: Path, tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputExists):
+        export(ExportRequest(model=str(model), strategy=strategy, shape="3x0.5", out=tmp_path / "out", dry_run=True))
+
+
+def test_a_graph_is_spelled_for_the_runtime_of_its_target(model: Path, strategy: Path, tmp_path: Path):
+    """Measured and verified as it is: operators of ONNX alone."""
+    pytest.importorskip("openvino")
+    request = ExportRequest(model=str(model), strategy=strategy, target="openvino-cpu", shape="3x0.5", prompt_tokens=8)
+    result = export(dataclasses.replace(request, formats=("onnx",), out=tmp_path / "out"))
+    assert result.manifest is not None
+    assert result.manifest.latency is not None
+    assert result.manifest.latency.source == "measured"
+    graph = onnx.load(str(tmp_path / "out" / "onnx" / "model.onnx"), load_external_data=False)
+    assert {domain.domain for domain in graph.opset_import} == {""}
+
+
+def test_a_shape_over_its_budget_is_refused(model: Path, strategy: Path, target: Path, tmp_path: Path):
+    request = ExportRequest(
+        model=str(model), strategy=strategy, target=str(target), shape="4x0.75", latency="30%", out=tmp_path / "out"
+    )
+    with pytest.raises(BudgetMissed) as caught:
+        export(request)
+    assert caught.value.what.startswith("The subnet 4x0.75 takes ")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def adapter(model: Path, tmp_path: Path) -> Path:
+    """A LoRA of rank 2 on every linear weight."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    settings = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+    tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(model), settings)
+    tuned.save_pretrained(tmp_path / "tuned")
+    return tmp_path / "tuned"
+
+
+def write_quality(request: ExportRequest, losses: dict[str, float], policy: str = "uniform") -> Path:
+    """What `evaluate --grid` leaves in the adapter of `request`."""
+    supernet = load_supernet(request.model, adapters=request.adapters, strategy=request.strategy)
+    shapes = [ShapeQuality(shape=Shape.parse(n), num_params=1, prunable=1, loss=loss) for n, loss in losses.items()]
+    inputs = {f"{item.role} {item.id}": item.sha256 for item in supernet.inputs}
+    path = request.adapters[-1] / "quality.json"
+    QualityFile(subject={"inputs": inputs, "policy": policy}, measured={}, shapes=tuple(shapes)).write(path)
+    return path
+
+
+LOSSES = {"4x1": 2.0, "4x0.5": 9.0, "3x1": 2.1, "3x0.5": 9.1, "2x1": 2.2, "2x0.5": 9.2}
+"""With the adapter, layers cost next to nothing and width costs a lot: the opposite of the strategy's own figures."""
+
+
+def test_what_was_measured_with_an_adapter_decides_its_search(
+    model: Path, strategy: Path, target: Path, adapter: Path, tmp_path: Path
+):
+    request = ExportRequest(
+        model=str(model),
+        strategy=strategy,
+        adapters=(adapter,),
+        target=str(target),
+        latency="75%",
+        out=tmp_path / "out",
+    )
+    before = pipeline.search(request)
+    path = write_quality(request, LOSSES)
+    listener = Listener()
+    result = export(request, progress=listener)
+    assert before.plan.shape.depth == 4
+    assert (result.plan.shape.width, result.plan.shape.depth < 4) == (1.0, True)
+    assert listener.warnings == []
+    assert (
+        f"What a shape is worth comes from {path}: loss of 6 shapes with the adapter, 4x1 to 2x0.5." in listener.notes
+    )
+    manifest = read_manifest(tmp_path / "out")
+    assert [item.role for item in manifest.inputs][:4] == ["model", "adapter", "strategy", "quality"]
+    assert manifest.inputs[3].sha256 == sha256_file(path)
+    assert manifest.quality == {"loss": LOSSES[str(result.plan.shape)], "loss_full": 2.0}
+    words = ["--strategy", strategy, "--adapter", adapter, "--model", model]
+    assert main([str(word) for word in ("verify", tmp_path / "out", *words)]) == 0
+
+
+def test_a_quality_file_of_other_inputs_is_left_aside(
+    model: Path, strategy: Path, target: Path, adapter: Path, tmp_path: Path
+):
+    request = ExportRequest(model=str(model), strategy=strategy, adapters=(adapter,), target=str(target), latency="75%")
+    before = pipeline.search(request)
+    old = load_supernet(str(model), strategy=strategy).inputs[1]
+    path = write_quality(request, LOSSES)
+    other = tmp_path / "other.safetensors"
+    write_strategy(dataclasses.replace(read_strategy(strategy), provenance={"seed": "1"}), other)
+    now = load_supernet(str(model), strategy=other).inputs[1]
+    listener = Listener()
+    result = pipeline.search(dataclasses.replace(request, strategy=other), progress=listener)
+    assert result.plan.shape == before.plan.shape
+    assert [item.role for item in result.supernet.inputs] == ["model", "adapter", "strategy"]
+    assert listener.warnings == [
+        f"{path} is not used: it was measured with the strategy strategy.safetensors ({old.sha256:.12}); here is the "
+        f"strategy other.safetensors ({now.sha256:.12}). What a shape is worth comes from the strategy, without the "
+        "adapter. Measure again with 'amoeba evaluate --grid'."
+    ]
+    write_quality(request, LOSSES, policy="adaptive")
+    listener = Listener()
+    assert pipeline.search(request, progress=listener).plan.shape == before.plan.shape
+    assert "its shapes are adaptive, and uniform ones are asked for" in listener.warnings[0]
+
+
+class Listener:
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+    def track(self, description: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        return SILENT.track(description, total)
+
+
+def test_an_interrupt_leaves_nothing(model: Path, strategy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "verify_artifact", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export(ExportRequest(model=str(model), strategy=strategy, shape="3x0.5", out=tmp_path / "out"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["strategy.safetensors"]
+
+
+def test_an_estimated_target_says_so(model: Path, strategy: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    request = ExportRequest(
+        model=str(model), strategy=strategy, target="jetson", latency="90%", formats=("safetensors",), out=out
+    )
+    export(request)
+    latency = json.loads((out / "amoeba.json").read_text())["latency"]
+    assert latency["source"] == "analytic"
+    assert latency["measured_ms"] is None
+    assert latency["predicted_ms"] <= latency["budget_ms"]
+    assert latency["uncertainty"] > 0
+
+
+def test_an_estimate_can_be_refused(model: Path, tmp_path: Path):
+    request = ExportRequest(
+        model=str(model), target="jetson", latency="5ms", require_measured=True, out=tmp_path / "out"
+    )
+    with pytest.raises(EstimateRefused) as caught:
+        export(request)
+    assert caught.value.exit_code == 6
+
+
+def test_a_dry_run_writes_nothing(model: Path, strategy: Path, target: Path, tmp_path: Path):
+    before = sorted(tmp_path.iterdir())
+    request = ExportRequest(
+        model=str(model),
+        strategy=strategy,
+        target=str(target),
+        latency="70%",
+        out=tmp_path / "out",
+        dry_run=True,
+    )
+    result = export(request)
+    assert result.manifest is None
+    assert result.search is not None
+    assert result.search.best.fits
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_existing_output_is_kept(model: Path, strategy: Path, tmp_path: Path):
+    request = ExportRequest(model=str(model), strategy=strategy, shape="3x0.5", out=tmp_path / "out")
+    export(request)
+    before = read_manifest(tmp_path / "out")
+    with pytest.raises(OutputExists):
+        export(request)
+    assert read_manifest(tmp_path / "out") == before
+
+
+def test_all_bad_settings_are_named_at_once():
+    with pytest.raises(Problems) as caught:
+        export(ExportRequest(target="cqu", latency="banana", policy="unform"))
+    assert caught.value.exit_code == 2
+    assert [type(problem).__name__ for problem in caught.value.problems] == ["UnknownName", "UnknownName", "BadValue"]
+    assert "Did you mean 'cpu'?" in str(caught.value)
+
+
+def test_nothing_says_how_small():
+    with pytest.raises(AmoebaError) as caught:
+        export(ExportRequest(target="cpu"))
+    assert str(caught.value) == (
+        "Nothing says how small the subnet should be.\n"
+        "  next:  Give --latency (50ms, 75%), --throughput (30tok/s), --shape (24x0.75) or --plan (a file)."
+    )
