@@ -9,9 +9,6 @@ RoPE, what happens to a layer without attention or FFN. Greedy tokens come from 
 from __future__ import annotations
 
 import functools
-import importlib.util
-import json
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ import torch
 from torch.nn import functional
 
 from amoeba_export.errors import DamagedFile
+from amoeba_export.verify import llama_cpp
 
 _FILE_TYPES = {
     gguf.LlamaFileType.ALL_F32: "fp32",
@@ -162,7 +160,7 @@ class OpenedGguf:
         return self.logits(prompt), self._greedy(prompt, num_tokens)
 
     def _greedy(self, prompt: torch.Tensor, num_tokens: int) -> list[int]:
-        if self._has_tokenizer and importlib.util.find_spec("xllamacpp"):
+        if self._has_tokenizer and llama_cpp.is_installed():
             return _llama_cpp_greedy(self._path, prompt, num_tokens)
         tokens: list[int] = []
         for _ in range(num_tokens):
@@ -188,24 +186,6 @@ def _yarn(
 
 def _llama_cpp_greedy(path: Path, prompt: torch.Tensor, num_tokens: int) -> list[int]:
     """Tokens as llama.cpp decodes them, through its cache in fp32."""
-    import xllamacpp
-
-    settings = xllamacpp.CommonParams()
-    settings.model.path = str(path)
-    settings.n_ctx = prompt.shape[1] + num_tokens + 8
-    settings.n_parallel = 1
-    settings.warmup = False
-    settings.verbosity = -1
-    settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-    settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    server = xllamacpp.Server(settings)  # on a free port of the loopback device
-    # Its Python calls answer with text, from which tokens that are no whole character are missing.
-    request = urllib.request.Request(
-        f"{server.listening_address}/completion",
-        json.dumps(
-            {"prompt": prompt[0].tolist(), "n_predict": num_tokens, "temperature": -1.0, "return_tokens": True}
-        ).encode(),
-        {"Content-Type": "application/json"},
-    )
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as response:
-        return [int(token) for token in json.load(response)["tokens"]]
+    body = {"prompt": prompt[0].tolist(), "n_predict": num_tokens, "temperature": -1.0, "return_tokens": True}
+    (answer,) = llama_cpp.ask(path, [("completion", body)], context_tokens=prompt.shape[1] + num_tokens + 8)
+    return [int(token) for token in answer["tokens"]]
