@@ -17,7 +17,8 @@ from amoeba_export.ir import SILENT, Progress, SubnetPlan, Supernet
 from amoeba_export.verify.loading import ONE_AT_A_TIME
 from amoeba_export.verify.masked import masked_logits
 from amoeba_export.verify.numerics import EXACT_DTYPES, MAX_REL_DIFF, Distance, broken_limits, logits_distance
-from amoeba_export.verify.reload import OPENERS, Opened
+from amoeba_export.verify.opened import Opened
+from amoeba_export.verify.reload import OPENERS
 
 NUM_GREEDY = 16
 _PROMPT_TOKENS = 24
@@ -131,11 +132,16 @@ def verify_artifact(folder: Path, supernet: Supernet, plan: SubnetPlan, *, progr
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What a format says to the prompts: logits [1, T, V] of each, and how it continues the last one."""
+    """What a format says to the prompts: logits [1, T, V] of each, and how it continues the last one.
+
+    Attributes:
+        steps: As in `Continuation`.
+    """
 
     dtype: str
     logits: Sequence[torch.Tensor]
     tokens: tuple[int, ...]
+    steps: torch.Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +155,8 @@ class _Reference:
 def _ask(opened: Opened, prompts: Sequence[torch.Tensor]) -> _Answer:
     *others, last = prompts
     logits = [opened.logits(prompt) for prompt in others]
-    logits_of_last, tokens = opened.continued(last, NUM_GREEDY)
-    return _Answer(dtype=opened.dtype, logits=[*logits, logits_of_last], tokens=tuple(tokens))
+    end = opened.continued(last, NUM_GREEDY)
+    return _Answer(dtype=opened.dtype, logits=[*logits, end.logits], tokens=end.tokens, steps=end.steps)
 
 
 def _reference(
@@ -178,6 +184,10 @@ def _judge(
 ) -> FormatReport:
     distance = logits_distance(prompts, reference.logits, answer.logits)
     broken = broken_limits(distance, answer.dtype)
+    if not broken and answer.steps is not None:
+        after = reference.after[answer.tokens][None, 1:]
+        through_cache = logits_distance([torch.tensor([answer.tokens[:-1]])], [after], [answer.steps])
+        broken = [f"through the KV cache, {problem}" for problem in broken_limits(through_cache, answer.dtype)]
     equal = not broken and _follows(
         answer.tokens, reference.after[answer.tokens], tie=max(MAX_REL_DIFF["fp32"], distance.max_rel_diff)
     )

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from amoeba_export.errors import DamagedFile
 from amoeba_export.verify import llama_cpp
+from amoeba_export.verify.opened import Continuation
 
 _FILE_TYPES = {
     gguf.LlamaFileType.ALL_F32: "fp32",
@@ -155,9 +156,9 @@ class OpenedGguf:
             return 1.0
         return float(1 + 0.1 * torch.tensor(self._key("rope.scaling.factor")).log())
 
-    def continued(self, prompt: torch.Tensor, num_tokens: int) -> tuple[torch.Tensor, list[int]]:
+    def continued(self, prompt: torch.Tensor, num_tokens: int) -> Continuation:
         """See `Opened`. llama.cpp stops at an end token, so there may be fewer. Without it, whole passes."""
-        return self.logits(prompt), self._greedy(prompt, num_tokens)
+        return Continuation(self.logits(prompt), tuple(self._greedy(prompt, num_tokens)), steps=None)
 
     def _greedy(self, prompt: torch.Tensor, num_tokens: int) -> list[int]:
         if self._has_tokenizer and llama_cpp.is_installed():

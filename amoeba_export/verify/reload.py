@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,25 +18,10 @@ from transformers.utils import logging
 
 from amoeba_export.verify.gguf_file import OpenedGguf
 from amoeba_export.verify.loading import ONE_AT_A_TIME
+from amoeba_export.verify.opened import Continuation, Opened, greedy
 
 LARGE_BYTES = 4 << 30
 """Weights of more bytes than this keep their dtype in memory: an fp32 copy may not fit. Arithmetic is then theirs."""
-
-
-class Opened(Protocol):
-    """One format of an artifact, ready to run.
-
-    Attributes:
-        dtype: The `--dtype` it was written in, as the files say.
-    """
-
-    dtype: str
-
-    def logits(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """[1, T] -> [1, T, V], without a cache."""
-
-    def continued(self, prompt: torch.Tensor, num_tokens: int) -> tuple[torch.Tensor, list[int]]:
-        """Logits of [1, T], in the pass that fills the KV cache, and the greedy continuation through that cache."""
 
 
 class OpenedSafetensors:
@@ -63,15 +48,15 @@ class OpenedSafetensors:
         return logits.float()
 
     @torch.no_grad()
-    def continued(self, prompt: torch.Tensor, num_tokens: int) -> tuple[torch.Tensor, list[int]]:
+    def continued(self, prompt: torch.Tensor, num_tokens: int) -> Continuation:
         """See `Opened`. Not through `generate`: its defaults come from the model and may sample or stop."""
         cache = {self._cache_name: DynamicCache(config=self._model.config)}
-        logits: torch.Tensor = self._model(prompt, use_cache=True, **cache).logits
-        tokens = [int(logits[0, -1].argmax())]
-        while len(tokens) < num_tokens:
-            output = self._model(torch.tensor([tokens[-1:]]), use_cache=True, **cache)
-            tokens.append(int(output.logits[0, -1].argmax()))
-        return logits.float(), tokens
+
+        def step(ids: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self._model(ids, use_cache=True, **cache).logits
+            return logits.float()
+
+        return greedy(step, prompt, num_tokens)
 
 
 @contextlib.contextmanager
@@ -117,14 +102,16 @@ class OpenedOnnx:
         """See `Opened`."""
         return self._step(input_ids, self._empty())[0]
 
-    def continued(self, prompt: torch.Tensor, num_tokens: int) -> tuple[torch.Tensor, list[int]]:
+    def continued(self, prompt: torch.Tensor, num_tokens: int) -> Continuation:
         """See `Opened`."""
-        logits, past = self._step(prompt, self._empty())
-        tokens = [int(logits[0, -1].argmax())]
-        while len(tokens) < num_tokens:
-            step, past = self._step(torch.tensor([tokens[-1:]]), past)
-            tokens.append(int(step[0, -1].argmax()))
-        return logits, tokens
+        past: Mapping[str, np.ndarray[Any, Any]] = self._empty()
+
+        def step(ids: torch.Tensor) -> torch.Tensor:
+            nonlocal past
+            logits, past = self._step(ids, past)
+            return logits
+
+        return greedy(step, prompt, num_tokens)
 
     def _empty(self) -> dict[str, np.ndarray[Any, Any]]:
         kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16}

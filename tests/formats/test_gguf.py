@@ -106,7 +106,7 @@ def test_llama_cpp_decodes_what_the_masked_model_decodes(
     expected = masked_greedy(supernets[family], plan_named(supernets[family], name), 8)
     if END in expected:
         expected = expected[: expected.index(END) + 1]
-    assert OpenedGguf(written[family, name]).continued(PROMPT, 8)[1] == expected
+    assert OpenedGguf(written[family, name]).continued(PROMPT, 8).tokens == tuple(expected)
 
 
 def test_a_merged_adapter_is_in_the_file(supernets: dict[str, Supernet], tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_llama_cpp_opens_quantized_files(dtype: str, supernets: dict[str, Supern
     """Rows of quantized matrices are padded to blocks of 32: FFN widths here are not multiples."""
     pytest.importorskip("xllamacpp")
     subnet = materialize_subnet(supernets["llama"], plan_named(supernets["llama"], "adaptive"))
-    assert OpenedGguf(write(subnet, tmp_path / dtype, "gguf", dtype)).continued(PROMPT, 4)[1]
+    assert OpenedGguf(write(subnet, tmp_path / dtype, "gguf", dtype)).continued(PROMPT, 4).tokens
 
 
 def test_same_plan_same_bytes(supernets: dict[str, Supernet], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -94,3 +95,20 @@ def test_another_plan_than_the_one_written_is_found(llama: Supernet, tmp_path: P
 def test_a_folder_without_formats(llama: Supernet, tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="A format to verify was not found"):
         verify_artifact(tmp_path, llama, plan_for(llama, "3x0.6"))
+
+
+def test_caches_that_are_swapped_are_found(llama: Supernet, tmp_path: Path) -> None:
+    """The prompt and its next token are right: only the logits of decode steps are not."""
+    plan = plan_for(llama, "3x0.6")
+    path = write(materialize_subnet(llama, plan), tmp_path / "onnx", "onnx", "fp32") / "model.onnx"
+    model = onnx.load(path, load_external_data=False)
+    other = {f"present.{i}.{kind}": f"present.{1 - i}.{kind}" for i in (0, 1) for kind in ("key", "value")}
+    for names in (model.graph.output, *(node.output for node in model.graph.node)):
+        for i, named in enumerate(names):
+            if isinstance(named, str):
+                names[i] = other.get(named, named)
+            else:
+                named.name = other.get(named.name, named.name)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(NumbersDiffer, match="through the KV cache, logits differ by up to"):
+        verify_artifact(tmp_path, llama, plan)
