@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+from amoeba_export.application.session import Session
 from amoeba_export.artifact import Cache
 from amoeba_export.backends import Backend, Subject, find_backend, measure_latency
 from amoeba_export.errors import TargetError, TargetUnavailable
@@ -67,177 +70,170 @@ def is_measured(target: Target) -> bool:
     return find_backend(target.backend).source == "measured"
 
 
-def make_predictor(
-    supernet: Supernet,
-    target: Target,
-    workload: Workload,
-    dtype: str,
-    *,
-    cache: Cache,
-    min_depth: int | None = None,
-    progress: Progress = SILENT,
-) -> Predictor:
-    """Something that tells the latency of any cut of `supernet` on `target`.
+@dataclass(frozen=True, kw_only=True)
+class Profiling:
+    """What a cost table is of.
+
+    Attributes:
+        num_graphs: Graphs that are measured for it.
+        min_depth: The shallowest subnet that it must tell; None for what is usual.
+        prompt_lengths: KV lengths besides the workload's.
+    """
+
+    supernet: Supernet
+    target: Target
+    workload: Workload
+    dtype: str
+    num_graphs: int = 12
+    min_depth: int | None = None
+    prompt_lengths: Sequence[int] = ()
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """Everything that a table depends on: it is looked up by this."""
+        return {
+            "target": dataclasses.asdict(self.target),
+            "device": dict(find_backend(self.target.backend).describe(self.target)),
+            "architecture": _dims(self.supernet),
+            "workload": dataclasses.asdict(self.workload),
+            "dtype": self.dtype,
+            "num_graphs": self.num_graphs,
+            "min_depth": self.min_depth,
+            "prompt_lengths": list(self.prompt_lengths),
+        }
+
+
+def profiling_of(session: Session) -> Profiling:
+    """What a search of `session` needs a table of."""
+    strategy = session.supernet.strategy
+    return Profiling(
+        supernet=session.supernet,
+        target=session.target,
+        workload=session.settings.workload,
+        dtype=session.dtype,
+        num_graphs=SEARCH_GRAPHS,
+        min_depth=strategy.min_depth if strategy else None,
+    )
+
+
+def make_predictor(session: Session) -> Predictor:
+    """Something that tells the latency of any cut of the supernet on the target, in the session's dtype.
 
     A target that is measured gets a cost table, taken from the cache when device, versions, dims, dtype and workload
     are the same. Raises `TargetError`.
     """
-    backend = find_backend(target.backend)
+    backend = find_backend(session.target.backend)
     if backend.source != "measured":
-        return Estimates(backend, target, workload, dtype)
-    return make_cost_table(
-        supernet,
-        target,
-        workload,
-        dtype,
-        cache=cache,
-        num_graphs=SEARCH_GRAPHS,
-        min_depth=min_depth,
-        progress=progress,
-    )
+        return Estimates(backend, session.target, session.settings.workload, session.dtype)
+    return make_cost_table(profiling_of(session), cache=session.cache, progress=session.progress)
 
 
 def make_cost_table(
-    supernet: Supernet,
-    target: Target,
-    workload: Workload,
-    dtype: str,
-    *,
-    cache: Cache,
-    prompt_lengths: Sequence[int] = (),
-    num_graphs: int = 12,
-    min_depth: int | None = None,
-    refresh: bool = False,
-    progress: Progress = SILENT,
+    profiling: Profiling, *, cache: Cache, refresh: bool = False, progress: Progress = SILENT
 ) -> CostTable:
-    """The cost table of `supernet` on `target`, from the cache or measured now (`refresh`: always now)."""
-    backend = find_backend(target.backend)
-    availability = backend.check(target)
+    """The cost table, from the cache or measured now (`refresh`: always now)."""
+    target, dtype = profiling.target, profiling.dtype
+    availability = find_backend(target.backend).check(target)
     if not availability.ok:
         raise TargetUnavailable(f"Target '{target.name}' cannot be used: {availability.reason}", availability.next_step)
-    facts = _facts(supernet, target, workload, dtype, num_graphs, min_depth, prompt_lengths)
+    facts = profiling.facts
     found = None if refresh else cache.get("cost-tables", facts)
     if found is not None:
         progress.note(f"Cost table of '{target.name}': measured before, taken from the cache.")
-        refined = found / REFINED_NAME
-        return read_table(refined if refined.is_file() else found / TABLE_NAME)
+        return read_table(_newest(found))
 
     def measure(graphs: Sequence[DenseArchitecture], one: Workload) -> Sequence[Latency | TargetError]:
         subjects = [Subject(dense=graph, dtype=dtype, label=_label(graph)) for graph in graphs]
         return measure_latency(subjects, one, target=target, progress=progress)
 
     table = record_cost_table(
-        supernet.architecture,
+        profiling.supernet.architecture,
         measure,
         target=target,
         dtype=dtype,
-        workload=workload,
-        prompt_lengths=prompt_lengths,
-        num_graphs=num_graphs,
-        min_depth=min_depth,
+        workload=profiling.workload,
+        prompt_lengths=profiling.prompt_lengths,
+        num_graphs=profiling.num_graphs,
+        min_depth=profiling.min_depth,
         progress=progress,
     )
     cache.put("cost-tables", facts, lambda folder: write_table(table, folder / TABLE_NAME))
     return table
 
 
-def learn(
-    supernet: Supernet,
-    target: Target,
-    workload: Workload,
-    dtype: str,
-    measured: Sequence[tuple[DenseArchitecture, Latency, Latency]],
-    *,
-    cache: Cache,
-    min_depth: int | None = None,
-) -> None:
+def learn(session: Session, measured: Sequence[tuple[DenseArchitecture, Latency, Latency]]) -> None:
     """Refine the cost table of a search by what was built and measured after it: the next search starts closer.
 
     Args:
-        supernet: What was cut.
-        target: Where it was measured.
-        workload: What it did.
-        dtype: Precision of the artifacts.
+        session: As the search had it. Without a table in its cache, there is nothing to refine.
         measured: Each subnet with the latency of the uncut model in the run that measured it, and its own. It enters
             the table as if it had been measured with it: in proportion to the uncut model.
-        cache: Where the table is. Without one, there is nothing to refine.
-        min_depth: As the search had it.
     """
-    found = cache.get("cost-tables", _facts(supernet, target, workload, dtype, SEARCH_GRAPHS, min_depth, ()))
+    found = session.cache.get("cost-tables", profiling_of(session).facts)
     if found is None:
         return
-    refined = found / REFINED_NAME
-    table = read_table(refined if refined.is_file() else found / TABLE_NAME)
-    uncut = table.latency(full_dims(supernet.architecture))
+    table = read_table(_newest(found))
+    uncut = table.latency(session.full)
     for dense, full, latency in measured:
         table = refine(table, dense, latency.as_when(full, uncut))
     part = found / f"{REFINED_NAME}.{os.getpid()}"
     write_table(table, part)
-    part.replace(refined)
+    part.replace(found / REFINED_NAME)
+
+
+def _newest(entry: Path) -> Path:
+    """The table of a cache entry, with what was measured since."""
+    refined = entry / REFINED_NAME
+    return refined if refined.is_file() else entry / TABLE_NAME
 
 
 def measure_beside_full(
-    architecture: Architecture,
+    session: Session,
     subject: Subject,
-    target: Target,
-    workload: Workload,
     *,
     enough: Callable[[Latency, Latency], bool] = lambda full, latency: True,
-    progress: Progress = SILENT,
 ) -> tuple[Latency, Latency]:
     """Latency of the uncut model and of `subject`, in turns in one run: their ratio holds when the machine drifts.
 
     Args:
-        architecture: Of the uncut model.
+        session: Of which model, where, and what both do.
         subject: What is measured beside it.
-        target: Where.
-        workload: What both do.
         enough: Whether these figures will do. If not, more rounds are added, up to `MOST_RUNS` times as many.
-        progress: Is told about it.
 
     Raises:
         TargetError: One of them could not be measured.
     """
-    full = Subject(dense=full_dims(architecture), dtype=subject.dtype, label="the full model")
+    full = Subject(dense=session.full, dtype=subject.dtype, label="the full model")
     runs: list[list[Latency]] = []
     while True:
-        results = measure_latency([full, subject], workload, target=target, progress=progress, rounds=RUN_ROUNDS)
-        for result in results:
-            if isinstance(result, TargetError):
-                raise result
-        runs.append([result for result in results if isinstance(result, Latency)])
+        results = measure_latency(
+            [full, subject],
+            session.settings.workload,
+            target=session.target,
+            progress=session.progress,
+            rounds=RUN_ROUNDS,
+        )
+        runs.append(_all_measured(results))
         full_latency, latency = pool_rounds(runs)
         paired = len(full_latency.rounds) == len(latency.rounds) > 0  # a plug-in may keep none
         if len(runs) == MOST_RUNS or not paired or enough(full_latency, latency):
             return full_latency, latency
-        progress.note(f"Too close to call after {len(latency.rounds)} rounds: measuring more.")
+        session.progress.note(f"Too close to call after {len(latency.rounds)} rounds: measuring more.")
+
+
+def _all_measured(results: Sequence[Latency | TargetError]) -> list[Latency]:
+    """`results`, none of which may be an error."""
+    latencies = []
+    for result in results:
+        if isinstance(result, TargetError):
+            raise result
+        latencies.append(result)
+    return latencies
 
 
 def full_dims(architecture: Architecture) -> DenseArchitecture:
     """The uncut model."""
     return SubnetPlan.full(architecture).dense(architecture)
-
-
-def _facts(
-    supernet: Supernet,
-    target: Target,
-    workload: Workload,
-    dtype: str,
-    num_graphs: int,
-    min_depth: int | None,
-    prompt_lengths: Sequence[int],
-) -> dict[str, object]:
-    """What a cost table depends on: it is looked up by this."""
-    return {
-        "target": dataclasses.asdict(target),
-        "device": dict(find_backend(target.backend).describe(target)),
-        "architecture": _dims(supernet),
-        "workload": dataclasses.asdict(workload),
-        "dtype": dtype,
-        "num_graphs": num_graphs,
-        "min_depth": min_depth,
-        "prompt_lengths": list(prompt_lengths),
-    }
 
 
 def _dims(supernet: Supernet) -> dict[str, object]:

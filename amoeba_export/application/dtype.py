@@ -8,17 +8,18 @@ import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from amoeba_export.application.costs import full_dims, make_predictor
-from amoeba_export.application.fit import choose
-from amoeba_export.application.request import AUTO, Settings
+from amoeba_export.application.choose import choose
+from amoeba_export.application.costs import make_predictor
+from amoeba_export.application.request import AUTO
 from amoeba_export.application.selection import gate_widths
-from amoeba_export.artifact import Cache
+from amoeba_export.application.session import Session
 from amoeba_export.backends.targets import graph_options
 from amoeba_export.errors import NumbersDiffer, TargetError, UsageError
 from amoeba_export.formats import FORMATS
 from amoeba_export.formats.write import write_formats
-from amoeba_export.ir import SILENT, Budget, Progress, SubnetPlan, Supernet
+from amoeba_export.ir import Budget, DenseArchitecture, SubnetPlan
 from amoeba_export.materialize import materialize_subnet
 from amoeba_export.search import Predictor, SearchResult, quality_surface, search_precision
 from amoeba_export.verify import verify_artifact
@@ -29,8 +30,8 @@ TRIED = ("fp16", "int8", "int4")
 """Precisions that are tried besides the target's own."""
 
 
-def with_dtype(supernet: Supernet, settings: Settings, *, cache: Cache, progress: Progress = SILENT) -> Settings:
-    """`settings` with a precision: the one asked for, or the best of those that the target's first format can hold.
+def with_dtype(session: Session) -> Session:
+    """`session` with a precision: the one asked for, or the best of those that the target's first format can hold.
 
     Every precision that is tried has a cost table of its own, and what it costs in quality is measured once, on the
     full model: the mean KL divergence of its logits stands for the rise of the loss. A precision that the target
@@ -42,11 +43,10 @@ def with_dtype(supernet: Supernet, settings: Settings, *, cache: Cache, progress
         NothingFits: No precision has a subnet that fits.
         TargetError: The target can run none of them.
     """
+    settings, progress = session.settings, session.progress
     if settings.dtype != AUTO:
-        return settings
-    target, strategy = settings.target, supernet.strategy
-    assert target and strategy, "a search has a target and a strategy"
-    surface = quality_surface(strategy)
+        return session
+    surface = quality_surface(session.strategy)
     if surface.metric not in ("loss", "perplexity"):
         raise UsageError(
             f"--dtype auto weighs what rounding costs in loss, and this strategy's quality is '{surface.metric}'.",
@@ -55,20 +55,13 @@ def with_dtype(supernet: Supernet, settings: Settings, *, cache: Cache, progress
     predictors: dict[str, Predictor] = {}
     worse_by: dict[str, float] = {}
     failure: TargetError | None = None
-    for dtype in dict.fromkeys((target.dtype, *TRIED)):
+    for dtype in dict.fromkeys((session.target.dtype, *TRIED)):
         if dtype not in FORMATS[settings.formats[0]].dtypes:
             continue
         try:
-            divergence = _divergence(supernet, settings, dtype, cache=cache, progress=progress)
-            predictors[dtype] = make_predictor(
-                supernet,
-                target,
-                settings.workload,
-                dtype,
-                cache=cache,
-                min_depth=strategy.min_depth,
-                progress=progress,
-            )
+            tried = _in(session, dtype)
+            divergence = _divergence(tried)
+            predictors[dtype] = make_predictor(tried)
         except NumbersDiffer as error:
             progress.note(f"{dtype} is left out. {error.what}")
             continue
@@ -76,18 +69,17 @@ def with_dtype(supernet: Supernet, settings: Settings, *, cache: Cache, progress
             progress.note(f"{dtype} is left out. {error.what}")
             failure = error
             continue
-        full = surface.at(supernet.architecture.num_layers, 1.0)
+        full = surface.at(session.architecture.num_layers, 1.0)
         worse_by[dtype] = math.expm1(divergence) * full.value if surface.metric == "perplexity" and full else divergence
     if not predictors:
         raise failure or UsageError(
             f"--dtype auto found no precision for '{settings.formats[0]}'.", next_step="Name a --dtype."
         )
 
-    budgets = tuple(_absolute(budget, predictors, supernet) for budget in settings.budgets)
+    budgets = tuple(_absolute(budget, predictors, session.full) for budget in settings.budgets)
 
     def search(dtype: str) -> SearchResult:
-        asked = dataclasses.replace(settings, dtype=dtype, budgets=budgets)
-        result = choose(supernet, asked, predictors[dtype])
+        result = choose(_in(session, dtype, budgets=budgets), predictors[dtype])
         progress.note(
             f"{dtype}: {result.best.shape} at {result.best.predicted_ms:.4g} ms, "
             f"{surface.metric} {result.best.quality.value:.4g} + {worse_by[dtype]:.2g} by rounding."
@@ -96,10 +88,14 @@ def with_dtype(supernet: Supernet, settings: Settings, *, cache: Cache, progress
 
     chosen, _ = search_precision(list(predictors), search, worse_by=worse_by)
     progress.note(f"Precision: {chosen}.")
-    return dataclasses.replace(settings, dtype=chosen, budgets=budgets)
+    return _in(session, chosen, budgets=budgets)
 
 
-def _absolute(budget: Budget, predictors: Mapping[str, Predictor], supernet: Supernet) -> Budget:
+def _in(session: Session, dtype: str, **settings: Any) -> Session:
+    return session.with_settings(dataclasses.replace(session.settings, dtype=dtype, **settings))
+
+
+def _absolute(budget: Budget, predictors: Mapping[str, Predictor], uncut: DenseArchitecture) -> Budget:
     """A share of the full model as milliseconds: of the full model in the first, the target's own, precision.
 
     A coarser model is not to be held to a share of its own, smaller time.
@@ -107,29 +103,29 @@ def _absolute(budget: Budget, predictors: Mapping[str, Predictor], supernet: Sup
     if budget.fraction is None:
         return budget
     predictor = next(iter(predictors.values()))
-    full_ms, _ = predictor.predict(full_dims(supernet.architecture), budget.metric, budget.percentile)
+    full_ms, _ = predictor.predict(uncut, budget.metric, budget.percentile)
     return dataclasses.replace(budget, fraction=None, limit_ms=budget.resolve(full_ms))
 
 
-def _divergence(supernet: Supernet, settings: Settings, dtype: str, *, cache: Cache, progress: Progress) -> float:
-    """Mean KL divergence in nats of the full model written in `dtype`, from the cache or measured now.
+def _divergence(session: Session) -> float:
+    """Mean KL divergence in nats of the full model written in the session's dtype, from the cache or measured now.
 
     Raises `NumbersDiffer` where it is beyond what is accepted of an artifact.
     """
-    assert settings.target
-    container = settings.formats[0]
+    supernet, dtype, progress = session.supernet, session.dtype, session.progress
+    container = session.settings.formats[0]
     facts = {
         "model": supernet.identity,
         "adapters": [item.sha256 for item in supernet.inputs if item.role == "adapter"],
         "format": container,
         "dtype": dtype,
     }
-    found = cache.get("rounding", facts)
+    found = session.cache.get("rounding", facts)
     if found is None:
         widths = gate_widths(supernet)
         plan = SubnetPlan.full(supernet.architecture)
         plan = dataclasses.replace(plan, gate_width=max(widths, default=None), model_id=supernet.identity)
-        options = {"onnx": graph_options(settings.target, dtype)} if container == "onnx" else {}
+        options = {"onnx": graph_options(session.target, dtype)} if container == "onnx" else {}
         with tempfile.TemporaryDirectory(prefix="amoeba-") as scratch:
             folder = Path(scratch)
             write_formats(
@@ -140,5 +136,5 @@ def _divergence(supernet: Supernet, settings: Settings, dtype: str, *, cache: Ca
         def write(place: Path) -> None:
             (place / FIGURES_NAME).write_text(json.dumps(figures), encoding="utf-8")
 
-        found = cache.put("rounding", facts, write)
+        found = session.cache.put("rounding", facts, write)
     return float(json.loads((found / FIGURES_NAME).read_text())["mean_kl"])

@@ -1,37 +1,28 @@
-"""From a finished export to its manifest and its plan file."""
+"""From a finished export to its manifest."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from pathlib import Path
 from typing import Any
 
 from amoeba_export.application.fit import Fitted
 from amoeba_export.application.request import Settings
+from amoeba_export.application.session import Session
 from amoeba_export.artifact import (
-    PLAN_NAME,
     LatencyRecord,
     Manifest,
     ShapeRecord,
     VerificationRecord,
     tool_versions,
 )
-from amoeba_export.ir import SubnetPlan, Supernet
+from amoeba_export.ir import Supernet
 from amoeba_export.search import quality_surface
 from amoeba_export.verify import VerifyReport
 
 
-def write_plan(plan: SubnetPlan, folder: Path) -> None:
-    """Write `plan.json`: one key a line, each layer on a line of its own, so that a diff of two plans can be read."""
-    data = plan.to_json()
-    layers = ",\n    ".join(json.dumps(layer, separators=(",", ":")) for layer in data.pop("layers"))
-    head = json.dumps(data, indent=2)[:-2]
-    (folder / PLAN_NAME).write_text(f'{head},\n  "layers": [\n    {layers}\n  ]\n}}\n', encoding="utf-8")
-
-
-def make_manifest(supernet: Supernet, settings: Settings, fitted: Fitted, report: VerifyReport) -> Manifest:
+def make_manifest(session: Session, fitted: Fitted, report: VerifyReport) -> Manifest:
     """What the artifact is. The list of files is added when it is published."""
+    supernet, settings = session.supernet, session.settings
     return Manifest(
         model=supernet.name,
         shape=ShapeRecord.of(fitted.plan),

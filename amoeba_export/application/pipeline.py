@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
+from amoeba_export.application.assemble import Assembler, Cutter, container_dtypes, cut_alone
+from amoeba_export.application.choose import choose
 from amoeba_export.application.costs import is_measured, make_predictor
 from amoeba_export.application.dtype import with_dtype
-from amoeba_export.application.fit import Fitted, choose, fit_budget, fit_plan
-from amoeba_export.application.manifest import make_manifest, write_plan
+from amoeba_export.application.fit import Fitted, fit_budget, fit_plan
+from amoeba_export.application.manifest import make_manifest
 from amoeba_export.application.request import ExportRequest, Settings, resolve
 from amoeba_export.application.selection import given_plan, with_strategy
-from amoeba_export.artifact import Cache, LatencyRecord, Manifest, Staging, check_destination
-from amoeba_export.backends.targets import graph_options
+from amoeba_export.application.session import Session, open_session
+from amoeba_export.artifact import LatencyRecord, Manifest, Staging, check_destination
 from amoeba_export.errors import EstimateRefused
-from amoeba_export.formats.write import Cut, format_dtypes, write_formats
 from amoeba_export.ir import SILENT, Progress, SubnetPlan, Supernet
-from amoeba_export.load import load_supernet
-from amoeba_export.materialize import materialize_subnet
 from amoeba_export.search import SearchResult
 from amoeba_export.verify import verify_artifact
 
@@ -43,15 +40,6 @@ class Replay:
     plan: SubnetPlan
     latency: LatencyRecord | None = None
     quality: Mapping[str, float] | None = None
-
-
-Cutter = Callable[[Supernet, Cut, Progress], None]
-"""Writes the weights of one cut of a supernet; returns when all of its files are complete."""
-
-
-def cut_alone(supernet: Supernet, cut: Cut, progress: Progress) -> None:
-    """The cutter of a single export: reads the supernet for this cut alone."""
-    write_formats(cut.subnet, cut.folder, cut.dtypes, options=cut.options, progress=progress)
 
 
 def export(
@@ -79,46 +67,32 @@ def export(
         settings = replace(settings, plan=replay.plan)
     if request.dry_run:
         return _plan_only(settings, progress)
-    cache = Cache()
     with Staging(settings.out, force=request.force) as staging:
-        supernet = load_supernet(request.model, adapters=request.adapters, strategy=request.strategy, progress=progress)
-        supernet = with_strategy(supernet, settings, cache=cache, progress=progress)
-        settings = with_dtype(supernet, settings, cache=cache, progress=progress)
-
-        def build(plan: SubnetPlan) -> Path:
-            staging.clear()
-            dtypes = format_dtypes(
-                plan.dense(supernet.architecture), settings.formats, settings.dtype, explicit=settings.explicit_dtype
-            )
-            subnet = materialize_subnet(supernet, plan)
-            options = _spelling(settings, dtypes)
-            cut(supernet, Cut(subnet=subnet, folder=staging.folder, dtypes=dtypes, options=options), progress)
-            write_plan(plan, staging.folder)
-            return staging.folder
-
-        plan = given_plan(supernet, settings)
+        session = _settled(settings, progress)
+        plan = given_plan(session)
+        build = Assembler(session=session, staging=staging, cut=cut)
         if replay is not None:
             build(replay.plan)
             fitted = Fitted(plan=replay.plan)
         elif plan is None:
-            fitted = fit_budget(supernet, settings, build, cache=cache, progress=progress)
+            fitted = fit_budget(session, build)
         else:
-            fitted = fit_plan(supernet, settings, plan, build, progress=progress)
-        report = verify_artifact(staging.folder, supernet, fitted.plan, progress=progress)
-        manifest = make_manifest(supernet, settings, fitted, report)
+            fitted = fit_plan(session, plan, build)
+        report = verify_artifact(staging.folder, session.supernet, fitted.plan, progress=progress)
+        manifest = make_manifest(session, fitted, report)
         if replay is not None:
             manifest = replace(manifest, latency=replay.latency, quality=replay.quality)
         if accept is not None:
             accept(manifest)
         manifest = staging.publish(manifest)
-    return ExportResult(settings=settings, supernet=supernet, plan=fitted.plan, fitted=fitted, manifest=manifest)
+    return ExportResult(
+        settings=session.settings, supernet=session.supernet, plan=fitted.plan, fitted=fitted, manifest=manifest
+    )
 
 
-def _spelling(settings: Settings, dtypes: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Settings of the formats that the runtime of the target wants."""
-    if settings.target is None or "onnx" not in dtypes:
-        return {}
-    return {"onnx": graph_options(settings.target, dtypes["onnx"])}
+def _settled(settings: Settings, progress: Progress) -> Session:
+    """The model, opened, with what decides which weights stay and in what precision."""
+    return with_dtype(with_strategy(open_session(settings, progress=progress)))
 
 
 def search(request: ExportRequest, *, progress: Progress = SILENT) -> ExportResult:
@@ -140,26 +114,12 @@ def resolve_settings(request: ExportRequest, progress: Progress) -> Settings:
 
 
 def _plan_only(settings: Settings, progress: Progress) -> ExportResult:
-    request, cache = settings.request, Cache()
-    if request.dry_run:
-        check_destination(settings.out, force=request.force)
-    supernet = load_supernet(request.model, adapters=request.adapters, strategy=request.strategy, progress=progress)
-    supernet = with_strategy(supernet, settings, cache=cache, progress=progress)
-    settings = with_dtype(supernet, settings, cache=cache, progress=progress)
-    plan = given_plan(supernet, settings)
-    result = None
+    if settings.request.dry_run:
+        check_destination(settings.out, force=settings.request.force)
+    session = _settled(settings, progress)
+    plan, result = given_plan(session), None
     if plan is None:
-        assert settings.target and supernet.strategy
-        predictor = make_predictor(
-            supernet,
-            settings.target,
-            settings.workload,
-            settings.dtype or settings.target.dtype,
-            cache=cache,
-            min_depth=supernet.strategy.min_depth,
-            progress=progress,
-        )
-        result = choose(supernet, settings, predictor)
+        result = choose(session, make_predictor(session))
         plan = result.best.make_plan()
-    format_dtypes(plan.dense(supernet.architecture), settings.formats, settings.dtype, explicit=settings.explicit_dtype)
-    return ExportResult(settings=settings, supernet=supernet, plan=plan, search=result)
+    container_dtypes(session, plan)
+    return ExportResult(settings=session.settings, supernet=session.supernet, plan=plan, search=result)

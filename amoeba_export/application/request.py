@@ -19,6 +19,7 @@ DTYPES = ("fp32", "fp16", "bf16", "int8", "int4")
 AUTO = "auto"
 """The `--dtype` that leaves the precision to the search."""
 
+_S = TypeVar("_S")
 _T = TypeVar("_T")
 
 
@@ -117,72 +118,61 @@ def resolve(request: ExportRequest) -> Settings:
     """
     problems: list[AmoebaError] = []
 
-    def attempt(read: Callable[[], _T]) -> _T | None:
+    def attempt(read: Callable[[_S], _T], given: _S | None) -> _T | None:
+        """What `read` makes of a setting, None where it is left out; a mistake is kept for the end."""
         try:
-            return read()
+            return None if given is None else read(given)
         except AmoebaError as error:
             problems.append(error)
             return None
 
-    target = attempt(lambda: read_target(request.target or "")) if request.target else None
+    target = attempt(read_target, request.target or None)
     metric = request.metric or (target.metric if target else "decode")
-    for kind, name, known in (
-        ("metric", metric, get_args(Metric)),
-        ("policy", request.policy, get_args(Policy)),
-        *(("format", name, tuple(FORMATS)) for name in request.formats or ()),
-        *([("dtype", request.dtype, (*DTYPES, AUTO))] if request.dtype else []),
-    ):
-        if name not in known:
-            problems.append(UnknownName(kind, name, known))
-    if request.percentile not in (50, 90):
-        problems.append(BadValue("--percentile", str(request.percentile), "50 or 90"))
-    for flag in ("prompt", "generate", "batch"):
-        number = getattr(request, "batch" if flag == "batch" else f"{flag}_tokens")
-        if number < 1:
-            problems.append(BadValue(f"--{flag}", str(number), "a whole number above 0"))
-    workload = Workload(
-        prompt_tokens=request.prompt_tokens, generate_tokens=request.generate_tokens, batch=request.batch
-    )
-    budgets: list[Budget | None] = []
-    memory_mb = shape = plan = None
-    if request.latency is not None:
-        for text in request.latency.split(","):
-            budgets.append(attempt(partial(_read_budget, text, metric, request.percentile)))
-    if request.throughput is not None:
-        throughput = request.throughput
-        budgets.append(
-            attempt(lambda: Budget.parse_throughput(throughput, batch=request.batch, percentile=request.percentile))
-        )
-    if request.memory is not None:
-        memory = request.memory
-        memory_mb = attempt(lambda: parse_megabytes(memory))
-    if request.shape is not None:
-        asked = request.shape
-        shape = attempt(lambda: Shape.parse(asked))
-    if request.plan is not None:
-        path = request.plan
-        plan = attempt(lambda: read_plan(path))
-    problems.extend(_conflicts(request))
-    if len(problems) == 1:
-        raise problems[0]
+    problems += _bad_values(request, metric)
+    read_latency = partial(_read_budget, metric=metric, percentile=request.percentile)
+    read_speed = partial(Budget.parse_throughput, batch=request.batch, percentile=request.percentile)
+    read = [attempt(read_latency, text) for text in request.latency.split(",")] if request.latency is not None else []
+    read.append(attempt(read_speed, request.throughput))
+    memory_mb = attempt(parse_megabytes, request.memory)
+    shape = attempt(Shape.parse, request.shape)
+    plan = attempt(read_plan, request.plan)
+    problems += _conflicts(request)
     if problems:
-        raise Problems(problems)
+        raise problems[0] if len(problems) == 1 else Problems(problems)
+    budgets = tuple(budget for budget in read if budget)
     formats = request.formats or (target.formats if target else ("safetensors",))
-    out = request.out or Path("dist") / default_name(request)
     return Settings(
         request=request,
         target=target,
-        metric=budgets[0].metric if budgets and budgets[0] else metric,  # type: ignore[arg-type]
-        budgets=tuple(budget for budget in budgets if budget),
+        metric=budgets[0].metric if budgets else metric,  # type: ignore[arg-type]
+        budgets=budgets,
         memory_limit_mb=min((limit for limit in (memory_mb, target and target.memory_limit_mb) if limit), default=None),
-        workload=workload,
+        workload=Workload(
+            prompt_tokens=request.prompt_tokens, generate_tokens=request.generate_tokens, batch=request.batch
+        ),
         shape=shape,
         plan=plan,
         policy=request.policy,  # type: ignore[arg-type]
         formats=tuple(dict.fromkeys(formats)),
         dtype=request.dtype or (target.dtype if target else None),
-        out=out,
+        out=request.out or Path("dist") / default_name(request),
     )
+
+
+def _bad_values(request: ExportRequest, metric: str) -> list[AmoebaError]:
+    """Names that nothing has, and numbers that cannot be."""
+    problems: list[AmoebaError] = []
+    names = [("metric", metric, get_args(Metric)), ("policy", request.policy, get_args(Policy))]
+    names += [("format", name, tuple(FORMATS)) for name in request.formats or ()]
+    names += [("dtype", request.dtype, (*DTYPES, AUTO))] if request.dtype else []
+    problems += [UnknownName(kind, name, known) for kind, name, known in names if name not in known]
+    if request.percentile not in (50, 90):
+        problems.append(BadValue("--percentile", str(request.percentile), "50 or 90"))
+    counts = {"prompt": request.prompt_tokens, "generate": request.generate_tokens, "batch": request.batch}
+    problems += [
+        BadValue(f"--{flag}", str(number), "a whole number above 0") for flag, number in counts.items() if number < 1
+    ]
+    return problems
 
 
 def _read_budget(text: str, metric: str, percentile: int) -> Budget:

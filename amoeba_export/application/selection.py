@@ -6,19 +6,20 @@ import dataclasses
 from pathlib import Path
 
 from amoeba_export.application.request import Settings
-from amoeba_export.artifact import Cache, sha256_file
+from amoeba_export.application.session import Session
+from amoeba_export.artifact import sha256_file
 from amoeba_export.calibrate import calibrate, load_recipe
 from amoeba_export.errors import WrongModel
 from amoeba_export.evaluate.quality import QUALITY_NAME, read_quality
-from amoeba_export.ir import SILENT, InputId, Progress, Strategy, SubnetPlan, Supernet, validate
+from amoeba_export.ir import InputId, Progress, Strategy, SubnetPlan, Supernet, validate
 from amoeba_export.ir.derive import derive_plan
 from amoeba_export.load import read_strategy, write_strategy
 
 STRATEGY_NAME = "strategy.safetensors"
 
 
-def with_strategy(supernet: Supernet, settings: Settings, *, cache: Cache, progress: Progress = SILENT) -> Supernet:
-    """`supernet` with a strategy: the one given, or one calibrated with the request's recipe, now or earlier.
+def with_strategy(session: Session) -> Session:
+    """`session` with a strategy: the one given, or one calibrated with the request's recipe, now or earlier.
 
     A request that needs none (everything is kept, or a plan without compensation) gets none. The strategy knows what
     each shape is worth without adapters; where the last adapter's folder has the `quality.json` that
@@ -27,13 +28,15 @@ def with_strategy(supernet: Supernet, settings: Settings, *, cache: Cache, progr
     Raises:
         DamagedFile: `quality.json` is not such a file.
     """
-    if supernet.strategy is None and _needs_strategy(supernet, settings):
-        supernet = _calibrated(supernet, settings, cache=cache, progress=progress)
-    return _with_quality(supernet, settings, progress=progress)
+    supernet = session.supernet
+    if supernet.strategy is None and _needs_strategy(supernet, session.settings):
+        supernet = _calibrated(session)
+    return session.with_supernet(_with_quality(supernet, session.settings, progress=session.progress))
 
 
-def _calibrated(supernet: Supernet, settings: Settings, *, cache: Cache, progress: Progress) -> Supernet:
-    request = settings.request
+def _calibrated(session: Session) -> Supernet:
+    supernet, cache, progress = session.supernet, session.cache, session.progress
+    request = session.settings.request
     recipe = load_recipe(request.recipe)
     facts = {"model": supernet.identity, "recipe": recipe.identity, "seed": request.seed}
     folder = cache.get("strategies", facts)
@@ -82,14 +85,15 @@ def _with_quality(supernet: Supernet, settings: Settings, *, progress: Progress)
     return dataclasses.replace(supernet, strategy=strategy, inputs=(*supernet.inputs, entry))
 
 
-def given_plan(supernet: Supernet, settings: Settings) -> SubnetPlan | None:
-    """The plan that `--plan` or `--shape` names, checked against `supernet`; None when a search must choose.
+def given_plan(session: Session) -> SubnetPlan | None:
+    """The plan that `--plan` or `--shape` names, checked against the supernet; None when a search must choose.
 
     Raises:
         WrongModel: The plan was made for another model, or with another strategy than the one at hand.
         InputError: The plan breaks a rule.
         UsageError: The strategy does not know the shape.
     """
+    supernet, settings = session.supernet, session.settings
     if settings.plan is not None:
         _check_origin(settings.plan, supernet)
         validate(settings.plan, supernet.architecture)

@@ -21,7 +21,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from amoeba_export.application.pipeline import Cutter
+from amoeba_export.application.assemble import Cutter
 from amoeba_export.formats.write import Cut, write_cuts
 from amoeba_export.ir import Progress, Supernet
 from amoeba_export.materialize import stream_subnets

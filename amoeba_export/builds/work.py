@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from amoeba_export.application.assemble import Cutter
 from amoeba_export.application.costs import make_predictor
-from amoeba_export.application.pipeline import Cutter, ExportResult, Replay, export, resolve_settings
+from amoeba_export.application.pipeline import ExportResult, Replay, export, resolve_settings
 from amoeba_export.application.selection import with_strategy
+from amoeba_export.application.session import open_session
 from amoeba_export.artifact import Cache, LatencyRecord, Manifest
 from amoeba_export.artifact.cache import KEY_NAME
 from amoeba_export.builds.entry import CalibrationTask, CostTableTask, Entry, EntryResult, EntryTask, LockedEntry
@@ -30,7 +32,6 @@ from amoeba_export.errors import AmoebaError, InputError, QualityTooLow
 from amoeba_export.formats.write import Cut
 from amoeba_export.ir import SILENT, Progress, Supernet, Workload
 from amoeba_export.ir.metric import better, mode_of
-from amoeba_export.load import load_supernet
 
 WEIGHTS = (".safetensors", ".onnx", ".data", ".gguf")
 """Files with weights: those that a lock promises byte by byte."""
@@ -50,30 +51,15 @@ class Product:
 def run_calibration(task: CalibrationTask, *, progress: Progress = SILENT) -> Product:
     """Calibrate, or find the calibration in the cache. Raises what `export` would."""
     cache = _Recording()
-    request = task.request
-    settings = resolve_settings(request, SILENT)
-    supernet = load_supernet(request.model, adapters=request.adapters, progress=progress)
-    with_strategy(supernet, settings, cache=cache, progress=progress)
+    with_strategy(open_session(resolve_settings(task.request, SILENT), cache=cache, progress=progress))
     return cache.product()
 
 
 def run_cost_table(task: CostTableTask, *, progress: Progress = SILENT) -> Product:
     """Measure the cost table, or find it in the cache. The strategy that it needs must be there. Raises as `export`."""
     cache = _Recording()
-    request = task.request
-    settings = resolve_settings(request, SILENT)
-    assert settings.target
-    supernet = load_supernet(request.model, adapters=request.adapters, strategy=request.strategy, progress=progress)
-    supernet = with_strategy(supernet, settings, cache=Cache(), progress=progress)
-    make_predictor(
-        supernet,
-        settings.target,
-        settings.workload,
-        settings.dtype or settings.target.dtype,
-        cache=cache,
-        min_depth=supernet.strategy.min_depth if supernet.strategy else None,
-        progress=progress,
-    )
+    session = with_strategy(open_session(resolve_settings(task.request, SILENT), progress=progress))
+    make_predictor(dataclasses.replace(session, cache=cache))
     return cache.product()
 
 

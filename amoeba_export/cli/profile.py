@@ -38,7 +38,7 @@ def profile(
 
     The graphs have the model's dims and random weights: no checkpoint travels, and speed does not depend on values.
     """
-    from amoeba_export.application.costs import is_measured, make_cost_table
+    from amoeba_export.application.costs import Profiling, is_measured, make_cost_table
     from amoeba_export.backends.targets import over_ssh, read_target
     from amoeba_export.ir import Workload
     from amoeba_export.load import load_supernet
@@ -53,15 +53,9 @@ def profile(
     talk = Talk()
     name = model_or_default(model)
     supernet = load_supernet(name, progress=talk)
-    costs = make_cost_table(
-        supernet,
-        found,
-        Workload(prompt_tokens=prompt, generate_tokens=generate, batch=batch),
-        dtype or found.dtype,
-        cache=Cache(),
-        refresh=True,
-        progress=talk,
-    )
+    workload = Workload(prompt_tokens=prompt, generate_tokens=generate, batch=batch)
+    profiling = Profiling(supernet=supernet, target=found, workload=workload, dtype=dtype or found.dtype)
+    costs = make_cost_table(profiling, cache=Cache(), refresh=True, progress=talk)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_table(costs, out)
     data, shown = inspect_cost_table(out)

@@ -5,15 +5,17 @@ from amoeba_export.search.pareto import pareto_front
 from amoeba_export.search.precision import search_precision
 from amoeba_export.search.predict import Predictor
 from amoeba_export.search.quality import Quality, QualitySurface, quality_surface
-from amoeba_export.search.space import Candidate, Memory, SearchResult, Space
+from amoeba_export.search.space import Candidate, Memory, Problem, SearchResult, Seen, Space
 
 __all__ = [
     "Candidate",
     "Memory",
     "Predictor",
+    "Problem",
     "Quality",
     "QualitySurface",
     "SearchResult",
+    "Seen",
     "Space",
     "pareto_front",
     "quality_surface",

@@ -7,82 +7,66 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from amoeba_export.errors import NothingFits
-from amoeba_export.ir import Architecture, Budget, DenseArchitecture, Latency, Policy, Strategy, SubnetPlan
-from amoeba_export.ir.derive import Unit
+from amoeba_export.ir import Budget, DenseArchitecture, Latency, SubnetPlan
 from amoeba_export.search.grid import grid_sketches
 from amoeba_export.search.layers import layers_sketches
 from amoeba_export.search.pareto import pareto_front
 from amoeba_export.search.predict import Corrected, Counts, Predictor, counts_of
-from amoeba_export.search.quality import quality_surface
-from amoeba_export.search.space import Candidate, Limits, Memory, SearchResult, Sketch, Space
+from amoeba_export.search.quality import QualitySurface, quality_surface
+from amoeba_export.search.space import NOTHING_SEEN, Candidate, Limits, Problem, SearchResult, Seen, Sketch
 
 
-def search_plan(
-    strategy: Strategy,
-    architecture: Architecture,
-    predictor: Predictor,
-    budgets: Sequence[Budget],
-    *,
-    space: Space | None = None,
-    policy: Policy = "uniform",
-    align: int = 1,
-    gate_widths: Sequence[float] = (),
-    unit: Unit = "kv_group",
-    full: Latency | None = None,
-    measured: Sequence[tuple[DenseArchitecture, Latency]] = (),
-    refused: Sequence[DenseArchitecture] = (),
-    margin: float = 0.0,
-    memory_mb: Memory | None = None,
-    memory_limit_mb: float | None = None,
-) -> SearchResult:
-    """The best subnet of `strategy` under `budgets`, and everything that it was compared with.
+def search_plan(problem: Problem, predictor: Predictor, seen: Seen = NOTHING_SEEN) -> SearchResult:
+    """The best subnet under the budgets, and everything that it was compared with.
 
     A closed loop calls it again with each artifact that it measured, until the choice is one of the measured: the
     search then steps down from an artifact that was over its budget, and up from one that was far under.
 
     Args:
-        strategy: What to keep at each shape, and the quality of some shapes.
-        architecture: The supernet.
+        problem: What is to be chosen, and under which limits.
         predictor: Latency of any cut, such as a cost table.
-        budgets: All of them hold for a candidate that fits. The first one is the one that is reported.
-        space: `grid` or `layers`; None means `layers` for the adaptive policy and `grid` for the uniform one. `layers`
-            contains the grid that the strategy's quality was measured on, so its choice is never worse on the same
-            estimate. An upstream import has no importances, hence its grid only.
-        policy: How a `grid` spreads a width over layers.
-        align: Neuron counts are multiples of this.
-        gate_widths: Width choices of a SMoL gate.
-        unit: What the grid cuts attention in.
-        full: Latency of the uncut model, which relative budgets refer to; its prediction when None.
-        measured: Models that were measured in this run, `full` apart; predictions are corrected by them.
-        refused: Models that do not count as within the limits, whatever was measured of them.
-        margin: The share of a limit that predictions stay away from it. What was measured need not.
-        memory_mb: What a model occupies.
-        memory_limit_mb: How much it may.
+        seen: What was measured in this run.
 
     Raises:
         NothingFits: No candidate meets all limits.
     """
-    assert budgets, "a search needs a budget"
-    uncut = SubnetPlan.full(architecture).dense(architecture)
-    corrected = Corrected(predictor, [*([(uncut, full)] if full else []), *measured])
+    assert problem.budgets, "a search needs a budget"
+    uncut = SubnetPlan.full(problem.architecture).dense(problem.architecture)
+    corrected = Corrected(predictor, [*([(uncut, seen.full)] if seen.full else []), *seen.measured])
     limits = Limits(
-        budgets=tuple((budget, _limit_ms(budget, corrected, uncut, full)) for budget in budgets),
-        margin=margin,
-        memory_mb=memory_mb,
-        memory_limit_mb=memory_limit_mb,
+        budgets=tuple((budget, _limit_ms(budget, corrected, uncut, seen.full)) for budget in problem.budgets),
+        margin=seen.margin,
+        memory_mb=problem.memory_mb,
+        memory_limit_mb=problem.memory_limit_mb,
     )
-    space = space or ("layers" if policy == "adaptive" else "grid")
-    if space == "layers":
-        policy = "adaptive" if strategy.policy == "adaptive" else "uniform"
-    sketches = grid_sketches(strategy, architecture, policy=policy, align=align, gate_widths=gate_widths, unit=unit)
-    if space == "layers" and strategy.importance is not None:
-        sketches += layers_sketches(strategy, architecture, corrected, limits, align=align, gate_widths=gate_widths)
-    refused_counts = {counts_of(dense) for dense in refused}
+    sketches = _sketches(problem, corrected, limits)
+    refused_counts = {counts_of(dense) for dense in seen.refused}
     figures = [_figures(sketch.dense, corrected, limits, refused_counts) for sketch in sketches]
     closest = min(range(len(figures)), key=lambda i: (figures[i].refused, figures[i].load))
     if not figures[closest].fits:
         raise _nothing_fits(sketches[closest], figures[closest], limits)
-    surface = quality_surface(strategy)
+    return _ranked(quality_surface(problem.strategy), sketches, figures, limits)
+
+
+def _sketches(problem: Problem, corrected: Corrected, limits: Limits) -> list[Sketch]:
+    """What is possible in the problem's space."""
+    strategy, architecture, policy = problem.strategy, problem.architecture, problem.policy
+    space = problem.space or ("layers" if policy == "adaptive" else "grid")
+    if space == "layers":
+        policy = "adaptive" if strategy.policy == "adaptive" else "uniform"
+    align, gate_widths = problem.align, problem.gate_widths
+    sketches = grid_sketches(
+        strategy, architecture, policy=policy, align=align, gate_widths=gate_widths, unit=problem.unit
+    )
+    if space == "layers" and strategy.importance is not None:
+        sketches += layers_sketches(strategy, architecture, corrected, limits, align=align, gate_widths=gate_widths)
+    return sketches
+
+
+def _ranked(
+    surface: QualitySurface, sketches: Sequence[Sketch], figures: Sequence[_Figures], limits: Limits
+) -> SearchResult:
+    """All candidates, the choice first."""
     sign = -1.0 if surface.higher_is_better else 1.0
     front = set(
         pareto_front(

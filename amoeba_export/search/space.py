@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from amoeba_export.ir import Budget, DenseArchitecture, Policy, Shape, SubnetPlan
+from amoeba_export.ir import Architecture, Budget, DenseArchitecture, Latency, Policy, Shape, Strategy, SubnetPlan
+from amoeba_export.ir.derive import Unit
 from amoeba_export.search.quality import Quality
 
 Space = Literal["grid", "layers"]
@@ -15,6 +16,57 @@ Space = Literal["grid", "layers"]
 
 Memory = Callable[[DenseArchitecture], float]
 """What a model occupies while it runs, in MiB."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """What is to be chosen, and under which limits.
+
+    Attributes:
+        strategy: What to keep at each shape, and the quality of some shapes.
+        architecture: The supernet.
+        budgets: All of them hold for a candidate that fits. The first one is the one that is reported.
+        space: `grid` or `layers`; None means `layers` for the adaptive policy and `grid` for the uniform one. `layers`
+            contains the grid that the strategy's quality was measured on, so its choice is never worse on the same
+            estimate. An upstream import has no importances, hence its grid only.
+        policy: How a `grid` spreads a width over layers.
+        align: Neuron counts are multiples of this.
+        gate_widths: Width choices of a SMoL gate.
+        unit: What the grid cuts attention in.
+        memory_mb: What a model occupies.
+        memory_limit_mb: How much it may.
+    """
+
+    strategy: Strategy
+    architecture: Architecture
+    budgets: tuple[Budget, ...]
+    space: Space | None = None
+    policy: Policy = "uniform"
+    align: int = 1
+    gate_widths: tuple[float, ...] = ()
+    unit: Unit = "kv_group"
+    memory_mb: Memory | None = None
+    memory_limit_mb: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What was measured in a run, and what follows for its next search.
+
+    Attributes:
+        full: Latency of the uncut model, which relative budgets refer to; its prediction when None.
+        measured: Models that were measured, `full` apart; predictions are corrected by them.
+        refused: Models that do not count as within the limits, whatever was measured of them.
+        margin: The share of a limit that predictions stay away from it. What was measured need not.
+    """
+
+    full: Latency | None = None
+    measured: tuple[tuple[DenseArchitecture, Latency], ...] = ()
+    refused: tuple[DenseArchitecture, ...] = ()
+    margin: float = 0.0
+
+
+NOTHING_SEEN = Seen()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from amoeba_export import ExportRequest, backends, export, load_supernet
-from amoeba_export.application import costs, fit, pipeline
+from amoeba_export.application import costs, pipeline, trials
 from amoeba_export.application.outcome import Outcome
 from amoeba_export.artifact import read_manifest, sha256_file, verify_checksums
 from amoeba_export.backends import Subject
@@ -109,7 +109,7 @@ def test_what_is_too_close_to_call_is_measured_longer(model: Path, strategy: Pat
     assert decided.latency is not None
     assert decided.limit_ms is not None
     assert len(decided.latency.rounds) == costs.RUN_ROUNDS
-    assert fit.GOOD_USE * decided.limit_ms <= decided.latency.decode.p50_ms <= decided.limit_ms
+    assert trials.GOOD_USE * decided.limit_ms <= decided.latency.decode.p50_ms <= decided.limit_ms
     write_target(tmp_path, scatter=(0.04, 0, -0.04, 0))
     listener = Listener()
     longer = export(dataclasses.replace(request, out=tmp_path / "longer"), progress=listener).fitted

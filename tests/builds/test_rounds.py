@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from amoeba_export.application.pipeline import Cutter
+from amoeba_export.application.assemble import Cutter
 from amoeba_export.builds import rounds
 from amoeba_export.builds.rounds import Export, Rounds
 from amoeba_export.formats.write import Cut

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
 
 import numpy as np
 
-from amoeba_export.ir import Architecture, FixedWidth, Importance, Shape, Strategy
+from amoeba_export.ir import Architecture, Budget, FixedWidth, Importance, Shape, Strategy
+from amoeba_export.search import Predictor, Problem, SearchResult, Seen, search_plan
 from tests.profile.machines import SMOL
 
 DEPTHS = (30, 27, 24, 20)
@@ -79,6 +82,15 @@ def imported_strategy(architecture: Architecture = SMOL) -> Strategy:
         depth=depth_orders(layers, 10),
         widths=widths,
     )
+
+
+def searched(
+    strategy: Strategy, architecture: Architecture, predictor: Predictor, budgets: Sequence[Budget], **settings: Any
+) -> SearchResult:
+    """`search_plan` with settings of its problem and of what was seen, mixed."""
+    seen = {one.name: settings.pop(one.name) for one in fields(Seen) if one.name in settings}
+    problem = Problem(strategy=strategy, architecture=architecture, budgets=tuple(budgets), **settings)
+    return search_plan(problem, predictor, Seen(**seen))
 
 
 def _standardised(scores: np.ndarray) -> np.ndarray:

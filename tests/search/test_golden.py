@@ -11,9 +11,9 @@ import pytest
 
 from amoeba_export.ir import Budget, Importance, Strategy
 from amoeba_export.profile import predict_memory_mb, read_table
-from amoeba_export.search import Space, search_plan
+from amoeba_export.search import Space
 from tests.profile.machines import SMOL
-from tests.search.strategies import own_strategy
+from tests.search.strategies import own_strategy, searched
 
 GOLDEN = Path(__file__).parent / "golden"
 MODEL = replace(SMOL, num_layers=6, num_heads=6, hidden_size=96, head_dim=16, ffn_size=64, vocab_size=512)
@@ -39,7 +39,7 @@ def strategy() -> Strategy:
 def decision(space: Space) -> str:
     """The limits, the choice and its plan, and what came next, as JSON."""
     table = read_table(GOLDEN / "table.json")
-    result = search_plan(
+    result = searched(
         strategy(),
         MODEL,
         table,

@@ -5,9 +5,9 @@ import pytest
 from amoeba_export.errors import NothingFits
 from amoeba_export.ir import Budget
 from amoeba_export.profile import design_graphs, fit_cost_table
-from amoeba_export.search import SearchResult, search_plan, search_precision
+from amoeba_export.search import SearchResult, search_precision
 from tests.profile.machines import SMOL, Machine
-from tests.search.strategies import own_strategy
+from tests.search.strategies import own_strategy, searched
 
 
 def _search(dtype: str, limit: str) -> SearchResult:
@@ -15,7 +15,7 @@ def _search(dtype: str, limit: str) -> SearchResult:
     machine = Machine() if dtype == "fp32" else Machine(1.5, 0.02, 0.015, 0.006, 0.0055, 0.00001, 0.00015)
     graphs = design_graphs(SMOL)
     table = fit_cost_table([(graph, machine.measure(graph)) for graph in graphs], target="cpu", dtype=dtype)
-    return search_plan(own_strategy(), SMOL, table, [Budget.parse(limit)])
+    return searched(own_strategy(), SMOL, table, [Budget.parse(limit)])
 
 
 def test_rounding_is_weighed_against_the_larger_subnet_that_it_affords() -> None:

@@ -11,12 +11,12 @@ import pytest
 from amoeba_export.errors import NothingFits
 from amoeba_export.ir import Budget, DenseArchitecture, Latency, LayerDims, Shape, SubnetPlan, validate
 from amoeba_export.profile import CostTable, design_graphs, fit_cost_table, predict_memory_mb
-from amoeba_export.search import Candidate, SearchResult, Space, search_plan
+from amoeba_export.search import Candidate, SearchResult, Space
 from amoeba_export.search.importance import Retained
 from amoeba_export.search.layers import LayerCounts, _plan
 from amoeba_export.search.predict import Corrected
 from tests.profile.machines import SMOL, Machine, dense
-from tests.search.strategies import WIDTHS, imported_strategy, loss, own_strategy
+from tests.search.strategies import WIDTHS, imported_strategy, loss, own_strategy, searched
 
 FULL = SubnetPlan.full(SMOL).dense(SMOL)
 TINY = replace(SMOL, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=16, hidden_size=64, ffn_size=32, vocab_size=64)
@@ -30,7 +30,7 @@ def _table() -> CostTable:
 
 def _search(limit: str = "75%", **settings: object) -> SearchResult:
     budget = Budget.parse(limit)
-    return search_plan(own_strategy(), SMOL, _table(), [budget], **settings)  # type: ignore[arg-type]
+    return searched(own_strategy(), SMOL, _table(), [budget], **settings)  # type: ignore[arg-type]
 
 
 # --- grid -------------------------------------------------------------------------------------------------------------
@@ -61,7 +61,7 @@ def test_candidates_are_ranked_by_quality_and_then_those_over_the_budget_by_late
 
 def test_of_equal_qualities_the_faster_one_wins() -> None:
     quality = {Shape(depth, width): 1.0 for depth in (30, 24) for width in WIDTHS}
-    result = search_plan(own_strategy(depths=(30, 24), quality=quality), SMOL, _table(), [Budget.parse("100%")])
+    result = searched(own_strategy(depths=(30, 24), quality=quality), SMOL, _table(), [Budget.parse("100%")])
     assert result.best.shape == Shape(24, 0.5)
 
 
@@ -82,12 +82,12 @@ def test_widths_that_come_to_the_same_counts_are_listed_once_under_the_measured_
 
 
 def test_an_import_has_its_own_widths_and_a_stand_in_for_quality() -> None:
-    result = search_plan(imported_strategy(), SMOL, _table(), [Budget.parse("75%")])
+    result = searched(imported_strategy(), SMOL, _table(), [Budget.parse("75%")])
     assert {one.shape.width for one in result.candidates} == {1.0, 0.75, 0.5}
     assert result.quality_metric == "kept_weights"
     assert result.best.quality.source == "proxy"
     assert result.best.make_plan().dense(SMOL) == result.best.dense
-    again = search_plan(imported_strategy(), SMOL, _table(), [Budget.parse("75%")], space="layers")
+    again = searched(imported_strategy(), SMOL, _table(), [Budget.parse("75%")], space="layers")
     assert again.best == result.best
 
 
@@ -121,7 +121,7 @@ def test_what_is_refused_is_listed_but_not_chosen() -> None:
 def test_several_budgets_hold_together() -> None:
     budgets = [Budget.parse("80%"), Budget.parse("60%", metric="prefill"), Budget.parse("2.4s", metric="e2e")]
     for space in ("grid", "layers"):
-        best = search_plan(own_strategy(), SMOL, _table(), budgets, space=space).best  # type: ignore[arg-type]
+        best = searched(own_strategy(), SMOL, _table(), budgets, space=space).best  # type: ignore[arg-type]
         whole = Machine().measure(FULL)
         assert best.decode_ms <= 0.8 * whole.of("decode") * (1 + 1e-9)
         assert best.prefill_ms <= 0.6 * whole.of("prefill") * (1 + 1e-9)
@@ -162,7 +162,7 @@ def test_nothing_fits_names_the_best_reachable_figure() -> None:
     )
     budgets = [Budget.parse("15ms"), Budget.parse("1ms", metric="prefill", percentile=90)]
     with pytest.raises(NothingFits) as error:
-        search_plan(own_strategy(), SMOL, _table(), budgets)
+        searched(own_strategy(), SMOL, _table(), budgets)
     assert error.value.what == (
         "No shape that the strategy knows meets decode p50 <= 15 ms and prefill p90 <= 1 ms; the closest, 20x0.5, "
         "reaches 10.48 ms and 304.8 ms."
@@ -171,8 +171,8 @@ def test_nothing_fits_names_the_best_reachable_figure() -> None:
 
 
 def test_percentile_90_asks_for_more() -> None:
-    median = search_plan(own_strategy(), SMOL, _table(), [Budget.parse("18ms")]).best
-    tail = search_plan(own_strategy(), SMOL, _table(), [Budget.parse("18ms", percentile=90)]).best
+    median = searched(own_strategy(), SMOL, _table(), [Budget.parse("18ms")]).best
+    tail = searched(own_strategy(), SMOL, _table(), [Budget.parse("18ms", percentile=90)]).best
     assert tail.decode_ms < median.decode_ms
     assert tail.predicted_ms == pytest.approx(1.05 * tail.decode_ms)
 
@@ -231,7 +231,7 @@ def test_layers_is_the_optimum_of_all_choices_on_a_tiny_model() -> None:
             return 10.0 + whole, 0.0
 
     limit = 74.0
-    result = search_plan(strategy, TINY, Additive(), [Budget(limit_ms=limit)], space="layers", align=4)
+    result = searched(strategy, TINY, Additive(), [Budget(limit_ms=limit)], space="layers", align=4)
     attention = [(0, 0), (1, 1), (2, 1), (2, 2), (4, 2)]
     best = 0.0
     for first, second, *ffn in product(attention, attention, range(0, 33, 4), range(0, 33, 4)):
@@ -281,7 +281,7 @@ def test_a_closed_loop_keeps_its_budget_and_uses_it(space: Space, least_use: flo
     for fraction in np.random.default_rng(0).uniform(0.5, 0.95, 6):
         measured: list[tuple[DenseArchitecture, Latency]] = []
         for _ in range(6):
-            result = search_plan(own_strategy(), SMOL, _table(), [Budget(fraction=float(fraction))], space=space,
+            result = searched(own_strategy(), SMOL, _table(), [Budget(fraction=float(fraction))], space=space,
                                  full=full, measured=measured)  # fmt: skip
             if result.best.dense in [known for known, _ in measured]:
                 break

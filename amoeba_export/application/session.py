@@ -1,0 +1,66 @@
+"""One export at work: what was asked, the model that it is asked of, and what every stage needs besides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from amoeba_export.application.request import Settings
+from amoeba_export.artifact import Cache
+from amoeba_export.ir import SILENT, Architecture, DenseArchitecture, Progress, Strategy, SubnetPlan, Supernet, Target
+from amoeba_export.load import load_supernet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """Made once per export by `open_session`; a stage that settles something gives back a copy that says so."""
+
+    settings: Settings
+    supernet: Supernet
+    cache: Cache = field(default_factory=Cache)
+    progress: Progress = SILENT
+
+    @property
+    def architecture(self) -> Architecture:
+        """The supernet's dims."""
+        return self.supernet.architecture
+
+    @property
+    def full(self) -> DenseArchitecture:
+        """The uncut model."""
+        return SubnetPlan.full(self.architecture).dense(self.architecture)
+
+    @property
+    def target(self) -> Target:
+        """Where latency counts. Only where there is one."""
+        assert self.settings.target, "nothing is searched or measured without a target"
+        return self.settings.target
+
+    @property
+    def strategy(self) -> Strategy:
+        """What decides which weights stay. Only after `selection.with_strategy`, where a search needs one."""
+        assert self.supernet.strategy, "a search needs a strategy"
+        return self.supernet.strategy
+
+    @property
+    def dtype(self) -> str:
+        """The precision asked for, or the target's."""
+        return self.settings.dtype or self.target.dtype
+
+    def with_settings(self, settings: Settings) -> Session:
+        """A copy with settings of which more is known."""
+        return replace(self, settings=settings)
+
+    def with_supernet(self, supernet: Supernet) -> Session:
+        """A copy with a supernet of which more is known."""
+        return replace(self, supernet=supernet)
+
+
+def open_session(settings: Settings, *, cache: Cache | None = None, progress: Progress = SILENT) -> Session:
+    """Open the model that `settings` names, with its adapters and the strategy file, if one was given.
+
+    Raises:
+        InputError: The model, an adapter or the strategy cannot be read, or does not belong to the others.
+    """
+    request = settings.request
+    supernet = load_supernet(request.model, adapters=request.adapters, strategy=request.strategy, progress=progress)
+    return Session(settings=settings, supernet=supernet, cache=cache or Cache(), progress=progress)
