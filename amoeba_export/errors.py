@@ -164,6 +164,29 @@ class WrongModel(InputError):
         )
 
 
+class NotAsWritten(InputError):
+    """An artifact whose files, manifest, plan and statement do not belong together. Lists every contradiction."""
+
+    def __init__(self, folder: Path, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__(
+            f"The artifact is not as it was written: {'; '.join(problems)}.",
+            where=folder,
+            next_step="Copy or export it again.",
+        )
+
+
+class OtherInputs(InputError):
+    """An artifact that was cut from another model, strategy or adapter than it is to be compared with."""
+
+    def __init__(self, folder: Path, differences: Sequence[str]) -> None:
+        super().__init__(
+            f"The artifact was cut from something else: {'; '.join(differences)}.",
+            where=folder,
+            next_step="Name what it was cut from with --model, --strategy and --adapter.",
+        )
+
+
 class WeightsMismatch(InputError):
     """Weights that do not fit their config.json: missing, left over, or of another shape."""
 

@@ -32,7 +32,7 @@ def make_manifest(session: Session, fitted: Fitted, report: VerifyReport) -> Man
         verification=verification_record(report),
         inputs=supernet.inputs,
         tool=tool_versions(),
-        dims=_dims(supernet),
+        dims=dims_of(supernet),
     )
 
 
@@ -53,7 +53,8 @@ def _source_dtype(supernet: Supernet) -> str:
     return {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}.get(name, name)
 
 
-def _dims(supernet: Supernet) -> dict[str, Any]:
+def dims_of(supernet: Supernet) -> dict[str, Any]:
+    """What a manifest says of the dims of `supernet`."""
     dims = dataclasses.asdict(supernet.architecture)
     del dims["config"]
     return dims

@@ -1,7 +1,8 @@
 """Artifact: a folder that appears whole or not at all, a manifest that says what is in it, and the cache."""
 
 from amoeba_export.artifact.cache import Cache, CacheUsage, canonical_key
-from amoeba_export.artifact.checksums import FileEntry, list_files, sha256_file
+from amoeba_export.artifact.check import verify_checksums
+from amoeba_export.artifact.checksums import FileEntry, file_entry, list_files, sha256_file
 from amoeba_export.artifact.manifest import (
     MANIFEST_NAME,
     PLAN_NAME,
@@ -12,7 +13,6 @@ from amoeba_export.artifact.manifest import (
     VerificationRecord,
     is_artifact,
     read_manifest,
-    verify_checksums,
 )
 from amoeba_export.artifact.provenance import PROVENANCE_NAME
 from amoeba_export.artifact.staging import Staging, check_destination, check_file_destination
@@ -34,6 +34,7 @@ __all__ = [
     "canonical_key",
     "check_destination",
     "check_file_destination",
+    "file_entry",
     "is_artifact",
     "list_files",
     "read_manifest",

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from amoeba_export.artifact.checksums import FileEntry, relative, sha256_file, walk_files
-from amoeba_export.artifact.provenance import PROVENANCE_NAME, provenance_problems, provenance_text
+from amoeba_export.artifact.checksums import FileEntry
+from amoeba_export.artifact.provenance import provenance_text
 from amoeba_export.errors import DamagedFile, InputError, NotFound
 from amoeba_export.ir import Architecture, InputId, Metric, Shape, Source, SubnetPlan, Workload
 
@@ -242,37 +242,3 @@ def read_manifest(folder: Path) -> Manifest:
     if not isinstance(data, dict):
         raise DamagedFile(path, "it is not a JSON object")
     return Manifest.from_json(data, where=path)
-
-
-def verify_checksums(folder: Path) -> Manifest:
-    """Compare every file of an artifact with its manifest, and the provenance statement with both.
-
-    Raises:
-        InputError: With every file that is missing, changed, or not in the manifest, and all that the statement says
-            otherwise.
-    """
-    manifest = read_manifest(folder)
-    known = {entry.path: entry for entry in manifest.files}
-    present = {relative(path, folder): path for path in walk_files(folder)}
-    present.pop(MANIFEST_NAME)
-    problems = [f"{name} is missing" for name in known if name not in present]
-    for name, path in present.items():
-        entry = known.get(name)
-        if entry is None:
-            problems.append(f"{name} is not in the manifest")
-        elif (size_bytes := path.stat().st_size) != entry.size_bytes:
-            problems.append(f"{name} has {size_bytes:,} bytes instead of {entry.size_bytes:,}")
-        elif sha256_file(path) != entry.sha256:
-            problems.append(f"{name} has other content")
-    if PROVENANCE_NAME not in known:
-        problems.append(f"{PROVENANCE_NAME} is not in the manifest")
-    elif PROVENANCE_NAME in present:
-        attested = [entry for entry in manifest.files if entry.path != PROVENANCE_NAME]
-        problems += provenance_problems(present[PROVENANCE_NAME], manifest.inputs, attested)
-    if problems:
-        raise InputError(
-            f"The artifact is not as it was written: {'; '.join(problems)}.",
-            where=folder,
-            next_step="Copy or export it again.",
-        )
-    return manifest

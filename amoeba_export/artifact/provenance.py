@@ -54,14 +54,21 @@ def provenance_text(
     return json.dumps(statement, indent=2, allow_nan=False) + "\n"
 
 
-def provenance_problems(path: Path, inputs: Sequence[InputId], files: Sequence[FileEntry]) -> list[str]:
-    """Where the statement contradicts the manifest, in words; `files` as for `provenance_text`."""
+def provenance_problems(path: Path, inputs: Sequence[InputId], files: Sequence[FileEntry], expected: str) -> list[str]:
+    """Where the statement contradicts the manifest, in words.
+
+    Args:
+        path: The statement.
+        inputs: Of the manifest.
+        files: As for `provenance_text`.
+        expected: The text that the manifest implies.
+    """
     try:
         statement = json.loads(path.read_text(encoding="utf-8"))
         kinds = (statement["_type"], statement["predicateType"])
         subjects = {one["name"]: one["digest"]["sha256"] for one in statement["subject"]}
-        dependencies = statement["predicate"]["buildDefinition"]["resolvedDependencies"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        dependencies = list(statement["predicate"]["buildDefinition"]["resolvedDependencies"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return [f"{path.name} is not a provenance statement ({type(error).__name__}: {error})"]
     if kinds != (STATEMENT_TYPE, PREDICATE_TYPE):
         return [f"{path.name} is a statement of another kind ({', '.join(map(str, kinds))})"]
@@ -75,7 +82,23 @@ def provenance_problems(path: Path, inputs: Sequence[InputId], files: Sequence[F
     problems += [
         f"{path.name} does not name the {one.role} {one.id}" for one in inputs if _dependency(one) not in dependencies
     ]
+    if not problems:
+        problems = [f"{path.name} says otherwise than the manifest: {key}" for key in _other(statement, expected)]
     return problems
+
+
+def _other(statement: dict[str, Any], expected: str) -> list[str]:
+    """The keys in which a statement differs from the expected one."""
+    wanted = json.loads(expected)
+    of_predicate = [key for key in ("buildDefinition", "runDetails") if _differs(statement, wanted, "predicate", key)]
+    other = [key for key in {**wanted, **statement} if statement.get(key) != wanted.get(key)]
+    return of_predicate or other
+
+
+def _differs(one: dict[str, Any], other: dict[str, Any], *keys: str) -> bool:
+    for key in keys:
+        one, other = one.get(key, {}), other.get(key, {})
+    return one != other
 
 
 def _dependency(one: InputId) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ from amoeba_export.artifact import Cache, Manifest, sha256_file, verify_checksum
 from amoeba_export.cli.artifacts import verified
 from amoeba_export.cli.console import Talk, answer, print_json
 from amoeba_export.cli.options import Adapters, AsJson
-from amoeba_export.errors import NotFound, WrongModel
+from amoeba_export.errors import AmoebaError, NotFound, OtherInputs
 from amoeba_export.ir import Supernet
 
 CUT_FROM = ("model", "strategy", "adapter")
@@ -41,7 +42,10 @@ def verify(
     It must be whole, and compute what the masked supernet computes. Exit code 3 when a file is missing or changed, or
     when the statement says otherwise; 5 when the numbers differ.
     """
+    from amoeba_export.application.recheck import check_story, recheck
+
     manifest = verify_checksums(artifact)
+    plan = check_story(artifact, manifest)
     num_files = f"{len(manifest.files)} files are as they were written and as the provenance statement says"
     if checksums_only:
         if as_json:
@@ -50,14 +54,10 @@ def verify(
             answer().print(f"{artifact}: {num_files}.")
         return
     from amoeba_export.application.manifest import verification_record
-    from amoeba_export.application.request import read_plan
-    from amoeba_export.verify import verify_artifact
 
     talk = Talk()
-    plan = read_plan(artifact)
-    supernet = _supernet(manifest, model, strategy, plan.strategy_id, tuple(adapter or ()), talk)
-    report = verify_artifact(artifact, supernet, plan, progress=talk)
-    record = verification_record(report)
+    supernet = _supernet(artifact, manifest, model, strategy, plan.strategy_id, tuple(adapter or ()), talk)
+    record = verification_record(recheck(artifact, manifest, plan, supernet, progress=talk))
     if as_json:
         print_json(
             {
@@ -72,6 +72,7 @@ def verify(
 
 
 def _supernet(
+    artifact: Path,
     manifest: Manifest,
     model: str | None,
     strategy: Path | None,
@@ -86,11 +87,13 @@ def _supernet(
     if strategy is None and strategy_id is not None:
         strategy = _cached_strategy(strategy_id)
     try:
-        supernet = load_supernet(name, adapters=adapters, strategy=strategy, progress=talk)
+        load_supernet(name, progress=talk)
     except NotFound as error:
         if model is not None:
             raise
         raise NotFound("The artifact's supernet", name, next_step="Say where it is with --model.") from error
+    adapters = adapters or tuple(_adapters(artifact, manifest, name))
+    supernet = load_supernet(name, adapters=adapters, strategy=strategy, progress=talk)
     wanted = {(item.role, item.sha256): item for item in manifest.inputs if item.role in CUT_FROM}
     given = {(item.role, item.sha256): item for item in supernet.inputs}
     differences = [
@@ -102,8 +105,37 @@ def _supernet(
         f"here is the {item.role} {item.id} ({item.sha256[:12]})" for key, item in given.items() if key not in wanted
     ]
     if differences:
-        raise WrongModel("The artifact", differences)
+        raise OtherInputs(artifact, differences)
     return supernet
+
+
+def _adapters(artifact: Path, manifest: Manifest, model: str) -> Iterator[Path]:
+    """The adapters that the artifact was cut with: by name where they are likely to lie, then by content.
+
+    A manifest says no paths, so that the same inputs give the same bytes on every machine. Raises `NotFound`.
+    """
+    from amoeba_export.load import load_supernet
+
+    for item in manifest.inputs:
+        if item.role != "adapter":
+            continue
+        places = (Path(), Path("adapters"), artifact.parent, artifact.parent.parent)
+        found = [folder for place in places if (folder := place / Path(item.id).name).is_dir()]
+        for folder in found:
+            try:
+                (adapter,) = load_supernet(model, adapters=(folder,)).adapters
+            except AmoebaError:  # a folder of that name that is something else
+                continue
+            if adapter.input.sha256 == item.sha256:
+                yield folder
+                break
+        else:
+            seen = " (what is there by that name is another one)" if found else ""
+            raise NotFound(
+                "The adapter that the artifact was cut with",
+                f"{item.id}, sha256 {item.sha256}{seen}",
+                next_step=f"Say where it is with --adapter {item.id}.",
+            )
 
 
 def _cached_strategy(strategy_id: str) -> Path:

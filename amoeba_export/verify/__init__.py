@@ -2,5 +2,6 @@
 
 from amoeba_export.verify.artifact import FormatReport, VerifyReport, verify_artifact
 from amoeba_export.verify.masked import masked_logits
+from amoeba_export.verify.sidecars import sidecar_problems
 
-__all__ = ["FormatReport", "VerifyReport", "masked_logits", "verify_artifact"]
+__all__ = ["FormatReport", "VerifyReport", "masked_logits", "sidecar_problems", "verify_artifact"]

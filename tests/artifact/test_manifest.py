@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from amoeba_export.artifact import (
     sha256_file,
     verify_checksums,
 )
-from amoeba_export.errors import DamagedFile, InputError, NotFound
+from amoeba_export.errors import DamagedFile, InputError, NotAsWritten, NotFound
 from amoeba_export.ir import LayerPlan, Shape, SubnetPlan
 from tests.artifact.manifests import manifest
 
@@ -147,6 +148,24 @@ def test_every_difference_is_named(artifact: Path) -> None:
     (artifact / "onnx" / "model.onnx").write_text("abcd")
     with pytest.raises(InputError, match="onnx has 4 bytes instead of 3"):
         verify_checksums(artifact)
+
+
+def test_what_is_no_plain_file_is_named(artifact: Path) -> None:
+    """Neither opened nor followed: a FIFO would be read for ever."""
+    os.mkfifo(artifact / "onnx" / "pipe")
+    (artifact / "empty" / "inner").mkdir(parents=True)
+    (artifact / "aside").symlink_to(artifact / "onnx")
+    kept = (artifact / "plan.json").rename(artifact.parent / "plan.json")
+    (artifact / "plan.json").symlink_to(kept)
+    with pytest.raises(NotAsWritten) as caught:
+        verify_checksums(artifact)
+    assert caught.value.problems == (
+        "aside is a link",
+        "empty is a folder without a file of the manifest",
+        "plan.json is a link",
+        "empty/inner is a folder without a file of the manifest",
+        "onnx/pipe is not a plain file",
+    )
 
 
 def test_a_folder_without_a_manifest(tmp_path: Path) -> None:

@@ -76,6 +76,18 @@ def _other_kind(statement: dict[str, Any]) -> None:
     statement["predicateType"] = "https://spdx.dev/Document"
 
 
+def _other_parameters(statement: dict[str, Any]) -> None:
+    statement["predicate"]["buildDefinition"]["externalParameters"]["dtype"] = "fp16"
+
+
+def _other_builder(statement: dict[str, Any]) -> None:
+    statement["predicate"]["runDetails"]["builder"]["id"] = "https://example.org"
+
+
+def _more(statement: dict[str, Any]) -> None:
+    statement["signed"] = True
+
+
 def _no_predicate(statement: dict[str, Any]) -> None:
     del statement["predicate"]
 
@@ -95,6 +107,9 @@ def _no_predicate(statement: dict[str, Any]) -> None:
             "provenance.json is a statement of another kind "
             "(https://in-toto.io/Statement/v1, https://spdx.dev/Document)",
         ),
+        (_other_parameters, "provenance.json says otherwise than the manifest: buildDefinition"),
+        (_other_builder, "provenance.json says otherwise than the manifest: runDetails"),
+        (_more, "provenance.json says otherwise than the manifest: signed"),
         (_no_predicate, "provenance.json is not a provenance statement (KeyError: 'predicate')"),
     ],
 )

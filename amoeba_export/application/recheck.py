@@ -1,0 +1,107 @@
+"""An artifact that was published, checked again: does everything in it tell one story, and is the story true?
+
+`verify_checksums` compares the files with the manifest. Here the manifest is compared with the plan (`check_story`),
+and both with the supernet and the content of the files (`recheck`).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from amoeba_export.application.manifest import dims_of
+from amoeba_export.application.request import read_plan
+from amoeba_export.artifact import MANIFEST_NAME, PLAN_NAME, Manifest, ShapeRecord
+from amoeba_export.errors import DamagedFile, NotAsWritten
+from amoeba_export.formats import FORMATS
+from amoeba_export.ir import SILENT, Architecture, Progress, SubnetPlan, Supernet, validate
+from amoeba_export.verify import VerifyReport, sidecar_problems, verify_artifact
+
+
+def check_story(folder: Path, manifest: Manifest) -> SubnetPlan:
+    """The plan of an artifact, which must be one for the dims of the manifest, and the one that the manifest counts.
+
+    Raises:
+        InputError: The plan or the manifest's dims are not valid.
+        NotAsWritten: They contradict each other, or there are files of a format that we do not have.
+    """
+    architecture = _architecture(folder, manifest)
+    plan = read_plan(folder)
+    validate(plan, architecture)
+    problems = []
+    if (counted := ShapeRecord.of(plan)) != manifest.shape:
+        what = f"shape {manifest.shape.depth}x{manifest.shape.width:g}"
+        if (counted.depth, counted.width) == (manifest.shape.depth, manifest.shape.width):
+            what = "other layers"
+        problems.append(f"{MANIFEST_NAME} says {what} and {PLAN_NAME} keeps {plan.shape}")
+    formats = {file.path.split("/")[0] for file in manifest.files if "/" in file.path}
+    problems += [f"{name} is a folder of no format" for name in sorted(formats - set(FORMATS))]
+    problems += [] if formats else ["it has no format"]
+    model = [item for item in manifest.inputs if item.role == "model"]
+    if [item.id for item in model] != [manifest.model]:
+        problems.append(f"{MANIFEST_NAME} says model {manifest.model} and names {len(model)} as input")
+    for role, known in (("model", plan.model_id), ("strategy", plan.strategy_id)):
+        named = {item.sha256 for item in manifest.inputs if item.role == role}
+        if known is not None and known not in named:
+            problems.append(f"{PLAN_NAME} is for the {role} {known[:12]}, which {MANIFEST_NAME} does not name")
+    if problems:
+        raise NotAsWritten(folder, problems)
+    return plan
+
+
+def recheck(
+    folder: Path, manifest: Manifest, plan: SubnetPlan, supernet: Supernet, *, progress: Progress = SILENT
+) -> VerifyReport:
+    """Compare what is in an artifact with the supernet that it was cut from.
+
+    Args:
+        folder: The artifact.
+        manifest: Its manifest.
+        plan: Its plan, from `check_story`.
+        supernet: By content that of the manifest, with its adapters and the strategy.
+        progress: Told what is being compared.
+
+    Raises:
+        NotAsWritten: The manifest's dims or dtype are not those of the supernet and the files, or a tokenizer is not
+            the supernet's.
+        VerificationError: A format does not compute what it should.
+    """
+    problems = []
+    dims = json.loads(json.dumps(dims_of(supernet)))
+    for key in {**dims, **manifest.dims}:
+        if manifest.dims.get(key) != dims.get(key):
+            problems.append(f"{MANIFEST_NAME} says {key} = {manifest.dims.get(key)!r}, the model has {dims.get(key)!r}")
+    for name in FORMATS:
+        if (folder / name).is_dir():
+            problems += [f"{name}/{problem}" for problem in sidecar_problems(folder / name, supernet.folder)]
+    if problems:
+        raise NotAsWritten(folder, problems)
+    report = verify_artifact(folder, supernet, plan, progress=progress)
+    source = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+    for found in report.formats:
+        format_ = FORMATS[found.format]
+        expected = manifest.dtype if manifest.dtype in format_.dtypes else format_.default_dtype
+        if expected == "source":
+            known = {
+                source[str(supernet.tensors.dtype(name)).removeprefix("torch.")] for name in supernet.tensors.names()
+            }
+        else:
+            known = {expected}
+        if found.dtype not in known:
+            problems.append(f"{found.format} is in {found.dtype}, and {MANIFEST_NAME} says {manifest.dtype}")
+    if problems:
+        raise NotAsWritten(folder, problems)
+    return report
+
+
+def _architecture(folder: Path, manifest: Manifest) -> Architecture:
+    """The dims of the manifest, checked to be numbers where a plan is compared with them."""
+    try:
+        architecture = manifest.architecture()
+    except TypeError as error:
+        raise DamagedFile(folder / MANIFEST_NAME, f"its dims are not those of a model ({error})") from error
+    names = ("num_layers", "hidden_size", "num_heads", "num_kv_heads", "head_dim", "ffn_size", "vocab_size")
+    for name in names:
+        if type(value := getattr(architecture, name)) is not int or value < 1:
+            raise DamagedFile(folder / MANIFEST_NAME, f"its dims say {name} = {value!r}")
+    return architecture
