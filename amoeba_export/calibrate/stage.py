@@ -55,6 +55,7 @@ def calibrate(
         UsageError: The recipe asks for what this model does not have, such as more layers to remove.
         TargetError: The fleet cannot be used.
     """
+    supernet = supernet.without_adapters()
     samples, heldout = read_samples(recipe.data, supernet.folder, seed=seed)
     width_samples = samples
     if recipe.width.data is not None:

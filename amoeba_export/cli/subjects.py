@@ -120,7 +120,7 @@ def supernet_subject(
             "policy": policy,
             "dtype": dtype,
         },
-        tokenizer=supernet.folder,
+        tokenizer=supernet.tokenizer_folder or supernet.folder,
         max_length=supernet.architecture.max_positions,
         shapes=tuple(_sizes(plans[known], supernet.architecture) for known in shapes),
         open=running,

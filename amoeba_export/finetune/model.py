@@ -19,6 +19,9 @@ from amoeba_export.finetune.layer import LayerCut, SlicedLayer, rms_norm
 from amoeba_export.finetune.smol import LowRank, unchanged
 from amoeba_export.ir import LayerPlan, SubnetPlan, Supernet
 
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
+"""Modules outside the layers that an adapter may change."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cut:
@@ -58,8 +61,8 @@ class SlicedSupernet(nn.Module):
             weight = weight.contiguous() if order is None else weight[order]
             return nn.Parameter(weight.to(device=device, dtype=dtype), requires_grad=False)
 
-        self.embed_VD = frozen("model.embed_tokens.weight")
-        self.head_VD = self.embed_VD if architecture.tied_embeddings else frozen("lm_head.weight")
+        self.embed_VD = frozen(f"{EMBEDDING}.weight")
+        self.head_VD = self.embed_VD if architecture.tied_embeddings else frozen(f"{HEAD}.weight")
         self.norm_D = frozen("model.norm.weight")
         self.layers = nn.ModuleList(
             SlicedLayer(architecture, i, frozen, supernet.strategy) for i in range(architecture.num_layers)
@@ -109,6 +112,9 @@ class SlicedSupernet(nn.Module):
                 each other, and each starts at position 0. None: a row is one example, padded (if at all) at its end.
         """
         x_BTD = functional.embedding(input_ids_BT, self.embed_VD)
+        if pair := low_rank(EMBEDDING):
+            a_RD, b_VR = (part.to(x_BTD.dtype) for part in pair)
+            x_BTD = x_BTD + functional.embedding(input_ids_BT, b_VR) @ a_RD
         mask = _mask(segments_BT, input_ids_BT, self.architecture.sliding_window)
         cos, sin = self.rotary(x_BTD, _positions(segments_BT, input_ids_BT))
         for layer in cut.layers:
@@ -120,9 +126,13 @@ class SlicedSupernet(nn.Module):
         x_PD = x_BTD.flatten(0, 1) if select_BT is None else x_BTD[select_BT]
         return rms_norm(x_PD, self.norm_D, self.architecture.norm_eps)
 
-    def logits(self, x_PD: torch.Tensor) -> torch.Tensor:
+    def logits(self, x_PD: torch.Tensor, *, low_rank: LowRank = unchanged) -> torch.Tensor:
         """Fp32 logits [P, V] of what `forward` returned."""
-        return functional.linear(x_PD, self.head_VD).float()
+        logits_PV = functional.linear(x_PD, self.head_VD)
+        if pair := low_rank(HEAD):
+            a_RD, b_VR = (part.to(x_PD.dtype) for part in pair)
+            logits_PV = logits_PV + functional.linear(functional.linear(x_PD, a_RD), b_VR)
+        return logits_PV.float()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,7 +148,7 @@ class RunningSubnet:
         """Fp32 logits [P, V] at the selected positions, row by row. Rows are padded at their end."""
         device = self.model.device
         x_PD = self.model(input_ids_BT.to(device), cut=self.cut, low_rank=self.low_rank, select_BT=select_BT.to(device))
-        return self.model.logits(x_PD)
+        return self.model.logits(x_PD, low_rank=self.low_rank)
 
 
 def _positions(segments_BT: torch.Tensor | None, input_ids_BT: torch.Tensor) -> torch.Tensor:

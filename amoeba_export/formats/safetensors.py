@@ -62,7 +62,7 @@ def open_writer(
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if model_type == AMOEBA:
         shutil.copyfile(Path(__file__).with_name(MODELING), folder / MODELING)
-    copy_tokenizer(subnet.source_folder, folder)
+    copy_tokenizer(subnet, folder)
     copy_generation_config(subnet.source_folder, folder)
     copy_license(subnet.source_folder, folder)
     write_model_card(subnet, folder, needs_code=model_type == AMOEBA)

@@ -22,8 +22,14 @@ TOKENIZER_FILES = (
 _LICENSES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
 
 
-def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy the tokenizer and chat template of the supernet, as far as it has them."""
+def tokenizer_folder(subnet: Subnet) -> Path:
+    """Where the tokenizer of a cut model is."""
+    return subnet.tokenizer_folder or subnet.source_folder
+
+
+def copy_tokenizer(subnet: Subnet, folder: Path) -> None:
+    """Copy the tokenizer and chat template, as far as there are any."""
+    source = tokenizer_folder(subnet)
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)

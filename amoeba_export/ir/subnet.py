@@ -33,7 +33,8 @@ class Subnet:
         stream: Opens the stream of (name, weight [shape of its spec]), each name exactly once, in the order of
             `specs`. Weights come in the source's dtype unless an adapter or bias made them; writers convert. The
             consumer may keep or drop them, never write into them.
-        source_folder: Where tokenizer, chat template and generation config are copied from.
+        source_folder: Where tokenizer, chat template, generation config and licence are copied from.
+        tokenizer_folder: Where tokenizer and chat template are copied from instead, or None.
     """
 
     architecture: DenseArchitecture
@@ -43,6 +44,7 @@ class Subnet:
     source_folder: Path
     source_dtype: torch.dtype
     model_name: str
+    tokenizer_folder: Path | None = None
 
 
 class Writer(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +107,8 @@ class Supernet:
         identity: sha256 over the config and the weights files; strategies and plans refer to it.
         adapters: Applied in order.
         strategy: What to keep at each shape, or None before calibration.
+        bare: The model before adapters that replace weights of it, or None when none does.
+        tokenizer_folder: Of the tokenizer and chat template where an adapter brings another one, else None.
     """
 
     name: str
@@ -117,3 +120,9 @@ class Supernet:
     inputs: tuple[InputId, ...] = ()
     adapters: tuple[Adapter, ...] = ()
     strategy: Strategy | None = None
+    bare: Supernet | None = None
+    tokenizer_folder: Path | None = None
+
+    def without_adapters(self) -> Supernet:
+        """The model that `identity` names, and the strategy."""
+        return dataclasses.replace(self.bare or self, adapters=(), strategy=self.strategy)

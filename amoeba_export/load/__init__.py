@@ -48,7 +48,7 @@ def load_supernet(
         InputError: Something is missing, damaged, or belongs to another model.
         UnsupportedError: The family, the quantization, or an option of an adapter is one that we do not compute.
     """
-    from amoeba_export.load.adapters import read_adapter
+    from amoeba_export.load.adapters import add_adapter
     from amoeba_export.load.checkpoint import open_checkpoint
 
     cache_dir = cache_dir or locations.cache_dir()
@@ -78,11 +78,8 @@ def load_supernet(
         identity=identity,
         inputs=(InputId(role="model", id=name, sha256=identity),),
     )
-    opened = tuple(
-        read_adapter(path, family=file.family, architecture=architecture, cache_dir=cache_dir) for path in adapters
-    )
-    inputs = (*supernet.inputs, *(adapter.input for adapter in opened))
-    supernet = dataclasses.replace(supernet, adapters=opened, inputs=inputs)
+    for path in adapters:
+        supernet = add_adapter(supernet, path, cache_dir=cache_dir, progress=progress)
     if strategy is not None:
         known = read_strategy(strategy)
         check_strategy(known, supernet, where=strategy)

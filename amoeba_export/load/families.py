@@ -235,17 +235,21 @@ def expected_weights(family: Family, architecture: Architecture) -> dict[str, tu
 
 def tied_copies(family: Family, architecture: Architecture) -> dict[str, str]:
     """Name -> what it repeats, for weights that tied embeddings make superfluous and that some checkpoints have."""
-    if not architecture.tied_embeddings:
-        return {}
-    return {template.name: EMBEDDING for template in family.globals if template.when == "untied"}
+    return {head_name(family): EMBEDDING} if architecture.tied_embeddings else {}
 
 
-def linear_shapes(family: Family, architecture: Architecture) -> dict[str, tuple[int, int]]:
-    """Module -> (out, in) of every linear layer. A tied head is not one: its weight is the embedding."""
+def head_name(family: Family) -> str:
+    """The weight of the head, which a model with tied embeddings does not have."""
+    (name,) = (template.name for template in family.globals if template.when == "untied")
+    return name
+
+
+def matrix_shapes(family: Family, architecture: Architecture) -> dict[str, tuple[int, int]]:
+    """Module -> (out, in) of every linear layer, and (words, hidden) of the embedding. A tied head is not one."""
     return {
         name.removesuffix(".weight"): (shape[0], shape[1])
         for name, shape in expected_weights(family, architecture).items()
-        if len(shape) == 2 and name != EMBEDDING
+        if len(shape) == 2
     }
 
 

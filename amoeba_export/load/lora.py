@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -13,12 +14,7 @@ import torch
 
 from amoeba_export.errors import DamagedFile, UnsupportedAdapter, WrongModel
 from amoeba_export.ir import AdapterDelta, InputId, SubnetPlan, TensorSource
-
-PREFIX = "base_model.model."
-_KEY = re.compile(re.escape(PREFIX) + r"(?P<module>.+)\.(?P<part>lora_[A-Za-z_]+)(?:\.(?P<expert>\d+))?(?P<end>\.\w+)?")
-
-Parts = dict[tuple[str, int | None], str]
-"""(`lora_A` | `lora_B` | `lora_magnitude_vector`, expert or None) -> the name of the weight in the file."""
+from amoeba_export.load.adapter_names import AdapterWeights, Parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +23,7 @@ class _Module:
     b: str
     magnitude: str | None
     scale: float
+    is_embedding: bool
 
 
 class LoraAdapter:
@@ -45,15 +42,17 @@ class LoraAdapter:
         config: Mapping[str, Any],
         weights: TensorSource,
         *,
-        linears: Mapping[str, tuple[int, int]],
+        found: Mapping[str, Parts],
+        matrices: Mapping[str, tuple[int, int]],
         num_layers: int,
         identity: InputId,
         where: Path,
     ) -> LoraAdapter:
-        """Find A, B and magnitude of every module and check their shapes. `linears`: module -> (out, in)."""
+        """Check the shapes of A, B and magnitude of every module in `found`. `matrices`: module -> (out, in).
+
+        An embedding is a matrix of a row for each word here, and of a column for each in peft: its B @ A is transposed.
+        """
         del num_layers  # only a gate depends on it
-        found = group_by_module(weights.names(), linears, where)
-        check_targets(config, found, linears, where)
         modules, differences = {}, []
         for module, parts in found.items():
             if unknown := {part for part, expert in parts if expert is not None}:
@@ -61,15 +60,20 @@ class LoraAdapter:
             names = {part: name for (part, _), name in parts.items()}
             rank = positive_int(by_pattern(config, "rank_pattern", module, config.get("r", 8), where), "r", where)
             alpha = number(by_pattern(config, "alpha_pattern", module, config.get("lora_alpha", 8), where), where)
+            is_embedding = "lora_embedding_A" in names
+            kind = "lora_embedding" if is_embedding else "lora"
             entry = _Module(
-                a=names["lora_A"],
-                b=names["lora_B"],
+                a=names[f"{kind}_A"],
+                b=names[f"{kind}_B"],
                 magnitude=names.get("lora_magnitude_vector"),
                 scale=scaling(alpha, rank, use_rslora=bool(config.get("use_rslora"))),
+                is_embedding=is_embedding,
             )
             if bool(config.get("use_dora")) != (entry.magnitude is not None):
                 raise DamagedFile(where, f"{module}: use_dora and the magnitudes in the file do not agree")
-            out, inner = linears[module]
+            if is_embedding and entry.magnitude is not None:
+                raise UnsupportedAdapter(f"DoRA on the embedding {module}", where=where)
+            out, inner = reversed(matrices[module]) if is_embedding else matrices[module]
             differences += shape_differences(weights, entry.a, (rank, inner))
             differences += shape_differences(weights, entry.b, (out, rank))
             if entry.magnitude is not None:
@@ -89,9 +93,12 @@ class LoraAdapter:
         if module not in self._modules:
             return None
         entry = self._modules[module]
+        a_RI, b_OR = self._read(entry.a), self._read(entry.b)
+        if entry.is_embedding:
+            a_RI, b_OR = b_OR.t(), a_RI.t()
         return AdapterDelta(
-            a_RI=self._read(entry.a),
-            b_OR=self._read(entry.b),
+            a_RI=a_RI,
+            b_OR=b_OR,
             scale=entry.scale,
             magnitude_O=None if entry.magnitude is None else self._read(entry.magnitude),
         )
@@ -130,45 +137,61 @@ def number(value: Any, where: Path) -> float:
     return float(value)
 
 
-def group_by_module(names: Iterable[str], linears: Collection[str], where: Path) -> dict[str, Parts]:
-    """The weights of an adapter file by the linear layer they belong to, each with at least an A and a B.
+def check_targets(config: Mapping[str, Any], weights: AdapterWeights, modules: Collection[str], where: Path) -> None:
+    """What a config names must be there: modules with LoRA, modules trained as a whole, biases.
+
+    Patterns (a regular expression, `all-linear`) say where LoRA was put and are not evaluated.
+
+    Args:
+        config: Of the adapter.
+        weights: What the file has.
+        modules: Every module with a weight of two axes.
+        where: The weight file.
 
     Raises:
-        UnsupportedAdapter: A weight that is no LoRA, or LoRA on something other than a linear layer.
-        WrongModel: A module that the model does not have.
-        DamagedFile: An A without its B, or the other way round.
+        DamagedFile: Something is missing.
     """
-    found: dict[str, Parts] = {}
-    for name in names:
-        match = _KEY.fullmatch(name)
-        if match is None:
-            raise UnsupportedAdapter(f"the weight {name}", where=where)
-        module, part, end = match["module"], match["part"], match["end"]
-        if part not in ("lora_A", "lora_B", "lora_magnitude_vector") or end not in (".weight", None):
-            raise UnsupportedAdapter(f"{part}{end or ''} on {module}", where=where)
-        if module in ("lm_head", "model.embed_tokens") and module not in linears:
-            raise UnsupportedAdapter(f"LoRA on {module}, which is an embedding here", where=where)
-        if module not in linears:
-            raise WrongModel("The adapter", [f"it changes {module}, which this model does not have"], where=where)
-        found.setdefault(module, {})[part, int(match["expert"]) if match["expert"] else None] = name
-    partners = {"lora_A": "lora_B", "lora_B": "lora_A", "lora_magnitude_vector": "lora_A"}
-    for parts in found.values():
-        for (part, expert), name in parts.items():
-            if (partners[part], expert) not in parts:
-                raise DamagedFile(where, f"{name} is there without its {partners[part]}")
-    if not found:
-        raise DamagedFile(where, "it changes nothing")
-    return found
+    targets, excluded = config.get("target_modules"), config.get("exclude_modules")
+    if isinstance(targets, list) and not isinstance(excluded, str):
+        for module in modules:
+            if (
+                _is_named(module, targets)
+                and not _is_named(module, excluded or ())
+                and _is_of_layers(module, config)
+                and module not in weights.lora
+                and f"{module}.weight" not in weights.own  # trained as a whole: peft leaves it without LoRA
+            ):
+                raise DamagedFile(where, f"its config names {module}, for which it has no weights")
+    own = {name.rpartition(".")[0] for name in weights.own}
+    for name in config.get("modules_to_save") or ():
+        if not any(module.endswith(str(name)) for module in own):
+            raise DamagedFile(where, f"its config saves {name}, for which it has no weights")
 
 
-def check_targets(config: Mapping[str, Any], found: Collection[str], linears: Collection[str], where: Path) -> None:
-    """Every linear layer that a plain list of targets names must be there. Raises `DamagedFile`."""
-    targets = config.get("target_modules")
-    if not isinstance(targets, list) or config.get("layers_to_transform") or config.get("exclude_modules"):
-        return
-    for module in linears:
-        if module not in found and any(module == target or module.endswith(f".{target}") for target in targets):
-            raise DamagedFile(where, f"its config names {module}, for which it has no weights")
+def check_biases(bias: str, weights: AdapterWeights, known: Collection[str], where: Path) -> None:
+    """Biases that were trained must be there. Raises `DamagedFile`."""
+    for name in known:
+        module, _, leaf = name.rpartition(".")
+        is_trained = leaf == "bias" and (bias == "all" or (bias == "lora_only" and module in weights.lora))
+        if is_trained and name not in weights.own:
+            raise DamagedFile(where, f"its config says bias = {bias!r}, and it has no {name}")
+
+
+def _is_named(module: str, names: Iterable[Any]) -> bool:
+    return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+def _is_of_layers(module: str, config: Mapping[str, Any]) -> bool:
+    """Whether a module is in one of `layers_to_transform` (peft `check_target_module_exists`): a list, or one index."""
+    wanted = config.get("layers_to_transform")
+    if wanted is None or wanted == []:
+        return True
+    patterns = config.get("layers_pattern") or ()
+    steps = module.split(".")
+    for before, index in itertools.pairwise(steps[:-1]):
+        if index.isdigit() and (not patterns or before in ([patterns] if isinstance(patterns, str) else patterns)):
+            return int(index) in (wanted if isinstance(wanted, list) else [wanted])
+    return False
 
 
 def shape_differences(weights: TensorSource, name: str, expected: tuple[int, ...]) -> list[str]:

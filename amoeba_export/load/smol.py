@@ -17,11 +17,14 @@ import torch
 
 from amoeba_export.errors import DamagedFile, InputError, WrongModel
 from amoeba_export.ir import AdapterDelta, InputId, SubnetPlan, TensorSource
-from amoeba_export.load.lora import check_targets, group_by_module, number, positive_int, scaling, shape_differences
+from amoeba_export.load.adapter_names import Parts
+from amoeba_export.load.lora import number, positive_int, scaling, shape_differences
 
 ROUTER = "base_model.lora_sparsemoe.router."
 _GATE = tuple(f"{ROUTER}topkroute_linear.{i}.{kind}" for i in (0, 1) for kind in ("weight", "bias"))
 _NOISE = tuple(f"{ROUTER}noise_linear.{kind}" for kind in ("weight", "bias"))
+GATE_WEIGHTS = (*_GATE, *_NOISE)
+"""Weights of the file that belong to no module."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,20 +69,19 @@ class SmolAdapter:
         config: Mapping[str, Any],
         weights: TensorSource,
         *,
-        linears: Mapping[str, tuple[int, int]],
+        found: Mapping[str, Parts],
+        matrices: Mapping[str, tuple[int, int]],
         num_layers: int,
         identity: InputId,
         where: Path,
     ) -> SmolAdapter:
-        """Find the gate and every expert and check their shapes. `linears`: module -> (out, in)."""
+        """Find the gate, and check the shapes of every expert in `found`. `matrices`: module -> (out, in)."""
         choices = parse_width_choice(config.get("width_choice"), where=where)
         num_experts, top_k, rank = (positive_int(config.get(key), key, where) for key in ("num_experts", "top_k", "r"))
         if top_k > num_experts:
             raise DamagedFile(where, f"its config takes the top {top_k} of {num_experts} experts")
         if missing := [name for name in _GATE if name not in weights.names()]:
             raise DamagedFile(where, f"the gate is not complete: {missing[0]} is missing")
-        found = group_by_module((name for name in weights.names() if name not in (*_GATE, *_NOISE)), linears, where)
-        check_targets(config, found, linears, where)
         gate_in = weights.shape(_GATE[0])[-1]
         differences = []
         if gate_in != num_layers + len(choices):
@@ -93,7 +95,7 @@ class SmolAdapter:
             if set(parts) != {(part, expert) for part in ("lora_A", "lora_B") for expert in range(num_experts)}:
                 raise DamagedFile(where, f"{module} does not have an A and a B for each of {num_experts} experts")
             pairs = tuple((parts["lora_A", expert], parts["lora_B", expert]) for expert in range(num_experts))
-            out, inner = linears[module]
+            out, inner = matrices[module]
             for a, b in pairs:
                 differences += shape_differences(weights, a, (rank, inner))
                 differences += shape_differences(weights, b, (out, rank))

@@ -60,6 +60,7 @@ def materialize_subnet(supernet: Supernet, plan: SubnetPlan, *, dtype: torch.dty
         source_folder=supernet.folder,
         source_dtype=dtype or supernet.tensors.dtype(supernet.family.globals[0].name),
         model_name=supernet.name,
+        tokenizer_folder=supernet.tokenizer_folder,
     )
 
 

@@ -214,9 +214,10 @@ def _prompts(supernet: Supernet) -> list[torch.Tensor]:
     room = architecture.max_positions - NUM_GREEDY
     length = min(_PROMPT_TOKENS, room)
     prompts = [torch.randint(architecture.vocab_size, (1, length), generator=generator) for _ in range(2)]
-    if any((supernet.folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    folder = supernet.tokenizer_folder or supernet.folder
+    if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         with ONE_AT_A_TIME:
-            ids = _text_ids(supernet.folder)
+            ids = [token for token in _text_ids(folder) if token < architecture.vocab_size]
         prompts.append(torch.tensor([ids[: min(_TEXT_TOKENS, room)]]))
     return prompts
 

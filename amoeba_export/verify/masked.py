@@ -42,13 +42,29 @@ def masked_logits(supernet: Supernet, plan: SubnetPlan, input_ids: torch.Tensor)
         [B, T, V].
     """
     model = _one_layer_model(supernet)
-    embedding = supernet.tensors.read("model.embed_tokens.weight").float()
-    model.model.embed_tokens.weight = nn.Parameter(embedding, requires_grad=False)
+    model.model.embed_tokens = _UnmergedEmbedding(supernet, plan, "model.embed_tokens")
     model.model.norm.weight.copy_(supernet.tensors.read("model.norm.weight"))
     model.model.layers[0] = _EveryKeptLayer(model.model.layers[0], supernet, plan)
     model.lm_head = _Unmerged(supernet, plan, "lm_head")
     logits: torch.Tensor = model(input_ids, use_cache=False).logits
     return logits.float()
+
+
+class _UnmergedEmbedding(nn.Module):
+    """The embedding of the supernet, with adapters beside it."""
+
+    def __init__(self, supernet: Supernet, plan: SubnetPlan, module: str) -> None:
+        super().__init__()
+        self._w_VD = supernet.tensors.read(f"{module}.weight")
+        changing = [adapter for adapter in supernet.adapters if module in adapter.modules()]
+        self._deltas = [adapter.delta(module, plan) for adapter in changing]
+
+    def forward(self, ids_BT: torch.Tensor) -> torch.Tensor:
+        x_BTD = nn.functional.embedding(ids_BT, self._w_VD).float()
+        for delta in self._deltas:
+            if delta is not None:
+                x_BTD = x_BTD + delta.scale * (nn.functional.embedding(ids_BT, delta.b_OR.float()) @ delta.a_RI.float())
+        return x_BTD
 
 
 def _one_layer_model(supernet: Supernet) -> Any:

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from amoeba_export.errors import InputError, UnsupportedError, UnsupportedModel
 from amoeba_export.ir import Architecture
-from amoeba_export.load.families import expected_weights, linear_shapes, read_architecture, read_family, tied_copies
+from amoeba_export.load.families import expected_weights, matrix_shapes, read_architecture, read_family, tied_copies
 from tests.tiny import FAMILIES, tiny_config
 
 WHERE = Path("config.json")
@@ -91,10 +91,10 @@ def test_the_weights_that_a_config_implies_are_those_that_transformers_builds(
         assert tied_copies(file.family, architecture) == {"lm_head.weight": "model.embed_tokens.weight"}
         del built["lm_head.weight"]
     assert expected_weights(file.family, architecture) == built
-    assert set(linear_shapes(file.family, architecture)) == {
+    assert set(matrix_shapes(file.family, architecture)) == {
         name
         for name, module in model.named_modules()
-        if type(module).__name__ == "Linear" and not (tied and name == "lm_head")
+        if type(module).__name__ in ("Linear", "Embedding") and not (tied and name == "lm_head")
     }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import gguf
 
 from amoeba_export.errors import DamagedFile, NotRepresentable
+from amoeba_export.formats.sidecars import tokenizer_folder
 from amoeba_export.ir import Subnet
 
 _GPT4 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -36,7 +37,7 @@ def add_tokenizer(header: gguf.GGUFWriter, subnet: Subnet) -> None:
         DamagedFile: `tokenizer.json` is not one.
         NotRepresentable: It is of a kind, or splits text by a rule, that has no name in llama.cpp.
     """
-    folder = subnet.source_folder
+    folder = tokenizer_folder(subnet)
     path = folder / "tokenizer.json"
     vocab_size = subnet.architecture.base.vocab_size
     if not path.is_file():

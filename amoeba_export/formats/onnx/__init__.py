@@ -77,7 +77,7 @@ def open_writer(
     _write_json(graph_config(subnet, dtype=_TORCH_NAMES[dtype]), folder / "config.json")
     if dialect == "ort":
         _write_json(genai_config(dense, subnet.source_folder), folder / "genai_config.json")
-    copy_tokenizer(subnet.source_folder, folder)
+    copy_tokenizer(subnet, folder)
     copy_generation_config(subnet.source_folder, folder)
     copy_license(subnet.source_folder, folder)
     return writer
