@@ -9,6 +9,7 @@ from amoeba_export.application.costs import is_measured
 from amoeba_export.application.selection import gate_widths
 from amoeba_export.application.session import Session
 from amoeba_export.errors import NothingFits
+from amoeba_export.formats.sizes import weight_bytes
 from amoeba_export.profile import predict_memory_mb
 from amoeba_export.search import Predictor, Problem, SearchResult, Seen, search_plan
 
@@ -27,7 +28,12 @@ def problem_of(session: Session) -> Problem:
         policy=settings.policy,
         align=settings.align,
         gate_widths=gate_widths(session.supernet),
-        memory_mb=lambda dense: predict_memory_mb(dense, dtype=dtype, workload=settings.workload),
+        memory_mb=lambda dense: predict_memory_mb(
+            dense,
+            weight_bytes=weight_bytes(dense, settings.formats, dtype).total,
+            dtype=dtype,
+            workload=settings.workload,
+        ),
         memory_limit_mb=settings.memory_limit_mb,
     )
 

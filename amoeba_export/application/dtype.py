@@ -12,7 +12,6 @@ from typing import Any
 
 from amoeba_export.application.choose import choose
 from amoeba_export.application.costs import make_predictor
-from amoeba_export.application.request import AUTO
 from amoeba_export.application.selection import gate_widths
 from amoeba_export.application.session import Session
 from amoeba_export.backends.targets import graph_options
@@ -20,6 +19,7 @@ from amoeba_export.errors import NumbersDiffer, TargetError, UsageError
 from amoeba_export.formats import FORMATS
 from amoeba_export.formats.write import write_formats
 from amoeba_export.ir import Budget, DenseArchitecture, SubnetPlan
+from amoeba_export.ir.dtype import AUTO
 from amoeba_export.materialize import materialize_subnet
 from amoeba_export.search import Predictor, SearchResult, quality_surface, search_precision
 from amoeba_export.verify import verify_artifact

@@ -16,6 +16,7 @@ from amoeba_export.artifact import (
     tool_versions,
 )
 from amoeba_export.ir import Supernet
+from amoeba_export.ir.dtype import float_name
 from amoeba_export.search import quality_surface
 from amoeba_export.verify import VerifyReport
 
@@ -49,8 +50,7 @@ def verification_record(report: VerifyReport) -> VerificationRecord:
 
 def _source_dtype(supernet: Supernet) -> str:
     """The dtype of the supernet's embeddings in the spelling of `--dtype`."""
-    name = str(supernet.tensors.dtype(supernet.family.globals[0].name)).removeprefix("torch.")
-    return {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}.get(name, name)
+    return float_name(supernet.tensors.dtype(supernet.family.globals[0].name))
 
 
 def dims_of(supernet: Supernet) -> dict[str, Any]:

@@ -13,11 +13,7 @@ from amoeba_export.backends.targets import read_target
 from amoeba_export.errors import AmoebaError, BadValue, DamagedFile, NotFound, Problems, UnknownName, UsageError
 from amoeba_export.formats import FORMATS
 from amoeba_export.ir import Budget, Metric, Policy, Shape, SubnetPlan, Target, Workload, parse_megabytes
-
-DTYPES = ("fp32", "fp16", "bf16", "int8", "int4")
-
-AUTO = "auto"
-"""The `--dtype` that leaves the precision to the search."""
+from amoeba_export.ir.dtype import AUTO, DTYPE_NAMES
 
 _S = TypeVar("_S")
 _T = TypeVar("_T")
@@ -164,7 +160,7 @@ def _bad_values(request: ExportRequest, metric: str) -> list[AmoebaError]:
     problems: list[AmoebaError] = []
     names = [("metric", metric, get_args(Metric)), ("policy", request.policy, get_args(Policy))]
     names += [("format", name, tuple(FORMATS)) for name in request.formats or ()]
-    names += [("dtype", request.dtype, (*DTYPES, AUTO))] if request.dtype else []
+    names += [("dtype", request.dtype, (*DTYPE_NAMES, AUTO))] if request.dtype else []
     problems += [UnknownName(kind, name, known) for kind, name, known in names if name not in known]
     if request.percentile not in (50, 90):
         problems.append(BadValue("--percentile", str(request.percentile), "50 or 90"))

@@ -15,15 +15,10 @@ from pydantic import Field
 from amoeba_export.backends import ROUNDS, TIME_LIMIT_S, Availability, Subject
 from amoeba_export.backends.targets import Strict, parse_options
 from amoeba_export.errors import TargetError
+from amoeba_export.formats.sizes import WeightBytes, weight_bytes
 from amoeba_export.ir import SILENT, DenseArchitecture, Latency, Progress, Source, Target, Timing, Workload
 
 _Positive = Annotated[float, Field(gt=0)]
-
-BYTES_PER_WEIGHT: Mapping[str, float] = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 34 / 32, "int4": 18 / 32}
-"""Quantized: blocks of 32 weights with one 16-bit scale, as llama.cpp's Q8_0 and Q4_0."""
-
-HEAD_BYTES_PER_WEIGHT: Mapping[str, float] = {**BYTES_PER_WEIGHT, "int4": 34 / 32}
-"""The output head has 8 bits in a 4-bit GGUF file. In our ONNX files it has 4, which the uncertainty has to cover."""
 
 
 class Options(Strict):
@@ -77,34 +72,36 @@ def measure(
     device = describe(target)
     return [
         Latency(
-            decode=_timing(estimate_ms(subject.dense, 1, workload, options, dtype=subject.dtype)),
-            prefill=_timing(estimate_ms(subject.dense, workload.prompt_tokens, workload, options, dtype=subject.dtype)),
+            decode=_timing(estimate_ms(subject.dense, 1, workload, options, weights=weights)),
+            prefill=_timing(estimate_ms(subject.dense, workload.prompt_tokens, workload, options, weights=weights)),
             source="analytic",
             workload=workload,
             device=device,
             uncertainty=options.uncertainty,
         )
         for subject in subjects
+        for weights in (weight_bytes(subject.dense, target.formats, subject.dtype),)
     ]
 
 
 def estimate_ms(
-    dense: DenseArchitecture, new_tokens: int, workload: Workload, options: Options, *, dtype: str
+    dense: DenseArchitecture, new_tokens: int, workload: Workload, options: Options, *, weights: WeightBytes
 ) -> float:
     """Milliseconds of one step with `new_tokens` tokens per row: 1 is decode at the full prompt, more is its prefill.
 
-    Weights are read once a step and logits computed for one position; the KV cache is 16 bits wide.
+    Weights are read once a step, but for the rows of embeddings and tables that no token needs; logits are computed for
+    one position; the KV cache is 16 bits wide.
     """
     base = dense.base
     head_params = base.vocab_size * base.hidden_size
     layer_params = dense.num_params - head_params * (1 if base.tied_embeddings else 2)
-    weight_bytes = layer_params * BYTES_PER_WEIGHT[dtype] + head_params * HEAD_BYTES_PER_WEIGHT[dtype]
     # Halfway through a prefill half of the prompt is in the cache; a decode step sees all of it.
     kv_tokens = workload.prompt_tokens if new_tokens == 1 else new_tokens / 2
     cache_bytes = sum(4 * layer.num_kv_heads * base.head_dim for layer in dense.layers) * kv_tokens * workload.batch
     attention_flops = sum(4 * layer.num_heads * base.head_dim for layer in dense.layers) * kv_tokens * new_tokens
     flops = workload.batch * (2 * layer_params * new_tokens + 2 * head_params + attention_flops)
-    memory_ms = (weight_bytes + cache_bytes) / (options.bandwidth_efficiency * options.bandwidth_gb_s * 1e6)
+    bytes_per_ms = options.bandwidth_efficiency * options.bandwidth_gb_s * 1e6
+    memory_ms = (weights.layers + weights.head + cache_bytes) / bytes_per_ms
     compute_ms = flops / (options.compute_tflops * 1e9)
     blocks = sum((layer.num_heads > 0) + (layer.ffn_size > 0) for layer in dense.layers)
     return options.per_token_ms + blocks * options.per_layer_ms / 2 + max(memory_ms, compute_ms)

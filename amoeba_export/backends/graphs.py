@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amoeba_export.errors import InputError, NotFound
 from amoeba_export.ir import DenseArchitecture, LayerPlan, Shape, Subnet, SubnetPlan
+from amoeba_export.ir.dtype import DTYPES, FLOATS
 
 if TYPE_CHECKING:
     from amoeba_export.backends import Subject
@@ -17,10 +18,8 @@ if TYPE_CHECKING:
 Prepare = Callable[["Subject", Path, Any], dict[str, Any]]
 """Given a subject, an empty folder and the backend's options: the folder to open and what the engine wants to know."""
 
-_DTYPES: Mapping[int, str] = {1: "fp32", 10: "fp16", 16: "bf16"}
-"""ONNX's numbers of float types; everything else is filled with random bytes."""
-
-_TORCH_NAMES: Mapping[str, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+RANDOM_BYTES = "bytes"
+"""What the runner fills a weight with that is not of floats."""
 
 
 def artifact_folder(subject: Subject, container: str) -> Path:
@@ -40,7 +39,7 @@ def spelling(options: Any, dtype: str) -> dict[str, Any]:
     """How a graph of `dtype` is spelled for a backend's `options`: settings of the ONNX format's `open_writer`."""
     dialect = options.dialect
     if dialect == "auto":
-        dialect = "ort" if dtype in ("int8", "int4") else "standard"
+        dialect = "ort" if DTYPES[dtype].is_quantized else "standard"
     return {"dialect": dialect}
 
 
@@ -85,17 +84,17 @@ def prepare_safetensors(subject: Subject, folder: Path, options: Any) -> dict[st
     """A Hugging Face directory; without an artifact, its config alone: the engine makes the weights."""
     if subject.artifact is not None:
         found = artifact_folder(subject, "safetensors")
-        return {"folder": str(found), "dtype": subject.dtype, "random": False}
+        return {"folder": str(found), "dtype": DTYPES[subject.dtype].torch_name, "random": False}
     from amoeba_export.formats import safetensors
     from amoeba_export.formats.config import AMOEBA, container_type, dense_config
 
     safetensors.check(subject.dense, dtype=subject.dtype)
-    config = dense_config(_as_subnet(subject.dense), dtype=_TORCH_NAMES[subject.dtype])
+    config = dense_config(_as_subnet(subject.dense), dtype=DTYPES[subject.dtype].torch_name)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     if container_type(subject.dense) == AMOEBA:
         code = Path(safetensors.__file__).with_name(safetensors.MODELING)
         shutil.copyfile(code, folder / safetensors.MODELING)
-    return {"folder": str(folder), "dtype": subject.dtype, "random": True}
+    return {"folder": str(folder), "dtype": DTYPES[subject.dtype].torch_name, "random": True}
 
 
 def prepare_gguf(subject: Subject, folder: Path, options: Any) -> dict[str, Any]:
@@ -151,6 +150,14 @@ def _graph_facts(subject: Subject, path: Path) -> dict[str, Any]:
     return {"shared_kv": shared_kv, "head_dim": subject.dense.base.head_dim}
 
 
+def _float_of(onnx_type: int) -> str:
+    """The `--dtype` of an ONNX type of floats, `RANDOM_BYTES` for others."""
+    from amoeba_export.formats.onnx.precision import PRECISIONS
+
+    kinds = (name for name in FLOATS if PRECISIONS[name].activation == onnx_type)
+    return next(kinds, RANDOM_BYTES)
+
+
 def _regions(path: Path) -> list[dict[str, Any]]:
     """Where each external weight of the graph lies, and its type."""
     import onnx
@@ -164,7 +171,7 @@ def _regions(path: Path) -> list[dict[str, Any]]:
                     "file": place["location"],
                     "offset": int(place.get("offset", 0)),
                     "length": int(place["length"]),
-                    "dtype": _DTYPES.get(weight.data_type, "bytes"),
+                    "dtype": _float_of(weight.data_type),
                 }
             )
     return regions

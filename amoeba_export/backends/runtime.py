@@ -19,6 +19,7 @@ from amoeba_export.backends.graphs import Prepare
 from amoeba_export.backends.runner.supervise import ask, run_job
 from amoeba_export.backends.targets import Strict, parse_options
 from amoeba_export.errors import InputError, MeasurementFailed, TargetError, TargetUnavailable, UnsupportedError
+from amoeba_export.formats.sizes import weight_bytes
 from amoeba_export.ir import SILENT, Latency, Progress, Source, Target, Timing, Workload
 from amoeba_export.profile.memory import predict_memory_mb
 from amoeba_export.profile.rounds import median_polish, scatter_of
@@ -108,7 +109,12 @@ class RuntimeBackend:
                 folder.mkdir()
                 try:
                     prepared = self.prepare(subject, folder, options)
-                    memory_mb = predict_memory_mb(subject.dense, dtype=subject.dtype, workload=workload)
+                    memory_mb = predict_memory_mb(
+                        subject.dense,
+                        weight_bytes=weight_bytes(subject.dense, self.containers, subject.dtype).total,
+                        dtype=subject.dtype,
+                        workload=workload,
+                    )
                     content["subjects"].append({"id": subject_id, "memory_mb": memory_mb, **prepared})
                 except (InputError, UnsupportedError) as error:
                     errors[subject_id] = TargetError(error.what, where=error.where, next_step=error.next_step)

@@ -15,9 +15,9 @@ from amoeba_export.backends import find_backend, list_backends
 from amoeba_export.backends.graphs import spelling
 from amoeba_export.errors import DamagedFile, InputError, NotFound, UnknownName, nearest
 from amoeba_export.ir import Metric, Target
+from amoeba_export.ir.dtype import DtypeName
 from amoeba_export.locations import data_dir
 
-Dtype = Literal["fp32", "fp16", "bf16", "int8", "int4"]
 Container = Literal["onnx", "safetensors", "gguf"]
 
 
@@ -41,7 +41,7 @@ class TargetFile(Strict):
     backend: str
     aliases: tuple[str, ...] = ()
     metric: Metric = "decode"
-    dtype: Dtype = "fp32"
+    dtype: DtypeName = "fp32"
     formats: Annotated[tuple[Container, ...], Field(min_length=1)] = ("onnx", "safetensors")
     align: Annotated[int, Field(ge=1)] = 1
     memory_limit_mb: Annotated[float, Field(gt=0)] | None = None

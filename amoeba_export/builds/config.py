@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from amoeba_export.backends.targets import Container
 from amoeba_export.ir import Metric, Policy
+from amoeba_export.ir.dtype import DtypeName
 
 SCHEMA_URL = "https://raw.githubusercontent.com/amoeba-export/amoeba/main/docs/amoeba.schema.json"
 
@@ -49,7 +50,7 @@ class Shared(Table):
     formats: Annotated[tuple[Container, ...], Field(min_length=1)] | None = Field(
         default=None, description="Containers to write. Left out: what the target's file says."
     )
-    dtype: Literal["fp32", "fp16", "bf16", "int8", "int4", "auto"] | None = Field(
+    dtype: DtypeName | Literal["auto"] | None = Field(
         default=None, description="Precision of the weights. Left out: what the target's file says."
     )
     adapters: tuple[str, ...] = Field(default=(), description="LoRA or SMoL adapters to merge in, in order.")

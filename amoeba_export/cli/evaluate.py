@@ -15,11 +15,11 @@ from amoeba_export.cli.options import Adapters, AsJson, PolicyName, model_or_def
 from amoeba_export.cli.subjects import Grid, artifact_subject, supernet_subject
 from amoeba_export.errors import BadValue, NotFound, UnknownName, UsageError
 from amoeba_export.ir import Shape
+from amoeba_export.ir.dtype import TRAINED_DTYPES
 
 if TYPE_CHECKING:
     from amoeba_export.evaluate import Measurement, QualityFile, ShapeQuality
 
-_DTYPES = ("fp32", "bf16")
 _FORMATS = ("safetensors", "onnx")
 _WHAT, _SUBNET, _OUTPUT = "What to measure", "Subnet", "Output"
 
@@ -82,9 +82,9 @@ def evaluate(
         str,
         typer.Option(
             "--dtype",
-            metavar="fp32|bf16",
+            metavar="|".join(TRAINED_DTYPES),
             help="In which a supernet runs.",
-            autocompletion=complete_from(_DTYPES),
+            autocompletion=complete_from(TRAINED_DTYPES),
             rich_help_panel=_SUBNET,
         ),
     ] = "fp32",
@@ -120,8 +120,8 @@ def evaluate(
         raise UsageError("There is nothing to measure.", next_step="Give --text, --tasks, or both.")
     if grid and shape:
         raise UsageError("--grid and --shape exclude each other.", next_step="Leave one of them out.")
-    if dtype not in _DTYPES:
-        raise UnknownName("dtype", dtype, _DTYPES)
+    if dtype not in TRAINED_DTYPES:
+        raise UnknownName("dtype", dtype, TRAINED_DTYPES)
     for option, number in (("--window", window), ("--windows", windows), ("--limit", limit)):
         if number is not None and number < (2 if option == "--window" else 1):
             raise BadValue(option, str(number), "a whole number above 0")

@@ -14,6 +14,7 @@ from amoeba_export.cli.console import Talk, answer, facts, print_json, titled
 from amoeba_export.cli.options import AsJson, Model, PolicyName, model_or_default, split_commas
 from amoeba_export.errors import BadValue
 from amoeba_export.ir import Shape
+from amoeba_export.ir.dtype import TRAINED_DTYPES
 
 _ADAPTER, _SHAPES, _OBJECTIVE, _RUN = "Adapter", "Shapes", "Objective", "Run"
 
@@ -158,9 +159,9 @@ def finetune(
         str,
         typer.Option(
             "--dtype",
-            metavar="fp32|bf16",
+            metavar="|".join(TRAINED_DTYPES),
             help="Of the frozen weights and activations.",
-            autocompletion=complete_from(("fp32", "bf16")),
+            autocompletion=complete_from(TRAINED_DTYPES),
             rich_help_panel=_RUN,
         ),
     ] = "fp32",

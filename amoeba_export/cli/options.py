@@ -9,6 +9,7 @@ import typer
 
 from amoeba_export.cli.completion import complete_formats, complete_from, complete_targets
 from amoeba_export.ir import Metric, Policy
+from amoeba_export.ir.dtype import AUTO, DTYPE_NAMES
 
 CONFIG_NAME = "amoeba.toml"
 
@@ -152,9 +153,9 @@ Dtype = Annotated[
     str | None,
     typer.Option(
         "--dtype",
-        metavar="fp32|fp16|bf16|int8|int4",
+        metavar="|".join(DTYPE_NAMES),
         help="Precision of the weights. Left out: what the target's file says.",
-        autocompletion=complete_from(("fp32", "fp16", "bf16", "int8", "int4")),
+        autocompletion=complete_from(DTYPE_NAMES),
         rich_help_panel="Output",
     ),
 ]
@@ -162,9 +163,9 @@ SearchedDtype = Annotated[
     str | None,
     typer.Option(
         "--dtype",
-        metavar="fp32|fp16|bf16|int8|int4|auto",
+        metavar="|".join((*DTYPE_NAMES, AUTO)),
         help="Precision of the weights; auto searches it too. Left out: what the target's file says.",
-        autocompletion=complete_from(("fp32", "fp16", "bf16", "int8", "int4", "auto")),
+        autocompletion=complete_from((*DTYPE_NAMES, AUTO)),
         rich_help_panel="Output",
     ),
 ]

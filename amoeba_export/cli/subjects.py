@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from amoeba_export.artifact import read_manifest
 from amoeba_export.errors import InputError, UnknownName
 from amoeba_export.ir import Architecture, Policy, Progress, Shape, SubnetPlan, Supernet
+from amoeba_export.ir.dtype import DTYPES
 
 if TYPE_CHECKING:
     from amoeba_export.evaluate import ShapeQuality, Subject
@@ -108,7 +109,7 @@ def supernet_subject(
     def running(shape: Shape) -> RunningSubnet:
         if not held:
             device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-            precision = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+            precision = DTYPES[dtype].torch_dtype
             held.append(SlicedSupernet(supernet, dtype=precision, device=device or "cpu"))
         plan = plans[shape]
         return RunningSubnet(held[0], held[0].cut(plan), adapters_at(supernet.adapters, plan, device=held[0].device))

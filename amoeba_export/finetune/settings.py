@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from amoeba_export.errors import AmoebaError, BadValue, Problems, UnknownName
 from amoeba_export.ir import Policy
+from amoeba_export.ir.dtype import TRAINED_DTYPES
 
 Mode = Literal["smol", "lora"]
 """`smol`: a shape-aware mixture of LoRAs with one gate. `lora`: one plain LoRA, a standard PEFT adapter."""
@@ -19,7 +20,6 @@ the published code does (`trainer.py`, `compute_loss`) and off by one."""
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 MODES = ("smol", "lora")
-DTYPES = ("fp32", "bf16")
 POLICIES = ("uniform", "adaptive")
 MASK_FORMS = ("shifted", "unshifted")
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
@@ -129,7 +129,7 @@ class Settings:
             ("policy", self.policy, POLICIES),
             ("prompt", self.prompt, PROMPTS),
             ("schedule", self.schedule, SCHEDULES),
-            ("dtype", self.dtype, DTYPES),
+            ("dtype", self.dtype, TRAINED_DTYPES),
         ):
             if name not in known:
                 yield UnknownName(kind, name, known)

@@ -32,9 +32,8 @@ from amoeba_export.finetune.smol import TrainedLowRank
 from amoeba_export.finetune.step import GateNoise, Losses, SandwichStep, noise_scale
 from amoeba_export.ir import SILENT, Progress, Shape, Supernet
 from amoeba_export.ir.derive import derive_plan
+from amoeba_export.ir.dtype import DTYPES
 from amoeba_export.version import __version__
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +168,7 @@ class _Session:
         ).to(accelerator.device)
         model = SlicedSupernet(
             supernet,
-            dtype=DTYPES[settings.dtype],
+            dtype=DTYPES[settings.dtype].torch_dtype,
             device=accelerator.device,
             checkpoint_layers=settings.gradient_checkpointing,
         )

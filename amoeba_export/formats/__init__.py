@@ -10,9 +10,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from amoeba_export.ir import DenseArchitecture, Subnet, Writer
+
+if TYPE_CHECKING:
+    from amoeba_export.formats.sizes import WeightBytes
 
 
 class Format(Protocol):
@@ -31,6 +34,9 @@ class Format(Protocol):
 
     def check(self, dense: DenseArchitecture, *, dtype: str) -> None:
         """Raise `NotRepresentable`, naming the containers or settings that can, when this one cannot hold `dense`."""
+
+    def weight_bytes(self, dense: DenseArchitecture, *, dtype: str) -> WeightBytes:
+        """What the weights of `dense` occupy in a `--dtype` (not `source`): the files but for headers, within 1 %."""
 
     def open_writer(self, subnet: Subnet, folder: Path, *, dtype: str, **options: Any) -> Writer:
         """Start writing `subnet` into `folder`, which exists and is empty.
@@ -65,6 +71,10 @@ class LazyFormat:
     def check(self, dense: DenseArchitecture, *, dtype: str) -> None:
         """See `Format`."""
         self._load().check(dense, dtype=dtype)
+
+    def weight_bytes(self, dense: DenseArchitecture, *, dtype: str) -> WeightBytes:
+        """See `Format`."""
+        return self._load().weight_bytes(dense, dtype=dtype)
 
     def open_writer(self, subnet: Subnet, folder: Path, *, dtype: str, **options: Any) -> Writer:
         """See `Format`."""

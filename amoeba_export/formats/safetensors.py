@@ -6,6 +6,7 @@ place. Nothing but the weight at hand is in memory.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -20,18 +21,18 @@ from amoeba_export.errors import DiskFull, NotRepresentable, WeightsMismatch
 from amoeba_export.formats.config import AMOEBA, container_type, dense_config, zero_biases
 from amoeba_export.formats.reserved import ReservedFile
 from amoeba_export.formats.sidecars import copy_generation_config, copy_license, copy_tokenizer, write_model_card
+from amoeba_export.formats.sizes import WeightBytes, sum_bytes
 from amoeba_export.ir import DenseArchitecture, Subnet, TensorSpec
+from amoeba_export.ir.dtype import FLOATS, SOURCE, float_name
 
-default_dtype = "source"
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-dtypes = ("source", *_DTYPES)
+default_dtype = SOURCE
+dtypes = (SOURCE, *FLOATS)
 
 MODELING = "modeling_amoeba.py"
 
 MAX_SHARD_BYTES = 5_000_000_000
 """As the Hugging Face hub cuts large models."""
 
-_HEADER_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _CHUNK_BYTES = 32 << 20
 """How much of a weight is converted at once: a 7B embedding in fp32 would be half a gigabyte."""
 
@@ -46,6 +47,18 @@ def check(dense: DenseArchitecture, *, dtype: str) -> None:
         )
 
 
+def weight_bytes(dense: DenseArchitecture, *, dtype: str) -> WeightBytes:
+    """See `Format`. Biases that the container's type has, and the model not, are zeros in the file."""
+    number = FLOATS[dtype].bits // 8
+    zeros = sum(math.prod(spec.shape) for spec in zero_biases(dense)) * number
+
+    def matrix(rows: int, columns: int) -> int:
+        return rows * columns * number
+
+    plain = sum_bytes(dense, matrix=matrix, head=matrix, vector_bytes=number)
+    return dataclasses.replace(plain, layers=plain.layers + zeros)
+
+
 def open_writer(
     subnet: Subnet, folder: Path, *, dtype: str = default_dtype, max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> SafetensorsWriter:
@@ -56,7 +69,7 @@ def open_writer(
         DiskFull: The shards do not fit on the disk.
     """
     check(subnet.architecture, dtype=dtype)
-    torch_dtype = _DTYPES.get(dtype, subnet.source_dtype)
+    torch_dtype = FLOATS[dtype].torch_dtype if dtype in FLOATS else subnet.source_dtype
     model_type = container_type(subnet.architecture)
     config = dense_config(subnet, dtype=str(torch_dtype).removeprefix("torch."))
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -175,7 +188,7 @@ def _shard(path: Path, specs: Sequence[TensorSpec], dtype: torch.dtype) -> _Shar
     for spec in specs:
         end = position + math.prod(spec.shape) * dtype.itemsize
         table[spec.name] = {
-            "dtype": _HEADER_NAMES[dtype],
+            "dtype": FLOATS[float_name(dtype)].safetensors_name,
             "shape": list(spec.shape),
             "data_offsets": [position, end],
         }

@@ -13,12 +13,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from amoeba_export.errors import DamagedFile, NonFiniteWeights, NotFound, UnsupportedError, WeightsMismatch
+from amoeba_export.ir.dtype import FLOATS
 from amoeba_export.load.quantized import dequantize, packed_weights, read_state
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+_DTYPES = {"F64": torch.float64, **{dtype.safetensors_name: dtype.torch_dtype for dtype in FLOATS.values()}}
 _PACKED_DTYPES = {"U8": torch.uint8, "I8": torch.int8}
 """Of the parts of quantized weights."""
 

@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 
+from amoeba_export.ir.dtype import FLOATS
+
 _STATES = (".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4")
 _TABLES = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_DTYPES = {dtype.torch_name: dtype.torch_dtype for dtype in FLOATS.values()}
 
 Parts = Mapping[str, torch.Tensor]
 """The tensors of one weight: `packed` with `state`, `absmax`, `quant_map` ... at 4 bits, with `SCB` at 8."""

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-EXACT_DTYPES = ("source", "fp32", "fp16", "bf16")
+from amoeba_export.ir.dtype import FLOATS, SOURCE
+
+EXACT_DTYPES = (SOURCE, *FLOATS)
 """Dtypes whose artifact computes the reference's function up to rounding. The others change it, within a limit."""
 
 MAX_REL_DIFF = {"fp32": 1e-4}

@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging
 
+from amoeba_export.ir.dtype import float_name
 from amoeba_export.verify.gguf_file import OpenedGguf
 from amoeba_export.verify.loading import ONE_AT_A_TIME
 from amoeba_export.verify.opened import Continuation, Opened, greedy
@@ -29,7 +30,7 @@ class OpenedSafetensors:
 
     def __init__(self, folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        self.dtype = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}[config["dtype"]]
+        self.dtype = float_name(config["dtype"])
         large = sum(path.stat().st_size for path in folder.glob("*.safetensors")) > LARGE_BYTES
         with ONE_AT_A_TIME, _no_bars():
             cls: Any = AutoModelForCausalLM

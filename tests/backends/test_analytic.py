@@ -5,11 +5,16 @@ import pytest
 from amoeba_export.backends import Subject, measure_latency
 from amoeba_export.backends.analytic import Options, estimate_ms
 from amoeba_export.backends.targets import read_target
+from amoeba_export.formats.sizes import WeightBytes, weight_bytes
 from amoeba_export.ir import DenseArchitecture, Latency, LayerDims, Workload
 from tests.backends.models import SMOLLM2
 
 WORKLOAD = Workload(prompt_tokens=128, generate_tokens=128)
 SMOLLM2_FULL = DenseArchitecture(base=SMOLLM2, layers=(SMOLLM2.layer_dims,) * 30)
+
+
+def weights(dense: DenseArchitecture, dtype: str = "fp16") -> WeightBytes:
+    return weight_bytes(dense, ("onnx",), dtype)
 
 
 def jetson(dense: DenseArchitecture, dtype: str, workload: Workload = WORKLOAD) -> Latency:
@@ -47,7 +52,7 @@ def test_the_estimate_is_the_sum_of_its_parts() -> None:
     layer_bytes = 2 * (SMOLLM2_FULL.num_params - head)
     cache_bytes = 30 * 4 * 3 * 64 * 128
     expected = 1.0 + 30 * 0.2 + (layer_bytes + 2 * head + cache_bytes) / 50e6
-    assert estimate_ms(SMOLLM2_FULL, 1, WORKLOAD, options, dtype="fp16") == pytest.approx(expected)
+    assert estimate_ms(SMOLLM2_FULL, 1, WORKLOAD, options, weights=weights(SMOLLM2_FULL)) == pytest.approx(expected)
 
 
 def test_a_missing_block_costs_half_a_layer_less_and_no_cache() -> None:
@@ -61,7 +66,7 @@ def test_a_missing_block_costs_half_a_layer_less_and_no_cache() -> None:
     )
     no_attention = LayerDims(num_heads=0, num_kv_heads=0, ffn_size=1536)
     dense = DenseArchitecture(base=SMOLLM2, layers=(SMOLLM2.layer_dims, no_attention))
-    assert estimate_ms(dense, 1, WORKLOAD, options, dtype="fp16") == pytest.approx(1.3, abs=1e-3)
+    assert estimate_ms(dense, 1, WORKLOAD, options, weights=weights(dense)) == pytest.approx(1.3, abs=1e-3)
 
 
 def test_smaller_dtypes_and_shapes_are_faster_and_a_longer_prompt_slower() -> None:

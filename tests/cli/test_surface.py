@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import typer
 
-from amoeba_export.application.request import AUTO, DTYPES
 from amoeba_export.cli.app import app
 from amoeba_export.cli.options import Dtype, SearchedDtype
+from amoeba_export.ir.dtype import AUTO, DTYPE_NAMES
 
 EXPORT_AND_SEARCH = (
     "MODEL --target --latency --throughput --memory --metric --percentile --prompt --generate --batch --strategy "
@@ -71,7 +71,7 @@ def test_the_surface_is_frozen() -> None:
 
 
 def test_help_names_the_dtypes_that_there_are() -> None:
-    for annotated, names in ((Dtype, DTYPES), (SearchedDtype, (*DTYPES, AUTO))):
+    for annotated, names in ((Dtype, DTYPE_NAMES), (SearchedDtype, (*DTYPE_NAMES, AUTO))):
         (option,) = annotated.__metadata__  # type: ignore[attr-defined]
         assert option.metavar == "|".join(names)
         assert option.autocompletion("") == list(names)

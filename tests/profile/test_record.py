@@ -101,12 +101,10 @@ def test_memory_is_weights_cache_and_logits() -> None:
     workload = Workload(prompt_tokens=128, generate_tokens=72, batch=1)
     cache = 200 * 2 * 3 * 64
     logits = 128 * 49152
-    expected = 4 * (model.num_params + cache + logits) / 2**20
-    assert predict_memory_mb(model, dtype="fp32", workload=workload) == pytest.approx(expected)
-    assert predict_memory_mb(model, dtype="fp16", workload=workload) == pytest.approx(expected / 2)
-    embedding = 49152 * 576
-    int4 = (0.625 * (model.num_params - embedding) + 1.125 * embedding + 4 * (cache + logits)) / 2**20
-    assert predict_memory_mb(model, dtype="int4", workload=workload) == pytest.approx(int4)
+    for dtype, number in (("fp32", 4), ("fp16", 2), ("int4", 4)):
+        expected = (1000 + number * (cache + logits)) / 2**20
+        found = predict_memory_mb(model, weight_bytes=1000, dtype=dtype, workload=workload)
+        assert found == pytest.approx(expected)
 
 
 class _Listener:

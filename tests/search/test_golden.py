@@ -46,7 +46,9 @@ def decision(space: Space) -> str:
         [Budget.parse("70%"), Budget.parse("80%", metric="prefill", percentile=90)],
         space=space,
         align=4,
-        memory_mb=lambda model: predict_memory_mb(model, dtype="fp32", workload=table.workload),
+        memory_mb=lambda model: predict_memory_mb(
+            model, weight_bytes=4 * model.num_params, dtype="fp32", workload=table.workload
+        ),
         memory_limit_mb=100.0,
     )
     answer = result.to_json()

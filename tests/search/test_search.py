@@ -131,7 +131,7 @@ def test_several_budgets_hold_together() -> None:
 @pytest.mark.parametrize("space", ["grid", "layers"])
 def test_memory_is_a_limit_too(space: Space) -> None:
     def memory_mb(model: DenseArchitecture) -> float:
-        return predict_memory_mb(model, dtype="fp32", workload=_table().workload)
+        return predict_memory_mb(model, weight_bytes=4 * model.num_params, dtype="fp32", workload=_table().workload)
 
     free = _search("95%", space=space, memory_mb=memory_mb).best
     assert free.memory_mb is not None

@@ -10,8 +10,6 @@ from typing import Any
 from .device import physical_cores
 from .engines import Unavailable
 
-DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-
 
 def describe(options: Mapping[str, Any]) -> dict[str, str]:
     """Versions, device and mode. Raises `Unavailable` when a package or the device is not there."""
@@ -51,7 +49,7 @@ class _Model:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         torch.set_num_threads(options["threads"] or physical_cores())
         self._torch, self._device = torch, options["device"]
-        folder, dtype = subject["folder"], getattr(torch, DTYPES[subject["dtype"]])
+        folder, dtype = subject["folder"], getattr(torch, subject["dtype"])
         # The only code that can be in the folder is modeling_amoeba.py, which amoeba put there.
         if subject["random"]:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=True)

@@ -6,12 +6,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from amoeba_export.errors import NotRepresentable
-from amoeba_export.formats.gguf.layout import choose_architecture
-from amoeba_export.formats.gguf.writer import QUANTIZATIONS, GgufWriter
+from amoeba_export.formats.gguf.layout import choose_architecture, written_layers
+from amoeba_export.formats.gguf.writer import QUANTIZATIONS, GgufWriter, tensor_bytes, tensor_type
+from amoeba_export.formats.sizes import WeightBytes, sum_bytes
 from amoeba_export.ir import DenseArchitecture, Subnet
+from amoeba_export.ir.dtype import DTYPES
 
 default_dtype = "fp16"
 dtypes = tuple(QUANTIZATIONS)
@@ -24,6 +27,21 @@ def check(dense: DenseArchitecture, *, dtype: str) -> None:
             "GGUF", f"{dtype} is not one of its types", [f"--dtype {known}" for known in QUANTIZATIONS]
         )
     choose_architecture(dense)
+
+
+def weight_bytes(dense: DenseArchitecture, *, dtype: str) -> WeightBytes:
+    """See `Format`. What llama.cpp or a quantized row needs besides the plan's weights is in it."""
+    layers = written_layers(dense, choose_architecture(dense), quantized=DTYPES[dtype].is_quantized)
+
+    def matrix(name: str, rows: int, columns: int) -> int:
+        return tensor_bytes((rows, columns), tensor_type(dtype, name, (rows, columns)))
+
+    return sum_bytes(
+        DenseArchitecture(base=dense.base, layers=layers),
+        matrix=partial(matrix, ""),
+        head=partial(matrix, "output.weight"),
+        vector_bytes=DTYPES["fp32"].bits // 8,
+    )
 
 
 def open_writer(subnet: Subnet, folder: Path, *, dtype: str = default_dtype) -> GgufWriter:

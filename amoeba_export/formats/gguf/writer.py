@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from amoeba_export.errors import NotRepresentable, WeightsMismatch
-from amoeba_export.formats.equalize import Equalizer
+from amoeba_export.formats.equalize import Equalizer, is_equalized
 from amoeba_export.formats.gguf.layout import (
     ARCHITECTURES,
     BLOCK,
@@ -23,6 +23,7 @@ from amoeba_export.formats.gguf.layout import (
 from amoeba_export.formats.gguf.tokenizer import add_tokenizer
 from amoeba_export.formats.reserved import ReservedFile
 from amoeba_export.ir import LayerDims, Subnet
+from amoeba_export.ir.dtype import DTYPES
 
 MODEL_NAME = "model.gguf"
 
@@ -47,11 +48,10 @@ class GgufWriter:
         self._subnet = subnet
         self._folder = folder
         self._architecture = choose_architecture(dense)
-        self._type, file_type = QUANTIZATIONS[dtype]
-        quantized = self._type in (gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q4_0)
-        self._layers = written_layers(dense, self._architecture, quantized=quantized)
+        _, file_type = QUANTIZATIONS[dtype]
+        self._layers = written_layers(dense, self._architecture, quantized=DTYPES[dtype].is_quantized)
         self._missing = {spec.name: spec.shape for spec in subnet.specs}
-        self._equalizer = Equalizer(self._missing if dtype == "int4" else ())
+        self._equalizer = Equalizer(self._missing if is_equalized(dtype) else ())
         self._names = gguf.get_tensor_name_map(ARCHITECTURES[self._architecture], len(dense.layers))
         self._vectors: dict[str, torch.Tensor] = {}  # biases, which may be sums of two weights; written last
         path = folder / MODEL_NAME
@@ -61,8 +61,8 @@ class GgufWriter:
         self._tensors: dict[str, tuple[tuple[int, ...], gguf.GGMLQuantizationType, int]] = {}
         position = 0
         for name, shape in expected_tensors(dense, self._layers):
-            kind = self._kind(name, shape)
-            size = _size_bytes(shape, kind)
+            kind = tensor_type(dtype, name, shape)
+            size = tensor_bytes(shape, kind)
             header.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=kind)
             self._tensors[name] = (shape, kind, position)
             position += gguf.GGUFWriter.ggml_pad(size, header.data_alignment)
@@ -75,17 +75,6 @@ class GgufWriter:
         factors = rope_factors(dense)
         if factors is not None:
             self._write_rows("rope_freqs.weight", factors)
-
-    def _kind(self, name: str, shape: tuple[int, ...]) -> gguf.GGMLQuantizationType:
-        """How a tensor is stored. Embeddings and output stay at 8 bits: at 4, a small model is ruined by them."""
-        if len(shape) == 1:
-            return gguf.GGMLQuantizationType.F32
-        if self._type in (gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q4_0):
-            if shape[-1] % BLOCK:
-                return gguf.GGMLQuantizationType.F16
-            if name in ("token_embd.weight", "output.weight"):
-                return gguf.GGMLQuantizationType.Q8_0
-        return self._type
 
     def accept(self, name: str, weight: torch.Tensor) -> None:
         """See `Writer`.
@@ -129,7 +118,7 @@ class GgufWriter:
         if weight.dim() == 1:
             self._file.write(weight.to(torch.float32).numpy().tobytes(), self._data_start + position)
             return
-        row_bytes = _size_bytes(shape[1:], kind)
+        row_bytes = tensor_bytes(shape[1:], kind)
         step = max(_ROWS_BYTES // (4 * shape[1]), 1)
         for start in range(0, weight.shape[0], step):
             rows = weight[start : start + step].to(torch.float32)
@@ -151,7 +140,20 @@ class GgufWriter:
             raise WeightsMismatch([f"{name} is missing" for name in self._missing], where=self._folder)
 
 
-def _size_bytes(shape: tuple[int, ...], kind: gguf.GGMLQuantizationType) -> int:
+def tensor_type(dtype: str, name: str, shape: tuple[int, ...]) -> gguf.GGMLQuantizationType:
+    """How a tensor is stored. Embeddings and output stay at 8 bits: at 4, a small model is ruined by them."""
+    if len(shape) == 1:
+        return gguf.GGMLQuantizationType.F32
+    if DTYPES[dtype].is_quantized:
+        if shape[-1] % BLOCK:
+            return gguf.GGMLQuantizationType.F16
+        if name in ("token_embd.weight", "output.weight"):
+            return gguf.GGMLQuantizationType.Q8_0
+    return QUANTIZATIONS[dtype][0]
+
+
+def tensor_bytes(shape: tuple[int, ...], kind: gguf.GGMLQuantizationType) -> int:
+    """What a tensor of whole blocks occupies."""
     block: int
     size: int
     block, size = gguf.GGML_QUANT_SIZES[kind]

@@ -17,7 +17,9 @@ from amoeba_export.formats.onnx.precision import PRECISIONS
 from amoeba_export.formats.onnx.rope import TABULATED_TYPES, rope_type
 from amoeba_export.formats.onnx.writer import DIALECTS, OnnxWriter, Spelling
 from amoeba_export.formats.sidecars import copy_generation_config, copy_license, copy_tokenizer
+from amoeba_export.formats.sizes import WeightBytes, sum_bytes
 from amoeba_export.ir import DenseArchitecture, Subnet
+from amoeba_export.ir.dtype import DTYPES
 
 default_dtype = "fp32"
 dtypes = tuple(PRECISIONS)
@@ -49,6 +51,20 @@ def check(dense: DenseArchitecture, *, dtype: str, dialect: str = "ort") -> None
         raise NotRepresentable("ONNX", f"its activation is {activation}, not silu", ("--format safetensors",))
 
 
+def weight_bytes(dense: DenseArchitecture, *, dtype: str) -> WeightBytes:
+    """See `Format`. Cosines and sines of every position are in the file too."""
+    precision, base = PRECISIONS[dtype], dense.base
+    number = precision.activation.bitwidth // 8
+    head = precision.head_of(base.hidden_size)
+    return sum_bytes(
+        dense,
+        matrix=lambda rows, columns: precision.matrix_bytes(rows, columns, precision.linear),
+        head=lambda rows, columns: precision.matrix_bytes(rows, columns, head),
+        vector_bytes=number,
+        tables=base.max_positions * base.head_dim * number,
+    )
+
+
 def open_writer(
     subnet: Subnet,
     folder: Path,
@@ -74,7 +90,7 @@ def open_writer(
     check(dense, dtype=dtype, dialect=dialect)
     spelling = Spelling(dtype=dtype, dialect=dialect, last_logits=last_logits)
     writer = OnnxWriter(dense, folder, spelling)
-    _write_json(graph_config(subnet, dtype=_TORCH_NAMES[dtype]), folder / "config.json")
+    _write_json(graph_config(subnet, dtype=DTYPES[dtype].torch_name), folder / "config.json")
     if dialect == "ort":
         _write_json(genai_config(dense, subnet.source_folder), folder / "genai_config.json")
     copy_tokenizer(subnet, folder)
@@ -99,10 +115,6 @@ def write_random(
     check(dense, dtype=dtype, dialect=dialect)
     spelling = Spelling(dtype=dtype, dialect=dialect, last_logits=last_logits)
     OnnxWriter(dense, folder, spelling).close_random(seed)
-
-
-_TORCH_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "float32", "int4": "float32"}
-"""torch's name of what goes in and out of the graph: `dtype` in config.json."""
 
 
 def _write_json(content: object, path: Path) -> None:

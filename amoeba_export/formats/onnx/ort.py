@@ -8,7 +8,6 @@ other, and tied embeddings are one stored matrix.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -77,7 +76,7 @@ class OrtDialect:
         """
         base = self._architecture
         name = "model.embed_tokens.weight"
-        matrix = self._store.matrix(name, [(name, base.vocab_size)], base.hidden_size, encoding=self._head_encoding())
+        matrix = self._store.matrix(name, [(name, base.vocab_size)], base.hidden_size, encoding=self._head_encoding)
         self._embedding = matrix
         return self._to_left(self._look_up(matrix, input_ids, "/model/embed_tokens"), "/model/embed_tokens/moved")
 
@@ -247,22 +246,16 @@ class OrtDialect:
         assert matrix is not None
         if not base.tied_embeddings:
             name = "lm_head.weight"
-            matrix = self._store.matrix(
-                name, [(name, base.vocab_size)], base.hidden_size, encoding=self._head_encoding()
-            )
+            matrix = self._store.matrix(name, [(name, base.vocab_size)], base.hidden_size, encoding=self._head_encoding)
         x = self._from_left(x, "/lm_head/moved_back")
         if self._last_logits:
             last = self._recorder.constant("last", [-1])
             x = self._recorder.op("Gather", [x, last], name="/lm_head/last", axis=1)
         return self._multiply(x, matrix, "/lm_head")
 
+    @property
     def _head_encoding(self) -> Blockwise | None:
-        """Of the embedding and lm_head: the widest block that divides a row, since the gather takes no other."""
-        wanted = self._precision.head
-        for block_size in (64, 32, 16) if wanted else ():
-            if wanted and block_size <= wanted.block_size and self._architecture.hidden_size % block_size == 0:
-                return dataclasses.replace(wanted, block_size=block_size)
-        return None
+        return self._precision.head_of(self._architecture.hidden_size)
 
     def _head_norm(self, x: Value, name: str, num_heads: int) -> Value:
         """RMSNorm of each head of [batch, sequence, heads * head_dim]."""

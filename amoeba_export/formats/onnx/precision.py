@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
-import torch
-
 from amoeba_export.formats.onnx.datatype import DataType
+from amoeba_export.ir.dtype import DTYPES, FLOATS
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,13 @@ class Blockwise:
         """Bytes of one packed block."""
         return self.block_size * self.bits // 8
 
+    def dividing(self, columns: int) -> Blockwise | None:
+        """The same with the widest block that divides a row, since a gather takes no other; None where none does."""
+        for block_size in (64, 32, 16):
+            if block_size <= self.block_size and columns % block_size == 0:
+                return dataclasses.replace(self, block_size=block_size)
+        return None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Precision:
@@ -38,13 +45,22 @@ class Precision:
         activation: Activations, norms, biases, KV cache, logits, and every weight that is not quantized.
         linear: The projections inside layers, or None for `activation`.
         head: The embedding and lm_head, or None for `activation`.
-        equalized: Channels are made alike before: see `formats/equalize.py`.
     """
 
     activation: DataType
     linear: Blockwise | None = None
     head: Blockwise | None = None
-    equalized: bool = False
+
+    def head_of(self, columns: int) -> Blockwise | None:
+        """How an embedding or lm_head with such rows is stored; None for `activation`."""
+        return self.head.dividing(columns) if self.head else None
+
+    def matrix_bytes(self, rows: int, columns: int, encoding: Blockwise | None) -> int:
+        """What a matrix occupies, scales included."""
+        number = self.activation.bitwidth // 8
+        if encoding is None:
+            return rows * columns * number
+        return rows * encoding.num_blocks(columns) * (encoding.blob_bytes + number)
 
 
 PRECISIONS = {
@@ -52,11 +68,7 @@ PRECISIONS = {
     "fp16": Precision(activation=DataType.FLOAT16),
     "bf16": Precision(activation=DataType.BFLOAT16),
     "int8": Precision(activation=DataType.FLOAT, linear=Blockwise(8, 64), head=Blockwise(8, 64)),
-    "int4": Precision(activation=DataType.FLOAT, linear=Blockwise(4, 32), head=Blockwise(4, 32), equalized=True),
+    "int4": Precision(activation=DataType.FLOAT, linear=Blockwise(4, 32), head=Blockwise(4, 32)),
 }
 
-TORCH_DTYPES = {
-    DataType.FLOAT: torch.float32,
-    DataType.FLOAT16: torch.float16,
-    DataType.BFLOAT16: torch.bfloat16,
-}
+TORCH_DTYPES = {PRECISIONS[name].activation: DTYPES[name].torch_dtype for name in FLOATS}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from amoeba_export.errors import WeightsMismatch
-from amoeba_export.formats.equalize import Equalizer
+from amoeba_export.formats.equalize import Equalizer, is_equalized
 from amoeba_export.formats.onnx.data import DATA_NAME, DataFile
 from amoeba_export.formats.onnx.decoder import Dialect, record_decoder
 from amoeba_export.formats.onnx.graph import Recorder
@@ -46,7 +46,7 @@ class OnnxWriter:
         self._folder = folder
         self._graph, self._store = _record(dense, spelling)
         self._missing = dict(self._store.placements)
-        self._equalizer = Equalizer(self._missing if PRECISIONS[spelling.dtype].equalized else ())
+        self._equalizer = Equalizer(self._missing if is_equalized(spelling.dtype) else ())
         self._file = DataFile(folder / DATA_NAME, self._store.layout.size_bytes)
         for region, values in self._store.tables:
             self._file.write(region, 0, values)

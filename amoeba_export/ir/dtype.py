@@ -1,0 +1,82 @@
+"""The one table of `--dtype`s. What a container makes of one (blocks, scales, padding) is that format's own table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal, get_args
+
+if TYPE_CHECKING:
+    import torch
+
+DtypeName = Literal["fp32", "fp16", "bf16", "int8", "int4"]
+
+DTYPE_NAMES: tuple[DtypeName, ...] = get_args(DtypeName)
+
+TRAINED_DTYPES: tuple[DtypeName, ...] = ("fp32", "bf16")
+"""In which a supernet runs and is trained here: what needs neither loss scaling nor kernels for integers."""
+
+SOURCE = "source"
+"""The dtype of a format that keeps what each weight of the source has."""
+
+
+AUTO = "auto"
+"""The `--dtype` that leaves the precision to the search."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dtype:
+    """One precision of weights.
+
+    Attributes:
+        bits: Of one number, without the scales of quantized ones.
+        torch_name: torch's name of its floats; of a quantized one, of what it is computed with.
+        safetensors_name: The same in the header of a safetensors file.
+        is_quantized: Weights are integers with a scale per block, so the artifact computes another function, within
+            limits. The others compute the source's, up to rounding.
+    """
+
+    bits: int
+    torch_name: str
+    safetensors_name: str
+    is_quantized: bool = False
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """Torch's own `torch_name`."""
+        import torch
+
+        found = getattr(torch, self.torch_name)
+        assert isinstance(found, torch.dtype)
+        return found
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of one number of the KV cache and of activations."""
+        return self.torch_dtype.itemsize
+
+
+DTYPES: Mapping[str, Dtype] = MappingProxyType(
+    {
+        "fp32": Dtype(bits=32, torch_name="float32", safetensors_name="F32"),
+        "fp16": Dtype(bits=16, torch_name="float16", safetensors_name="F16"),
+        "bf16": Dtype(bits=16, torch_name="bfloat16", safetensors_name="BF16"),
+        "int8": Dtype(bits=8, torch_name="float32", safetensors_name="F32", is_quantized=True),
+        "int4": Dtype(bits=4, torch_name="float32", safetensors_name="F32", is_quantized=True),
+    }
+)
+"""By `--dtype`, finest first."""
+
+FLOATS: Mapping[str, Dtype] = MappingProxyType(
+    {name: dtype for name, dtype in DTYPES.items() if not dtype.is_quantized}
+)
+"""Those that hold each weight by itself."""
+
+
+def float_name(dtype: torch.dtype | str) -> str:
+    """The `--dtype` of a type of torch, or of its name. Raises `KeyError` for one that no format writes."""
+    return _BY_TORCH_NAME[str(dtype).removeprefix("torch.")]
+
+
+_BY_TORCH_NAME = {dtype.torch_name: name for name, dtype in FLOATS.items()}
