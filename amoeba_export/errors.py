@@ -447,7 +447,7 @@ class NumbersDiffer(VerificationError):
 class UnsupportedModel(UnsupportedError):
     """A model of a family that we do not read."""
 
-    def __init__(self, model_type: object, supported: Iterable[str], *, where: str | Path) -> None:
+    def __init__(self, model_type: object, supported: Iterable[str], *, where: str | Path | None = None) -> None:
         names = sorted(supported)
         super().__init__(
             f"Models of type '{model_type}' are not supported.{nearest(str(model_type), names)}",

@@ -270,10 +270,9 @@ class Bench:
         if out.is_file():
             return read_quality(out).shapes[0]
         adapters = () if row.adapter is None else (self.work / row.adapter,)
-        read = load_supernet("demo", adapters=adapters).adapters
-        gate_widths = next((one.width_choices for one in read if one.width_choices), ())
+        supernet = load_supernet("demo", adapters=adapters)
         architecture = self.plain.architecture
-        plan = derive_plan(self.strategies[row.strategy], architecture, row.shape, gate_widths=gate_widths)
+        plan = derive_plan(self.strategies[row.strategy], architecture, row.shape, gate_widths=supernet.gate_widths)
         dense = plan.dense(architecture)
         kept = sum(architecture.prunable_params(layer) for layer in dense.layers)
         size = ShapeQuality(
@@ -286,7 +285,9 @@ class Bench:
             tokenizer=self.plain.folder,
             max_length=1024,
             shapes=(size,),
-            open=lambda shape: RunningSubnet(self.model(), self.model().cut(plan), adapters_at(read, plan)),
+            open=lambda shape: RunningSubnet(
+                self.model(), self.model().cut(plan), adapters_at(supernet.adapters, plan)
+            ),
         )
         measurement = Measurement(
             facts={"items": self.recipe.items, "windows": self.recipe.windows},

@@ -23,7 +23,6 @@ from pathlib import Path
 import numpy as np
 
 from amoeba_export import ExportRequest, pipeline
-from amoeba_export.application.costs import full_dims
 from amoeba_export.application.request import read_plan
 from amoeba_export.backends import Subject, measure_latency
 from amoeba_export.backends.targets import read_target
@@ -124,7 +123,7 @@ def again(args: argparse.Namespace, rows: list[dict[str, object]]) -> None:
     if not made:
         sys.exit("No budget could be kept.")
     target, architecture = read_target(args.target), load_supernet(args.model).architecture
-    full = Subject(dense=full_dims(architecture), dtype=target.dtype, label="the full model")
+    full = Subject(dense=architecture.uncut, dtype=target.dtype, label="the full model")
     subjects = []
     for i, row in enumerate(made):
         out = Path(str(row["out"]))

@@ -46,7 +46,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from amoeba_export.application.selection import gate_widths
 from amoeba_export.artifact.checksums import list_files
 from amoeba_export.formats.safetensors import MAX_SHARD_BYTES, SafetensorsWriter
 from amoeba_export.formats.write import write_formats
@@ -189,7 +188,7 @@ def run_ours(work: Path, adapter: str, shape: str, out: Path) -> None:
         strategy=work / "strategy.safetensors",
         cache_dir=work / "cache",
     )
-    plan = plan_of(work, shape, gate_widths(supernet))
+    plan = plan_of(work, shape, supernet.gate_widths)
     loaded = time.perf_counter()
     subnet = materialize_subnet(supernet, plan)
     out.mkdir()

@@ -36,7 +36,6 @@ from typing import Any
 
 import numpy as np
 
-from amoeba_export.application.costs import full_dims
 from amoeba_export.backends import Subject, measure_latency
 from amoeba_export.cli.console import Talk
 from amoeba_export.formats import FORMATS
@@ -88,7 +87,7 @@ def timed(command: list[str]) -> tuple[float, float]:
 
 def compare_speed(graphs: Graphs, arguments: argparse.Namespace, dtype: str) -> dict[str, dict[str, list[float]]]:
     """Times of each graph per round: {metric: {graph: [ms]}}."""
-    dense = full_dims(load_supernet(arguments.model).architecture)
+    dense = load_supernet(arguments.model).architecture.uncut
     target = Target(name="cpu", description="", backend="onnxruntime", options={"threads": arguments.threads})
     subjects = [Subject(dense=dense, artifact=path.parent, dtype=dtype, label=name) for name, path in graphs.items()]
     results = measure_latency(subjects, Workload(), target=target, progress=Talk(), rounds=arguments.rounds)

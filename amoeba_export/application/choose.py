@@ -6,7 +6,6 @@ import dataclasses
 from contextlib import suppress
 
 from amoeba_export.application.costs import is_measured
-from amoeba_export.application.selection import gate_widths
 from amoeba_export.application.session import Session
 from amoeba_export.errors import NothingFits
 from amoeba_export.formats.sizes import weight_bytes
@@ -27,7 +26,7 @@ def problem_of(session: Session) -> Problem:
         budgets=settings.budgets,
         policy=settings.policy,
         align=settings.align,
-        gate_widths=gate_widths(session.supernet),
+        gate_widths=session.supernet.gate_widths,
         memory_mb=lambda dense: predict_memory_mb(
             dense,
             weight_bytes=weight_bytes(dense, settings.formats, dtype).total,

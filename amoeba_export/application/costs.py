@@ -14,12 +14,10 @@ from amoeba_export.backends import Backend, Subject, find_backend, measure_laten
 from amoeba_export.errors import TargetError, TargetUnavailable
 from amoeba_export.ir import (
     SILENT,
-    Architecture,
     DenseArchitecture,
     Latency,
     Metric,
     Progress,
-    SubnetPlan,
     Supernet,
     Target,
     Workload,
@@ -229,11 +227,6 @@ def _all_measured(results: Sequence[Latency | TargetError]) -> list[Latency]:
             raise result
         latencies.append(result)
     return latencies
-
-
-def full_dims(architecture: Architecture) -> DenseArchitecture:
-    """The uncut model."""
-    return SubnetPlan.full(architecture).dense(architecture)
 
 
 def _dims(supernet: Supernet) -> dict[str, object]:

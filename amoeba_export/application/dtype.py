@@ -12,13 +12,12 @@ from typing import Any
 
 from amoeba_export.application.choose import choose
 from amoeba_export.application.costs import make_predictor
-from amoeba_export.application.selection import gate_widths
 from amoeba_export.application.session import Session
 from amoeba_export.backends.targets import graph_options
 from amoeba_export.errors import NumbersDiffer, TargetError, UsageError
 from amoeba_export.formats import FORMATS
 from amoeba_export.formats.write import write_formats
-from amoeba_export.ir import Budget, DenseArchitecture, SubnetPlan
+from amoeba_export.ir import Budget, DenseArchitecture
 from amoeba_export.ir.dtype import AUTO
 from amoeba_export.materialize import materialize_subnet
 from amoeba_export.search import Predictor, SearchResult, quality_surface, search_precision
@@ -122,9 +121,7 @@ def _divergence(session: Session) -> float:
     }
     found = session.cache.get("rounding", facts)
     if found is None:
-        widths = gate_widths(supernet)
-        plan = SubnetPlan.full(supernet.architecture)
-        plan = dataclasses.replace(plan, gate_width=max(widths, default=None), model_id=supernet.identity)
+        plan = supernet.full_plan()
         options = {"onnx": graph_options(session.target, dtype)} if container == "onnx" else {}
         with tempfile.TemporaryDirectory(prefix="amoeba-") as scratch:
             folder = Path(scratch)

@@ -101,29 +101,21 @@ def given_plan(session: Session) -> SubnetPlan | None:
     if settings.shape is None:
         return None
     if supernet.strategy is None:
-        full = SubnetPlan.full(supernet.architecture)
-        return dataclasses.replace(full, gate_width=1.0 if gate_widths(supernet) else None, model_id=supernet.identity)
+        return supernet.full_plan()
     return derive_plan(
         supernet.strategy,
         supernet.architecture,
         settings.shape,
         policy=settings.policy,
         align=settings.align,
-        gate_widths=gate_widths(supernet),
+        gate_widths=supernet.gate_widths,
     )
-
-
-def gate_widths(supernet: Supernet) -> tuple[float, ...]:
-    """The width choices of the adapter with a gate, or none."""
-    return next((adapter.width_choices for adapter in supernet.adapters if adapter.width_choices), ())
 
 
 def _needs_strategy(supernet: Supernet, settings: Settings) -> bool:
     architecture = supernet.architecture
     if settings.plan is not None:
-        dense = settings.plan.dense(architecture)
-        full = architecture.layer_dims
-        return any((dims.o_bias, dims.down_bias) != (full.o_bias, full.down_bias) for dims in dense.layers)
+        return settings.plan.is_compensated(architecture)
     shape = settings.shape
     return shape is None or (shape.depth, shape.width) != (architecture.num_layers, 1.0)
 

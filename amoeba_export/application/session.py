@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from amoeba_export.application.request import Settings
 from amoeba_export.artifact import Cache
-from amoeba_export.ir import SILENT, Architecture, DenseArchitecture, Progress, Strategy, SubnetPlan, Supernet, Target
+from amoeba_export.ir import SILENT, Architecture, DenseArchitecture, Progress, Strategy, Supernet, Target
 from amoeba_export.load import load_supernet
 
 
@@ -27,7 +27,7 @@ class Session:
     @property
     def full(self) -> DenseArchitecture:
         """The uncut model."""
-        return SubnetPlan.full(self.architecture).dense(self.architecture)
+        return self.architecture.uncut
 
     @property
     def target(self) -> Target:

@@ -174,4 +174,4 @@ class LocalScorer:
             return self._stack.layer(layer_idx)
         assert self._widths is not None, "a width below 1 needs a plan"
         plan = self._widths.plans[width]
-        return self._stack.cut_layer(plan.layers[layer_idx], self._widths.importance, compensate=plan.compensate)
+        return self._stack.cut_layer(plan.layers[layer_idx], self._widths.importance, compensation=plan.compensation)

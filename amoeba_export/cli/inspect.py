@@ -156,7 +156,7 @@ def _model(path: Path) -> Shown:
     from amoeba_export.load import load_supernet
 
     supernet = load_supernet(str(path))
-    full = SubnetPlan.full(supernet.architecture).dense(supernet.architecture)
+    full = supernet.architecture.uncut
     dims = supernet.architecture
     data: dict[str, Any] = {
         "kind": "model",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,14 +94,13 @@ def supernet_subject(
     """
     import torch
 
-    from amoeba_export.application.selection import gate_widths
     from amoeba_export.evaluate import Subject
     from amoeba_export.finetune.model import RunningSubnet, SlicedSupernet
     from amoeba_export.finetune.smol import adapters_at
     from amoeba_export.load import load_supernet
 
     supernet = load_supernet(name, adapters=adapters, strategy=strategy, progress=progress)
-    widths = gate_widths(supernet)
+    widths = supernet.gate_widths
     shapes = _grid_shapes(grid, supernet, widths) if grid else (shape or _full(supernet),)
     plans = {known: _plan(supernet, known, policy, widths) for known in shapes}
     held: list[SlicedSupernet] = []
@@ -156,7 +155,7 @@ def _plan(supernet: Supernet, shape: Shape, policy: str, gate_widths: Sequence[f
     if supernet.strategy is None:
         if shape != _full(supernet):
             raise _no_strategy()
-        return replace(SubnetPlan.full(supernet.architecture), gate_width=max(gate_widths, default=None))
+        return supernet.full_plan()
     kind: Policy = "adaptive" if policy == "adaptive" else "uniform"
     return derive_plan(supernet.strategy, supernet.architecture, shape, policy=kind, gate_widths=gate_widths)
 

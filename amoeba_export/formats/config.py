@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from amoeba_export.errors import UnsupportedModel
 from amoeba_export.ir import DenseArchitecture, LayerDims, Subnet, SubnetPlan, TensorSpec
 
 AMOEBA = "amoeba"
@@ -21,8 +22,17 @@ _CLASSES = {
     "granite": "GraniteForCausalLM",
     AMOEBA: "AmoebaForCausalLM",
 }
+FAMILIES = tuple(name for name in _CLASSES if name != AMOEBA)
+"""The families whose function the formats here know how to write."""
+
 _CARRIED = ("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "attention_dropout", "hidden_act")
 _NOT_CARRIED = ("_name_or_path", "transformers_version", "torch_dtype", "auto_map", "rope_scaling", "pretraining_tp")
+
+
+def check_family(dense: DenseArchitecture) -> None:
+    """Raise `UnsupportedModel` for a family that no format here writes: it would become another one's function."""
+    if dense.base.family not in FAMILIES:
+        raise UnsupportedModel(dense.base.family, FAMILIES)
 
 
 def container_type(dense: DenseArchitecture) -> str:
@@ -34,7 +44,11 @@ def container_type(dense: DenseArchitecture) -> str:
     - A sliding window: `mistral` or `qwen2`, unless a bias is needed that they do not have.
     - No biases: the source's type; `mistral` where Llama's config refuses the number of heads.
     - Biases: `llama`, or `granite` with neutral multipliers where Llama's config refuses the number of heads.
+
+    Raises:
+        UnsupportedModel: As `check_family`.
     """
+    check_family(dense)
     base = dense.base
     if all(layer == base.layer_dims for layer in dense.layers):
         return base.family

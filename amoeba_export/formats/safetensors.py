@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from amoeba_export.errors import DiskFull, NotRepresentable, WeightsMismatch
-from amoeba_export.formats.config import AMOEBA, container_type, dense_config, zero_biases
+from amoeba_export.formats.config import AMOEBA, check_family, container_type, dense_config, zero_biases
 from amoeba_export.formats.reserved import ReservedFile
 from amoeba_export.formats.sidecars import copy_generation_config, copy_license, copy_tokenizer, write_model_card
 from amoeba_export.formats.sizes import WeightBytes, sum_bytes
@@ -39,6 +39,7 @@ _CHUNK_BYTES = 32 << 20
 
 def check(dense: DenseArchitecture, *, dtype: str) -> None:
     """Every plan can be held. Raises `NotRepresentable` for weights of fewer than 16 bits."""
+    check_family(dense)
     if dtype not in dtypes:
         raise NotRepresentable(
             "safetensors",

@@ -14,6 +14,16 @@ Axis = Literal["vocab", "hidden", "query", "kv", "ffn", "head_dim"]
 """What one axis of a weight indexes. `query` is N * H long, `kv` is K * H long."""
 
 
+Compensation = Literal["none", "removed", "all"]
+"""Which blocks of a cut have a bias for what they lost: none, those that lost heads or neurons, or all of them, as an
+upstream strategy lists them."""
+
+
+def has_compensation(compensation: Compensation, *, kept: int, whole: int) -> bool:
+    """Whether a block that keeps so many of its heads or neurons gets a bias besides the source's own."""
+    return compensation == "all" or (compensation == "removed" and kept < whole)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
     """The dimensions of a supernet that decide shapes, cost and function. One family, every layer alike.
@@ -63,6 +73,11 @@ class Architecture:
             down_bias=self.mlp_bias,
         )
 
+    @property
+    def uncut(self) -> DenseArchitecture:
+        """The whole model, as dims of a cut one."""
+        return DenseArchitecture(base=self, layers=(self.layer_dims,) * self.num_layers)
+
     def axis_size(self, axis: Axis, layer: LayerDims | None = None) -> int:
         """Length of `axis` in the full model, or in a cut `layer`."""
         dims = layer or self.layer_dims
@@ -91,16 +106,18 @@ class Architecture:
         """Weights of one FFN neuron: a row of gate and of up, a column of down."""
         return 3 * self.hidden_size
 
-    def cut_layer(self, num_heads: int, num_kv_heads: int, ffn_size: int) -> LayerDims:
-        """A layer that keeps so many, with the biases that a compensated cut has: one wherever something is gone."""
+    def cut_layer(
+        self, num_heads: int, num_kv_heads: int, ffn_size: int, *, compensation: Compensation = "removed"
+    ) -> LayerDims:
+        """A layer that keeps so many, with the source's biases and those of `compensation`."""
         return LayerDims(
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             ffn_size=ffn_size,
             qkv_bias=self.qkv_bias,
-            o_bias=self.o_bias or num_heads < self.num_heads,
+            o_bias=self.o_bias or has_compensation(compensation, kept=num_heads, whole=self.num_heads),
             gate_up_bias=self.mlp_bias,
-            down_bias=self.mlp_bias or ffn_size < self.ffn_size,
+            down_bias=self.mlp_bias or has_compensation(compensation, kept=ffn_size, whole=self.ffn_size),
         )
 
     def prunable_params(self, layer: LayerDims | None = None) -> int:

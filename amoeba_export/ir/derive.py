@@ -13,7 +13,7 @@ import numpy as np
 
 from amoeba_export.errors import InputError, UsageError, WrongModel
 from amoeba_export.ir.architecture import Architecture
-from amoeba_export.ir.plan import LayerPlan, Policy, Shape, SubnetPlan
+from amoeba_export.ir.plan import LayerPlan, Policy, Shape, SubnetPlan, nearest_gate_width
 from amoeba_export.ir.strategy import FixedWidth, Importance, Strategy
 from amoeba_export.ir.validate import validate
 
@@ -57,7 +57,6 @@ def derive_plan(
     """
     _check_dims(strategy, architecture)
     kept = _kept_layers(strategy, shape)
-    gate_width = min(gate_widths, key=lambda width: (abs(width - shape.width), -width)) if gate_widths else None
     width_key = None
     if shape.width == 1.0 and not any(_same(width, 1.0) for width in strategy.widths):
         masks = _everything(architecture)
@@ -78,8 +77,8 @@ def derive_plan(
         policy=policy,
         layers=layers,
         width_key=width_key,
-        compensate=strategy.importance is None or strategy.importance.metric != "wanda",
-        gate_width=gate_width,
+        compensate=strategy.compensation != "none",
+        gate_width=nearest_gate_width(gate_widths, shape.width),
         strategy_id=strategy.identity,
         model_id=strategy.model_id,
     )

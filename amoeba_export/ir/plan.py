@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from amoeba_export.errors import BadValue, InputError
-from amoeba_export.ir.architecture import Architecture, DenseArchitecture, LayerDims
+from amoeba_export.ir.architecture import Architecture, Compensation, DenseArchitecture, has_compensation
 
 Policy = Literal["uniform", "adaptive"]
 """`uniform`: every kept layer keeps the same counts. `adaptive`: counts differ per layer, as in the paper."""
@@ -51,6 +51,14 @@ class LayerPlan:
     ffn: tuple[int, ...]
 
 
+def nearest_gate_width(gate_widths: Sequence[float], width: float) -> float | None:
+    """The width choice that a SMoL gate is asked for by a plan of `width`: the nearest, the wider of two.
+
+    None without a gate. The full model has width 1.
+    """
+    return min(gate_widths, key=lambda choice: (abs(choice - width), -choice), default=None)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubnetPlan:
     """One subnet, named weight by weight. Same plan, same supernet, same adapters: same bytes.
@@ -77,8 +85,10 @@ class SubnetPlan:
     model_id: str | None = None
 
     @classmethod
-    def full(cls, architecture: Architecture) -> SubnetPlan:
-        """The plan that keeps everything."""
+    def full(
+        cls, architecture: Architecture, *, gate_widths: Sequence[float] = (), model_id: str | None = None
+    ) -> SubnetPlan:
+        """The plan that keeps everything. `Supernet.full_plan` gives the two facts that are not of its dims."""
         layer_indices = range(architecture.num_layers)
         return cls(
             shape=Shape(architecture.num_layers, 1.0),
@@ -92,6 +102,8 @@ class SubnetPlan:
                 )
                 for i in layer_indices
             ),
+            gate_width=nearest_gate_width(gate_widths, 1.0),
+            model_id=model_id,
         )
 
     @property
@@ -104,27 +116,34 @@ class SubnetPlan:
         kept = set(self.kept_layers)
         return tuple(int(i in kept) for i in range(num_layers))
 
+    @property
+    def compensation(self) -> Compensation:
+        """Which blocks get a compensation bias."""
+        if not self.compensate:
+            return "none"
+        return "removed" if self.width_key is None else "all"
+
     def has_o_bias(self, layer: LayerPlan, architecture: Architecture) -> bool:
         """Whether o_proj of `layer` gets a compensation bias (the source's own bias apart)."""
-        return self.compensate and (self.width_key is not None or len(layer.query_heads) < architecture.num_heads)
+        return has_compensation(self.compensation, kept=len(layer.query_heads), whole=architecture.num_heads)
 
     def has_down_bias(self, layer: LayerPlan, architecture: Architecture) -> bool:
         """Whether down_proj of `layer` gets a compensation bias (the source's own bias apart)."""
-        return self.compensate and (self.width_key is not None or len(layer.ffn) < architecture.ffn_size)
+        return has_compensation(self.compensation, kept=len(layer.ffn), whole=architecture.ffn_size)
+
+    def is_compensated(self, architecture: Architecture) -> bool:
+        """Whether any layer gets a compensation bias: only a strategy has what it is made of."""
+        return any(
+            self.has_o_bias(layer, architecture) or self.has_down_bias(layer, architecture) for layer in self.layers
+        )
 
     def dense(self, architecture: Architecture) -> DenseArchitecture:
         """The dims of the cut model."""
         return DenseArchitecture(
             base=architecture,
             layers=tuple(
-                LayerDims(
-                    num_heads=len(layer.query_heads),
-                    num_kv_heads=len(layer.kv_heads),
-                    ffn_size=len(layer.ffn),
-                    qkv_bias=architecture.qkv_bias,
-                    o_bias=architecture.o_bias or self.has_o_bias(layer, architecture),
-                    gate_up_bias=architecture.mlp_bias,
-                    down_bias=architecture.mlp_bias or self.has_down_bias(layer, architecture),
+                architecture.cut_layer(
+                    len(layer.query_heads), len(layer.kv_heads), len(layer.ffn), compensation=self.compensation
                 )
                 for layer in self.layers
             ),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from amoeba_export.ir.architecture import Compensation
 from amoeba_export.ir.plan import Shape
 
 if TYPE_CHECKING:
@@ -84,6 +85,13 @@ class Strategy:
     policy: str = "uniform"
     provenance: Mapping[str, str] = field(default_factory=dict)
     identity: str | None = None
+
+    @property
+    def compensation(self) -> Compensation:
+        """Which blocks of its plans get a bias for what they lost: `wanda` importances know no means to make it of."""
+        if self.importance is None:
+            return "all"
+        return "none" if self.importance.metric == "wanda" else "removed"
 
     @property
     def min_depth(self) -> int:

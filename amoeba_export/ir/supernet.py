@@ -126,3 +126,12 @@ class Supernet:
     def without_adapters(self) -> Supernet:
         """The model that `identity` names, and the strategy."""
         return dataclasses.replace(self.bare or self, adapters=(), strategy=self.strategy)
+
+    @property
+    def gate_widths(self) -> tuple[float, ...]:
+        """The width choices of the adapter with a gate, or none."""
+        return next((adapter.width_choices for adapter in self.adapters if adapter.width_choices), ())
+
+    def full_plan(self) -> SubnetPlan:
+        """The plan that keeps everything of this model."""
+        return SubnetPlan.full(self.architecture, gate_widths=self.gate_widths, model_id=self.identity)

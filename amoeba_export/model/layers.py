@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from amoeba_export.ir import Importance, LayerPlan, Supernet
+from amoeba_export.ir.architecture import Compensation, has_compensation
 
 
 @dataclass(slots=True)
@@ -91,7 +92,7 @@ class LayerStack:
             self._resident[layer_idx] = module
         return module
 
-    def cut_layer(self, plan: LayerPlan, importance: Importance, *, compensate: bool) -> nn.Module:
+    def cut_layer(self, plan: LayerPlan, importance: Importance, *, compensation: Compensation) -> nn.Module:
         """The layer of `plan`, sliced, with the mean of what it lost as biases: what a materialized subnet computes."""
         layer, arch = plan.source_layer, self.architecture
         module: Any = copy.deepcopy(self._blank)
@@ -104,7 +105,7 @@ class LayerStack:
             ("mlp.down_proj", importance.down_mean_LF[layer], ffn_I),
         ):
             w_OI = weights[f"{name}.weight"]
-            if compensate and len(kept_I) < w_OI.shape[1]:
+            if has_compensation(compensation, kept=len(kept_I), whole=w_OI.shape[1]):
                 removed_mean_I = torch.tensor(mean_I, dtype=torch.float64)
                 removed_mean_I[kept_I] = 0.0
                 bias_O = (w_OI.double() @ removed_mean_I).float()

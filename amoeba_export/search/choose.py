@@ -7,7 +7,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from amoeba_export.errors import NothingFits
-from amoeba_export.ir import Budget, DenseArchitecture, Latency, SubnetPlan
+from amoeba_export.ir import Budget, DenseArchitecture, Latency
 from amoeba_export.search.grid import grid_sketches
 from amoeba_export.search.layers import layers_sketches
 from amoeba_export.search.pareto import pareto_front
@@ -31,7 +31,7 @@ def search_plan(problem: Problem, predictor: Predictor, seen: Seen = NOTHING_SEE
         NothingFits: No candidate meets all limits.
     """
     assert problem.budgets, "a search needs a budget"
-    uncut = SubnetPlan.full(problem.architecture).dense(problem.architecture)
+    uncut = problem.architecture.uncut
     corrected = Corrected(predictor, [*([(uncut, seen.full)] if seen.full else []), *seen.measured])
     limits = Limits(
         budgets=tuple((budget, _limit_ms(budget, corrected, uncut, seen.full)) for budget in problem.budgets),

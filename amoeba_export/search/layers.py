@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amoeba_export.ir import Architecture, DenseArchitecture, Policy, Shape, Strategy, SubnetPlan, validate
+from amoeba_export.ir.architecture import Compensation
 from amoeba_export.ir.derive import derive_plan
+from amoeba_export.ir.plan import nearest_gate_width
 from amoeba_export.search.importance import Retained
 from amoeba_export.search.knapsack import solve_knapsack
 from amoeba_export.search.predict import Corrected
@@ -72,7 +74,7 @@ def layers_sketches(
         strategy,
         coordinate=lambda shape: retained.share(derive_plan(strategy, architecture, shape, policy=policy)),
     )
-    options = _Options(architecture, align)
+    options = _Options(architecture, align, strategy.compensation)
     constraints = _constraints(predictor, limits)
     sketches = []
     for _, active in sorted(strategy.depth.items()):
@@ -97,8 +99,9 @@ def layers_sketches(
 class _Options:
     """What a layer of `architecture` may keep."""
 
-    def __init__(self, architecture: Architecture, align: int) -> None:
+    def __init__(self, architecture: Architecture, align: int, compensation: Compensation) -> None:
         self._architecture = architecture
+        self._compensation = compensation
         per_group = range(1, architecture.heads_per_kv + 1)
         groups = range(1, architecture.num_kv_heads + 1)
         self.attention = [(0, 0), *((kv * each, kv) for kv in groups for each in per_group)]
@@ -109,7 +112,10 @@ class _Options:
     def dense(self, layers: Sequence[LayerCounts]) -> DenseArchitecture:
         """The dims of a model with these layers, biases included."""
         base = self._architecture
-        dims = tuple(base.cut_layer(one.num_heads, one.num_kv_heads, one.ffn_size) for one in layers)
+        dims = tuple(
+            base.cut_layer(one.num_heads, one.num_kv_heads, one.ffn_size, compensation=self._compensation)
+            for one in layers
+        )
         return DenseArchitecture(base=base, layers=dims)
 
     def costs(self, cost: Callable[[DenseArchitecture], float], depth: int) -> tuple[float, FloatArray, FloatArray]:
@@ -203,12 +209,13 @@ def _plan(
     layers: Sequence[LayerCounts],
     gate_widths: Sequence[float],
 ) -> SubnetPlan:
-    shape = _shape(_Options(architecture, 1).dense(layers))
+    shape = _shape(_Options(architecture, 1, strategy.compensation).dense(layers))
     plan = SubnetPlan(
         shape=shape,
         policy="adaptive",
         layers=tuple(retained.layer_plan(*layer) for layer in layers),
-        gate_width=min(gate_widths, key=lambda width: (abs(width - shape.width), -width)) if gate_widths else None,
+        compensate=strategy.compensation != "none",
+        gate_width=nearest_gate_width(gate_widths, shape.width),
         strategy_id=strategy.identity,
         model_id=strategy.model_id,
     )

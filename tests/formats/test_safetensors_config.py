@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from amoeba_export.formats.config import container_type, dense_config, graph_config, zero_biases
+from amoeba_export.errors import UnsupportedModel
+from amoeba_export.formats import FORMATS
+from amoeba_export.formats.config import FAMILIES, container_type, dense_config, graph_config, zero_biases
 from amoeba_export.ir import Architecture, DenseArchitecture, LayerDims, SubnetPlan
+from amoeba_export.load.families import supported_families
 from amoeba_export.materialize import materialize_subnet
 from tests.materialize.subnets import open_supernet, plan_for
 from tests.tiny import save_tiny
@@ -77,6 +80,20 @@ def _dense(base: Architecture, *layers: LayerDims) -> DenseArchitecture:
 )
 def test_container(base: Architecture, layers: tuple[LayerDims, ...], expected: str) -> None:
     assert container_type(_dense(base, *layers)) == expected
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("layers", [(WHOLE,), (TWO_BIASED,), (THREE,), (TWO, THREE)])
+def test_a_family_that_nobody_writes_is_refused_by_name(name: str, layers: tuple[LayerDims, ...]) -> None:
+    dense = _dense(dataclasses.replace(LLAMA, family="gemma9"), *layers)
+    with pytest.raises(UnsupportedModel, match="Models of type 'gemma9' are not supported"):
+        FORMATS[name].check(dense, dtype="fp32")
+    with pytest.raises(UnsupportedModel, match="'gemma9'"):
+        container_type(dense)
+
+
+def test_every_family_that_is_read_is_written() -> None:
+    assert set(FAMILIES) >= set(supported_families())
 
 
 def test_stock_types_get_the_biases_that_they_insist_on_as_zeros() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from amoeba_export.errors import BadValue, InputError
 from amoeba_export.ir import Architecture, LayerPlan, Shape, SubnetPlan, validate
+from amoeba_export.ir.plan import nearest_gate_width
 
 ARCHITECTURE = Architecture(
     family="llama",
@@ -47,6 +48,27 @@ def test_a_plan_survives_json():
 def test_only_cut_blocks_get_a_compensation_bias():
     dense = plan(layer(0, (0, 1), (0,)), layer(1, tuple(range(6)), (0, 1, 2), 10)).dense(ARCHITECTURE)
     assert [(dims.o_bias, dims.down_bias) for dims in dense.layers] == [(True, False), (False, True)]
+
+
+def test_a_plan_says_whether_it_needs_a_strategy():
+    """A source with biases of its own still needs the means for those that stand for what was removed."""
+    biased = dataclasses.replace(ARCHITECTURE, o_bias=True, mlp_bias=True)
+    cut = plan(layer(0, (0, 1), (0,), 10))
+    assert cut.is_compensated(biased)
+    assert cut.dense(biased) == dataclasses.replace(cut, compensate=False).dense(biased)
+    assert not dataclasses.replace(cut, compensate=False).is_compensated(biased)
+    assert not SubnetPlan.full(biased).is_compensated(biased)
+    assert dataclasses.replace(SubnetPlan.full(biased), width_key=1.0).is_compensated(biased)
+
+
+@pytest.mark.parametrize(
+    ("choices", "width", "expected"),
+    [((), 1.0, None), ((0.9, 0.5), 1.0, 0.9), ((1.0, 0.5), 0.75, 1.0), ((0.5, 1.0), 0.6, 0.5)],
+)
+def test_a_gate_is_asked_for_the_nearest_width_that_it_knows(choices, width, expected):
+    assert nearest_gate_width(choices, width) == expected
+    if width == 1.0:
+        assert SubnetPlan.full(ARCHITECTURE, gate_widths=choices).gate_width == expected
 
 
 def test_active_layers_are_the_gate_input():

@@ -330,3 +330,17 @@ def test_loss_of_the_made_up_strategy_is_what_the_search_reads() -> None:
     best: Candidate = _search("100%").best
     assert best.shape == Shape(30, 1.0)
     assert best.quality == (loss(Shape(30, 1.0)), "measured")
+
+
+@pytest.mark.parametrize("space", ["grid", "layers"])
+def test_importances_without_means_give_plans_without_biases(space: Space) -> None:
+    """`wanda` knows no input means: whatever space a plan comes from, it and the dims that were costed agree."""
+    known = own_strategy()
+    assert known.importance is not None
+    wanda = replace(known, importance=replace(known.importance, metric="wanda"))
+    best = searched(wanda, SMOL, _table(), [Budget.parse("70%")], space=space).best
+    plan = best.make_plan()
+    assert not plan.compensate
+    assert not plan.is_compensated(SMOL)
+    assert plan.dense(SMOL) == best.dense
+    assert not any(dims.o_bias or dims.down_bias for dims in best.dense.layers)

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from amoeba_export.errors import NotRepresentable
+from amoeba_export.formats.config import check_family
 from amoeba_export.formats.gguf.layout import choose_architecture, written_layers
 from amoeba_export.formats.gguf.writer import QUANTIZATIONS, GgufWriter, tensor_bytes, tensor_type
 from amoeba_export.formats.sizes import WeightBytes, sum_bytes
@@ -22,6 +23,7 @@ dtypes = tuple(QUANTIZATIONS)
 
 def check(dense: DenseArchitecture, *, dtype: str) -> None:
     """Raise `NotRepresentable` when no architecture of llama.cpp computes `dense`, or `dtype` is not a GGUF type."""
+    check_family(dense)
     if dtype not in QUANTIZATIONS:
         raise NotRepresentable(
             "GGUF", f"{dtype} is not one of its types", [f"--dtype {known}" for known in QUANTIZATIONS]

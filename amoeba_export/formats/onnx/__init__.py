@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from amoeba_export.errors import NotRepresentable, UnknownName
-from amoeba_export.formats.config import graph_config
+from amoeba_export.formats.config import check_family, graph_config
 from amoeba_export.formats.onnx.genai import genai_config
 from amoeba_export.formats.onnx.precision import PRECISIONS
 from amoeba_export.formats.onnx.rope import TABULATED_TYPES, rope_type
@@ -30,6 +30,7 @@ def check(dense: DenseArchitecture, *, dtype: str, dialect: str = "ort") -> None
 
     Any mix of layer widths, blocks without heads or neurons, and biases is fine.
     """
+    check_family(dense)
     if dialect not in DIALECTS:
         raise UnknownName("ONNX dialect", dialect, DIALECTS)
     if dtype not in PRECISIONS:
