@@ -221,6 +221,17 @@ class UnsafePickle(InputError):
         )
 
 
+class ForeignCode(InputError):
+    """Code in an artifact, or named by it, that is not amoeba's own. It was not run."""
+
+    def __init__(self, path: str | Path, problem: str) -> None:
+        super().__init__(
+            f"This artifact brings code that is not amoeba's: {problem}. It was not run.",
+            where=path,
+            next_step="Do not load it with other tools either; get it from who exported it, or export it again.",
+        )
+
+
 class DiskFull(InputError):
     """The output does not fit on its disk. Found before the work, by reserving the space."""
 

@@ -15,6 +15,7 @@ from amoeba_export.artifact import MANIFEST_NAME, PLAN_NAME, Manifest, ShapeReco
 from amoeba_export.errors import DamagedFile, NotAsWritten
 from amoeba_export.formats import FORMATS
 from amoeba_export.ir import SILENT, Architecture, Progress, SubnetPlan, Supernet, validate
+from amoeba_export.model.foreign_code import refuse_foreign_code
 from amoeba_export.verify import VerifyReport, sidecar_problems, verify_artifact
 
 
@@ -22,9 +23,11 @@ def check_story(folder: Path, manifest: Manifest) -> SubnetPlan:
     """The plan of an artifact, which must be one for the dims of the manifest, and the one that the manifest counts.
 
     Raises:
+        ForeignCode: There is code in it that is not amoeba's, or the name of some.
         InputError: The plan or the manifest's dims are not valid.
         NotAsWritten: They contradict each other, or there are files of a format that we do not have.
     """
+    refuse_foreign_code(folder)
     architecture = _architecture(folder, manifest)
     plan = read_plan(folder)
     validate(plan, architecture)

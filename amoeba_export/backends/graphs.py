@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from amoeba_export.errors import InputError, NotFound
 from amoeba_export.ir import DenseArchitecture, LayerPlan, Shape, Subnet, SubnetPlan
 from amoeba_export.ir.dtype import DTYPES, FLOATS
+from amoeba_export.model.foreign_code import refuse_foreign_code
 
 if TYPE_CHECKING:
     from amoeba_export.backends import Subject
@@ -23,7 +23,7 @@ RANDOM_BYTES = "bytes"
 
 
 def artifact_folder(subject: Subject, container: str) -> Path:
-    """The folder of `subject`'s artifact that holds `container`. Raises `NotFound`."""
+    """The folder of `subject`'s artifact that holds `container`. Raises `NotFound`, `ForeignCode`."""
     assert subject.artifact is not None
     folder = subject.artifact / container
     if not folder.is_dir():
@@ -32,6 +32,7 @@ def artifact_folder(subject: Subject, container: str) -> Path:
             folder,
             next_step=f"Export it with --format {container}, or measure it on a target that runs what it has.",
         )
+    refuse_foreign_code(folder)
     return folder
 
 
@@ -86,14 +87,11 @@ def prepare_safetensors(subject: Subject, folder: Path, options: Any) -> dict[st
         found = artifact_folder(subject, "safetensors")
         return {"folder": str(found), "dtype": DTYPES[subject.dtype].torch_name, "random": False}
     from amoeba_export.formats import safetensors
-    from amoeba_export.formats.config import AMOEBA, container_type, dense_config
+    from amoeba_export.formats.config import dense_config
 
     safetensors.check(subject.dense, dtype=subject.dtype)
     config = dense_config(_as_subnet(subject.dense), dtype=DTYPES[subject.dtype].torch_name)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    if container_type(subject.dense) == AMOEBA:
-        code = Path(safetensors.__file__).with_name(safetensors.MODELING)
-        shutil.copyfile(code, folder / safetensors.MODELING)
     return {"folder": str(folder), "dtype": DTYPES[subject.dtype].torch_name, "random": True}
 
 

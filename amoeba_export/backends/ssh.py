@@ -26,6 +26,8 @@ from amoeba_export.backends.runtime import DESCRIBE_LIMIT_S, Job, RuntimeBackend
 from amoeba_export.backends.targets import Strict, parse_options
 from amoeba_export.errors import InputError, TargetError, TargetUnavailable
 from amoeba_export.ir import SILENT, Latency, Progress, Source, Target, Workload
+from amoeba_export.model import opening
+from amoeba_export.model.foreign_code import modeling_file
 
 ATTEMPTS = 3
 """Connections that are made before a run is given up; one that brought results counts as the first again."""
@@ -285,8 +287,11 @@ async def _write(sftp: Any, path: str, content: bytes) -> None:
 
 
 def pack_runner(path: Path) -> None:
-    """Zip the runner as a package that `python -m amoeba_runner` finds with the zip file on PYTHONPATH."""
-    source_folder = Path(__file__).with_name("runner")
+    """Zip the runner as a package that `python -m amoeba_runner` finds with the zip file on PYTHONPATH.
+
+    How it opens models, and the class that transformers lacks, go with it.
+    """
+    files = [*Path(__file__).with_name("runner").glob("*.py"), Path(opening.__file__), modeling_file()]
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in sorted(source_folder.glob("*.py")):
+        for file in sorted(files):
             archive.write(file, os.path.join(_PACKAGE, file.name))  # noqa: PTH118 - a name inside the zip file

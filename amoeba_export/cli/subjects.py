@@ -40,7 +40,7 @@ def artifact_subject(folder: Path, container: str | None) -> Subject:
     """
     from amoeba_export.application.request import read_plan
     from amoeba_export.evaluate import ArtifactModel, Subject
-    from amoeba_export.verify.reload import OPENERS
+    from amoeba_export.verify.reload import open_format
 
     manifest = read_manifest(folder)
     there = [name for name in FORMATS if (folder / name).is_dir()]
@@ -62,7 +62,7 @@ def artifact_subject(folder: Path, container: str | None) -> Subject:
         tokenizer=folder / chosen,
         max_length=architecture.max_positions,
         shapes=(_sizes(plan, architecture),),
-        open=lambda shape: ArtifactModel(OPENERS[chosen](folder / chosen)),
+        open=lambda shape: ArtifactModel(open_format(chosen, folder)),
     )
 
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from amoeba_export.errors import NotFound, WrongModel
 from amoeba_export.evaluate.choices import TaskScore, score_task
 from amoeba_export.evaluate.harness import Harness
@@ -17,6 +15,7 @@ from amoeba_export.evaluate.perplexity import measure_perplexity, read_windows
 from amoeba_export.evaluate.quality import QualityFile, ShapeQuality, read_quality
 from amoeba_export.evaluate.tasks import Task
 from amoeba_export.ir import SILENT, Progress, Shape
+from amoeba_export.model.samples import open_tokenizer
 
 MAX_LENGTH = 2048
 """Tokens of a task's longest row, unless the model takes fewer."""
@@ -78,7 +77,7 @@ def measure_quality(
         if differences := _differences(before, file):
             raise WrongModel("The result that is there", differences, where=out)
         file = before
-    tokenizer: Any = AutoTokenizer.from_pretrained(subject.tokenizer)
+    tokenizer: Any = open_tokenizer(subject.tokenizer)
     texts = (
         read_windows(measurement.text, tokenizer, window=measurement.window, limit=measurement.windows)
         if measurement.text

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 from numpy.typing import NDArray
 
 from amoeba_export.errors import BadRecord, InputError, UnsupportedError
@@ -109,7 +110,8 @@ def _documents(path: Path, tokenizer: Any) -> Iterator[list[Segment]]:
 def _records(path: Path, tokenizer: Any, prompt: str) -> Iterator[list[Segment]]:
     if prompt == "chat" and not tokenizer.chat_template:
         raise UnsupportedError(
-            "The prompt cannot be 'chat': the model's tokenizer has no chat template.", next_step="Use --prompt alpaca."
+            "The prompt cannot be 'chat': the model's tokenizer has no chat template.",
+            next_step="Use --prompt-format alpaca.",
         )
     chat = bool(tokenizer.chat_template) if prompt == "auto" else prompt == "chat"
     for line, record in read_records(path, what=WHAT):
@@ -147,7 +149,14 @@ def _chat_segments(messages: Sequence[Mapping[str, str]], tokenizer: Any) -> lis
         )
 
     def render(count: int, *, opened: bool) -> str:
-        return str(tokenizer.apply_chat_template(list(messages[:count]), tokenize=False, add_generation_prompt=opened))
+        turns = list(messages[:count])
+        try:
+            return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=opened))
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+            raise UnsupportedError(  # it is a program of the model's, in a sandbox: whatever it does wrong ends here
+                f"The model's chat template cannot be rendered: {error}.",
+                next_step="Give data with 'instruction' and 'output' and --prompt-format alpaca.",
+            ) from error
 
     segments, done = [], ""
     for i, message in enumerate(messages):
@@ -157,7 +166,7 @@ def _chat_segments(messages: Sequence[Mapping[str, str]], tokenizer: Any) -> lis
         if not (before.startswith(done) and after.startswith(before)):
             raise UnsupportedError(
                 "The model's chat template rewrites earlier turns, so the tokens of an answer cannot be told apart.",
-                next_step="Give data with 'instruction' and 'output' and --prompt alpaca.",
+                next_step="Give data with 'instruction' and 'output' and --prompt-format alpaca.",
             )
         segments += [Segment(before[len(done) :], False), Segment(after[len(before) :], True)]
         done = after

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from amoeba_export.finetune.layer import LayerCut, SlicedLayer, rms_norm
 from amoeba_export.finetune.smol import LowRank, unchanged
 from amoeba_export.ir import LayerPlan, SubnetPlan, Supernet
+from amoeba_export.model.opening import read_config
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 """Modules outside the layers that an adapter may change."""
@@ -67,7 +67,7 @@ class SlicedSupernet(nn.Module):
         self.layers = nn.ModuleList(
             SlicedLayer(architecture, i, frozen, supernet.strategy) for i in range(architecture.num_layers)
         )
-        self.rotary: Any = LlamaRotaryEmbedding(AutoConfig.from_pretrained(supernet.folder)).to(device)
+        self.rotary: Any = LlamaRotaryEmbedding(read_config(supernet.folder)).to(device)
 
     @property
     def device(self) -> torch.device:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from transformers import AutoTokenizer, get_scheduler
+from transformers import get_scheduler
 
 from amoeba_export.errors import InputError, UnsupportedError
 from amoeba_export.finetune.adapter import write_adapter
@@ -33,6 +33,7 @@ from amoeba_export.finetune.step import GateNoise, Losses, SandwichStep, noise_s
 from amoeba_export.ir import SILENT, Progress, Shape, Supernet
 from amoeba_export.ir.derive import derive_plan
 from amoeba_export.ir.dtype import DTYPES
+from amoeba_export.model.samples import open_tokenizer
 from amoeba_export.version import __version__
 
 
@@ -148,7 +149,7 @@ class _Session:
         }
         examples = read_examples(
             data,
-            AutoTokenizer.from_pretrained(supernet.folder),
+            open_tokenizer(supernet.folder),
             max_length=settings.max_length,
             prompt=settings.prompt,
             progress=self.progress,

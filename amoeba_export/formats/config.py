@@ -11,6 +11,7 @@ from typing import Any
 
 from amoeba_export.errors import UnsupportedModel
 from amoeba_export.ir import DenseArchitecture, LayerDims, Subnet, SubnetPlan, TensorSpec
+from amoeba_export.model.foreign_code import AUTO_MAP
 
 AMOEBA = "amoeba"
 
@@ -196,10 +197,7 @@ def _per_layer(dense: DenseArchitecture) -> dict[str, Any]:
     """What `modeling_amoeba.py` reads. The stock keys name the largest layer, for tools that size buffers by them."""
     base, layers = dense.base, dense.layers
     return {
-        "auto_map": {
-            "AutoConfig": "modeling_amoeba.AmoebaConfig",
-            "AutoModelForCausalLM": "modeling_amoeba.AmoebaForCausalLM",
-        },
+        "auto_map": dict(AUTO_MAP),
         "num_attention_heads": max(max(dims.num_heads for dims in layers), 1),
         "num_key_value_heads": max(max(dims.num_kv_heads for dims in layers), 1),
         "intermediate_size": max(max(dims.ffn_size for dims in layers), 1),

@@ -24,11 +24,10 @@ from amoeba_export.formats.sidecars import copy_generation_config, copy_license,
 from amoeba_export.formats.sizes import WeightBytes, sum_bytes
 from amoeba_export.ir import DenseArchitecture, Subnet, TensorSpec
 from amoeba_export.ir.dtype import FLOATS, SOURCE, float_name
+from amoeba_export.model.foreign_code import MODELING, modeling_file
 
 default_dtype = SOURCE
 dtypes = (SOURCE, *FLOATS)
-
-MODELING = "modeling_amoeba.py"
 
 MAX_SHARD_BYTES = 5_000_000_000
 """As the Hugging Face hub cuts large models."""
@@ -75,7 +74,7 @@ def open_writer(
     config = dense_config(subnet, dtype=str(torch_dtype).removeprefix("torch."))
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if model_type == AMOEBA:
-        shutil.copyfile(Path(__file__).with_name(MODELING), folder / MODELING)
+        shutil.copyfile(modeling_file(), folder / MODELING)
     copy_tokenizer(subnet, folder)
     copy_generation_config(subnet.source_folder, folder)
     copy_license(subnet.source_folder, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -33,8 +34,19 @@ def copy_tokenizer(subnet: Subnet, folder: Path) -> None:
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+    _drop_code(folder / "tokenizer_config.json")
     if (source / "additional_chat_templates").is_dir():
         shutil.copytree(source / "additional_chat_templates", folder / "additional_chat_templates")
+
+
+def _drop_code(path: Path) -> None:
+    """Without `auto_map`: the code that it names is not copied, or is another repository's, and nothing needs it."""
+    try:
+        content = json.loads(path.read_bytes()) if path.is_file() else {}
+    except (ValueError, RecursionError):
+        return
+    if isinstance(content, dict) and content.pop("auto_map", None) is not None:
+        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def copy_generation_config(source: Path, folder: Path) -> None:

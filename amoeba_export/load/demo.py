@@ -81,13 +81,17 @@ def _convert(gguf: Path, out: Path) -> None:
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from amoeba_export.model.opening import DATA_ONLY
+
     # transformers draws bars here whether or not stderr is a terminal, and has no switch for one of them.
-    with contextlib.redirect_stderr(io.StringIO()):
+    # In a folder of its own: of what else lies beside it, transformers would follow adapter and tokenizer settings.
+    with contextlib.redirect_stderr(io.StringIO()), tempfile.TemporaryDirectory() as alone:
+        (Path(alone) / gguf.name).symlink_to(gguf.resolve())
         try:
             model, report = AutoModelForCausalLM.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
+                alone, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True, **DATA_ONLY
             )
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file=gguf.name, **DATA_ONLY)
             splitting = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
         except (OSError, ValueError, KeyError) as error:
             raise DamagedFile(gguf, str(error)) from error

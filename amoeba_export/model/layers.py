@@ -15,6 +15,7 @@ from torch import nn
 
 from amoeba_export.ir import Importance, LayerPlan, Supernet
 from amoeba_export.ir.architecture import Compensation, has_compensation
+from amoeba_export.model.opening import blank_model, read_config
 
 
 @dataclass(slots=True)
@@ -45,19 +46,17 @@ class LayerStack:
     """
 
     def __init__(self, supernet: Supernet, *, memory_bytes: int) -> None:
-        from transformers import AutoConfig, AutoModelForCausalLM
-
         self.architecture = supernet.architecture
         self.tensors = supernet.tensors
         self.work = Work()
         self.memory_bytes = memory_bytes
-        config = AutoConfig.from_pretrained(supernet.folder)
+        config = read_config(supernet.folder)
         config.num_hidden_layers = 1
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:1]
         config._attn_implementation = "sdpa"
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config).eval().model
+            model = blank_model(config).eval().model
         self._blank = model.layers[0]
         self._rotary = type(model.rotary_emb)(config)
         self._norm = model.norm

@@ -14,6 +14,7 @@ import torch
 
 from amoeba_export.errors import InputError, TooFewSamples
 from amoeba_export.model.data import LETTERS, DataRecipe, Item, read_documents, read_items, source_name
+from amoeba_export.model.opening import read_tokenizer
 
 SEGMENT = 16
 """Tokens of text that make one score."""
@@ -119,10 +120,8 @@ def read_samples(recipe: DataRecipe, folder: Path, *, seed: int) -> tuple[Sample
 
 def open_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a model folder. Raises `InputError`."""
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer: Tokenizer = read_tokenizer(folder)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"The model has no tokenizer that can be read: {str(error).splitlines()[0]}",

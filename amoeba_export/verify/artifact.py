@@ -10,15 +10,15 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer
 
 from amoeba_export.errors import NotFound, NumbersDiffer
 from amoeba_export.ir import SILENT, Progress, SubnetPlan, Supernet
+from amoeba_export.model.opening import read_tokenizer
 from amoeba_export.verify.loading import ONE_AT_A_TIME
 from amoeba_export.verify.masked import masked_logits
 from amoeba_export.verify.numerics import EXACT_DTYPES, MAX_REL_DIFF, Distance, broken_limits, logits_distance
 from amoeba_export.verify.opened import Opened
-from amoeba_export.verify.reload import OPENERS
+from amoeba_export.verify.reload import OPENERS, open_format
 
 NUM_GREEDY = 16
 _PROMPT_TOKENS = 24
@@ -110,6 +110,7 @@ def verify_artifact(folder: Path, supernet: Supernet, plan: SubnetPlan, *, progr
 
     Raises:
         NotFound: There is no format in `folder`.
+        ForeignCode: It has code in it that is not amoeba's, or names some.
         NumbersDiffer: A format does not compute what it should.
     """
     formats = [name for name in OPENERS if (folder / name).is_dir()]
@@ -119,7 +120,7 @@ def verify_artifact(folder: Path, supernet: Supernet, plan: SubnetPlan, *, progr
     with progress.track("Comparing with the masked supernet", len(formats) + 1) as advance:
         answers = []
         for name in formats:
-            answers.append(_ask(OPENERS[name](folder / name), prompts))
+            answers.append(_ask(open_format(name, folder), prompts))
             advance(1)
         reference = _reference(supernet, plan, prompts, {answer.tokens for answer in answers})
         reports = [
@@ -229,5 +230,5 @@ def _text_ids(folder: Path) -> list[int]:
         # Any sensible tokens will do, and transformers takes 1.5 s to make its tokenizer from this file.
         return Tokenizer.from_file(str(folder / "tokenizer.json")).encode(_TEXT).ids
     # Not verbose: it would warn of a text that is longer than the model takes, and only the start of it is used.
-    ids: list[int] = AutoTokenizer.from_pretrained(folder)(_TEXT, verbose=False).input_ids
+    ids: list[int] = read_tokenizer(folder)(_TEXT, verbose=False).input_ids
     return ids

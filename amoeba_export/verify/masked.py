@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from amoeba_export.errors import InputError
 from amoeba_export.ir import AdapterDelta, LayerPlan, SubnetPlan, Supernet
+from amoeba_export.model.opening import blank_model
 from amoeba_export.verify.loading import ONE_AT_A_TIME
 
 _PROJECTIONS = (
@@ -81,7 +82,7 @@ def _one_layer_model(supernet: Supernet) -> Any:
     if supernet.architecture.sliding_window is not None and "max_window_layers" in config:
         config["max_window_layers"] = 0
     with ONE_AT_A_TIME:
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32).eval()
+        return blank_model(AutoConfig.for_model(**config), dtype=torch.float32).eval()
 
 
 class _EveryKeptLayer(nn.Module):

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import inspect
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import DynamicCache
 from transformers.utils import logging
 
 from amoeba_export.ir.dtype import float_name
+from amoeba_export.model.foreign_code import refuse_foreign_code
+from amoeba_export.model.opening import read_model
 from amoeba_export.verify.gguf_file import OpenedGguf
 from amoeba_export.verify.loading import ONE_AT_A_TIME
 from amoeba_export.verify.opened import Continuation, Opened, greedy
@@ -33,12 +33,7 @@ class OpenedSafetensors:
         self.dtype = float_name(config["dtype"])
         large = sum(path.stat().st_size for path in folder.glob("*.safetensors")) > LARGE_BYTES
         with ONE_AT_A_TIME, _no_bars():
-            cls: Any = AutoModelForCausalLM
-            if "auto_map" in config:
-                # The file beside the weights, not our own copy; and not through transformers' dynamic modules, which
-                # would leave a copy in the user's cache.
-                cls = _load_class(folder, config["auto_map"]["AutoModelForCausalLM"])
-            self._model = cls.from_pretrained(folder, dtype="auto" if large else torch.float32).eval()
+            self._model = read_model(folder, dtype="auto" if large else torch.float32).eval()
         renamed = "cache" in inspect.signature(self._model.forward).parameters  # since transformers 5.24
         self._cache_name = "cache" if renamed else "past_key_values"
 
@@ -70,17 +65,6 @@ def _no_bars() -> Iterator[None]:
     finally:
         if drawn:
             logging.enable_progress_bar()
-
-
-def _load_class(folder: Path, reference: str) -> Any:
-    module_name, _, class_name = reference.partition(".")
-    name = f"_amoeba_verified_{module_name}"
-    spec = importlib.util.spec_from_file_location(name, folder / f"{module_name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # transformers looks a model's module up by its name
-    spec.loader.exec_module(module)
-    return getattr(module, class_name)
 
 
 class OpenedOnnx:
@@ -158,3 +142,9 @@ OPENERS: Mapping[str, Callable[[Path], Opened]] = {
     "gguf": OpenedGguf,
 }
 """By the folder's name in an artifact."""
+
+
+def open_format(name: str, artifact: Path) -> Opened:
+    """One format of an artifact. Raises `ForeignCode` when there is code in it that is not amoeba's."""
+    refuse_foreign_code(artifact / name)
+    return OPENERS[name](artifact / name)

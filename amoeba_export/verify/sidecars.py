@@ -9,8 +9,8 @@ from typing import Any
 _WHOLE = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json")
 """Compared as they are: as JSON where they are JSON."""
 
-_SAYS_NOTHING = ("transformers_version", "_from_model_config", "name_or_path", "tokenizer_file", "backend")
-"""Keys of a config that only say who wrote it."""
+_SAYS_NOTHING = ("transformers_version", "_from_model_config", "name_or_path", "tokenizer_file", "backend", "auto_map")
+"""Keys of a config that only say who wrote it, or name code, which is never copied and refused where it is found."""
 
 _SETTINGS = (
     *("tokenizer_config.json", "special_tokens_map.json", "generation_config.json"),

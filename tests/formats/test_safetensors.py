@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from amoeba_export.errors import DiskFull, NotRepresentable, WeightsMismatch
 from amoeba_export.formats import safetensors
-from amoeba_export.formats.registration import register_transformers
 from amoeba_export.formats.safetensors import open_writer
 from amoeba_export.ir import Subnet, SubnetPlan, Supernet
 from amoeba_export.materialize import materialize_subnet
+from amoeba_export.model.opening import register_amoeba
 from amoeba_export.verify import masked_logits
 from tests.materialize.subnets import bare_plan, open_supernet, plan_for, write
 from tests.tiny import FAMILIES, VOCAB, save_tiny
@@ -58,7 +58,7 @@ def _check_folder(folder: Path, supernet: Supernet, plan: SubnetPlan) -> None:
 def test_a_written_folder_loads_and_generates(
     tiny_dirs: dict[str, Path], tmp_path: Path, family: str, shape: str, policy: str
 ) -> None:
-    register_transformers()
+    register_amoeba()
     supernet = open_supernet(tiny_dirs[family])
     plan = plan_for(supernet, shape, policy)
     _check_folder(write(materialize_subnet(supernet, plan), tmp_path / "out"), supernet, plan)
@@ -69,7 +69,7 @@ def test_layers_without_attention_or_ffn_load_and_generate(
     tiny_dirs: dict[str, Path], tmp_path: Path, family: str
 ) -> None:
     """The first layer too: a cache asks it for its length in stock models."""
-    register_transformers()
+    register_amoeba()
     supernet = open_supernet(tiny_dirs[family])
     plan = bare_plan(supernet)
     without_first = dataclasses.replace(
@@ -104,7 +104,7 @@ def test_layers_without_attention_or_ffn_load_and_generate(
 def test_windows_rope_scaling_and_biases_of_the_source_are_kept(
     tmp_path: Path, family: str, overrides: dict[str, object], shape: str, policy: str
 ) -> None:
-    register_transformers()
+    register_amoeba()
     supernet = open_supernet(save_tiny(tmp_path / "source", family, **overrides))
     plan = plan_for(supernet, shape, policy)
     _check_folder(write(materialize_subnet(supernet, plan), tmp_path / "out"), supernet, plan)
@@ -261,7 +261,7 @@ def test_the_model_card_says_what_is_in_the_folder(llama: Supernet, tmp_path: Pa
 @pytest.mark.parametrize("name", ["past_key_values", "cache"])
 def test_the_model_takes_its_cache_under_both_names(tiny_dirs: dict[str, Path], tmp_path: Path, name: str) -> None:
     """transformers 5.24 renamed the argument; folders have to run in either version."""
-    register_transformers()
+    register_amoeba()
     supernet = open_supernet(tiny_dirs["llama"])
     folder = write(materialize_subnet(supernet, bare_plan(supernet)), tmp_path / "out")
     model = AutoModelForCausalLM.from_pretrained(folder).eval()

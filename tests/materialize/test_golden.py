@@ -10,13 +10,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from amoeba_export.formats.config import container_type
-from amoeba_export.formats.modeling_amoeba import AmoebaForCausalLM
 from amoeba_export.ir import Shape, Supernet
 from amoeba_export.ir.derive import derive_plan
 from amoeba_export.load import load_supernet
 from amoeba_export.load.strategy import write_strategy
 from amoeba_export.load.upstream import import_upstream
 from amoeba_export.materialize import materialize_subnet
+from amoeba_export.model.modeling_amoeba import AmoebaForCausalLM
 from amoeba_export.verify import masked_logits
 from tests.materialize.subnets import write
 

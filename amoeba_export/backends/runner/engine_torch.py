@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 from collections.abc import Callable, Mapping
@@ -41,21 +42,30 @@ def open_model(subject: Mapping[str, Any], workload: Mapping[str, int], options:
     return _Model(subject, workload, options)
 
 
+def _opening() -> Any:
+    """Amoeba's own way to open a folder: from its package, or from beside this file on a device that it was sent to.
+
+    Never from the model's folder, whose code may be anybody's.
+    """
+    if __package__ == "amoeba_export.backends.runner":
+        return importlib.import_module("amoeba_export.model.opening")
+    return importlib.import_module(".opening", __package__)
+
+
 class _Model:
     def __init__(self, subject: Mapping[str, Any], workload: Mapping[str, int], options: Mapping[str, Any]) -> None:
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache
+        from transformers import DynamicCache, StaticCache
 
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         torch.set_num_threads(options["threads"] or physical_cores())
         self._torch, self._device = torch, options["device"]
         folder, dtype = subject["folder"], getattr(torch, subject["dtype"])
-        # The only code that can be in the folder is modeling_amoeba.py, which amoeba put there.
+        opening = _opening()
         if subject["random"]:
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=True, dtype=dtype)
+            model = opening.blank_model(opening.read_config(folder), dtype=dtype)
         else:
-            model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=dtype)
+            model = opening.read_model(folder, dtype=dtype)
         self._model = model.eval().to(self._device)
         renamed = "cache" in inspect.signature(model.forward).parameters  # since transformers 5.24
         self._cache_name = "cache" if renamed else "past_key_values"
