@@ -27,7 +27,7 @@ def make_manifest(session: Session, fitted: Fitted, report: VerifyReport) -> Man
     return Manifest(
         model=supernet.name,
         shape=ShapeRecord.of(fitted.plan),
-        dtype=settings.dtype or _source_dtype(supernet),
+        dtype=settings.dtype or float_name(supernet.dtype),
         latency=_latency(settings, fitted),
         quality=_quality(supernet, fitted),
         verification=verification_record(report),
@@ -46,11 +46,6 @@ def verification_record(report: VerifyReport) -> VerificationRecord:
         mean_kl=report.mean_kl,
         perplexity_ratio=report.perplexity_ratio,
     )
-
-
-def _source_dtype(supernet: Supernet) -> str:
-    """The dtype of the supernet's embeddings in the spelling of `--dtype`."""
-    return float_name(supernet.tensors.dtype(supernet.family.globals[0].name))
 
 
 def dims_of(supernet: Supernet) -> dict[str, Any]:

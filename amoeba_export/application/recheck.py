@@ -15,6 +15,7 @@ from amoeba_export.artifact import MANIFEST_NAME, PLAN_NAME, Manifest, ShapeReco
 from amoeba_export.errors import DamagedFile, NotAsWritten
 from amoeba_export.formats import FORMATS
 from amoeba_export.ir import SILENT, Architecture, Progress, SubnetPlan, Supernet, validate
+from amoeba_export.ir.dtype import SOURCE, float_name, written_as
 from amoeba_export.model.foreign_code import refuse_foreign_code
 from amoeba_export.verify import VerifyReport, sidecar_problems, verify_artifact
 
@@ -80,14 +81,11 @@ def recheck(
     if problems:
         raise NotAsWritten(folder, problems)
     report = verify_artifact(folder, supernet, plan, progress=progress)
-    source = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
     for found in report.formats:
         format_ = FORMATS[found.format]
         expected = manifest.dtype if manifest.dtype in format_.dtypes else format_.default_dtype
-        if expected == "source":
-            known = {
-                source[str(supernet.tensors.dtype(name)).removeprefix("torch.")] for name in supernet.tensors.names()
-            }
+        if expected == SOURCE:
+            known = {float_name(written_as(supernet.tensors.dtype(name))) for name in supernet.tensors.names()}
         else:
             known = {expected}
         if found.dtype not in known:

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,10 @@ def open_writer(
         DiskFull: The shards do not fit on the disk.
     """
     check(subnet.architecture, dtype=dtype)
-    torch_dtype = FLOATS[dtype].torch_dtype if dtype in FLOATS else subnet.source_dtype
+    specs, torch_dtype = subnet.specs, subnet.source_dtype
+    if dtype != SOURCE:
+        torch_dtype = FLOATS[dtype].torch_dtype
+        specs = tuple(dataclasses.replace(spec, dtype=torch_dtype) for spec in specs)
     model_type = container_type(subnet.architecture)
     config = dense_config(subnet, dtype=str(torch_dtype).removeprefix("torch."))
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -80,8 +83,11 @@ def open_writer(
     copy_license(subnet.source_folder, folder)
     write_model_card(subnet, folder, needs_code=model_type == AMOEBA)
     return SafetensorsWriter(
-        folder, subnet.specs, zeros=tuple(zero_biases(subnet.architecture)), dtype=torch_dtype, limit=max_shard_bytes
+        folder, specs, zeros=tuple(zero_biases(subnet.architecture)), dtype=torch_dtype, limit=max_shard_bytes
     )
+
+
+_Dtypes = Mapping[str, torch.dtype]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +105,7 @@ class SafetensorsWriter:
         folder: Where the shards go.
         specs: Weights that `accept` will be given.
         zeros: Weights that are zero and never given. Their place in the file is left as it was reserved.
-        dtype: Of every weight in the files.
+        dtype: Of weights that do not say theirs.
         limit: No shard with more than one weight has more bytes of weights.
     """
 
@@ -107,9 +113,9 @@ class SafetensorsWriter:
         self, folder: Path, specs: Sequence[TensorSpec], *, zeros: Sequence[TensorSpec], dtype: torch.dtype, limit: int
     ) -> None:
         self._folder = folder
-        self._dtype = dtype
         self._missing = {spec.name: spec.shape for spec in specs}
-        shards = _lay_out(folder, [*specs, *zeros], dtype, limit)
+        self._dtypes = {spec.name: spec.dtype or dtype for spec in (*specs, *zeros)}
+        shards = _lay_out(folder, [*specs, *zeros], self._dtypes, limit)
         self._place = {name: (shard, offset) for shard in shards for name, offset in shard.offsets.items()}
         needed = sum(shard.size_bytes for shard in shards)
         if (free := shutil.disk_usage(folder).free) < needed:  # all shards together, before the first one
@@ -139,13 +145,14 @@ class SafetensorsWriter:
             raise WeightsMismatch([f"{name} {problem}"], where=self._folder)
         shard, offset = self._place[name]
         flat = weight.reshape(-1)
-        step = _CHUNK_BYTES // self._dtype.itemsize
+        dtype = self._dtypes[name]
+        step = _CHUNK_BYTES // dtype.itemsize
         for start in range(0, flat.numel(), step):
-            part = flat[start : start + step].to(self._dtype)
-            if self._dtype is torch.float16 and not torch.isfinite(torch.stack(torch.aminmax(part))).all():
+            part = flat[start : start + step].to(dtype)
+            if dtype is torch.float16 and not torch.isfinite(torch.stack(torch.aminmax(part))).all():
                 raise NotRepresentable("fp16", f"values of {name} exceed its range", ("--dtype bf16", "--dtype fp32"))
             data = part.view(torch.uint8).numpy().data
-            self._files[shard.path].write(data, offset + start * self._dtype.itemsize)
+            self._files[shard.path].write(data, offset + start * dtype.itemsize)
         del self._missing[name]
 
     def close(self) -> None:
@@ -157,12 +164,12 @@ class SafetensorsWriter:
             raise WeightsMismatch([f"{name} is missing" for name in self._missing], where=self._folder)
 
 
-def _lay_out(folder: Path, specs: Sequence[TensorSpec], dtype: torch.dtype, limit: int) -> list[_Shard]:
+def _lay_out(folder: Path, specs: Sequence[TensorSpec], dtypes: _Dtypes, limit: int) -> list[_Shard]:
     """Assign weights to shards in order and compute each shard's header."""
     groups: list[list[TensorSpec]] = [[]]
     filled = 0
     for spec in sorted(specs, key=_by_layer):
-        size = math.prod(spec.shape) * dtype.itemsize
+        size = math.prod(spec.shape) * dtypes[spec.name].itemsize
         if groups[-1] and filled + size > limit:
             groups.append([])
             filled = 0
@@ -172,7 +179,7 @@ def _lay_out(folder: Path, specs: Sequence[TensorSpec], dtype: torch.dtype, limi
     for number, group in enumerate(groups, 1):
         single = len(groups) == 1
         name = "model.safetensors" if single else f"model-{number:05}-of-{len(groups):05}.safetensors"
-        shards.append(_shard(folder / name, group, dtype))
+        shards.append(_shard(folder / name, group, dtypes))
     return shards
 
 
@@ -182,10 +189,11 @@ def _by_layer(spec: TensorSpec) -> int:
     return int(parts[2]) if parts[1] == "layers" else -1
 
 
-def _shard(path: Path, specs: Sequence[TensorSpec], dtype: torch.dtype) -> _Shard:
+def _shard(path: Path, specs: Sequence[TensorSpec], dtypes: _Dtypes) -> _Shard:
     table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offsets, position = {}, 0
     for spec in specs:
+        dtype = dtypes[spec.name]
         end = position + math.prod(spec.shape) * dtype.itemsize
         table[spec.name] = {
             "dtype": FLOATS[float_name(dtype)].safetensors_name,

@@ -79,4 +79,11 @@ def float_name(dtype: torch.dtype | str) -> str:
     return _BY_TORCH_NAME[str(dtype).removeprefix("torch.")]
 
 
+def written_as(dtype: torch.dtype) -> torch.dtype:
+    """The type that a weight of the source has in a file that keeps it: its own; fp32 for wider ones."""
+    import torch
+
+    return dtype if str(dtype).removeprefix("torch.") in _BY_TORCH_NAME else torch.float32
+
+
 _BY_TORCH_NAME = {dtype.torch_name: name for name, dtype in FLOATS.items()}

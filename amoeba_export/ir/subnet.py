@@ -16,10 +16,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSpec:
-    """Name and shape of one weight of a cut model, in the naming of stock transformers, layers renumbered from 0."""
+    """One weight of a cut model, in the naming of stock transformers, layers renumbered from 0.
+
+    Attributes:
+        dtype: What it has in a file that keeps the source's types, or None for `Subnet.source_dtype`.
+    """
 
     name: str
     shape: tuple[int, ...]
+    dtype: torch.dtype | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +40,7 @@ class Subnet:
             consumer may keep or drop them, never write into them.
         source_folder: Where tokenizer, chat template, generation config and licence are copied from.
         tokenizer_folder: Where tokenizer and chat template are copied from instead, or None.
+        source_dtype: `Supernet.dtype`: what a file that keeps the source's types says of them all.
     """
 
     architecture: DenseArchitecture

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from amoeba_export.ir.architecture import Architecture, Axis
+from amoeba_export.ir.dtype import written_as
 from amoeba_export.ir.plan import SubnetPlan
 
 if TYPE_CHECKING:
@@ -131,6 +133,18 @@ class Supernet:
     def gate_widths(self) -> tuple[float, ...]:
         """The width choices of the adapter with a gate, or none."""
         return next((adapter.width_choices for adapter in self.adapters if adapter.width_choices), ())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What a file that keeps the weights' own types says of them all: the widest type of its matrices.
+
+        Readers convert all weights to it, so a narrower one would lose what the file has. Vectors do not count: norms
+        are often kept in fp32 by models that are run in bf16.
+        """
+        import torch
+
+        kinds = {self.tensors.dtype(name) for name in self.tensors.names() if len(self.tensors.shape(name)) > 1}
+        return reduce(torch.promote_types, map(written_as, kinds))
 
     def full_plan(self) -> SubnetPlan:
         """The plan that keeps everything of this model."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amoeba_export import locations
 from amoeba_export.errors import DamagedFile, NotFound
-from amoeba_export.ir import SILENT, InputId, Progress, Supernet
+from amoeba_export.ir import SILENT, InputId, Progress, Supernet, TensorSource
 from amoeba_export.load.families import (
     expected_weights,
     quantization_method,
@@ -68,6 +69,7 @@ def load_supernet(
             "these, and compared with them: they differ from the weights before quantization by its rounding. An "
             "adapter trained on the quantized model is merged into the dequantized one."
         )
+    _say_types(name, tensors, progress)
     identity = model_identity(config, tensors.files, cache_dir=cache_dir, progress=progress)
     supernet = Supernet(
         name=name,
@@ -86,6 +88,20 @@ def load_supernet(
         entry = InputId(role="strategy", id=strategy.name, sha256=known.identity or "")
         supernet = dataclasses.replace(supernet, strategy=known, inputs=(*supernet.inputs, entry))
     return supernet
+
+
+def _say_types(name: str, tensors: TensorSource, progress: Progress) -> None:
+    """Tell of weights that are not all of one type that we write: each keeps its own where nothing else is asked."""
+    counts = Counter(str(tensors.dtype(weight)).removeprefix("torch.") for weight in tensors.names())
+    if counts.keys() <= {"float64"}:
+        progress.note(f"The weights of {name} are float64; they are written as float32, or as --dtype says.")
+    elif len(counts) > 1:
+        kinds = ", ".join(f"{count} in {kind}" for kind, count in sorted(counts.items()))
+        wide = " (float64 as float32)" if "float64" in counts else ""
+        progress.note(
+            f"The weights of {name} are of several types: {kinds}. Without --dtype, safetensors keep each{wide}, and "
+            "config.json names the widest type of a matrix; the other formats have one type for all."
+        )
 
 
 def __getattr__(name: str) -> Any:

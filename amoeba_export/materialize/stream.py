@@ -55,10 +55,10 @@ def materialize_subnet(supernet: Supernet, plan: SubnetPlan, *, dtype: torch.dty
     return Subnet(
         architecture=plan.dense(supernet.architecture),
         plan=plan,
-        specs=tuple(subnet_specs(supernet, plan)),
+        specs=tuple(subnet_specs(supernet, plan, dtype=dtype)),
         stream=stream,
         source_folder=supernet.folder,
-        source_dtype=dtype or supernet.tensors.dtype(supernet.family.globals[0].name),
+        source_dtype=dtype or supernet.dtype,
         model_name=supernet.name,
         tokenizer_folder=supernet.tokenizer_folder,
     )
@@ -141,7 +141,7 @@ def _cut_module(
         constant = compensation_bias(source["weight"], columns, axis, use.layer, plan, supernet.strategy)
         bias = constant if bias is None else bias.to(torch.float32) + constant
     if bias is not None and len(bias):
-        cut["bias"] = bias.to(dtype or next(iter(source.values())).dtype)
+        cut["bias"] = bias.to(dtype or source["bias" if "bias" in source else "weight"].dtype)
     return cut
 
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from amoeba_export.ir import Architecture, Axis, LayerPlan, SubnetPlan, Supernet, TensorSpec, TensorTemplate
+from amoeba_export.ir.dtype import written_as
 from amoeba_export.materialize.slice import kept_positions
 
 _ATTENTION = ("input_layernorm", "self_attn")
@@ -67,8 +70,8 @@ def compensated_axis(
     return inputs[0] if has_bias.get(inputs[0]) else None
 
 
-def subnet_specs(supernet: Supernet, plan: SubnetPlan) -> Iterator[TensorSpec]:
-    """Names and shapes of a subnet's weights in stream order, without reading any."""
+def subnet_specs(supernet: Supernet, plan: SubnetPlan, *, dtype: torch.dtype | None = None) -> Iterator[TensorSpec]:
+    """A subnet's weights in stream order, without reading any; in `dtype`, or each in its source's own."""
     architecture = supernet.architecture
     for module in modules(supernet, [plan]):
         (use,) = module.uses
@@ -77,7 +80,10 @@ def subnet_specs(supernet: Supernet, plan: SubnetPlan) -> Iterator[TensorSpec]:
             shapes["bias"] = shapes["weight"][:1]
         for part in ("weight", "bias"):
             if part in shapes and 0 not in shapes[part]:
-                yield TensorSpec(name=f"{use.name}.{part}", shape=shapes[part])
+                # A bias that only the cut has comes from the weight beside it.
+                origin = f"{module.name}.{part if part in module.axes else 'weight'}"
+                kind = dtype or written_as(supernet.tensors.dtype(origin))
+                yield TensorSpec(name=f"{use.name}.{part}", shape=shapes[part], dtype=kind)
 
 
 def source_axes(supernet: Supernet) -> dict[str, tuple[Axis, ...]]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import DynamicCache
 from transformers.utils import logging
 
-from amoeba_export.ir.dtype import float_name
+from amoeba_export.errors import DamagedFile
+from amoeba_export.ir.dtype import FLOATS
 from amoeba_export.model.foreign_code import refuse_foreign_code
 from amoeba_export.model.opening import read_model
 from amoeba_export.verify.gguf_file import OpenedGguf
@@ -29,8 +30,7 @@ class OpenedSafetensors:
     """A transformers folder, loaded as transformers loads it; in fp32 arithmetic unless it is very large."""
 
     def __init__(self, folder: Path) -> None:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        self.dtype = float_name(config["dtype"])
+        self.dtype = _coarsest(folder)
         large = sum(path.stat().st_size for path in folder.glob("*.safetensors")) > LARGE_BYTES
         with ONE_AT_A_TIME, _no_bars():
             self._model = read_model(folder, dtype="auto" if large else torch.float32).eval()
@@ -53,6 +53,23 @@ class OpenedSafetensors:
             return logits.float()
 
         return greedy(step, prompt, num_tokens)
+
+
+def _coarsest(folder: Path) -> str:
+    """The coarsest type of a weight in the files: what was merged into such a weight is rounded to it."""
+    names = {dtype.safetensors_name: name for name, dtype in FLOATS.items()}
+    found = set()
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                found |= {names[file.get_slice(key).get_dtype()] for key in file.keys()}  # noqa: SIM118 - no mapping
+        except (SafetensorError, OSError) as error:
+            raise DamagedFile(path, str(error)) from error
+        except KeyError as error:
+            raise DamagedFile(path, f"it has weights of type {error}") from error
+    if not found:
+        raise DamagedFile(folder, "it has no weights")
+    return max(found, key=list(FLOATS).index)
 
 
 @contextlib.contextmanager
