@@ -11,6 +11,7 @@ Long for a file, on purpose: it is one list, read to see what has a name already
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -207,6 +208,17 @@ class ReadOnlyOutput(InputError):
         super().__init__(
             f"The output '{path}' cannot be written: {reason}.",
             next_step="Choose an --out in a folder that you may write to.",
+        )
+
+
+class NotUtf8(InputError):
+    """A path whose bytes are not UTF-8: the system has such names, the libraries that read weights do not."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            "This path is not UTF-8 text, and the libraries that read and write weights cannot open it.",
+            where=path,
+            next_step="Rename what is not UTF-8, or give another path.",
         )
 
 
@@ -486,3 +498,23 @@ class NotRepresentable(UnsupportedError):
         super().__init__(
             f"{container} cannot hold this plan: {reason}.", next_step=f"Use one of: {', '.join(alternatives)}."
         )
+
+
+_ADVICE = {
+    (errno.EACCES, errno.EPERM, errno.EROFS): "Check the permissions, and run it again.",
+    (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR): "Give another path.",
+    (errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE): (
+        "Check the limits ('ulimit -a') and the disk, and run it again."
+    ),
+}
+
+
+def explain(error: OSError) -> InputError | None:
+    """What the machine refused, in words; None for what only a bug of ours can cause."""
+    where = error.filename if isinstance(error.filename, str) else None
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return InputError("The disk is full.", where=where, next_step="Free some space and run it again.")
+    for numbers, next_step in _ADVICE.items():
+        if error.errno in numbers:
+            return InputError(f"The system refused: {error.strerror}.", where=where, next_step=next_step)
+    return None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from amoeba_export.errors import NotUtf8
+
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -23,3 +25,11 @@ def cache_dir() -> Path:
         return Path(explicit).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "amoeba"
+
+
+def require_utf8(path: Path) -> None:
+    """Raise `NotUtf8` for a path that the libraries which read and write weights cannot open."""
+    try:
+        os.fsencode(path.absolute()).decode()
+    except UnicodeDecodeError:
+        raise NotUtf8(path) from None

@@ -32,6 +32,10 @@ def errors_page() -> str:
         *(f"| {kind.exit_code} | `{kind.__name__}` | {inspect.getdoc(kind)} |" for kind in _kinds()),
         "| 130 | | interrupted (Ctrl-C, SIGTERM, SIGHUP); nothing half-written is left |",
         "",
+        "A signal ends every command within five seconds, and removes its temporary files. What a run can go on from",
+        "stays: scores in the cache, and the checkpoints of a fine-tuning.",
+        "A reader of stdout or stderr that goes away (`| head`) ends no work: the exit code tells how it went.",
+        "",
         "In Python, every error is an `amoeba_export.errors.AmoebaError` with `what`, `where` and `next_step`.",
     ]
     for kind in _kinds():

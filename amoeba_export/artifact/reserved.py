@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import shutil
-import tempfile
 from pathlib import Path
+
+from amoeba_export import leftovers
 
 LOCK_NAME = "lock"
 
@@ -24,22 +26,26 @@ class ReservedFolder:
     """
 
     def __init__(self, parent: Path, prefix: str) -> None:
-        while True:
-            self.root = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-            lock = _take_lock(self.root / LOCK_NAME)
-            if lock is not None:
-                break
-        self._lock = lock
+        self._lock: int | None = None
+        while self._lock is None:
+            self.root = parent / f"{prefix}{secrets.token_hex(4)}"
+            self._noted = leftovers.note(self.release)  # ahead of the folder: an interrupt may come between the two
+            try:
+                self.root.mkdir(mode=0o700)
+                self._lock = _take_lock(self.root / LOCK_NAME)
+            finally:
+                if self._lock is None:  # it cannot be made, or was swept by another process before it was locked
+                    leftovers.forget(self._noted)
         self.content = self.root / "content"
         self.content.mkdir()
 
     def release(self) -> None:
         """Remove the folder with all that is left in it. A second call does nothing."""
-        if self._lock < 0:
-            return
-        shutil.rmtree(self.root, ignore_errors=True)  # what cannot be removed now is swept by the next run
-        os.close(self._lock)
-        self._lock = -1
+        lock, self._lock = self._lock, None
+        leftovers.remove_folder(self.root)  # what cannot be removed now is swept by the next run
+        if lock is not None:
+            os.close(lock)
+        leftovers.forget(self._noted)
 
 
 def sweep(parent: Path, prefix: str) -> list[Path]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import os
 import shutil
 import sys
@@ -15,11 +16,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from amoeba_export import leftovers
 from amoeba_export.artifact.checksums import file_entry, list_files
 from amoeba_export.artifact.manifest import MANIFEST_NAME, Manifest, is_artifact
 from amoeba_export.artifact.provenance import PROVENANCE_NAME
 from amoeba_export.artifact.reserved import ReservedFolder, sweep
 from amoeba_export.errors import AmoebaError, InputError, NotReplaceable, OutputExists, ReadOnlyOutput, UsageError
+from amoeba_export.locations import require_utf8
+
+LONGEST_SHOWN_BYTES = 200
+"""Names that are not longer are part of the name of their staging folder."""
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -58,9 +64,12 @@ class Staging:
         return self._reserved.content
 
     def __enter__(self) -> Self:
-        prefix = f".{self.out.name}.amoeba-"
+        prefix = _prefix(self.out)
+        self._noted = leftovers.note(self._remove_parents)
         try:
-            self._made_parents = _make_parents(self.out.parent)
+            parent = self.out.parent
+            self._made_parents = [path for path in (parent, *parent.parents) if not path.exists()]
+            parent.mkdir(parents=True, exist_ok=True)
             sweep(self.out.parent, prefix)
             self._reserved = ReservedFolder(self.out.parent, prefix)
         except OSError as error:
@@ -107,6 +116,7 @@ class Staging:
         return complete
 
     def _remove_parents(self) -> None:
+        leftovers.forget(self._noted)
         for parent in self._made_parents:
             try:
                 parent.rmdir()
@@ -116,7 +126,7 @@ class Staging:
 
 def check_destination(out: Path, *, force: bool) -> None:
     """The checks of `Staging`, for who wants them before anything else. Writes nothing."""
-    resolved = out.expanduser().resolve()
+    resolved = _resolved(out)
     if resolved.exists():
         if not force:
             raise OutputExists(out)
@@ -132,10 +142,23 @@ def check_file_destination(out: Path) -> None:
         UsageError: `out` is a folder.
         ReadOnlyOutput: Nothing can be written there.
     """
-    resolved = out.expanduser().resolve()
+    resolved = _resolved(out)
     if resolved.is_dir():
         raise UsageError(f"The output '{out}' is a folder.", next_step="Give the name of a file.")
     _check_writable(out, resolved)
+
+
+def _resolved(out: Path) -> Path:
+    """`out` as an absolute path that the file system can look up."""
+    try:
+        resolved = out.expanduser().resolve()
+        require_utf8(resolved)
+        resolved.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return resolved
+    except OSError as error:  # a name that is too long, a loop of links
+        raise _explained(error, out) from error
+    return resolved
 
 
 def _check_writable(out: Path, resolved: Path) -> None:
@@ -147,11 +170,11 @@ def _check_writable(out: Path, resolved: Path) -> None:
         raise ReadOnlyOutput(out, f"{existing} is read-only")
 
 
-def _make_parents(folder: Path) -> list[Path]:
-    """Make `folder` and what is missing above it. Returns what was made, deepest first."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    return missing
+def _prefix(out: Path) -> str:
+    """What staging folders of `out` begin with. A name of up to 255 bytes leaves no room for more: then its digest."""
+    name = os.fsencode(out.name)
+    shown = out.name if len(name) <= LONGEST_SHOWN_BYTES else hashlib.sha256(name).hexdigest()[:32]
+    return f".{shown}.amoeba-"
 
 
 def _bottom_up(folder: Path) -> Iterator[Path]:

@@ -23,7 +23,7 @@ from amoeba_export.ray_cluster import joined, require_ray
 
 RETRIES = 3
 """How often a unit is begun again because its node or its process died. What amoeba can explain is not tried again."""
-GRACE_S = 10.0
+GRACE_S = 1.5
 """How long an interrupted unit may take to clean up before its process is killed."""
 
 Unit = CalibrationTask | CostTableTask | EntryTask

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,8 +32,8 @@ T = TypeVar("T")
 LARGE_PARAMS = 1_000_000_000
 """Subnets of more weights than this are verified one at a time."""
 
-STOP_SECONDS = 20.0
-"""How long an interrupted build waits for its threads to clean up."""
+STOP_SECONDS = 1.5
+"""How long an interrupted build waits for its threads to clean up: all of it, reports too, is over in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,9 +191,10 @@ class Rounds:
             for one in self._waiting:
                 one.done.set()
             self._changed.notify_all()
+        end = time.monotonic() + STOP_SECONDS
         for thread in threads:
             if thread.is_alive():
-                thread.join(STOP_SECONDS)
+                thread.join(max(0.0, end - time.monotonic()))
 
 
 def _empty(cut: Cut) -> None:

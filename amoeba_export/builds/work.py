@@ -28,7 +28,7 @@ from amoeba_export.builds.outcome import (
 )
 from amoeba_export.builds.rounds import Export, Rounds
 from amoeba_export.builds.standing import outcome_of, relative
-from amoeba_export.errors import AmoebaError, InputError, QualityTooLow
+from amoeba_export.errors import AmoebaError, QualityTooLow, explain
 from amoeba_export.formats.write import Cut
 from amoeba_export.ir import SILENT, Progress, Supernet, Workload
 from amoeba_export.ir.metric import better, mode_of
@@ -146,7 +146,7 @@ def _run_entry(task: EntryTask, cut: Cutter, stopped: threading.Event, progress:
             )
             made = _built(task, result, own_seconds())
         except Exception as error:  # one entry must not stop the others, whatever it died of
-            explained = _explained(error)
+            explained = (explain(error) if isinstance(error, OSError) else None) or error
             log.write(f"error: {explained}\n")
             if not isinstance(explained, AmoebaError):
                 traceback.print_exception(error, file=log)
@@ -154,17 +154,6 @@ def _run_entry(task: EntryTask, cut: Cutter, stopped: threading.Event, progress:
             return failed(task, explained, seconds=own_seconds())
         progress.note(f"{entry.name}: built in {made.outcome.seconds:.1f} s")
         return made
-
-
-def _explained(error: Exception) -> Exception:
-    """What the machine refused is no bug of ours."""
-    if isinstance(error, OSError) and error.strerror:
-        return InputError(
-            f"The system refused: {error.strerror}.",
-            where=error.filename if isinstance(error.filename, str) else None,
-            next_step="Check the disk and the permissions, and run it again.",
-        )
-    return error
 
 
 def _replay(locked: LockedEntry) -> Replay:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import logging
 import os
-import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
-from types import FrameType
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -21,18 +17,19 @@ from amoeba_export.cli.cache import cache
 from amoeba_export.cli.calibrate import calibrate
 from amoeba_export.cli.console import Talk
 from amoeba_export.cli.doctor import doctor
+from amoeba_export.cli.entry import entry as entry
 from amoeba_export.cli.evaluate import evaluate
 from amoeba_export.cli.export import export, search
 from amoeba_export.cli.finetune import finetune
 from amoeba_export.cli.imports import import_strategy
 from amoeba_export.cli.inspect import inspect
 from amoeba_export.cli.profile import profile
+from amoeba_export.cli.stop import INTERRUPTED, SAYS, stoppable
+from amoeba_export.cli.streams import forgiving_streams
 from amoeba_export.cli.targets import targets
 from amoeba_export.cli.verify import verify
-from amoeba_export.errors import AmoebaError, InputError
+from amoeba_export.errors import AmoebaError, explain
 from amoeba_export.version import __version__
-
-INTERRUPTED = 130
 
 app = typer.Typer(
     name="amoeba",
@@ -72,11 +69,6 @@ def amoeba(
     """Cut one LLM into dense models that fit a device's latency budget."""
 
 
-def entry() -> None:
-    """The console script."""
-    sys.exit(main())
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, the code of the error's kind, 1 for a bug, 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -84,19 +76,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     if debug:  # users add it at the end of the line that failed; Typer wants it before the command
         arguments = ["--debug", *(argument for argument in arguments if argument != "--debug")]
     _quiet_libraries()
-    talk = Talk()
-    try:
-        with _termination_interrupts():
-            command = typer.main.get_command(app)
-            code = command(args=arguments, prog_name="amoeba", standalone_mode=False)
+    with stoppable(), forgiving_streams():
+        talk = Talk()
+        try:
+            code = _run(arguments, talk, debug)
             sys.stdout.flush()
-        # Typer turns a KeyboardInterrupt into the code 130, and typer.Exit into its own; commands return nothing
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+        except OSError as error:  # the answer could not be written
+            code = _refused(error, talk, debug)
         if code == INTERRUPTED:
-            talk.note("Interrupted. Nothing half-written is left.")
-        return code or 0
-    except KeyboardInterrupt:
-        talk.note("Interrupted. Nothing half-written is left.")
-        return INTERRUPTED
+            talk.note(SAYS)
+        return code
+
+
+def _run(arguments: Sequence[str], talk: Talk, debug: bool) -> int:
+    try:
+        command = typer.main.get_command(app)
+        # Typer turns a KeyboardInterrupt into the code 130, and typer.Exit into its own; commands return nothing
+        return command(args=arguments, prog_name="amoeba", standalone_mode=False) or 0
     except AmoebaError as error:
         if debug:
             traceback.print_exc()
@@ -104,26 +102,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except typer.TyperException as error:
         return _usage(error, talk)
-    except BrokenPipeError:
-        return _close_quietly()
-    except SystemExit as stop:  # shell completion ends like this, and Typer's and rich's idea of a broken pipe
-        return _close_quietly() if isinstance(stop.__context__, BrokenPipeError) else int(stop.code or 0)
+    except SystemExit as stop:  # shell completion ends like this
+        return int(stop.code or 0)
     except OSError as error:
-        if debug:
-            traceback.print_exc()
-        if (explained := _explain(error)) is None:
-            return _bug(error, talk, debug)
-        talk.error(str(explained))
-        return explained.exit_code
+        return _refused(error, talk, debug)
     except Exception as error:  # the boundary: whatever comes here is a bug of ours
         return _bug(error, talk, debug)
 
 
-def _close_quietly() -> int:
-    """The reader of stdout has seen enough, as `head` does: what is still buffered goes nowhere."""
-    with contextlib.suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+def _refused(error: OSError, talk: Talk, debug: bool) -> int:
+    explained = explain(error)
+    if explained is None:
+        return _bug(error, talk, debug)
+    if debug:
+        traceback.print_exc()
+    talk.error(str(explained))
+    return explained.exit_code
 
 
 def _usage(error: typer.TyperException, talk: Talk) -> int:
@@ -143,39 +137,6 @@ def _bug(error: Exception, talk: Talk, debug: bool) -> int:
     if not debug:
         talk.note("  next:  Run the same command with --debug, and report it with the traceback and 'amoeba doctor'.")
     return 1
-
-
-def _explain(error: OSError) -> InputError | None:
-    """What the machine refused, in words; None for what only a bug of ours can cause."""
-    where = error.filename if isinstance(error.filename, str) else None
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return InputError("The disk is full.", where=where, next_step="Free some space and run it again.")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return InputError(
-            f"The system refused: {error.strerror}.", where=where, next_step="Check the permissions, and run it again."
-        )
-    return None
-
-
-@contextlib.contextmanager
-def _termination_interrupts() -> Iterator[None]:
-    """While a command runs, SIGTERM and SIGHUP stop it as Ctrl-C does: everything on the way out is cleaned up."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {}
-    try:
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP: so do we
-                before[number] = signal.signal(number, interrupt)
-    except ValueError:  # called from a thread, where no handler can be set
-        pass
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _quiet_libraries() -> None:

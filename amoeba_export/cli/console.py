@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NoReturn, TextIO, cast
+from typing import Any, TextIO, cast
 
 from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -32,13 +32,6 @@ WORTH_SAYING_S = 2.0
 """Work that takes less is not mentioned in a log."""
 
 
-class _Output(Console):
-    """A rich console that leaves a closed pipe to `main`."""
-
-    def on_broken_pipe(self) -> NoReturn:
-        raise BrokenPipeError
-
-
 class _Trimmed(io.TextIOBase):
     """stdout without the spaces that fill a table's last column."""
 
@@ -52,8 +45,8 @@ class _Trimmed(io.TextIOBase):
 def answer() -> Console:
     """The console of stdout. A file or pipe gets lines as long as they are, neither cut at 80 columns nor filled up."""
     if sys.stdout.isatty():
-        return _Output(highlight=False, markup=False, emoji=False)
-    return _Output(highlight=False, markup=False, emoji=False, width=LOG_WIDTH, file=cast(TextIO, _Trimmed()))
+        return Console(highlight=False, markup=False, emoji=False)
+    return Console(highlight=False, markup=False, emoji=False, width=LOG_WIDTH, file=cast(TextIO, _Trimmed()))
 
 
 def print_json(data: Any) -> None:
@@ -89,7 +82,7 @@ class Talk:
 
     def __init__(self) -> None:
         self.on_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        self._console = _Output(
+        self._console = Console(
             stderr=True,
             highlight=False,
             markup=False,

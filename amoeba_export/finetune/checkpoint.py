@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from amoeba_export import leftovers
 from amoeba_export.errors import InputError, NotReplaceable, OutputExists, UsageError
 from amoeba_export.finetune.adapter import CONFIG
 
@@ -61,6 +62,7 @@ class Run:
                     next_step="Go on with it with --resume, or start over with --force.",
                 )
             shutil.rmtree(self.folder)
+        self._noted = leftovers.note(self.give_up)
         if (self.folder / "run.json").is_file():
             self._check_facts(facts)
         else:
@@ -158,6 +160,13 @@ class Run:
             self.out.replace(self.folder / "replaced")
         _move(staged, self.out)
         shutil.rmtree(self.folder)
+        leftovers.forget(self._noted)
+
+    def give_up(self) -> None:
+        """Leave an unfinished run: its checkpoints stay, to go on from. Without one, nothing of it stays."""
+        leftovers.forget(self._noted)
+        if not self.last_step():
+            leftovers.remove_folder(self.folder)
 
     def _complete(self) -> list[Path]:
         return list(self._checkpoints.glob("step-*"))

@@ -105,17 +105,21 @@ def finetune_adapter(
     }
     run = Run(out, facts, resume=resume, force=force) if accelerator.is_main_process else None
     accelerator.wait_for_everyone()
-    run = run or Run.joined(out)
-    session = _Session(supernet, settings, sampler, data, accelerator, progress)
-    records = session.train(run)
-    if accelerator.is_main_process:
+    try:
+        session = _Session(supernet, settings, sampler, data, accelerator, progress)
+        records = session.train(run or Run.joined(out))
+        if run:
 
-        def fill(folder: Path) -> None:
-            write_adapter(folder, session.low_rank, base_model=supernet.name)
-            write_card(folder, supernet, settings, sampler, facts)
-            plot_losses(records, folder / "loss.png", progress=progress)
+            def fill(folder: Path) -> None:
+                write_adapter(folder, session.low_rank, base_model=supernet.name)
+                write_card(folder, supernet, settings, sampler, facts)
+                plot_losses(records, folder / "loss.png", progress=progress)
 
-        run.publish(fill)
+            run.publish(fill)
+    except BaseException:
+        if run:
+            run.give_up()
+        raise
     accelerator.wait_for_everyone()
     return Finetuned(
         folder=out,

@@ -8,6 +8,7 @@ from pathlib import Path
 from amoeba_export.errors import InputError, NotFound
 from amoeba_export.ir import SILENT, Progress
 from amoeba_export.load.demo import demo_gguf, unpack_gguf
+from amoeba_export.locations import require_utf8
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _HUB_FILES = ("*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja", "vocab.txt", "merges.txt")
@@ -20,11 +21,13 @@ def locate_model(model: str, *, cache_dir: Path, progress: Progress = SILENT) ->
 
     Raises:
         NotFound: There is no such folder, and no such model on the hub or in its local cache.
+        NotUtf8: The folder's path cannot be given to the libraries that read it.
         InputError: The hub cannot be asked, or refuses.
     """
     if model == "demo":
         return "demo", unpack_gguf(demo_gguf(), cache_dir=cache_dir, progress=progress)
     path = Path(model).expanduser()
+    require_utf8(path)
     if path.is_dir():
         return path.resolve().name, path
     if path.suffix == ".gguf":

@@ -58,6 +58,7 @@ def ask(
             process.kill()
 
         limit = threading.Timer(time_limit_s, stop)
+        limit.daemon = True
         limit.start()
         try:
             reply = _exchange(process, json.dumps(request).encode() + b"\n")

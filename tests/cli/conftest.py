@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from amoeba_export import backends
+from amoeba_export.cli import app as boundary
 from amoeba_export.ir import Shape
 from amoeba_export.load import load_supernet, write_strategy
 from tests.search.strategies import own_strategy
@@ -35,3 +39,17 @@ def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.parent.mkdir(exist_ok=True)
     path.write_text('description = "a rule"\nbackend = "imaginary"\nalign = 8\n')
     return path
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], None]:
+    """Give the app a command `work` that does what a test wants."""
+    fresh = typer.Typer(name="amoeba", no_args_is_help=True, pretty_exceptions_enable=False)
+    fresh.callback()(boundary.amoeba)
+    monkeypatch.setattr(boundary, "app", fresh)
+
+    def register(work: Callable[[], Any]) -> None:
+        fresh.command("work")(work)
+        fresh.command("rest")(lambda: None)
+
+    return register

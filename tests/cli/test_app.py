@@ -2,15 +2,11 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-import typer
 
 from amoeba_export import __version__
 from amoeba_export.cli import app as boundary
@@ -18,20 +14,6 @@ from amoeba_export.errors import TargetError
 from tests.conftest import Run
 
 Amoeba = Callable[..., Run]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], None]:
-    """Give the app a command `work` that does what a test wants."""
-    fresh = typer.Typer(name="amoeba", no_args_is_help=True, pretty_exceptions_enable=False)
-    fresh.callback()(boundary.amoeba)
-    monkeypatch.setattr(boundary, "app", fresh)
-
-    def register(work: Callable[[], Any]) -> None:
-        fresh.command("work")(work)
-        fresh.command("rest")(lambda: None)
-
-    return register
 
 
 def raising(error: BaseException) -> Callable[[], None]:
@@ -116,25 +98,17 @@ def test_a_full_disk_is_no_bug(amoeba: Amoeba, command: Any) -> None:
     assert amoeba("work") == Run(3, "", "error: The disk is full.\n  next:  Free some space and run it again.\n")
 
 
+@pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.ENOTDIR, errno.EFBIG, errno.EMFILE, errno.EIO])
+def test_other_refusals_say_what_to_look_at(amoeba: Amoeba, command: Any, number: int) -> None:
+    command(raising(OSError(number, os.strerror(number), "x" * 300)))
+    run = amoeba("work")
+    assert run.code == 3
+    assert run.err.startswith(f"error: The system refused: {os.strerror(number)}.\n  where: {'x' * 300}\n  next:  ")
+
+
 def test_another_os_error_is_a_bug(amoeba: Amoeba, command: Any) -> None:
     command(raising(FileNotFoundError(errno.ENOENT, "No such file or directory", "x")))
     assert amoeba("work").code == 1
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signals_interrupt(amoeba: Amoeba, command: Any, number: signal.Signals) -> None:
-    def work() -> None:
-        os.kill(os.getpid(), number)
-        threading.Event().wait(10)
-
-    usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-    inherited = signal.signal(number, usual)  # a job in the background of a shell ignores SIGINT
-    try:
-        command(work)
-        assert amoeba("work") == Run(130, "", "Interrupted. Nothing half-written is left.\n")
-        assert signal.getsignal(number) is usual
-    finally:
-        signal.signal(number, inherited)
 
 
 def test_runs_in_a_thread_where_no_handler_can_be_set(command: Any) -> None:
@@ -144,19 +118,3 @@ def test_runs_in_a_thread_where_no_handler_can_be_set(command: Any) -> None:
     thread.start()
     thread.join()
     assert codes == [0]
-
-
-@pytest.mark.parametrize("words", [["targets", "--help"], ["targets", "list"], ["targets", "list", "--json"]])
-def test_a_reader_that_has_seen_enough_is_no_error(words: list[str]) -> None:
-    code = f"import sys; from amoeba_export.cli.app import main; sys.exit(main({words}))"
-    run = subprocess.Popen(
-        [sys.executable, "-c", f"import time; time.sleep(0.5); {code}"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert run.stdout is not None
-    assert run.stderr is not None
-    run.stdout.close()
-    assert (run.wait(), run.stderr.read()) == (0, "")
-    run.stderr.close()

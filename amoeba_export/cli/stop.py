@@ -1,0 +1,123 @@
+"""How a command ends early: Ctrl-C, SIGTERM and SIGHUP all interrupt it, and it is over within seconds.
+
+The first signal raises `KeyboardInterrupt` in the main thread, and everything on the way out cleans up; later ones add
+nothing. An interrupt can come too late (native code runs on for minutes) or be lost (raised where exceptions are
+ignored). So a thread hears of the signal as well. If the command is not over `GRACE_S` later, the thread removes what
+the process would leave behind and ends it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from amoeba_export import leftovers
+
+INTERRUPTED = 130
+"""The exit code of whatever signal it was."""
+
+SAYS = "Interrupted. Nothing half-written is left."
+
+GRACE_S = 3.0
+"""How long cleaning up may take."""
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_OVER = 0
+"""What the thread reads when the command is over; no signal has this number."""
+
+
+def leave() -> NoReturn:
+    """End the process now: it waits neither for threads that still compute nor for exit handlers."""
+    leftovers.remove_all()
+    os._exit(INTERRUPTED)
+
+
+@contextlib.contextmanager
+def stoppable(late: Callable[[], None] | None = None) -> Iterator[None]:
+    """While a command runs in the main thread, signals stop it. In another thread no handler can be set.
+
+    Args:
+        late: What is done when the command is not over in time; None to end the process.
+    """
+    usual = (signal.SIG_DFL, signal.default_int_handler)  # nohup ignores SIGHUP, a shell's job SIGINT: so do we
+    before = {number: handler for number in _SIGNALS if (handler := signal.getsignal(number)) in usual}
+    if not before or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        if not came:
+            came = True
+            raise KeyboardInterrupt
+
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
+    over = threading.Event()
+    watch = threading.Thread(target=_watch, args=(heard, before, over, late or _say_and_leave), daemon=True)
+    watch.start()
+    wakeup = signal.set_wakeup_fd(told, warn_on_full_buffer=False)  # written to even while native code runs
+    for number in before:
+        signal.signal(number, interrupt)
+    try:
+        with _own_temporary_folder():
+            try:
+                yield
+            finally:
+                came = True
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup)
+        over.set()
+        os.write(told, bytes([_OVER]))
+        watch.join()
+        os.close(heard)
+        os.close(told)
+
+
+def _watch(heard: int, ours: Collection[int], over: threading.Event, late: Callable[[], None]) -> None:
+    while number := os.read(heard, 1)[0]:
+        if number in ours and not over.wait(GRACE_S):
+            late()
+            return
+
+
+def _say_and_leave() -> NoReturn:
+    with contextlib.suppress(OSError):
+        if select.select([], [2], [], 0)[1]:  # a pipe that nobody empties would hold us up
+            os.write(2, f"{SAYS}\n".encode())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what the main thread says of files that vanish is no news
+    leave()
+
+
+@contextlib.contextmanager
+def _own_temporary_folder() -> Iterator[None]:
+    """All temporary files of the process, those of libraries too, in one folder that goes with the command."""
+    before = tempfile.tempdir
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="amoeba-"))
+    except OSError:  # whoever needs temporary files will say so
+        yield
+        return
+
+    def remove() -> None:
+        leftovers.remove_folder(folder)
+
+    noted = leftovers.note(remove)
+    tempfile.tempdir = str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+        remove()
+        leftovers.forget(noted)
