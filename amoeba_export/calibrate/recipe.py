@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from amoeba_export.errors import InputError, NotFound, UnknownName, nearest
 from amoeba_export.ir.derive import Unit
 from amoeba_export.ir.metric import ObjectiveName
 from amoeba_export.ir.plan import Policy
-from amoeba_export.locations import data_dir
 from amoeba_export.model.data import DataRecipe
+from amoeba_export.model.recipes import located, read_recipe, shipped
 
 WidthMetric = Literal["WIFV", "WIFN", "IFV", "wanda"]
 
@@ -140,61 +137,12 @@ class Recipe(_Table):
 
 def shipped_recipes() -> tuple[str, ...]:
     """Names of the recipes in `calibration/`."""
-    return tuple(sorted(path.stem for path in data_dir("calibration").glob("*.toml")))
+    return shipped(".")
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
-    """Read a shipped recipe by name, or a TOML file by path.
-
-    Raises:
-        UnknownName: No recipe has that name.
-        NotFound: There is no such file.
-        InputError: The file is not TOML, or has settings that make no sense: all of them are named.
-    """
-    path = Path(name_or_path)
-    if path.suffix != ".toml":
-        if str(name_or_path) not in shipped_recipes():
-            raise UnknownName("recipe", str(name_or_path), shipped_recipes())
-        path = data_dir("calibration") / f"{name_or_path}.toml"
-    if not path.is_file():
-        raise NotFound("The recipe", path)
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"This recipe is not TOML: {error}.", where=path, next_step="Mend the file.") from error
-    try:
-        recipe = Recipe.model_validate({**tables, "name": path.stem})
-    except ValidationError as error:
-        problems = "; ".join(_problem(detail) for detail in error.errors())
-        raise InputError(
-            f"The recipe has settings that cannot be used: {problems}.",
-            where=path,
-            next_step="Mend them; docs/calibration.md lists every setting.",
-        ) from error
-    return recipe.model_copy(
-        update={
-            "data": _located(recipe.data, path.parent),
-            "width": recipe.width.model_copy(
-                update={"data": recipe.width.data and _located(recipe.width.data, path.parent)}
-            ),
-        }
-    )
-
-
-def _located(data: DataRecipe, folder: Path) -> DataRecipe:
-    """The same with `file` made independent of the working directory."""
-    return data if data.file is None else data.model_copy(update={"file": str((folder / data.file).resolve())})
-
-
-def _problem(detail: Mapping[str, Any]) -> str:
-    key = ".".join(map(str, detail["loc"]))
-    if detail["type"] == "extra_forbidden":
-        hint = nearest(key.split(".")[-1], _SETTINGS).strip()
-        return f"{key} is not a setting{f' ({hint})' if hint else ''}"
-    message = detail["msg"].removeprefix("Value error, ")
-    return f"{key}: {message[0].lower()}{message[1:]}" if key else message
-
-
-_SETTINGS = [
-    name for table in (Recipe, DataRecipe, DepthRecipe, WidthRecipe, QualityRecipe) for name in table.model_fields
-]
+    """Read a shipped recipe by name, or a TOML file by path. Raises as `read_recipe`."""
+    recipe, path = read_recipe(Recipe, name_or_path, kind=".", docs="docs/calibration.md")
+    width_data = recipe.width.data and located(recipe.width.data, path)
+    width = recipe.width.model_copy(update={"data": width_data})
+    return recipe.model_copy(update={"data": located(recipe.data, path), "width": width})

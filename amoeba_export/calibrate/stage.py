@@ -18,12 +18,12 @@ from amoeba_export.calibrate.quality import grid_depths, measure_quality, width_
 from amoeba_export.calibrate.racing import RacingJudge
 from amoeba_export.calibrate.recipe import Recipe
 from amoeba_export.calibrate.width import measure_importance
-from amoeba_export.calibrate.workplace import Workplace, open_workplace
 from amoeba_export.ir import SILENT, Importance, Progress, Shape, Strategy, Supernet
 from amoeba_export.model.head import Objective
 from amoeba_export.model.layers import LayerStack
 from amoeba_export.model.samples import Samples, read_samples
 from amoeba_export.model.states import StateStore
+from amoeba_export.model.workplace import Workplace, open_workplace
 
 MEGABYTE = 10**6
 

@@ -19,14 +19,12 @@ from torch import nn
 from amoeba_export.calibrate.recipe import WidthMetric
 from amoeba_export.errors import NotANumber
 from amoeba_export.ir import SILENT, Importance, Progress
-from amoeba_export.model.layers import LayerStack
+from amoeba_export.model.layers import WRITERS, LayerStack
 from amoeba_export.model.samples import Samples
 from amoeba_export.model.states import StateStore
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-_WATCHED = ("self_attn.o_proj", "mlp.down_proj")
 
 
 @dataclass(slots=True)
@@ -150,8 +148,8 @@ def measure_importance(
 
     @contextmanager
     def observe(layer_idx: int, module: nn.Module) -> Iterator[None]:
-        watched = {name: ChannelStatistics() for name in _WATCHED}
-        batches = {name: iter(samples.batches) for name in _WATCHED}
+        watched = {name: ChannelStatistics() for name in WRITERS}
+        batches = {name: iter(samples.batches) for name in WRITERS}
 
         def hook(name: str) -> Any:
             def add(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -161,7 +159,7 @@ def measure_importance(
 
             return add
 
-        handles = [module.get_submodule(name).register_forward_pre_hook(hook(name)) for name in _WATCHED]
+        handles = [module.get_submodule(name).register_forward_pre_hook(hook(name)) for name in WRITERS]
         try:
             yield
         finally:

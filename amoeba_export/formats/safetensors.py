@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -23,7 +22,8 @@ from amoeba_export.formats.reserved import ReservedFile
 from amoeba_export.formats.sidecars import copy_generation_config, copy_license, copy_tokenizer, write_model_card
 from amoeba_export.formats.sizes import WeightBytes, sum_bytes
 from amoeba_export.ir import DenseArchitecture, Subnet, TensorSpec
-from amoeba_export.ir.dtype import FLOATS, SOURCE, float_name
+from amoeba_export.ir.dtype import FLOATS, SOURCE
+from amoeba_export.ir.safetensors_header import safetensors_header
 from amoeba_export.model.foreign_code import MODELING, modeling_file
 
 default_dtype = SOURCE
@@ -190,19 +190,5 @@ def _by_layer(spec: TensorSpec) -> int:
 
 
 def _shard(path: Path, specs: Sequence[TensorSpec], dtypes: _Dtypes) -> _Shard:
-    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offsets, position = {}, 0
-    for spec in specs:
-        dtype = dtypes[spec.name]
-        end = position + math.prod(spec.shape) * dtype.itemsize
-        table[spec.name] = {
-            "dtype": FLOATS[float_name(dtype)].safetensors_name,
-            "shape": list(spec.shape),
-            "data_offsets": [position, end],
-        }
-        offsets[spec.name], position = position, end
-    text = json.dumps(table, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    header = len(text).to_bytes(8, "little") + text
-    shifted = {name: len(header) + offset for name, offset in offsets.items()}
-    return _Shard(path, header, shifted, len(header) + position)
+    header, offsets, size_bytes = safetensors_header(specs, dtypes, metadata={"format": "pt"})
+    return _Shard(path, header, offsets, size_bytes)

@@ -13,6 +13,7 @@ from amoeba_export.ir.latency import (
 )
 from amoeba_export.ir.plan import LayerPlan, Policy, Shape, SubnetPlan
 from amoeba_export.ir.progress import SILENT, Progress
+from amoeba_export.ir.refit import Refit
 from amoeba_export.ir.strategy import FixedWidth, Importance, Strategy
 from amoeba_export.ir.subnet import Subnet, TensorSpec, Writer
 from amoeba_export.ir.supernet import Adapter, AdapterDelta, Family, InputId, Supernet, TensorSource, TensorTemplate
@@ -36,6 +37,7 @@ __all__ = [
     "Metric",
     "Policy",
     "Progress",
+    "Refit",
     "Shape",
     "Source",
     "Strategy",

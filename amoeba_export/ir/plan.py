@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +15,12 @@ from amoeba_export.ir.architecture import Architecture, Compensation, DenseArchi
 Policy = Literal["uniform", "adaptive"]
 """`uniform`: every kept layer keeps the same counts. `adaptive`: counts differ per layer, as in the paper."""
 
-PLAN_SCHEMA = 1
+PLAN_SCHEMA = 2
+"""A plan that names no refit is still written as version 1, which is all that it needs."""
+
+
+_ORIGIN = ("schema_version", "shape", "policy", "strategy_id", "model_id", "refit_id")
+"""Keys of a plan that say where it came from."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -73,6 +80,7 @@ class SubnetPlan:
         gate_width: The width choice that a SMoL gate is asked for, or None when no adapter has a gate.
         strategy_id: sha256 of the strategy that the plan was derived from, or None for a plan by hand.
         model_id: `Supernet.identity` of the model that the plan belongs to, or None.
+        refit_id: sha256 of the refit that holds weights of this cut, or None when they are the model's own.
     """
 
     shape: Shape
@@ -83,6 +91,7 @@ class SubnetPlan:
     gate_width: float | None = None
     strategy_id: str | None = None
     model_id: str | None = None
+    refit_id: str | None = None
 
     @classmethod
     def full(
@@ -105,6 +114,12 @@ class SubnetPlan:
             gate_width=nearest_gate_width(gate_widths, 1.0),
             model_id=model_id,
         )
+
+    @property
+    def geometry(self) -> str:
+        """sha256 over what is kept and what is computed with it: equal plans of different origin have the same."""
+        facts = {key: value for key, value in self.to_json().items() if key not in _ORIGIN}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     @property
     def kept_layers(self) -> tuple[int, ...]:
@@ -152,7 +167,7 @@ class SubnetPlan:
     def to_json(self) -> dict[str, Any]:
         """The content of `plan.json`."""
         return {
-            "schema_version": PLAN_SCHEMA,
+            "schema_version": 1 if self.refit_id is None else PLAN_SCHEMA,
             "shape": str(self.shape),
             "policy": self.policy,
             "width_key": self.width_key,
@@ -160,6 +175,7 @@ class SubnetPlan:
             "gate_width": self.gate_width,
             "strategy_id": self.strategy_id,
             "model_id": self.model_id,
+            **({} if self.refit_id is None else {"refit_id": self.refit_id}),
             "layers": [
                 {
                     "source_layer": layer.source_layer,
@@ -175,9 +191,9 @@ class SubnetPlan:
     def from_json(cls, data: Mapping[str, Any], *, where: str | None = None) -> SubnetPlan:
         """Read what `to_json` wrote. Raises `InputError` naming the first key that is wrong."""
         try:
-            if data["schema_version"] != PLAN_SCHEMA:
+            if data["schema_version"] not in (1, PLAN_SCHEMA):
                 raise InputError(
-                    f"This plan has schema version {data['schema_version']}; this amoeba reads {PLAN_SCHEMA}.",
+                    f"This plan has schema version {data['schema_version']}; this amoeba reads up to {PLAN_SCHEMA}.",
                     where=where,
                     next_step="Write the plan again with this version of amoeba.",
                 )
@@ -198,6 +214,7 @@ class SubnetPlan:
                 gate_width=data["gate_width"],
                 strategy_id=data["strategy_id"],
                 model_id=data["model_id"],
+                refit_id=data.get("refit_id"),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from amoeba_export.errors import InputError
 from amoeba_export.ir.architecture import Architecture, Axis
 from amoeba_export.ir.dtype import written_as
 from amoeba_export.ir.plan import SubnetPlan
+from amoeba_export.ir.refit import Refit
 
 if TYPE_CHECKING:
     import torch
@@ -111,6 +113,7 @@ class Supernet:
         strategy: What to keep at each shape, or None before calibration.
         bare: The model before adapters that replace weights of it, or None when none does.
         tokenizer_folder: Of the tokenizer and chat template where an adapter brings another one, else None.
+        refits: Fitted weights of cuts, by their identity.
     """
 
     name: str
@@ -124,6 +127,7 @@ class Supernet:
     strategy: Strategy | None = None
     bare: Supernet | None = None
     tokenizer_folder: Path | None = None
+    refits: Mapping[str, Refit] = field(default_factory=dict)
 
     def without_adapters(self) -> Supernet:
         """The model that `identity` names, and the strategy."""
@@ -149,3 +153,14 @@ class Supernet:
     def full_plan(self) -> SubnetPlan:
         """The plan that keeps everything of this model."""
         return SubnetPlan.full(self.architecture, gate_widths=self.gate_widths, model_id=self.identity)
+
+    def refit_of(self, plan: SubnetPlan) -> Refit | None:
+        """The weights that `plan` names, or None when it names none. Raises `InputError` where they are not at hand."""
+        if plan.refit_id is None:
+            return None
+        if plan.refit_id not in self.refits:
+            raise InputError(
+                f"The plan names the refit {plan.refit_id:.12}, which is not at hand.",
+                next_step="Give the file with --refit FILE, or --refit off for the weights as they were cut.",
+            )
+        return self.refits[plan.refit_id]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from amoeba_export.errors import UnsupportedError, WrongModel
 from amoeba_export.ir import Adapter, Architecture, SubnetPlan, Supernet, validate
-from amoeba_export.materialize.walk import source_axes
+from amoeba_export.materialize.walk import source_axes, subnet_specs
 
 
 def check_inputs(supernet: Supernet, plans: Sequence[SubnetPlan]) -> None:
@@ -14,12 +14,13 @@ def check_inputs(supernet: Supernet, plans: Sequence[SubnetPlan]) -> None:
 
     Raises:
         InputError: A plan is not valid.
-        WrongModel: A plan or an adapter belongs to another model, or a plan to another strategy.
+        WrongModel: A plan, an adapter or a refit belongs to another model, or a plan to another strategy.
         UnsupportedError: An adapter changes a tied lm_head.
     """
     for plan in plans:
         validate(plan, supernet.architecture)
         _check_plan(plan, supernet)
+        _check_refit(plan, supernet)
     linears = {name.removesuffix(".weight") for name, axes in source_axes(supernet).items() if len(axes) == 2}
     for adapter in supernet.adapters:
         _check_adapter(adapter, linears, supernet.architecture)
@@ -34,6 +35,28 @@ def _check_plan(plan: SubnetPlan, supernet: Supernet) -> None:
         differences.append(f"it was derived from strategy {str(plan.strategy_id)[:12]}, this is {strategy_id[:12]}")
     if differences:
         raise WrongModel("The plan", differences)
+
+
+def _check_refit(plan: SubnetPlan, supernet: Supernet) -> None:
+    refit = supernet.refit_of(plan)
+    if refit is None:
+        return
+    differences = []
+    if refit.model_id != supernet.identity:
+        differences.append(f"it was made of model {refit.model_id[:12]}, this is {supernet.identity[:12]}")
+    if refit.geometry != plan.geometry:
+        differences.append("it was made for a cut that keeps other layers, heads or neurons")
+    adapters = tuple(item.sha256 for item in supernet.inputs if item.role == "adapter")
+    if refit.adapters != adapters:
+        differences.append("it was made with other adapters")
+    specs = {spec.name: spec.shape for spec in subnet_specs(supernet, plan)}
+    wrong = [name for name in refit.tensors.names() if specs.get(name) != refit.tensors.shape(name)]
+    differences.extend(f"{name} is {list(refit.tensors.shape(name))} there" for name in sorted(wrong)[:3])
+    modules = {name.rpartition(".")[0] for name in refit.tensors.names()}
+    absent = [name for name in specs if name.rpartition(".")[0] in modules and name not in refit.tensors.names()]
+    differences.extend(f"it has no {name}" for name in absent[:3])
+    if differences:
+        raise WrongModel("The refit", differences)
 
 
 def _check_adapter(adapter: Adapter, linears: set[str], architecture: Architecture) -> None:

@@ -13,12 +13,12 @@ import torch
 
 from amoeba_export.errors import NonFiniteWeights
 from amoeba_export.ir import Architecture, Subnet, SubnetPlan, Supernet
-from amoeba_export.materialize.bias import compensation_bias
 from amoeba_export.materialize.buffers import Buffers
 from amoeba_export.materialize.inputs import check_inputs
-from amoeba_export.materialize.merge import cut_and_merge
-from amoeba_export.materialize.slice import Empty, kept_positions, take
 from amoeba_export.materialize.walk import Module, Use, compensated_axis, modules, subnet_specs
+from amoeba_export.model.bias import compensation_bias
+from amoeba_export.model.merge import cut_and_merge
+from amoeba_export.model.slice import Empty, kept_positions, take
 
 WORKERS = 2
 """Modules computed at once, by one torch thread each. While one waits for the disk, the other computes. Two threads on
@@ -108,12 +108,24 @@ def _make(
     made = []
     for use in module.uses:
         plan = plans[use.plan_idx]
-        for part, weight in _cut_module(module, source, use, supernet, plan, dtype, empty).items():
+        parts = _fitted(use, supernet, plan, dtype or next(iter(source.values())).dtype)
+        if parts is None:
+            parts = _cut_module(module, source, use, supernet, plan, dtype, empty)
+        for part, weight in parts.items():
             # Either end is NaN or infinite when any item is.
             if not torch.isfinite(torch.stack(torch.aminmax(weight))).all():
                 raise NonFiniteWeights(f"{use.name}.{part}", f"an adapter or a bias made it so for {plan.shape}")
             made.append((use.plan_idx, f"{use.name}.{part}", weight))
     return made
+
+
+def _fitted(use: Use, supernet: Supernet, plan: SubnetPlan, dtype: torch.dtype) -> dict[str, torch.Tensor] | None:
+    """Weight and bias of a module that a refit holds, adapters and compensation in them; None where it has neither."""
+    if (refit := supernet.refit_of(plan)) is None:
+        return None
+    names = {part: f"{use.name}.{part}" for part in ("weight", "bias")}
+    present = {part: name for part, name in names.items() if name in refit.tensors.names()}
+    return {part: refit.tensors.read(name).to(dtype) for part, name in present.items()} or None
 
 
 def _cut_module(

@@ -13,7 +13,7 @@ import torch
 
 from amoeba_export.ir import Architecture, Axis, LayerPlan, SubnetPlan, Supernet, TensorSpec, TensorTemplate
 from amoeba_export.ir.dtype import written_as
-from amoeba_export.materialize.slice import kept_positions
+from amoeba_export.model.slice import kept_positions
 
 _ATTENTION = ("input_layernorm", "self_attn")
 _MLP = ("post_attention_layernorm", "mlp")

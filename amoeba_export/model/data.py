@@ -71,6 +71,11 @@ class Item:
         lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, self.choices, strict=False)]
         return "\n".join([self.question, *lines, "Answer:"])
 
+    @property
+    def answered(self) -> str:
+        """The prompt with the right answer after it: a question as text."""
+        return f"{self.prompt} {LETTERS[self.answer]}. {self.choices[self.answer]}"
+
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

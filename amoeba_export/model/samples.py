@@ -135,24 +135,35 @@ def text_samples(
     documents: Sequence[str], tokenizer: Tokenizer, recipe: DataRecipe, rng: random.Random
 ) -> tuple[Samples, Samples]:
     """Windows of `recipe.window` tokens that do not overlap, cut from all documents in a row."""
-    ids: list[int] = []
-    for i, document in enumerate(documents):
-        if i and tokenizer.eos_token_id is not None:
-            ids.append(tokenizer.eos_token_id)
-        ids.extend(tokenizer.encode(document, add_special_tokens=False, verbose=False))
-    num_windows, wanted = len(ids) // recipe.window, recipe.samples + recipe.heldout
-    if num_windows < wanted:
+    ids = in_a_row(documents, tokenizer)
+    everything = windows_of(ids, recipe.window)
+    wanted = recipe.samples + recipe.heldout
+    if len(everything) < wanted:
         raise TooFewSamples(
             source_name(recipe),
             f"{len(ids)} tokens",
             f"{wanted} windows of {recipe.window} tokens, {wanted * recipe.window} in all",
         )
-    starts = [window * recipe.window for window in rng.sample(range(num_windows), wanted)]
-    windows = [ids[start : start + recipe.window] for start in starts]
+    windows = rng.sample(everything, wanted)
     return (
         Samples(tuple(text_batches(windows[: recipe.samples], recipe.batch, scored=recipe.scored))),
         Samples(tuple(text_batches(windows[recipe.samples :], recipe.batch, scored=recipe.scored))),
     )
+
+
+def in_a_row(documents: Sequence[str], tokenizer: Tokenizer) -> list[int]:
+    """Tokens of all documents, with the end-of-text token between two of them."""
+    ids: list[int] = []
+    for i, document in enumerate(documents):
+        if i and tokenizer.eos_token_id is not None:
+            ids.append(tokenizer.eos_token_id)
+        ids.extend(tokenizer.encode(document, add_special_tokens=False, verbose=False))
+    return ids
+
+
+def windows_of(ids: Sequence[int], window: int) -> list[list[int]]:
+    """Windows of `window` tokens that do not overlap; what is left at the end is dropped."""
+    return [list(ids[start : start + window]) for start in range(0, len(ids) - window + 1, window)]
 
 
 def text_batches(windows: Sequence[Sequence[int]], size: int, *, scored: int | None = None) -> list[Batch]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -45,28 +45,21 @@ class StateStore:
         hidden_size = stack.architecture.hidden_size
         self.num_layers = stack.architecture.num_layers
         self._shapes = [(*batch.tokens_BT.shape, hidden_size) for batch in samples.batches]
-        self._offsets = [0]
-        for shape in self._shapes:
-            self._offsets.append(self._offsets[-1] + 4 * math.prod(shape))
-        self.boundary_bytes = self._offsets[-1]
+        self.boundary_bytes = 4 * sum(map(math.prod, self._shapes))
         self.stride = _stride(self.num_layers, self.boundary_bytes, limit_bytes)
 
-    def _path(self, boundary: int) -> Path:
-        return self._folder / f"boundary-{boundary:04d}.f32"
+    def _file(self, boundary: int) -> StateFile:
+        return StateFile(self._folder / f"boundary-{boundary:04d}.f32", self._shapes)
 
     def nearest(self, boundary: int) -> int:
         """The highest boundary at or below `boundary` that can be read without computing a layer."""
-        return next(b for b in range(boundary, -1, -1) if b == 0 or self._path(b).is_file())
+        return next(b for b in range(boundary, -1, -1) if b == 0 or self._file(b).exists)
 
     def read(self, boundary: int, batch_idx: int) -> torch.Tensor:
         """One batch at a boundary that is there. [B, T, D]."""
         if boundary == 0:
             return self._stack.embed(self._samples.batches[batch_idx].tokens_BT)
-        shape = self._shapes[batch_idx]
-        values = np.fromfile(
-            self._path(boundary), dtype=np.float32, count=math.prod(shape), offset=self._offsets[batch_idx]
-        )
-        return torch.from_numpy(values).view(shape)
+        return self._file(boundary).read(batch_idx)
 
     def prepare(self, boundary: int) -> None:
         """Make `boundary` readable, computing from the nearest one below it if it must."""
@@ -75,7 +68,7 @@ class StateStore:
             self._advance(layer_idx)
             for b in range(1, self.num_layers + 1):
                 if b % self.stride and b not in segment and b != layer_idx + 1:
-                    self._path(b).unlink(missing_ok=True)
+                    self._file(b).remove()
 
     def sweep(self, observe: Observe | None = None, *, first: int = 0) -> Iterator[int]:
         """Go through all layers from `first` on, and yield each layer index when its output is stored.
@@ -86,20 +79,57 @@ class StateStore:
         for layer_idx in range(self.nearest(first), self.num_layers):
             self._advance(layer_idx, observe if layer_idx >= first else None)
             if layer_idx % self.stride and layer_idx:
-                self._path(layer_idx).unlink(missing_ok=True)
+                self._file(layer_idx).remove()
             yield layer_idx
 
     @torch.no_grad()
     def _advance(self, layer_idx: int, observe: Observe | None = None) -> None:
         """Run one layer over everything."""
         module = self._stack.layer(layer_idx)
-        part = self._path(layer_idx + 1).with_suffix(".part")
-        watch = observe(layer_idx, module) if observe else contextlib.nullcontext()
-        with watch, part.open("wb") as file:
-            for batch_idx in range(len(self._samples.batches)):
-                hidden_BTD = self._stack.run(module, self.read(layer_idx, batch_idx))
-                hidden_BTD.numpy().tofile(file)
-        part.replace(self._path(layer_idx + 1))
+        with observe(layer_idx, module) if observe else contextlib.nullcontext():
+            self._file(layer_idx + 1).write(
+                self._stack.run(module, self.read(layer_idx, batch_idx))
+                for batch_idx in range(len(self._samples.batches))
+            )
+
+
+class StateFile:
+    """One tensor per batch in one file: written in order, and there in whole or not at all.
+
+    Args:
+        path: Where it lies.
+        shapes: Of the batches, fp32.
+    """
+
+    def __init__(self, path: Path, shapes: Sequence[tuple[int, ...]]) -> None:
+        self.path = path
+        self._shapes = shapes
+        self._offsets = [0]
+        for shape in shapes:
+            self._offsets.append(self._offsets[-1] + 4 * math.prod(shape))
+
+    @property
+    def exists(self) -> bool:
+        """Whether it was written."""
+        return self.path.is_file()
+
+    def read(self, batch_idx: int) -> torch.Tensor:
+        """One batch."""
+        shape = self._shapes[batch_idx]
+        values = np.fromfile(self.path, dtype=np.float32, count=math.prod(shape), offset=self._offsets[batch_idx])
+        return torch.from_numpy(values).view(shape)
+
+    def write(self, batches: Iterable[torch.Tensor]) -> None:
+        """Write all batches; the file appears when the last one is written."""
+        part = self.path.with_suffix(".part")
+        with part.open("wb") as file:
+            for batch in batches:
+                batch.cpu().numpy().tofile(file)
+        part.replace(self.path)
+
+    def remove(self) -> None:
+        """Let go of the disk."""
+        self.path.unlink(missing_ok=True)
 
 
 def _stride(num_layers: int, boundary_bytes: int, limit_bytes: int) -> int:

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoConfig
 
 from amoeba_export.errors import InputError
-from amoeba_export.ir import AdapterDelta, LayerPlan, SubnetPlan, Supernet
+from amoeba_export.ir import AdapterDelta, LayerPlan, Refit, SubnetPlan, Supernet
 from amoeba_export.model.opening import blank_model
 from amoeba_export.verify.loading import ONE_AT_A_TIME
 
@@ -44,7 +44,8 @@ def masked_logits(supernet: Supernet, plan: SubnetPlan, input_ids: torch.Tensor)
     """
     model = _one_layer_model(supernet)
     model.model.embed_tokens = _UnmergedEmbedding(supernet, plan, "model.embed_tokens")
-    model.model.norm.weight.copy_(supernet.tensors.read("model.norm.weight"))
+    refit = supernet.refit_of(plan)
+    model.model.norm.weight.copy_(_weight(supernet, refit, "model.norm.weight", "model.norm.weight"))
     model.model.layers[0] = _EveryKeptLayer(model.model.layers[0], supernet, plan)
     model.lm_head = _Unmerged(supernet, plan, "lm_head")
     logits: torch.Tensor = model(input_ids, use_cache=False).logits
@@ -99,22 +100,68 @@ class _EveryKeptLayer(nn.Module):
 
     def forward(self, hidden_BTD: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         (layer,) = self._layer
-        for kept in self._plan.layers:
-            self._load(layer, kept)
+        for position, kept in enumerate(self._plan.layers):
+            self._load(layer, position, kept)
             output = layer(hidden_BTD, *args, **kwargs)
             hidden_BTD = output[0] if isinstance(output, tuple) else output
         return hidden_BTD
 
-    def _load(self, layer: nn.Module, kept: LayerPlan) -> None:
-        prefix = f"model.layers.{kept.source_layer}"
+    def _load(self, layer: nn.Module, position: int, kept: LayerPlan) -> None:
+        prefix, cut_prefix = f"model.layers.{kept.source_layer}", f"model.layers.{position}"
+        refit = self._supernet.refit_of(self._plan)
         for module in _PROJECTIONS:
-            linear = _Unmerged(self._supernet, self._plan, f"{prefix}.{module}")
-            if module.endswith(("o_proj", "down_proj")):
-                linear.mask(kept)
             block, _, name = module.partition(".")
+            linear: nn.Module
+            if refit is not None and any(
+                f"{cut_prefix}.{module}.{part}" in refit.tensors.names() for part in ("weight", "bias")
+            ):
+                linear = _Fitted(self._supernet, refit, f"{prefix}.{module}", f"{cut_prefix}.{module}", kept)
+            else:
+                unmerged = _Unmerged(self._supernet, self._plan, f"{prefix}.{module}")
+                if module.endswith(("o_proj", "down_proj")):
+                    unmerged.mask(kept)
+                linear = unmerged
             setattr(getattr(layer, block), name, linear)
         for name, parameter in layer.named_parameters():
-            parameter.copy_(self._supernet.tensors.read(f"{prefix}.{name}"))
+            parameter.copy_(_weight(self._supernet, refit, f"{prefix}.{name}", f"{cut_prefix}.{name}"))
+
+
+def _weight(supernet: Supernet, refit: Refit | None, name: str, cut_name: str) -> torch.Tensor:
+    """A weight that no plan cuts: the refit's where it holds it, else the supernet's."""
+    if refit is not None and cut_name in refit.tensors.names():
+        return refit.tensors.read(cut_name)
+    return supernet.tensors.read(name)
+
+
+class _Fitted(nn.Module):
+    """A linear whose weights a refit holds: they stand where they were cut from, and zeros everywhere else."""
+
+    def __init__(self, supernet: Supernet, refit: Refit, module: str, cut_module: str, kept: LayerPlan) -> None:
+        super().__init__()
+        held, names = refit.tensors, refit.tensors.names()
+        num_out, num_in = supernet.tensors.shape(f"{module}.weight")
+        kind = module.rpartition(".")[2]
+        rows_O, columns_I = torch.ones(num_out, dtype=torch.bool), torch.ones(num_in, dtype=torch.bool)
+        for keep, roles in ((rows_O, _ROWS), (columns_I, _COLUMNS)):
+            if kind in roles:
+                units = getattr(kept, roles[kind])
+                size = 1 if roles[kind] == "ffn" else supernet.architecture.head_dim
+                keep.zero_().view(-1, size)[list(units)] = True
+        self._w_OI = torch.zeros(num_out, num_in)
+        if f"{cut_module}.weight" in names:
+            self._w_OI[rows_O.nonzero(), columns_I.nonzero().T] = held.read(f"{cut_module}.weight").float()
+        self._bias_O: torch.Tensor | None = None
+        if f"{cut_module}.bias" in names:
+            self._bias_O = torch.zeros(num_out)
+            self._bias_O[rows_O] = held.read(f"{cut_module}.bias").float()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self._w_OI, self._bias_O)
+
+
+_ROWS = {"q_proj": "query_heads", "k_proj": "kv_heads", "v_proj": "kv_heads", "gate_proj": "ffn", "up_proj": "ffn"}
+_COLUMNS = {"o_proj": "query_heads", "down_proj": "ffn"}
+"""What of a `LayerPlan` the rows and columns of a projection are."""
 
 
 class _Unmerged(nn.Module):

@@ -1,4 +1,4 @@
-"""Where a calibration keeps what it has finished, so that a run that was killed goes on where it stopped."""
+"""Where a calibration or a refit keeps what it has finished, so that a run that was killed goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -30,9 +30,12 @@ class Workplace:
 
     def folder(self, samples: Samples) -> Path:
         """For everything that depends on the model and these samples alone."""
-        folder = self._root / digest(
-            {"format": FORMAT, "model": self._model_id, "samples": samples.digest, "torch": torch.__version__}
-        )
+        return self.folder_of({"samples": samples.digest})
+
+    def folder_of(self, facts: Mapping[str, Any]) -> Path:
+        """For everything that depends on the model and these facts alone."""
+        own = {"format": FORMAT, "model": self._model_id, "torch": torch.__version__}
+        folder = self._root / digest({**own, **facts})
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -61,7 +64,7 @@ def open_workplace(model_id: str, cache_dir: Path | None, *, progress: Progress 
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            progress.note("Another process calibrates this model; waiting for it")
+            progress.note("Another process works on this model; waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield Workplace(root, model_id)
 

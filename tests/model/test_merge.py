@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from amoeba_export.ir import AdapterDelta
-from amoeba_export.materialize import merge
-from amoeba_export.materialize.merge import cut_and_merge
+from amoeba_export.model import merge
+from amoeba_export.model.merge import cut_and_merge
 
 ROWS = torch.tensor([0, 2, 5])
 COLUMNS = torch.tensor([1, 3, 4, 7])
@@ -61,7 +61,8 @@ def test_half_precision_is_rounded_once() -> None:
 def test_blocks_of_rows_do_not_change_the_result(w_OI: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = cut_and_merge(w_OI, ROWS, COLUMNS, [_delta(dora=True)], torch.float32)
     monkeypatch.setattr(merge, "ROWS", 2)
-    assert torch.equal(cut_and_merge(w_OI, ROWS, COLUMNS, [_delta(dora=True)], torch.float32), whole)
+    # Not bit for bit: a BLAS may sum a product of two rows in another order than one of three.
+    torch.testing.assert_close(cut_and_merge(w_OI, ROWS, COLUMNS, [_delta(dora=True)], torch.float32), whole)
 
 
 def test_nothing_to_do_is_no_copy(w_OI: torch.Tensor) -> None:

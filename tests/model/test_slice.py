@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from amoeba_export.ir import Architecture, LayerPlan
-from amoeba_export.materialize.slice import kept_positions, take, take_into
+from amoeba_export.model.slice import kept_positions, take, take_into
 
 ARCHITECTURE = Architecture(
     family="llama",

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from amoeba_export.ir import AdapterDelta
-from amoeba_export.materialize.slice import Empty, allocate, take, take_into
+from amoeba_export.model.slice import Empty, allocate, take, take_into
 
 ROWS = 256
 """Rows merged at once, in memory that every block uses again: 11 MB for the fp32 rows of a 7B FFN weight. A processor's

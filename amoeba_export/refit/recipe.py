@@ -1,0 +1,88 @@
+"""Refit recipes: how many tokens of which texts, and which strengths are tried. TOML; `calibration/refit/` has two."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from amoeba_export.model.data import DataRecipe
+from amoeba_export.model.recipes import located, read_recipe, shipped
+
+KIND = "refit"
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Share(DataRecipe):
+    """One text of a mix. Of the settings of `data` it uses where it lies and which fields make a document.
+
+    Attributes:
+        share: Of the tokens; shares need not sum to 1.
+    """
+
+    share: Annotated[float, Field(gt=0)] = 1.0
+
+
+class RefitRecipe(_Table):
+    """One recipe.
+
+    Attributes:
+        name: File name without `.toml`.
+        tokens: Tokens that are fitted.
+        judge_tokens: Further tokens of the same texts: the strength of each writer is chosen on them.
+        other_tokens: Tokens of each other text, which nothing is fitted or chosen on; losses are reported there.
+        window: Tokens of a sample.
+        batch: Samples in one forward.
+        strengths: Of the ridge, relative to the mean diagonal of the Gram matrix; the best of each writer is taken.
+        mix: Texts that are fitted.
+        other: Texts that are only reported on.
+    """
+
+    name: str
+    description: str = ""
+    tokens: Annotated[int, Field(ge=256)] = 32768
+    judge_tokens: Annotated[int, Field(ge=256)] = 4096
+    other_tokens: Annotated[int, Field(ge=256)] = 4096
+    window: Annotated[int, Field(ge=2)] = 256
+    batch: Annotated[int, Field(ge=1)] = 8
+    strengths: tuple[Annotated[float, Field(gt=0)], ...] = (1e-2, 1e-1, 5e-1)
+    mix: tuple[Share, ...]
+    other: tuple[Share, ...]
+
+    @property
+    def identity(self) -> str:
+        """sha256 of every setting and data file that decides the result."""
+        digest = hashlib.sha256(json.dumps(self.facts(), sort_keys=True).encode())
+        for data in (*self.mix, *self.other):
+            if data.file is not None and Path(data.file).is_file():
+                digest.update(hashlib.sha256(Path(data.file).read_bytes()).digest())
+        return digest.hexdigest()
+
+    def facts(self) -> dict[str, Any]:
+        """Every setting that decides the result. Not where files lie, nor what only costs memory."""
+        facts = self.model_dump(mode="json", exclude={"name", "description", "batch"})
+        for data in (*facts["mix"], *facts["other"]):
+            data["file"] = data["file"] and Path(data["file"]).name
+        return facts
+
+
+def shipped_refits() -> tuple[str, ...]:
+    """Names of the recipes in `calibration/refit/`."""
+    return shipped(KIND)
+
+
+def load_refit_recipe(name_or_path: str | Path) -> RefitRecipe:
+    """Read a shipped recipe by name, or a TOML file by path. Raises as `read_recipe`."""
+    recipe, path = read_recipe(RefitRecipe, name_or_path, kind=KIND, docs="docs/refit.md")
+    return recipe.model_copy(
+        update={
+            "mix": tuple(located(share, path) for share in recipe.mix),
+            "other": tuple(located(share, path) for share in recipe.other),
+        }
+    )

@@ -1,0 +1,86 @@
+"""Ridge least squares for one writer into the residual stream, its strength chosen on held-out tokens.
+
+C kept input channels, D hidden, T tokens. Minimizes ||y - W x - dW x - b||^2 + strength * d * ||dW||^2 over dW and b,
+d being the mean diagonal of the Gram matrix. The penalty is on the change: what the data does not show stays as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from amoeba_export.refit.gram import NormalEquations
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Solution:
+    """What a writer computes after the fit.
+
+    Attributes:
+        w_DC: Its weight, fp32.
+        bias_D: Its bias, fp32, or None where the plan has none.
+        strength: Of the ridge; None where the weight stays as it was.
+        before, after: Held-out squared error relative to the energy of what is aimed at.
+    """
+
+    w_DC: torch.Tensor
+    bias_D: torch.Tensor | None
+    strength: float | None
+    before: float
+    after: float
+
+
+def solve_writer(
+    normal: NormalEquations,
+    w_DC: torch.Tensor,
+    *,
+    bias_D: torch.Tensor | None,
+    strengths: Sequence[float],
+    heldout_x_TC: torch.Tensor,
+    heldout_y_TD: torch.Tensor,
+    heldout_weight_T: torch.Tensor,
+) -> Solution:
+    """The best of `strengths` on the held-out tokens, or the weight as it is where none lowers their error.
+
+    Args:
+        normal: Sums over the tokens that are fitted.
+        w_DC: The kept columns of the weight.
+        bias_D: The bias that it has now; None where the plan has no bias, and none is fitted.
+        strengths: Tried in order; the first of equals wins.
+        heldout_x_TC: Inputs of held-out tokens.
+        heldout_y_TD: What the writer should add for them.
+        heldout_weight_T: How much each of them counts.
+    """
+
+    def error(w: torch.Tensor, bias: torch.Tensor | None) -> float:
+        left_TD = heldout_y_TD - heldout_x_TC @ w.T
+        if bias is not None:
+            left_TD -= bias
+        return float((left_TD.square().sum(dim=1) * heldout_weight_T).sum(dtype=torch.float64))
+
+    energy = max(float((heldout_y_TD.square().sum(dim=1) * heldout_weight_T).sum(dtype=torch.float64)), 1e-30)
+    before = error(w_DC, bias_D)
+    best = Solution(w_DC=w_DC, bias_D=bias_D, strength=None, before=before / energy, after=before / energy)
+    gram_CC, cross_CD = normal.reduce(w_DC, centre=bias_D is not None)
+    scale = float(gram_CC.diagonal().mean()) if len(gram_CC) else 0.0
+    for strength in strengths if scale > 0 else ():
+        damped_CC = gram_CC.clone()
+        damped_CC.diagonal().add_(strength * scale)
+        factor_CC, failed = torch.linalg.cholesky_ex(damped_CC)
+        del damped_CC
+        if failed:
+            continue
+        fitted_DC = (w_DC.double() + torch.cholesky_solve(cross_CD, factor_CC).T).float().contiguous()
+        del factor_CC
+        fitted_D = None if bias_D is None else normal.intercept(fitted_DC).float()
+        after = error(fitted_DC, fitted_D) / energy
+        if after < best.after:
+            best = Solution(w_DC=fitted_DC, bias_D=fitted_D, strength=strength, before=best.before, after=after)
+    if best.strength is None and bias_D is not None:
+        mean_D = normal.intercept(w_DC).float()
+        after = error(w_DC, mean_D) / energy
+        if after < best.after:
+            best = Solution(w_DC=w_DC, bias_D=mean_D, strength=None, before=best.before, after=after)
+    return best

@@ -1,0 +1,206 @@
+"""Refit: the writers of cuts are fitted to do the work of what was cut. The whole stage is `refit`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from amoeba_export.errors import NotANumber
+from amoeba_export.ir import SILENT, Axis, LayerPlan, Progress, SubnetPlan, Supernet, TensorSpec
+from amoeba_export.model.bias import compensation_bias
+from amoeba_export.model.head import Head, Objective
+from amoeba_export.model.layers import WRITERS, LayerStack
+from amoeba_export.model.merged import MergedTensors
+from amoeba_export.model.slice import kept_positions
+from amoeba_export.model.workplace import open_workplace
+from amoeba_export.refit.data import RefitData, read_data
+from amoeba_export.refit.recipe import RefitRecipe
+from amoeba_export.refit.sweep import Cut, Sweep
+
+VERSION = 1
+"""Raise it when the same inputs give other weights than before."""
+
+_AXES: dict[str, Axis] = dict(zip(WRITERS, ("query", "ffn"), strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refitted:
+    """The weights of one plan, fitted; they lie in a working folder until `close`.
+
+    Attributes:
+        plan: Without the name of this refit.
+        facts: What a refit file says of itself: see `ir.Refit`.
+        specs: Its weights, in order.
+        weights: Opens the stream of them, fp32.
+    """
+
+    plan: SubnetPlan
+    facts: Mapping[str, Any]
+    specs: Sequence[TensorSpec]
+    weights: Callable[[], Iterator[tuple[str, torch.Tensor]]]
+
+
+def refit(
+    supernet: Supernet,
+    plans: Sequence[SubnetPlan],
+    recipe: RefitRecipe,
+    *,
+    take: Callable[[Sequence[Refitted]], None],
+    seed: int = 0,
+    cache_dir: Path | None = None,
+    device: torch.device | None = None,
+    progress: Progress = SILENT,
+) -> None:
+    """Fit o_proj and down_proj of every kept layer of `plans`, all in one pass of the full model.
+
+    The teacher is the full model with its adapters; a cut has them merged for its own gate. Shapes do not change, and a
+    bias is fitted only where the plan has one.
+
+    Args:
+        supernet: With its adapters, and its strategy where a plan compensates.
+        plans: What to fit. Plans of the same geometry are fitted once each.
+        recipe: Tokens and strengths.
+        take: Is given the result, and has to store what it wants of it before it returns.
+        seed: Of the draw of samples.
+        cache_dir: Finished layers are kept below it, so that a run that was stopped goes on; None: nothing is kept.
+        device: Where layers run; None takes a GPU when there is one.
+        progress: Is told of every layer.
+
+    Raises:
+        InputError: The texts of the recipe cannot be used.
+        NotANumber: A loss is not finite.
+    """
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data = read_data(recipe, supernet.folder, seed=seed)
+    full = LayerStack(supernet, memory_bytes=0, device=device, tensors=MergedTensors(supernet, supernet.full_plan()))
+    cuts = [_cut(supernet, plan, device) for plan in plans]
+    facts = {
+        "refit": VERSION,
+        "samples": data.digest,
+        "strengths": list(recipe.strengths),
+        "plans": [plan.geometry for plan in plans],
+        "strategy": supernet.strategy.identity if supernet.strategy else None,
+        "adapters": list(adapter_ids(supernet)),
+        "device": device.type,
+    }
+    with open_workplace(supernet.identity, cache_dir, progress=progress) as workplace:
+        folder = workplace.folder_of(facts)
+        sweep = Sweep(full, cuts, data, folder, strengths=recipe.strengths)
+        num_layers = supernet.architecture.num_layers
+        with progress.track(f"Refitting {' and '.join(str(plan.shape) for plan in plans)}", num_layers) as advance:
+            for _ in sweep.layers():
+                advance(1)
+        losses_full = _losses(full, data, lambda batch_idx: sweep.last(None, batch_idx))
+        made = []
+        for cut_idx, cut in enumerate(cuts):
+            losses = {
+                "full": losses_full,
+                "cut": _losses(full, data, _run_cut(cut, data)),
+                "refit": _losses(full, data, lambda batch_idx, i=cut_idx: sweep.last(i, batch_idx)),  # type: ignore[misc]
+            }
+            made.append(_result(supernet, cut.plan, recipe, seed, sweep, cut_idx, losses))
+        take(made)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def adapter_ids(supernet: Supernet) -> tuple[str, ...]:
+    """Which adapters are applied, by content."""
+    return tuple(item.sha256 for item in supernet.inputs if item.role == "adapter")
+
+
+def _cut(supernet: Supernet, plan: SubnetPlan, device: torch.device) -> Cut:
+    stack = LayerStack(supernet, memory_bytes=0, device=device, tensors=MergedTensors(supernet, plan))
+    return Cut(plan=plan, stack=stack, biases=[_biases(supernet, plan, kept) for kept in plan.layers])
+
+
+def _biases(supernet: Supernet, plan: SubnetPlan, kept: LayerPlan) -> dict[str, torch.Tensor]:
+    """What the writers of a kept layer add now: their own bias and the compensation. [D] each, none without either."""
+    architecture, tensors = supernet.architecture, supernet.tensors
+    compensated = dict(
+        zip(WRITERS, (plan.has_o_bias(kept, architecture), plan.has_down_bias(kept, architecture)), strict=True)
+    )
+    biases = {}
+    for writer, axis in _AXES.items():
+        name = f"model.layers.{kept.source_layer}.{writer}"
+        if f"{name}.bias" in tensors.names():
+            biases[writer] = tensors.read(f"{name}.bias").float()
+        if compensated[writer]:
+            columns = kept_positions(axis, kept, architecture)
+            constant_D = compensation_bias(tensors.read(f"{name}.weight"), columns, axis, kept, plan, supernet.strategy)
+            biases[writer] = biases[writer] + constant_D if writer in biases else constant_D
+    return biases
+
+
+def _run_cut(cut: Cut, data: RefitData) -> Callable[[int], torch.Tensor]:
+    """The stream of the cut as it is without the fit, over the texts that losses are reported on."""
+    states = {
+        batch_idx: cut.stack.embed(data.batches[batch_idx].tokens_BT)
+        for _, positions in data.texts.values()
+        for batch_idx in positions
+    }
+    with torch.no_grad():
+        for kept, biases in zip(cut.plan.layers, cut.biases, strict=True):
+            module = cut.stack.sliced_layer(kept, biases, replace=True)
+            states = {batch_idx: cut.stack.run(module, hidden_BTD) for batch_idx, hidden_BTD in states.items()}
+    return states.__getitem__
+
+
+def _losses(stack: LayerStack, data: RefitData, last: Callable[[int], torch.Tensor]) -> dict[str, float]:
+    """Text -> mean negative log-likelihood of a token."""
+    head, losses = Head(stack), {}
+    for text, (samples, positions) in data.texts.items():
+        scores: list[float] = []
+        with torch.no_grad():
+            for batch, batch_idx in zip(samples.batches, positions, strict=True):
+                scores += head.scores(batch, last(batch_idx), "loss").tolist()
+        losses[text] = Objective("loss", samples).value(scores)
+        if not torch.isfinite(torch.tensor(losses[text])):
+            raise NotANumber(f"the loss on {text}", [])
+    return losses
+
+
+def _result(
+    supernet: Supernet,
+    plan: SubnetPlan,
+    recipe: RefitRecipe,
+    seed: int,
+    sweep: Sweep,
+    cut_idx: int,
+    losses: Mapping[str, Mapping[str, float]],
+) -> Refitted:
+    specs, figures = [], {}
+    for position, layer in enumerate(sweep.solved(cut_idx)):
+        for writer in WRITERS:
+            for part in ("weight", "bias"):
+                tensor = layer.get(f"{writer}.{part}")
+                if tensor is not None and tensor.numel():
+                    specs.append(TensorSpec(name=f"model.layers.{position}.{writer}.{part}", shape=tuple(tensor.shape)))
+            if f"{writer}.figures" in layer:
+                before, after, strength = layer[f"{writer}.figures"].tolist()
+                figures[f"{position}.{writer}"] = {
+                    "before": before,
+                    "after": after,
+                    "strength": None if strength < 0 else round(strength, 9),
+                }
+
+    def weights() -> Iterator[tuple[str, torch.Tensor]]:
+        for position, layer in enumerate(sweep.solved(cut_idx)):
+            for name in (f"{writer}.{part}" for writer in WRITERS for part in ("weight", "bias")):
+                if name in layer and layer[name].numel():
+                    yield f"model.layers.{position}.{name}", layer[name]
+
+    texts = losses["full"]
+    facts = {
+        "geometry": plan.geometry,
+        "model_id": supernet.identity,
+        "adapters": list(adapter_ids(supernet)),
+        "kind": "refit",
+        "settings": {"version": VERSION, "recipe": recipe.name, **recipe.facts(), "seed": seed, "writers": figures},
+        "losses": {text: {name: values[text] for name, values in losses.items()} for text in texts},
+    }
+    return Refitted(plan=plan, facts=facts, specs=specs, weights=weights)

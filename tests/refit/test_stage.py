@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from amoeba_export.errors import DamagedFile, InputError, NotFound, WrongModel
+from amoeba_export.ir import Policy, Shape, SubnetPlan, Supernet
+from amoeba_export.ir.derive import derive_plan
+from amoeba_export.load import load_supernet
+from amoeba_export.load.refit import read_refit, write_refit
+from amoeba_export.materialize import materialize_subnet
+from amoeba_export.refit import RefitRecipe, Refitted, refit
+from amoeba_export.refit.data import read_data
+from amoeba_export.refit.recipe import Share
+from amoeba_export.verify import masked_logits
+from tests.materialize.subnets import noise_adapter, noise_strategy, write
+from tests.model.models import random_text, save_tokenizer
+from tests.tiny import FAMILIES, VOCAB, save_tiny
+
+IDS = torch.randint(0, VOCAB, (2, 9), generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("texts")
+    for name, seed in (("mixed.txt", 0), ("another.txt", 1)):
+        (folder / name).write_text(random_text(9000, seed), encoding="utf-8")
+    return folder / "mixed.txt", folder / "another.txt"
+
+
+@pytest.fixture
+def recipe(texts: tuple[Path, Path]) -> RefitRecipe:
+    return RefitRecipe(
+        name="tiny",
+        tokens=4096,
+        judge_tokens=512,
+        other_tokens=512,
+        window=32,
+        mix=(Share(file=str(texts[0])),),
+        other=(Share(file=str(texts[1])),),
+    )
+
+
+def opened(folder: Path, family: str = "llama", **overrides: Any) -> Supernet:
+    save_tiny(folder, family, **overrides)
+    save_tokenizer(folder)
+    supernet = load_supernet(str(folder))
+    return dataclasses.replace(supernet, strategy=noise_strategy(supernet.architecture))
+
+
+def cut(supernet: Supernet, shape: str = "3x0.6", policy: Policy = "uniform") -> SubnetPlan:
+    assert supernet.strategy is not None
+    plan = derive_plan(supernet.strategy, supernet.architecture, Shape.parse(shape), policy=policy)
+    return dataclasses.replace(plan, model_id=supernet.identity)
+
+
+def fitted(
+    supernet: Supernet, plans: Sequence[SubnetPlan], recipe: RefitRecipe, folder: Path, **settings: Any
+) -> tuple[Supernet, list[SubnetPlan]]:
+    """The plans with names of refits, and the supernet that has these."""
+    found: list[SubnetPlan] = []
+    refits = {}
+
+    def take(made: Sequence[Refitted]) -> None:
+        for i, one in enumerate(made):
+            path = folder / f"refit-{i}.safetensors"
+            held = write_refit(path, one.facts, one.specs, one.weights(), dtype=torch.float32)
+            refits[held.identity] = held
+            found.append(dataclasses.replace(one.plan, refit_id=held.identity))
+
+    folder.mkdir(exist_ok=True)
+    refit(supernet, plans, recipe, take=take, **settings)
+    return dataclasses.replace(supernet, refits=refits), found
+
+
+@torch.no_grad()
+def loss_of(model: Any, recipe: RefitRecipe, folder: Path, text: str) -> float:
+    samples, _ = read_data(recipe, folder, seed=0).texts[text]
+    tokens_BT = torch.cat([batch.tokens_BT for batch in samples.batches])
+    logits_BTV = model(tokens_BT).logits[:, :-1]
+    loss = torch.nn.functional.cross_entropy(logits_BTV.reshape(-1, VOCAB), tokens_BT[:, 1:].reshape(-1))
+    return float(loss)
+
+
+def test_the_losses_it_reports_are_those_of_the_models(tmp_path: Path, recipe: RefitRecipe) -> None:
+    supernet = opened(tmp_path / "model")
+    plan = cut(supernet)
+    held, (named,) = fitted(supernet, [plan], recipe, tmp_path / "refit")
+    losses = held.refits[named.refit_id or ""].losses
+    models = {
+        "full": AutoModelForCausalLM.from_pretrained(supernet.folder),
+        "cut": AutoModelForCausalLM.from_pretrained(write(materialize_subnet(supernet, plan), tmp_path / "cut")),
+        "refit": AutoModelForCausalLM.from_pretrained(write(materialize_subnet(held, named), tmp_path / "fitted")),
+    }
+    for text in ("mix", "another"):
+        for name, model in models.items():
+            assert losses[text][name] == pytest.approx(loss_of(model, recipe, supernet.folder, text), abs=2e-5)
+
+
+def test_the_stream_comes_closer_to_the_full_models(tmp_path: Path, recipe: RefitRecipe) -> None:
+    """Random weights and text have no loss worth lowering; the last hidden states have a distance."""
+    supernet = opened(tmp_path / "model")
+    plan = cut(supernet)
+    held, (named,) = fitted(supernet, [plan], recipe, tmp_path / "refit")
+    full = masked_logits(supernet, supernet.full_plan(), IDS)
+    before = (masked_logits(supernet, plan, IDS) - full).norm()
+    after = (masked_logits(held, named, IDS) - full).norm()
+    assert after < 0.8 * before
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("policy", ["uniform", "adaptive"])
+def test_the_masked_supernet_agrees_with_what_is_written(
+    tmp_path: Path, recipe: RefitRecipe, family: str, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # transformers would take the tokenizer of the family, whose vocabulary is another one
+    monkeypatch.setattr("amoeba_export.refit.data.open_tokenizer", PreTrainedTokenizerFast.from_pretrained)
+    supernet = opened(tmp_path / "model", family)
+    held, (named,) = fitted(supernet, [cut(supernet, policy=policy)], recipe, tmp_path / "refit")
+    subnet = materialize_subnet(held, named)
+    weights = dict(subnet.stream())
+    assert {name: tuple(weight.shape) for name, weight in weights.items()} == {s.name: s.shape for s in subnet.specs}
+    if policy == "uniform":
+        dense = AutoModelForCausalLM.from_pretrained(write(subnet, tmp_path / "out"))
+        with torch.no_grad():
+            expected = dense(IDS).logits
+        torch.testing.assert_close(masked_logits(held, named, IDS), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_adapters_are_in_what_was_fitted_and_not_added_again(tmp_path: Path, recipe: RefitRecipe) -> None:
+    supernet = opened(tmp_path / "model")
+    adapter = noise_adapter(supernet)
+    supernet = dataclasses.replace(supernet, adapters=(adapter,), inputs=(*supernet.inputs, adapter.input))
+    held, (named,) = fitted(supernet, [cut(supernet)], recipe, tmp_path / "refit")
+    dense = AutoModelForCausalLM.from_pretrained(write(materialize_subnet(held, named), tmp_path / "out"))
+    with torch.no_grad():
+        torch.testing.assert_close(masked_logits(held, named, IDS), dense(IDS).logits, rtol=1e-4, atol=1e-4)
+    without = dataclasses.replace(held, adapters=(), inputs=supernet.inputs[:1])
+    with pytest.raises(WrongModel, match="other adapters"):
+        materialize_subnet(without, named)
+
+
+def test_a_plan_without_biases_gets_none(tmp_path: Path, recipe: RefitRecipe) -> None:
+    supernet = opened(tmp_path / "model")
+    plan = dataclasses.replace(cut(supernet), compensate=False)
+    held, (named,) = fitted(supernet, [plan], recipe, tmp_path / "refit")
+    names = held.refits[named.refit_id or ""].tensors.names()
+    assert len(names) == 2 * len(plan.layers) and not any(name.endswith("bias") for name in names)
+
+
+def test_plans_that_are_fitted_together_come_out_as_if_alone(tmp_path: Path, recipe: RefitRecipe) -> None:
+    supernet = opened(tmp_path / "model")
+    plans = [cut(supernet, "3x0.6"), cut(supernet, "2x1"), cut(supernet, "4x0.5")]
+    _, together = fitted(supernet, plans, recipe, tmp_path / "together")
+    alone = [fitted(supernet, [plan], recipe, tmp_path / f"alone-{i}")[1][0] for i, plan in enumerate(plans)]
+    contents = [read_refit(tmp_path / "together" / f"refit-{i}.safetensors") for i in range(3)]
+    for i, (held, named) in enumerate(zip(contents, alone, strict=True)):
+        other = read_refit(tmp_path / f"alone-{i}" / "refit-0.safetensors")
+        assert held.geometry == other.geometry == named.geometry
+        for name in other.tensors.names():
+            assert torch.equal(held.tensors.read(name), other.tensors.read(name))
+    assert len({plan.refit_id for plan in together}) == 3
+
+
+class Stopping:
+    """Progress that ends the work after some layers, as a signal would."""
+
+    def __init__(self, after: int) -> None:
+        self._left = after
+
+    def note(self, message: str) -> None:
+        pass
+
+    warn = note
+
+    @contextmanager
+    def track(self, description: str, total: int) -> Any:
+        def advance(steps: int) -> None:
+            self._left -= 1
+            if not self._left:
+                raise KeyboardInterrupt
+
+        yield advance
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(tmp_path: Path, recipe: RefitRecipe, after: int) -> None:
+    supernet = opened(tmp_path / "model")
+    plans = [cut(supernet, "3x0.6"), cut(supernet, "2x0.8")]
+    _, expected = fitted(supernet, plans, recipe, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fitted(supernet, plans, recipe, tmp_path / "stopped", cache_dir=tmp_path / "cache", progress=Stopping(after))
+    _, found = fitted(supernet, plans, recipe, tmp_path / "stopped", cache_dir=tmp_path / "cache")
+    assert [plan.refit_id for plan in found] == [plan.refit_id for plan in expected]
+    assert not list((tmp_path / "cache").rglob("*.f32"))
+
+
+def test_a_refit_of_another_cut_is_refused(tmp_path: Path, recipe: RefitRecipe) -> None:
+    supernet = opened(tmp_path / "model")
+    held, (named,) = fitted(supernet, [cut(supernet)], recipe, tmp_path / "refit")
+    other = dataclasses.replace(cut(supernet, "3x0.8"), refit_id=named.refit_id)
+    with pytest.raises(WrongModel, match="keeps other layers, heads or neurons"):
+        materialize_subnet(held, other)
+    with pytest.raises(InputError, match="is not at hand"):
+        materialize_subnet(supernet, named)
+    again = SubnetPlan.from_json(named.to_json())
+    assert again == named and named.to_json()["schema_version"] == 2
+    assert "refit_id" not in cut(supernet).to_json() and cut(supernet).to_json()["schema_version"] == 1
+
+
+def test_a_damaged_refit_is_named(tmp_path: Path, recipe: RefitRecipe) -> None:
+    path = tmp_path / "refit.safetensors"
+    with pytest.raises(NotFound):
+        read_refit(path)
+    path.write_text("nothing of the kind", encoding="utf-8")
+    with pytest.raises(DamagedFile):
+        read_refit(path)
+    supernet = opened(tmp_path / "model")
+    fitted(supernet, [cut(supernet)], recipe, tmp_path / "refit")
+    content = (tmp_path / "refit" / "refit-0.safetensors").read_bytes()
+    path.write_bytes(content.replace(b"geometry", b"geometrx"))
+    with pytest.raises(DamagedFile, match="geometry"):
+        read_refit(path)
+    path.write_bytes(content[:-4])
+    with pytest.raises(DamagedFile):
+        read_refit(path)
