@@ -9,9 +9,16 @@ Names are imported when they are first used: importing this package imports no t
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
+from amoeba_export.telemetry import switch_off
 from amoeba_export.version import __version__
+
+if os.name != "posix":
+    raise ImportError("amoeba runs on Linux and macOS. On Windows, use it in WSL.")
+
+switch_off()  # here, because it must come before the first import of onnxruntime, in children and workers too
 
 if TYPE_CHECKING:
     from amoeba_export.application.pipeline import ExportResult, export

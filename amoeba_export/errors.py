@@ -244,6 +244,17 @@ class ForeignCode(InputError):
         )
 
 
+class LinkOutside(InputError):
+    """A file of a model or adapter folder that is a link to somewhere else."""
+
+    def __init__(self, folder: Path, name: Path, target: Path) -> None:
+        super().__init__(
+            f"This folder links out of itself: {name} is {target}. What a model's folder holds is published with it.",
+            where=folder,
+            next_step="If you mean that file, put a copy of it in the folder; else get the folder again.",
+        )
+
+
 class DiskFull(InputError):
     """The output does not fit on its disk. Found before the work, by reserving the space."""
 

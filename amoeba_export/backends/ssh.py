@@ -28,6 +28,7 @@ from amoeba_export.errors import InputError, TargetError, TargetUnavailable
 from amoeba_export.ir import SILENT, Latency, Progress, Source, Target, Workload
 from amoeba_export.model import opening
 from amoeba_export.model.foreign_code import modeling_file
+from amoeba_export.telemetry import SWITCHES
 
 ATTEMPTS = 3
 """Connections that are made before a run is given up; one that brought results counts as the first again."""
@@ -45,7 +46,7 @@ runner = None
 try:
     print(folder, flush=True)
     for line in sys.stdin:
-        environment = dict(os.environ, PYTHONPATH=os.path.join(folder, "runner.zip"), TMPDIR=folder)
+        environment = {**SWITCHES, **os.environ, "PYTHONPATH": os.path.join(folder, "runner.zip"), "TMPDIR": folder}
         job = os.path.join(folder, "job.json")
         command = [sys.executable, "-m", "amoeba_runner", "--job", job]
         runner = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE)
@@ -54,7 +55,7 @@ finally:
         runner.kill()
         runner.wait()
     shutil.rmtree(folder, ignore_errors=True)
-"""
+""".replace("SWITCHES", repr(SWITCHES))
 """Runs on the device: each line on stdin starts the job, the end of stdin ends everything."""
 
 

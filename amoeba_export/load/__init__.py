@@ -19,6 +19,7 @@ from amoeba_export.load.families import (
     tied_copies,
 )
 from amoeba_export.load.identity import model_identity
+from amoeba_export.load.links import refuse_links_outside
 from amoeba_export.load.locate import locate_model
 from amoeba_export.load.strategy import check_strategy, read_strategy, write_strategy
 
@@ -54,6 +55,7 @@ def load_supernet(
 
     cache_dir = cache_dir or locations.cache_dir()
     name, folder = locate_model(model, cache_dir=cache_dir, progress=progress)
+    refuse_links_outside(folder)
     config_path = folder / "config.json"
     config = _read_config(config_path)
     architecture, file = read_architecture(config, where=config_path)

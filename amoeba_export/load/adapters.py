@@ -14,6 +14,7 @@ from amoeba_export.load.adapter_names import AdapterWeights, sort_weights
 from amoeba_export.load.checkpoint import open_file
 from amoeba_export.load.families import expected_weights, matrix_shapes
 from amoeba_export.load.identity import model_identity
+from amoeba_export.load.links import refuse_links_outside
 from amoeba_export.load.lora import LoraAdapter, check_biases, check_targets
 from amoeba_export.load.own_weights import possible_weights, with_own_weights
 from amoeba_export.load.smol import GATE_WEIGHTS, SmolAdapter
@@ -59,11 +60,14 @@ def add_adapter(supernet: Supernet, folder: Path, *, cache_dir: Path, progress: 
 
     Raises:
         NotFound: A file is missing.
+        LinkOutside: A file is a link out of the folder.
         DamagedFile: A file is truncated, or is not what its name says.
         UnsafePickle: A `.bin` file names something other than tensors.
         WrongModel: It was made for a model of other dims.
         UnsupportedAdapter: It uses an option that cannot be merged, named.
     """
+    if folder.is_dir():
+        refuse_links_outside(folder)
     config = _read_config(folder / CONFIG)
     is_smol = bool(config.get("use_moe_lora"))
     _check_options(config, is_smol=is_smol, where=folder / CONFIG)

@@ -90,6 +90,7 @@ class OpenedOnnx:
     def __init__(self, folder: Path) -> None:
         import onnxruntime
 
+        onnxruntime.disable_telemetry_events()  # for who imported it before amoeba, which set the variable too late
         self.dtype = _onnx_dtype(folder / "model.onnx")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3

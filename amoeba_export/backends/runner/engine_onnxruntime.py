@@ -48,6 +48,7 @@ class _Model:
     def __init__(self, subject: Mapping[str, Any], workload: Mapping[str, int], options: Mapping[str, Any]) -> None:
         import onnxruntime
 
+        onnxruntime.disable_telemetry_events()
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = options["threads"] or physical_cores()
         settings.inter_op_num_threads = 1
