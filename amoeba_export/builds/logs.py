@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from amoeba_export.ir import Progress
+from amoeba_export.shown import for_terminal
 
 
 class Logged:
@@ -43,7 +44,7 @@ class Logged:
     def write(self, message: str) -> None:
         """To the log alone."""
         self._check()
-        self._log.write(f"{datetime.now(UTC):%H:%M:%S} {message}\n")
+        self._log.write(f"{datetime.now(UTC):%H:%M:%S} {for_terminal(message)}\n")
         self._log.flush()
 
     def _check(self) -> None:

@@ -29,6 +29,7 @@ from amoeba_export.cli.streams import forgiving_streams
 from amoeba_export.cli.targets import targets
 from amoeba_export.cli.verify import verify
 from amoeba_export.errors import AmoebaError, explain
+from amoeba_export.shown import for_terminal
 from amoeba_export.version import __version__
 
 app = typer.Typer(
@@ -97,7 +98,7 @@ def _run(arguments: Sequence[str], talk: Talk, debug: bool) -> int:
         return command(args=arguments, prog_name="amoeba", standalone_mode=False) or 0
     except AmoebaError as error:
         if debug:
-            traceback.print_exc()
+            sys.stderr.write(for_terminal(traceback.format_exc()))
         talk.error(str(error))
         return error.exit_code
     except typer.TyperException as error:
@@ -115,7 +116,7 @@ def _refused(error: OSError, talk: Talk, debug: bool) -> int:
     if explained is None:
         return _bug(error, talk, debug)
     if debug:
-        traceback.print_exc()
+        sys.stderr.write(for_terminal(traceback.format_exc()))
     talk.error(str(explained))
     return explained.exit_code
 
@@ -132,7 +133,7 @@ def _usage(error: typer.TyperException, talk: Talk) -> int:
 
 def _bug(error: Exception, talk: Talk, debug: bool) -> int:
     if debug:
-        traceback.print_exc()
+        sys.stderr.write(for_terminal(traceback.format_exc()))
     talk.error(f"This is a bug in amoeba: {type(error).__name__}: {error}")
     if not debug:
         talk.note("  next:  Run the same command with --debug, and report it with the traceback and 'amoeba doctor'.")

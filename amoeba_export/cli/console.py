@@ -9,15 +9,18 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
+
+from amoeba_export.shown import for_terminal
 
 HEARTBEAT_S = 30.0
 """In a log, long work says this often how far it is."""
@@ -30,6 +33,14 @@ LOG_WIDTH = 10_000
 
 WORTH_SAYING_S = 2.0
 """Work that takes less is not mentioned in a log."""
+
+
+class _Output(Console):
+    """A rich console on which no text of a file commands the terminal."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(for_terminal(segment.text), segment.style)
 
 
 class _Trimmed(io.TextIOBase):
@@ -45,8 +56,8 @@ class _Trimmed(io.TextIOBase):
 def answer() -> Console:
     """The console of stdout. A file or pipe gets lines as long as they are, neither cut at 80 columns nor filled up."""
     if sys.stdout.isatty():
-        return Console(highlight=False, markup=False, emoji=False)
-    return Console(highlight=False, markup=False, emoji=False, width=LOG_WIDTH, file=cast(TextIO, _Trimmed()))
+        return _Output(highlight=False, markup=False, emoji=False)
+    return _Output(highlight=False, markup=False, emoji=False, width=LOG_WIDTH, file=cast(TextIO, _Trimmed()))
 
 
 def print_json(data: Any) -> None:
@@ -82,7 +93,7 @@ class Talk:
 
     def __init__(self) -> None:
         self.on_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        self._console = Console(
+        self._console = _Output(
             stderr=True,
             highlight=False,
             markup=False,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,13 @@ from typing import Any
 from amoeba_export.finetune.sampling import ShapeSampler
 from amoeba_export.finetune.settings import Settings
 from amoeba_export.ir import Supernet
+from amoeba_export.shown import for_markdown, for_terminal
 
 FACTS = "amoeba_adapter.json"
 
 _CARD = """\
 ---
-base_model: {base}
+base_model: {base_yaml}
 library_name: peft
 tags:
 - amoeba
@@ -37,8 +40,8 @@ tags:
 
 ## Use
 
-    amoeba export {base} --strategy strategy.safetensors --adapter DIR --shape {example}
-    amoeba evaluate {base} --strategy strategy.safetensors --adapter DIR --shape {example}
+    amoeba export {base_word} --strategy strategy.safetensors --adapter DIR --shape {example}
+    amoeba evaluate {base_word} --strategy strategy.safetensors --adapter DIR --shape {example}
 
 Give the strategy that it was trained with: it decides which weights a shape keeps. {note}
 
@@ -60,8 +63,10 @@ def write_card(
     smol, many = low_rank.mode == "smol", len(shapes) > 1
     experts = f", {low_rank.experts} experts, top {low_rank.top_k}" if smol else ""
     text = _CARD.format(
-        base=supernet.name,
-        title=f"{'One-for-all adapter' if many else f'Adapter for {shapes[0]}'} of {supernet.name}",
+        base=for_markdown(supernet.name),
+        base_yaml=json.dumps(supernet.name) if re.search(r"[^\w./-]", supernet.name) else supernet.name,
+        base_word=shlex.quote(" ".join(for_terminal(supernet.name).split())),
+        title=f"{'One-for-all adapter' if many else f'Adapter for {shapes[0]}'} of {for_markdown(supernet.name)}",
         what=(
             "Trained once for every shape below; pick one, and its dense model follows without further training."
             if many

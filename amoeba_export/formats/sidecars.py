@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from amoeba_export.ir import Subnet
+from amoeba_export.shown import as_code, for_markdown
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -83,10 +84,10 @@ pipeline_tag: text-generation
 tags: [amoeba, pruned]
 ---
 
-# {subnet.model_name}, cut to {plan.shape}
+# {for_markdown(subnet.model_name)}, cut to {plan.shape}
 
-A dense subnet of `{subnet.model_name}`, made with amoeba: {len(dense.layers)} of {base.num_layers} layers,
-{plan.policy} widths, {dense.num_params:,} weights. The licence of `{subnet.model_name}` applies to them.
+A dense subnet of {as_code(subnet.model_name)}, made with amoeba: {len(dense.layers)} of {base.num_layers} layers,
+{plan.policy} widths, {dense.num_params:,} weights. The licence of {as_code(subnet.model_name)} applies to them.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -208,8 +208,8 @@ def test_junit_counts_failures_and_bugs_apart(folder: Path) -> None:
     assert cases[HOSTILE].findtext("system-out") == "2x0.5: 9.877 ms, limit 10.12 ms"
     failure = cases["broken"].find("failure")
     assert failure is not None
-    assert (failure.get("type"), failure.get("message")) == ("BudgetMissed", "Too | slow.")
-    assert failure.text == "Too | slow.\nwhere: amoeba.toml\nAllow <more>."
+    assert (failure.get("type"), failure.get("message")) == ("BudgetMissed", "Too | slow.\\x07")
+    assert failure.text == "Too | slow.\\x07\nwhere: amoeba.toml\nAllow <more>."
     assert cases["bug"].find("error") is not None
     assert cases["later"].find("skipped") is not None
 

@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 
 from amoeba_export.builds.outcome import BuildReport, EntryOutcome
 from amoeba_export.builds.report.wording import milliseconds, reached
+from amoeba_export.shown import for_terminal
 
 
 def junit_xml(report: BuildReport) -> str:
@@ -22,18 +23,17 @@ def junit_xml(report: BuildReport) -> str:
         timestamp=report.started,
     )
     for entry in report.entries:
-        case = ElementTree.SubElement(
-            suite, "testcase", classname=entry.target or "amoeba", name=entry.name, time=f"{entry.seconds:.3f}"
-        )
+        words = {"classname": for_terminal(entry.target or "amoeba"), "name": for_terminal(entry.name)}
+        case = ElementTree.SubElement(suite, "testcase", words, time=f"{entry.seconds:.3f}")
         if error := entry.error:
             kind = "error" if error.exit_code == 1 else "failure"
-            detail = ElementTree.SubElement(case, kind, type=error.kind, message=_clean(error.message))
+            detail = ElementTree.SubElement(case, kind, type=error.kind, message=for_terminal(error.message))
             lines = [error.message, f"where: {error.where}" if error.where else "", error.next_step or ""]
-            detail.text = _clean("\n".join(line for line in lines if line))
+            detail.text = for_terminal("\n".join(line for line in lines if line))
         elif entry.status == "skipped":
             ElementTree.SubElement(case, "skipped")
         if said := _said(entry):
-            ElementTree.SubElement(case, "system-out").text = said
+            ElementTree.SubElement(case, "system-out").text = for_terminal(said)
     suites = ElementTree.Element("testsuites")
     suites.append(suite)
     ElementTree.indent(suites)
@@ -44,8 +44,3 @@ def _said(entry: EntryOutcome) -> str:
     if entry.latency is None or entry.plan is None:
         return ""
     return f"{entry.plan.shape}: {reached(entry)}, limit {milliseconds(entry.latency.limit_ms)}"
-
-
-def _clean(text: str) -> str:
-    """Without the control characters that XML cannot hold."""
-    return "".join(character for character in text if character >= " " or character in "\n\t")
