@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint type bench compat clean
+.PHONY: setup demo test fuzz lint type bench compat clean
 
 setup: $(STAMP)
 
@@ -23,6 +23,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -q
+
+# 10,000 damaged files a reader, in child processes with bounds on time and memory: hours. What breaks lies in build/fuzz.
+fuzz: setup
+	$(BIN)/python -m tests.fuzz --cases 10000
 
 lint: setup
 	$(BIN)/ruff check .

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -10,10 +9,11 @@ from pathlib import Path
 from typing import TypeVar, get_args
 
 from amoeba_export.backends.targets import read_target
-from amoeba_export.errors import AmoebaError, BadValue, DamagedFile, NotFound, Problems, UnknownName, UsageError
+from amoeba_export.errors import AmoebaError, BadValue, Problems, UnknownName, UsageError
 from amoeba_export.formats import FORMATS
 from amoeba_export.ir import Budget, Metric, Policy, Shape, SubnetPlan, Target, Workload, parse_megabytes
 from amoeba_export.ir.dtype import AUTO, DTYPE_NAMES
+from amoeba_export.reading import read_json_object
 
 _S = TypeVar("_S")
 _T = TypeVar("_T")
@@ -217,14 +217,7 @@ def read_plan(path: Path) -> SubnetPlan:
         InputError: It is not there, not JSON, or not a plan.
     """
     file = path / "plan.json" if path.is_dir() else path
-    if not file.is_file():
-        raise NotFound("The plan", file, next_step="Give a plan.json, or the folder of an artifact.")
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DamagedFile(file, f"it is not JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise DamagedFile(file, "it is not a JSON object")
+    data = read_json_object(file, what="The plan", missing="Give a plan.json, or the folder of an artifact.")
     return SubnetPlan.from_json(data.get("plan", data), where=str(file))
 
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from amoeba_export.artifact.checksums import FileEntry
 from amoeba_export.artifact.provenance import provenance_text
-from amoeba_export.errors import DamagedFile, InputError, NotFound
+from amoeba_export.errors import DamagedFile
 from amoeba_export.ir import Architecture, InputId, Metric, Shape, Source, SubnetPlan, Workload
+from amoeba_export.reading import check_schema, decode, dim_problems, read_json_object
 
 MANIFEST_NAME = "amoeba.json"
 PLAN_NAME = "plan.json"
@@ -190,32 +191,38 @@ class Manifest:
     @classmethod
     def from_json(cls, data: Mapping[str, Any], *, where: Path | None = None) -> Manifest:
         """Read what `to_json` wrote. Raises `InputError` naming the first key that is wrong."""
+        again = "Use the amoeba that wrote the artifact, or export it again."
+        check_schema(data, MANIFEST_SCHEMA, what="manifest", where=where, next_step=again)
         try:
-            version = data["schema_version"]
-            if version != MANIFEST_SCHEMA:
-                raise InputError(
-                    f"This manifest has schema version {version}; this amoeba reads {MANIFEST_SCHEMA}.",
-                    where=where,
-                    next_step="Use the amoeba that wrote the artifact, or export it again.",
-                )
-            shape, latency, verification = data["shape"], data["latency"], data["verification"]
-            layers = tuple(LayerCounts(**layer) for layer in shape["layers"])
-            return cls(
-                model=data["model"],
-                shape=ShapeRecord(depth=shape["depth"], width=shape["width"], layers=layers),
-                dtype=data["dtype"],
-                latency=latency and LatencyRecord(**{**latency, "workload": Workload(**latency["workload"])}),
-                quality=data["quality"],
-                verification=verification and VerificationRecord(**verification),
-                inputs=tuple(InputId(**item) for item in data["inputs"]),
-                files=tuple(FileEntry(**item) for item in data["files"]),
-                tool=data["tool"],
-                dims=data["dims"],
-            )
-        except (KeyError, TypeError) as error:
-            raise DamagedFile(
-                where or MANIFEST_NAME, f"it is not a manifest ({type(error).__name__}: {error})"
-            ) from error
+            manifest = decode(cls, data)
+            problems = manifest._problems()
+        except ValueError as error:
+            raise DamagedFile(where or MANIFEST_NAME, f"it is not a manifest ({error})") from error
+        if problems:
+            raise DamagedFile(where or MANIFEST_NAME, f"it is not a manifest ({'; '.join(problems)})")
+        return manifest
+
+    def _problems(self) -> list[str]:
+        """What does not fit together in a manifest that was read."""
+        problems = dim_problems(self.dims)
+        decode(Architecture, self.dims, "dims")
+        if "amoeba" not in self.tool:
+            problems.append("tool has no key 'amoeba'")
+        if not self.shape.layers or len(self.shape.layers) != self.shape.depth:
+            problems.append(f"its shape has a depth of {self.shape.depth} and {len(self.shape.layers)} layers")
+        if (latency := self.latency) is not None:
+            if latency.percentile not in (50, 90):
+                problems.append(f"latency.percentile is {latency.percentile}")
+            if latency.measured_ms is not None and not {"p50", "p90"} <= set(latency.measured_ms):
+                problems.append("latency.measured_ms has no p50 or no p90")
+            if latency.measured_ms is None and latency.predicted_ms is None:
+                problems.append("its latency has no figure")
+            if latency.budget_ms is not None and latency.budget_ms <= 0:
+                problems.append(f"latency.budget_ms is {latency.budget_ms}")
+        record = self.verification
+        if record is not None and record.mean_kl is not None and record.perplexity_ratio is None:
+            problems.append("verification has a mean_kl and no perplexity_ratio")
+        return problems
 
 
 def _one_a_line(items: Sequence[Any], indent: str) -> str:
@@ -233,12 +240,5 @@ def is_artifact(folder: Path) -> bool:
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of an artifact. Raises `NotFound`, `DamagedFile`, `InputError`."""
     path = folder / MANIFEST_NAME
-    if not path.is_file():
-        raise NotFound("The artifact's manifest", path, next_step="Give a folder that 'amoeba export' wrote.")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DamagedFile(path, f"it is not JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise DamagedFile(path, "it is not a JSON object")
-    return Manifest.from_json(data, where=path)
+    missing = "Give a folder that 'amoeba export' wrote."
+    return Manifest.from_json(read_json_object(path, what="The artifact's manifest", missing=missing), where=path)

@@ -15,7 +15,9 @@ from typing import Any
 from urllib.parse import quote
 
 from amoeba_export.artifact.checksums import FileEntry
+from amoeba_export.errors import InputError
 from amoeba_export.ir import InputId
+from amoeba_export.reading import decode, read_json_object
 
 PROVENANCE_NAME = "provenance.json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -64,11 +66,14 @@ def provenance_problems(path: Path, inputs: Sequence[InputId], files: Sequence[F
         expected: The text that the manifest implies.
     """
     try:
-        statement = json.loads(path.read_text(encoding="utf-8"))
+        statement = read_json_object(path, what="The provenance statement")
         kinds = (statement["_type"], statement["predicateType"])
-        subjects = {one["name"]: one["digest"]["sha256"] for one in statement["subject"]}
-        dependencies = list(statement["predicate"]["buildDefinition"]["resolvedDependencies"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        subjects = {decode(str, one["name"]): one["digest"]["sha256"] for one in statement["subject"]}
+        dependencies = statement["predicate"]["buildDefinition"]["resolvedDependencies"]
+        decode(list[dict[str, Any]], dependencies, "resolvedDependencies")
+    except InputError as error:
+        return [f"{path.name} cannot be read ({error.what})"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return [f"{path.name} is not a provenance statement ({type(error).__name__}: {error})"]
     if kinds != (STATEMENT_TYPE, PREDICATE_TYPE):
         return [f"{path.name} is a statement of another kind ({', '.join(map(str, kinds))})"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -13,10 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from amoeba_export.backends import find_backend, list_backends
 from amoeba_export.backends.graphs import spelling
-from amoeba_export.errors import DamagedFile, InputError, NotFound, UnknownName, nearest
+from amoeba_export.errors import InputError, UnknownName, nearest
 from amoeba_export.ir import Metric, Target
 from amoeba_export.ir.dtype import DtypeName
 from amoeba_export.locations import data_dir
+from amoeba_export.reading import read_toml
 
 Container = Literal["onnx", "safetensors", "gguf"]
 
@@ -66,8 +66,6 @@ def read_target(name_or_file: str | Path) -> Target:
     text = str(name_or_file)
     if text.endswith(".toml"):
         path = Path(text)
-        if not path.is_file():
-            raise NotFound("The target file", path, next_step="'amoeba targets' lists the targets that need no file.")
         return _read(path)
     paths = {path.stem: path for path in _files()}
     if text in paths:
@@ -140,10 +138,7 @@ def _aliases() -> dict[str, str]:
 
 
 def _read(path: Path) -> Target:
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DamagedFile(path, f"it is not TOML ({error})", next_step="Correct the file.") from error
+    data = read_toml(path, what="The target file", missing="'amoeba targets' lists the targets that need no file.")
     problems: list[str] = []
     file = _validated(TargetFile, data, (), problems)
     for table, key in ((data, "options"), (data.get("on_device"), "on_device.options")):

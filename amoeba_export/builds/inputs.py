@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from amoeba_export.load.demo import demo_gguf
 from amoeba_export.load.identity import file_sha256
 from amoeba_export.load.locate import locate_model
 from amoeba_export.locations import data_dir
+from amoeba_export.reading import read_toml
 
 FORMAT = 1
 """Raise it when the same inputs give another artifact than before."""
@@ -129,7 +129,7 @@ def _recipe_digest(recipe: str, cache: Cache) -> str:
     path = Path(recipe) if recipe.endswith(".toml") else data_dir("calibration") / f"{recipe}.toml"
     named = [
         path.parent / table["file"]
-        for table in tomllib.loads(path.read_text(encoding="utf-8")).values()
+        for table in read_toml(path, what="The recipe").values()
         if isinstance(table, dict) and isinstance(table.get("file"), str)
     ]
     return _files_digest([path, *(file for file in named if file.is_file())], cache)

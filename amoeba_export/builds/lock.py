@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import base64
 import json
-import tomllib
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,15 @@ import numpy as np
 
 from amoeba_export.builds.entry import LockedEntry
 from amoeba_export.errors import AmoebaError, DamagedFile, InputError, NotLocked
-from amoeba_export.ir import InputId, LayerPlan, Shape, SubnetPlan
+from amoeba_export.ir import InputId, LayerPlan, Policy, Shape, SubnetPlan
+from amoeba_export.reading import check_schema, decode, read_toml
+from amoeba_export.reading.bounds import MAX_SIZES, shown
 
 LOCK_SCHEMA = 1
+MAX_BYTES = 64 * 2**20
+"""Dozens of entries of a model with 400 billion weights."""
+
+_RANGES = re.compile(r"(?:[0-9]{1,6}(?:-[0-9]{1,6})?(?:,[0-9]{1,6}(?:-[0-9]{1,6})?)*)?")
 _HEAD = """\
 # Written by 'amoeba build'. Commit it: 'amoeba build --locked' rebuilds exactly this, and refuses changed inputs.
 schema_version = 1
@@ -41,19 +48,15 @@ def read_lock(path: Path) -> dict[str, LockedEntry]:
     """The entries of a lock by name. Raises `NotLocked`, `DamagedFile`, `InputError`."""
     if not path.is_file():
         raise NotLocked(path)
+    restore = "Restore it, or delete it and build."
+    data = read_toml(path, what="The lock", next_step=restore, max_bytes=MAX_BYTES)
+    again = "Run 'amoeba build' without --locked, and commit the new lock."
+    check_schema(data, LOCK_SCHEMA, what="lock", where=path, next_step=again)
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-        if data["schema_version"] != LOCK_SCHEMA:
-            raise InputError(
-                f"This lock has schema version {data['schema_version']}; this amoeba reads {LOCK_SCHEMA}.",
-                where=path,
-                next_step="Run 'amoeba build' without --locked, and commit the new lock.",
-            )
-        return {entry["name"]: _entry(entry) for entry in data.get("entry", ())}
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedFile(
-            path, f"it is not a lock ({type(error).__name__}: {error})", next_step="Restore it, or delete it and build."
-        ) from error
+        entries = [_entry(entry) for entry in decode(tuple[_Entry, ...], data.get("entry", ()), "entry")]
+    except (ValueError, InputError) as error:
+        raise DamagedFile(path, f"it is not a lock ({error})", next_step=restore) from error
+    return {entry.name: entry for entry in entries}
 
 
 def read_lock_or_none(path: Path) -> dict[str, LockedEntry]:
@@ -106,16 +109,47 @@ def _layer_text(layer: LayerPlan) -> str:
     )
 
 
-def _layer(data: Mapping[str, Any]) -> LayerPlan:
-    bits = np.unpackbits(
-        np.frombuffer(base64.b64decode(data["mask"], validate=True), dtype=np.uint8), bitorder="little"
-    )
+@dataclass(frozen=True)
+class _Layer:
+    """One layer in the file."""
+
+    layer: int
+    heads: str
+    kv: str
+    neurons: int
+    mask: str
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One entry in the file."""
+
+    name: str
+    dtype: str
+    shape: Shape
+    policy: Policy
+    compensate: bool
+    fingerprint: str
+    inputs: tuple[InputId, ...]
+    layers: tuple[_Layer, ...]
+    target: str | None = None
+    width_key: float | None = None
+    gate_width: float | None = None
+    strategy_id: str | None = None
+    model_id: str | None = None
+    latency: Mapping[str, Any] | None = None
+    quality: Mapping[str, float] | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+def _layer(data: _Layer) -> LayerPlan:
+    if len(data.mask) > MAX_SIZES["ffn_size"] // 6 + 4:
+        raise ValueError(f"layer {data.layer} has a mask of more than {MAX_SIZES['ffn_size']} neurons")
+    bits = np.unpackbits(np.frombuffer(base64.b64decode(data.mask, validate=True), dtype=np.uint8), bitorder="little")
     ffn = tuple(np.flatnonzero(bits).tolist())
-    if len(ffn) != data["neurons"]:
-        raise ValueError(f"layer {data['layer']} lists {len(ffn)} neurons and says {data['neurons']}")
-    return LayerPlan(
-        source_layer=data["layer"], query_heads=_indices(data["heads"]), kv_heads=_indices(data["kv"]), ffn=ffn
-    )
+    if len(ffn) != data.neurons:
+        raise ValueError(f"layer {data.layer} lists {len(ffn)} neurons and says {data.neurons}")
+    return LayerPlan(source_layer=data.layer, query_heads=_indices(data.heads), kv_heads=_indices(data.kv), ffn=ffn)
 
 
 def _ranges(indices: Sequence[int]) -> str:
@@ -130,33 +164,36 @@ def _ranges(indices: Sequence[int]) -> str:
 
 
 def _indices(text: str) -> tuple[int, ...]:
-    """The opposite."""
+    """The opposite. Raises `ValueError`."""
+    if not _RANGES.fullmatch(text):
+        raise ValueError(f"{shown(text)} are no heads, such as 0-2,6")
     runs = [[int(end) for end in run.split("-")] for run in text.split(",") if run]
+    if sum(run[-1] - run[0] + 1 for run in runs if run[-1] >= run[0]) > MAX_SIZES["num_heads"]:
+        raise ValueError(f"{shown(text)} are more heads than a layer can have")
     return tuple(index for run in runs for index in range(run[0], run[-1] + 1))
 
 
-def _entry(data: Mapping[str, Any]) -> LockedEntry:
-    latency = data.get("latency")
+def _entry(data: _Entry) -> LockedEntry:
     nullable = ("budget_ms", "predicted_ms", "measured_ms", "uncertainty")  # TOML has no null: these were left out
     return LockedEntry(
-        name=data["name"],
-        fingerprint=data["fingerprint"],
-        target=data.get("target"),
-        dtype=data["dtype"],
+        name=data.name,
+        fingerprint=data.fingerprint,
+        target=data.target,
+        dtype=data.dtype,
         plan=SubnetPlan(
-            shape=Shape.parse(data["shape"]),
-            policy=data["policy"],
-            layers=tuple(map(_layer, data["layers"])),
-            width_key=data.get("width_key"),
-            compensate=data["compensate"],
-            gate_width=data.get("gate_width"),
-            strategy_id=data.get("strategy_id"),
-            model_id=data.get("model_id"),
+            shape=data.shape,
+            policy=data.policy,
+            layers=tuple(map(_layer, data.layers)),
+            width_key=data.width_key,
+            compensate=data.compensate,
+            gate_width=data.gate_width,
+            strategy_id=data.strategy_id,
+            model_id=data.model_id,
         ),
-        inputs=tuple(InputId(**one) for one in data["inputs"]),
-        latency=None if latency is None else {**dict.fromkeys(nullable), **latency},
-        quality=data.get("quality"),
-        files=data.get("files", {}),
+        inputs=data.inputs,
+        latency=None if data.latency is None else {**dict.fromkeys(nullable), **data.latency},
+        quality=data.quality,
+        files=data.files,
     )
 
 

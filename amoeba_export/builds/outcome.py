@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from amoeba_export.artifact import FileEntry
-from amoeba_export.errors import AmoebaError, DamagedFile, InputError, NotFound
+from amoeba_export.errors import AmoebaError, DamagedFile
 from amoeba_export.ir import Architecture, InputId, Policy, SubnetPlan
+from amoeba_export.reading import check_schema, decode, read_json_object
 
 REPORT_NAME = "build-report.json"
 REPORT_SCHEMA = 1
@@ -246,52 +247,16 @@ class BuildReport:
             InputError: It is of another version.
             DamagedFile: It is something else.
         """
+        next_step = "Run 'amoeba build' again."
+        check_schema(data, REPORT_SCHEMA, what="build report", where=where, next_step=next_step)
         try:
-            if data["schema_version"] != REPORT_SCHEMA:
-                raise InputError(
-                    f"This build report has schema version {data['schema_version']}; this amoeba reads "
-                    f"{REPORT_SCHEMA}.",
-                    where=where,
-                    next_step="Run 'amoeba build' again.",
-                )
-            return cls(**{**data, "entries": tuple(_entry(entry) for entry in data["entries"])})
-        except (KeyError, TypeError) as error:
-            raise DamagedFile(
-                where or REPORT_NAME, f"it is not a build report ({type(error).__name__}: {error})"
-            ) from error
+            return decode(cls, data)
+        except ValueError as error:
+            raise DamagedFile(where or REPORT_NAME, f"it is not a build report ({error})") from error
 
 
 def read_report(path: Path) -> BuildReport:
     """The report in a file, or in a folder's build-report.json. Raises `NotFound`, `DamagedFile`, `InputError`."""
     file = path / REPORT_NAME if path.is_dir() else path
-    if not file.is_file():
-        raise NotFound("The build report", file, next_step="'amoeba build' writes one.")
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DamagedFile(file, f"it is not JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise DamagedFile(file, "it is not a JSON object")
+    data = read_json_object(file, what="The build report", missing="'amoeba build' writes one.")
     return BuildReport.from_json(data, where=file)
-
-
-def _entry(data: Mapping[str, Any]) -> EntryOutcome:
-    made = dict(data)
-    for key, kind in (("error", ErrorRecord), ("latency", LatencyFigures), ("quality", QualityFigures)):
-        made[key] = data[key] and kind(**data[key])
-    if data["plan"]:
-        layers = tuple(
-            LayerRecord(
-                source_layer=layer["source_layer"],
-                query_heads=tuple(layer["query_heads"]),
-                kv_heads=tuple(layer["kv_heads"]),
-                ffn=layer["ffn"],
-            )
-            for layer in data["plan"]["layers"]
-        )
-        made["plan"] = PlanRecord(**{**data["plan"], "layers": layers})
-    made["formats"] = tuple(data["formats"])
-    made["candidates"] = tuple(CandidatePoint(**one) for one in data["candidates"])
-    made["inputs"] = tuple(InputId(**one) for one in data["inputs"])
-    made["files"] = tuple(FileEntry(**one) for one in data["files"])
-    return EntryOutcome(**made)

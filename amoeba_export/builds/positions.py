@@ -9,11 +9,14 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
+from typing import Any
 
 Path = tuple[str | int, ...]
 
 _HEADER = re.compile(r"\s*(\[\[?)(.+?)\]\]?\s*(?:#.*)?$")
 _KEY = re.compile(r"""\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=""")
+_TOKEN = re.compile(r"""\"{3}|'{3}|"(?:[^"\\]|\\.)*"|'[^']*'|\#.*|[\[\]{}]|.""")
+_CLOSING = {'"""': re.compile(r'(?:[^"\\]|\\.|"(?!""))*("{3,5})'), "'''": re.compile(r"(?:[^']|'(?!''))*('{3,5})")}
 
 
 def key_lines(text: str) -> dict[Path, int]:
@@ -21,11 +24,10 @@ def key_lines(text: str) -> dict[Path, int]:
     lines: dict[Path, int] = {}
     counts: dict[Path, int] = {}
     table: Path = ()
-    waiting = ""  # a value that goes on over several lines
+    value = _Value()
     for number, line in enumerate(text.splitlines(), 1):
-        if waiting:
-            waiting += "\n" + line
-            waiting = "" if _is_complete(waiting) else waiting
+        if value.is_open:
+            value.scan(line)
         elif header := _HEADER.match(line):
             table = _place(_parts(header[2]), counts)
             if header[1] == "[[":
@@ -36,8 +38,41 @@ def key_lines(text: str) -> dict[Path, int]:
             parts = _parts(key[1])
             for end in range(1, len(parts) + 1):
                 lines.setdefault((*table, *parts[:end]), number)
-            waiting = "" if _is_complete(line) else line
+            value.scan(line[key.end() :])
     return lines
+
+
+class _Value:
+    """Whether a value goes on in the next line. Every character is looked at once, however long the value."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._quote = ""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has an end to come."""
+        return bool(self._quote or self._depth > 0)
+
+    def scan(self, line: str) -> None:
+        """Go on with one line."""
+        position = 0
+        while position < len(line):
+            if self._quote:
+                end = _CLOSING[self._quote].match(line, position)
+                if end is None:
+                    return
+                position, self._quote = end.end(), ""
+                continue
+            token = _TOKEN.match(line, position)
+            assert token is not None, "the last alternative is any character"
+            position = token.end()
+            if token[0] in _CLOSING:
+                self._quote = token[0]
+            elif token[0] in "[{":
+                self._depth += 1
+            elif token[0] in "]}":
+                self._depth -= 1
 
 
 def line_of(path: Path, lines: Mapping[Path, int]) -> int:
@@ -46,8 +81,12 @@ def line_of(path: Path, lines: Mapping[Path, int]) -> int:
 
 
 def _parts(dotted: str) -> tuple[str, ...]:
-    """`a."b.c"` as its parts, read by tomllib itself."""
-    table, parts = tomllib.loads(f"{dotted} = 0"), []
+    """`a."b.c"` as its parts, read by tomllib itself; none for what only looks like a key."""
+    try:
+        table: Any = tomllib.loads(f"{dotted} = 0")
+    except tomllib.TOMLDecodeError:
+        return ()
+    parts = []
     while isinstance(table, dict):
         ((name, table),) = table.items()
         parts.append(name)
@@ -62,11 +101,3 @@ def _place(parts: tuple[str, ...], counts: Mapping[Path, int]) -> Path:
         if place in counts and position < len(parts):
             place = (*place, counts[place])
     return place
-
-
-def _is_complete(assignment: str) -> bool:
-    try:
-        tomllib.loads(assignment)
-    except tomllib.TOMLDecodeError:
-        return False
-    return True

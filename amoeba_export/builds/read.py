@@ -21,6 +21,7 @@ from amoeba_export.errors import AmoebaError, BadConfig, NotFound, nearest
 from amoeba_export.ir import Budget, Shape
 from amoeba_export.ir.latency import parse_megabytes
 from amoeba_export.locations import data_dir
+from amoeba_export.reading import parse_toml
 
 SIZES = ("latency", "throughput", "shape", "plan")
 
@@ -86,7 +87,7 @@ class _Reader:
         self._spoiled: set[Place] = set()
         try:
             text = path.read_text(encoding="utf-8")
-            self._data = tomllib.loads(text)
+            self._data = parse_toml(text)
         except UnicodeDecodeError as error:
             line = path.read_bytes()[: error.start].count(b"\n") + 1
             raise BadConfig(path, [(line, "this is not UTF-8 text", "Save the file as UTF-8")]) from error
@@ -94,6 +95,8 @@ class _Reader:
             line = getattr(error, "lineno", None) or _line_in(str(error), path)
             reason = str(error).partition(" (at ")[0]
             raise BadConfig(path, [(line, f"this is not TOML: {reason}", "Correct the line")]) from error
+        except ValueError as error:
+            raise BadConfig(path, [(1, f"this file cannot be read: {error}", "Correct the value")]) from error
         self._lines = key_lines(text)
 
     def add(self, place: Place, what: str, fix: str) -> None:

@@ -14,6 +14,7 @@ from amoeba_export.ir.metric import ObjectiveName
 from amoeba_export.ir.plan import Policy
 from amoeba_export.model.data import DataRecipe
 from amoeba_export.model.recipes import located, read_recipe, shipped
+from amoeba_export.reading.bounds import MAX_SIZES
 
 WidthMetric = Literal["WIFV", "WIFN", "IFV", "wanda"]
 
@@ -35,7 +36,7 @@ class DepthRecipe(_Table):
     """
 
     metric: ObjectiveName = "loss"
-    max_removed: Annotated[float, Field(gt=0)] = 0.4
+    max_removed: Annotated[float, Field(gt=0, le=MAX_SIZES["num_layers"])] = 0.4
     keep_last: Annotated[int, Field(ge=0)] = 1
     beam: Annotated[int, Field(ge=1)] = 1
     mode: Literal["exact", "racing"] = "exact"

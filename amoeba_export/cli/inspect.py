@@ -14,8 +14,9 @@ from amoeba_export.cli.artifacts import files_table, result_table
 from amoeba_export.cli.console import answer, facts, percent, print_json, table, titled
 from amoeba_export.cli.options import AsJson
 from amoeba_export.cli.strategies import strategy_facts, strategy_to_json
-from amoeba_export.errors import DamagedFile, InputError, NotFound
+from amoeba_export.errors import InputError, NotFound
 from amoeba_export.ir import SubnetPlan
+from amoeba_export.reading import read_json_object
 
 Shown = tuple[dict[str, Any], list[RenderableType]]
 """The answer for programs, and for people."""
@@ -75,13 +76,10 @@ def _artifact(folder: Path) -> Shown:
 
 
 def _json(path: Path) -> Shown:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DamagedFile(path, f"it is not JSON ({error})") from error
-    if isinstance(data, dict) and "fits" in data:
+    data = read_json_object(path, what="What should be inspected")
+    if "fits" in data:
         return inspect_cost_table(path)
-    if isinstance(data, dict) and "layers" in data:
+    if "layers" in data:
         return _plan(SubnetPlan.from_json(data, where=str(path)), path)
     if path.name == "amoeba.json":
         return _artifact(path.parent)
@@ -182,12 +180,7 @@ def _model(path: Path) -> Shown:
 
 def _adapter(folder: Path) -> Shown:
     path = folder / "adapter_config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DamagedFile(path, f"it is not JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise DamagedFile(path, "it is not a JSON object")
+    config = read_json_object(path, what="The adapter's config")
     shown = {key: value for key, value in config.items() if value not in (None, [], {}, False)}
     rows = {key: value if isinstance(value, str) else json.dumps(value) for key, value in shown.items()}
     return {"kind": "adapter", "config": config}, [titled(str(folder), facts(rows))]

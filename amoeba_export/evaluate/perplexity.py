@@ -12,7 +12,7 @@ from amoeba_export.errors import InputError
 from amoeba_export.evaluate.likelihood import log_likelihoods
 from amoeba_export.evaluate.model import LanguageModel
 from amoeba_export.ir import SILENT, Progress
-from amoeba_export.ir.records import read_text
+from amoeba_export.reading.records import read_text
 
 WHAT = "evaluation text"
 

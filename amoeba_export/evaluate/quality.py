@@ -12,6 +12,7 @@ from typing import Any
 from amoeba_export.errors import DamagedFile, InputError
 from amoeba_export.evaluate.choices import TaskScore
 from amoeba_export.ir import InputId, Shape
+from amoeba_export.reading import WrongValue, check_schema, decode, read_json_object
 
 QUALITY_NAME = "quality.json"
 """In the folder of the adapter that was measured, where a search looks for it."""
@@ -56,15 +57,8 @@ class ShapeQuality:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ShapeQuality:
-        """Read what `to_json` made."""
-        return cls(
-            shape=Shape.parse(data["shape"]),
-            num_params=data["num_params"],
-            prunable=data["prunable"],
-            loss=data["loss"],
-            perplexity=data["perplexity"],
-            tasks={name: TaskScore(**score) for name, score in data["tasks"].items()},
-        )
+        """Read what `to_json` made. Raises `WrongValue`."""
+        return decode(cls, {key: value for key, value in data.items() if key != "task_average"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,18 +123,17 @@ def read_quality(path: Path) -> QualityFile:
         DamagedFile: It is not such a file.
         InputError: It is of another schema.
     """
+    data = read_json_object(path, what="The quality file")
+    check_schema(data, SCHEMA, what="quality file", where=path, next_step="Measure again, into another file.")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if data["schema_version"] != SCHEMA:
-            raise InputError(
-                f"This quality file has schema version {data['schema_version']}; this amoeba reads {SCHEMA}.",
-                where=path,
-                next_step="Measure again, into another file.",
-            )
-        shapes = tuple(ShapeQuality.from_json(shape) for shape in data["shapes"])
-        return QualityFile(subject=data["subject"], measured=data["measured"], shapes=shapes)
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedFile(path, f"not a quality file ({type(error).__name__}: {error})") from error
+        listed = decode(tuple[dict[str, Any], ...], data.get("shapes"), "shapes")
+        subject = decode(dict[str, Any], data.get("subject"), "subject")
+        if "inputs" in subject:
+            decode(dict[str, str], subject["inputs"], "subject.inputs")
+        measured = decode(dict[str, Any], data.get("measured"), "measured")
+        return QualityFile(subject=subject, measured=measured, shapes=tuple(map(ShapeQuality.from_json, listed)))
+    except WrongValue as error:
+        raise DamagedFile(path, f"not a quality file ({error})") from error
 
 
 def pareto(shapes: Sequence[ShapeQuality]) -> list[ShapeQuality]:

@@ -13,7 +13,8 @@ letters, and the letters are the choices (as MMLU is asked).
 
 from __future__ import annotations
 
-import tomllib
+import re
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,15 @@ from typing import Any
 
 import numpy as np
 
-from amoeba_export.errors import BadRecord, DamagedFile, EmptyData, InputError, NotFound
-from amoeba_export.ir.records import read_records
+from amoeba_export.errors import BadRecord, EmptyData, InputError
+from amoeba_export.reading import read_toml
+from amoeba_export.reading.records import read_records
 
 WHAT = "task"
 METRICS = ("accuracy", "accuracy_norm")
 STYLES = ("continuation", "lettered")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_FIELD = re.compile(r"(\w+)((?:\[[^\[\]]+\])*)")
 _KEYS = ("name", "file", "prompt", "style", "metric")
 
 
@@ -66,21 +69,21 @@ def read_tasks(path: Path, *, limit: int | None = None, seed: int = 0) -> list[T
     """
     if path.suffix != ".toml":
         return [_task(path.stem, path, {}, limit, seed)]
-    if not path.is_file():
-        raise NotFound("The task file", path)
-    try:
-        entries = tomllib.loads(path.read_text(encoding="utf-8")).get("task")
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DamagedFile(path, f"not TOML ({error})", next_step="Correct the file.") from error
+    entries = read_toml(path, what="The task file").get("task")
     if not isinstance(entries, list) or not entries:
         raise _wrong(path, "it has no [[task]]")
     tasks = []
     for number, entry in enumerate(entries, start=1):
+        if not isinstance(entry, dict):
+            raise _wrong(path, f"task {number} is not a table")
         unknown = sorted(set(entry) - set(_KEYS))
         if unknown:
             raise _wrong(path, f"task {number} has a key '{unknown[0]}'; it can have {', '.join(_KEYS)}")
-        if not isinstance(entry.get("file"), str):
+        if not entry.get("file"):
             raise _wrong(path, f"task {number} names no file")
+        for key, value in entry.items():
+            if not isinstance(value, str):
+                raise _wrong(path, f"task {number} has a {key} that is not text")
         for key, known in (("metric", METRICS), ("style", STYLES)):
             if key in entry and entry[key] not in known:
                 raise _wrong(path, f"task {number} has the {key} '{entry[key]}'; it can be {' or '.join(known)}")
@@ -113,14 +116,43 @@ def _item(record: Mapping[str, Any], entry: Mapping[str, Any], path: Path, line:
     context = record[field]
     if "prompt" in entry:
         try:
-            context = entry["prompt"].format(**record)
-        except (KeyError, IndexError) as error:
+            context = _filled(entry["prompt"], record)
+        except LookupError as error:
             raise _bad(path, line, f"has no field {error} that the prompt names") from error
+        except ValueError as error:
+            raise _bad(path, line, f"cannot fill the prompt ({error})") from error
         return Item(context, tuple(choices), answer)
     if entry.get("style", "lettered" if field == "question" else "continuation") == "continuation":
         return Item(context, tuple(choices), answer)
     lines = [context, *(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)), "Answer:"]
     return Item("\n".join(lines), tuple(LETTERS[: len(choices)]), answer)
+
+
+def _filled(prompt: str, record: Mapping[str, Any]) -> str:
+    """`prompt` with fields in braces, and items of theirs (`{choices[0]}`). No attributes, no formats: they reach far.
+
+    Raises:
+        LookupError: A field or an item that `record` does not have.
+        ValueError: Braces that do not name a field.
+    """
+    filled = []
+    for text, name, form, conversion in string.Formatter().parse(prompt):
+        filled.append(text)
+        if name is None:
+            continue
+        field = _FIELD.fullmatch(name)
+        if form or conversion or field is None:
+            raise ValueError(f"'{{{name}}}' is not the name of a field")
+        value = record[field[1]]
+        for item in re.findall(r"\[(.*?)\]", field[2]):
+            if isinstance(value, list) and item.isdecimal():
+                value = value[int(item[:9])]
+            elif isinstance(value, dict):
+                value = value[item]
+            else:
+                raise LookupError(repr(name))
+        filled.append(str(value))
+    return "".join(filled)
 
 
 def task_names(tasks: Sequence[Task]) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from amoeba_export.errors import BadRecord, InputError, UnsupportedError
 from amoeba_export.ir import SILENT, Progress
-from amoeba_export.ir.records import read_records, read_text
+from amoeba_export.reading.records import read_records, read_text
 
 WHAT = "training data"
 ROLES = ("system", "user", "assistant", "tool")

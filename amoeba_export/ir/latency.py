@@ -15,6 +15,9 @@ Metric = Literal["decode", "prefill", "e2e"]
 Source = Literal["measured", "recorded", "analytic"]
 """How a latency is known. Everything but `measured` is an estimate and is called one."""
 
+_NUMBER = r"([0-9]{1,12}(?:\.[0-9]{1,20})?|\.[0-9]{1,20})"
+"""No text of digits that becomes infinite."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
@@ -132,7 +135,7 @@ class Budget:
     @classmethod
     def parse(cls, text: str, *, metric: Metric = "decode", percentile: int = 50) -> Budget:
         """Read `50ms`, `0.05s` or `75%`. Raises `BadValue`."""
-        match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*(ms|s|%)", text.strip())
+        match = re.fullmatch(_NUMBER + r"\s*(ms|s|%)", text.strip())
         if not match or float(match[1]) <= 0 or (match[2] == "%" and float(match[1]) > 100):
             raise BadValue("A latency", text, "a time or a share of the full model, such as 50ms, 0.05s or 75%")
         value = float(match[1])
@@ -143,7 +146,7 @@ class Budget:
     @classmethod
     def parse_throughput(cls, text: str, *, batch: int = 1, percentile: int = 50) -> Budget:
         """Read `30tok/s`, tokens of all `batch` sequences together, as a limit on decode. Raises `BadValue`."""
-        match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*tok(?:ens)?/s", text.strip())
+        match = re.fullmatch(_NUMBER + r"\s*tok(?:ens)?/s", text.strip())
         if not match or float(match[1]) <= 0:
             raise BadValue("A throughput", text, "tokens per second, such as 30tok/s")
         return cls(metric="decode", percentile=percentile, limit_ms=1000 * batch / float(match[1]))
@@ -158,7 +161,7 @@ class Budget:
 
 def parse_megabytes(text: str) -> float:
     """Read `900MB`, `1.5GB`, `900MiB` or `2GiB` as MiB. Raises `BadValue`."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*([MG])(i?)B", text.strip())
+    match = re.fullmatch(_NUMBER + r"\s*([MG])(i?)B", text.strip())
     if not match or float(match[1]) <= 0:
         raise BadValue("A memory limit", text, "an amount such as 900MB, 1.5GB or 2GiB")
     unit = (1024 if match[3] else 1000) ** (2 if match[2] == "M" else 3)

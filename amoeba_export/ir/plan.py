@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from amoeba_export.errors import BadValue, InputError
 from amoeba_export.ir.architecture import Architecture, Compensation, DenseArchitecture, has_compensation
+from amoeba_export.reading import WrongValue, check_schema, decode
 
 Policy = Literal["uniform", "adaptive"]
 """`uniform`: every kept layer keeps the same counts. `adaptive`: counts differ per layer, as in the paper."""
@@ -33,7 +34,7 @@ class Shape:
     @classmethod
     def parse(cls, text: str) -> Shape:
         """Read `DEPTHxWIDTH`, such as `24x0.75`. Raises `BadValue`."""
-        match = re.fullmatch(r"(\d+)x(\d+(?:\.\d+)?)", text.strip())
+        match = re.fullmatch(r"([0-9]{1,9})x([0-9]{1,9}(?:\.[0-9]{1,99})?)", text.strip())
         if not match or not int(match[1]) or not 0 < float(match[2]) <= 1:
             raise BadValue("A shape", text, "DEPTHxWIDTH with a width above 0 and at most 1, such as 24x0.75")
         return cls(int(match[1]), float(match[2]))
@@ -190,35 +191,14 @@ class SubnetPlan:
     @classmethod
     def from_json(cls, data: Mapping[str, Any], *, where: str | None = None) -> SubnetPlan:
         """Read what `to_json` wrote. Raises `InputError` naming the first key that is wrong."""
+        next_step = "Give the plan.json of an artifact, or write one with 'amoeba search --json'."
         try:
-            if data["schema_version"] not in (1, PLAN_SCHEMA):
-                raise InputError(
-                    f"This plan has schema version {data['schema_version']}; this amoeba reads up to {PLAN_SCHEMA}.",
-                    where=where,
-                    next_step="Write the plan again with this version of amoeba.",
-                )
-            return cls(
-                shape=Shape.parse(data["shape"]),
-                policy=data["policy"],
-                layers=tuple(
-                    LayerPlan(
-                        source_layer=int(layer["source_layer"]),
-                        query_heads=tuple(map(int, layer["query_heads"])),
-                        kv_heads=tuple(map(int, layer["kv_heads"])),
-                        ffn=tuple(map(int, layer["ffn"])),
-                    )
-                    for layer in data["layers"]
-                ),
-                width_key=data["width_key"],
-                compensate=bool(data["compensate"]),
-                gate_width=data["gate_width"],
-                strategy_id=data["strategy_id"],
-                model_id=data["model_id"],
-                refit_id=data.get("refit_id"),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"This is not a plan: {type(error).__name__}: {error}.",
-                where=where,
-                next_step="Give the plan.json of an artifact, or write one with 'amoeba search --json'.",
-            ) from error
+            if not isinstance(data, Mapping):
+                raise WrongValue("plan", "is not a table")
+            if "schema_version" not in data:
+                raise WrongValue("", "has no schema_version")
+            again = "Write the plan again with this version of amoeba."
+            check_schema(data, PLAN_SCHEMA, since=1, what="plan", where=where, next_step=again)
+            return decode(cls, {key: value for key, value in data.items() if key != "schema_version"})
+        except WrongValue as error:
+            raise InputError(f"This is not a plan: {error}.", where=where, next_step=next_step) from error

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amoeba_export import locations
-from amoeba_export.errors import DamagedFile, NotFound
+from amoeba_export.errors import NotFound
 from amoeba_export.ir import SILENT, InputId, Progress, Supernet, TensorSource
 from amoeba_export.load.families import (
     expected_weights,
@@ -22,6 +21,7 @@ from amoeba_export.load.identity import model_identity
 from amoeba_export.load.links import refuse_links_outside
 from amoeba_export.load.locate import locate_model
 from amoeba_export.load.strategy import check_strategy, read_strategy, write_strategy
+from amoeba_export.reading import read_json_object
 
 if TYPE_CHECKING:
     from amoeba_export.load.upstream import import_upstream
@@ -123,10 +123,4 @@ def _read_config(path: Path) -> dict[str, Any]:
         elif (path.parent / "amoeba.json").is_file():
             next_step = "This is an artifact of amoeba: give the safetensors folder inside it."
         raise NotFound("The model's config", path, next_step=next_step)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DamagedFile(path, f"not JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise DamagedFile(path, "not a JSON object")
-    return config
+    return read_json_object(path, what="The model's config")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from amoeba_export.errors import DamagedFile, NotFound, UnsupportedAdapter
+from amoeba_export.errors import NotFound, UnsupportedAdapter
 from amoeba_export.ir import SILENT, InputId, Progress, Supernet, TensorSource
 from amoeba_export.load.adapter_names import AdapterWeights, sort_weights
 from amoeba_export.load.checkpoint import open_file
@@ -19,6 +18,7 @@ from amoeba_export.load.lora import LoraAdapter, check_biases, check_targets
 from amoeba_export.load.own_weights import possible_weights, with_own_weights
 from amoeba_export.load.smol import GATE_WEIGHTS, SmolAdapter
 from amoeba_export.load.unpickle import load_pickled_weights
+from amoeba_export.reading import read_json_object
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -72,7 +72,7 @@ def add_adapter(supernet: Supernet, folder: Path, *, cache_dir: Path, progress: 
     is_smol = bool(config.get("use_moe_lora"))
     _check_options(config, is_smol=is_smol, where=folder / CONFIG)
     path, source = _open_weights(folder)
-    content = {key: sorted(value) if isinstance(value, list) else value for key, value in config.items()}
+    content = {key: _in_any_order(value) for key, value in config.items()}
     sha256 = model_identity(content, [path], cache_dir=cache_dir)
     entry = InputId(role="adapter", id=folder.resolve().name, sha256=sha256)
     names = [name for name in source.names() if not (is_smol and name in GATE_WEIGHTS)]
@@ -118,15 +118,15 @@ def _check_own(weights: AdapterWeights, supernet: Supernet, *, is_smol: bool, wh
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise NotFound("The adapter's config", path, next_step="Give a folder that peft's save_pretrained wrote.")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DamagedFile(path, f"not JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise DamagedFile(path, "not a JSON object")
-    return config
+    return read_json_object(
+        path, what="The adapter's config", missing="Give a folder that peft's save_pretrained wrote."
+    )
+
+
+def _in_any_order(value: Any) -> Any:
+    """Lists of names are sets to peft, which writes them in any order."""
+    is_names = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return sorted(value) if is_names else value
 
 
 def _check_options(config: Mapping[str, Any], *, is_smol: bool, where: Path) -> None:

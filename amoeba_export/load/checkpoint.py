@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
 from collections.abc import Collection, Iterable, Mapping
@@ -15,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from amoeba_export.errors import DamagedFile, NonFiniteWeights, NotFound, UnsupportedError, WeightsMismatch
 from amoeba_export.ir.dtype import FLOATS
 from amoeba_export.load.quantized import dequantize, packed_weights, read_state
+from amoeba_export.reading import parse_json_object, read_json_object
+from amoeba_export.reading.bounds import shown
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -128,15 +129,12 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedFile(path, f"not an index of shards ({type(error).__name__}: {error})") from error
+    weight_map = read_json_object(path, what="The index of shards").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise DamagedFile(path, "its weight_map is not a table")
     for shard in weight_map.values():
         if not isinstance(shard, str) or PurePath(shard).name != shard:
-            raise DamagedFile(path, f"it names a shard outside its folder: {shard!r}")
+            raise DamagedFile(path, f"it names a shard outside its folder: {shown(shard)}")
     return weight_map
 
 
@@ -254,7 +252,7 @@ def _read_header(path: Path) -> dict[str, _Entry]:
             pass
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
+            header = parse_json_object(file.read(length))
     except (SafetensorError, OSError, ValueError) as error:
         raise DamagedFile(path, str(error)) from error
     entries = {}

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import tomllib
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from typing import Any
 from amoeba_export.errors import InputError, UnsupportedError, UnsupportedModel, nearest
 from amoeba_export.ir import Architecture, Axis, Family, TensorTemplate
 from amoeba_export.load.rope import read_rope
+from amoeba_export.reading import WrongValue, decode, dim_problems
+from amoeba_export.reading.bounds import shown
 
 FOLDER = Path(__file__).parent / "architectures"
 
@@ -118,11 +120,12 @@ def read_architecture(config: Mapping[str, Any], *, where: Path) -> tuple[Archit
         UnsupportedError: The family, the activation, the window or the RoPE is one that we do not compute.
     """
     model_type = config.get("model_type")
-    if model_type not in supported_families():
+    if not isinstance(model_type, str) or model_type not in supported_families():
         raise UnsupportedModel(model_type, supported_families(), where=where)
     file = read_family(model_type)
     _check_computable(config, file, where)
     fields = {name: _value(name, config, file, where) for name in _FIELDS if name not in ("rope_theta",)}
+    _check_types(fields, where)
     fields["num_kv_heads"] = fields["num_kv_heads"] or fields["num_heads"]
     fields["head_dim"] = fields["head_dim"] or fields["hidden_size"] // fields["num_heads"]
     fields["sliding_window"] = _window(fields["sliding_window"], fields["num_layers"], config, file, where)
@@ -137,7 +140,9 @@ def read_architecture(config: Mapping[str, Any], *, where: Path) -> tuple[Archit
 def quantization_method(config: Mapping[str, Any]) -> str | None:
     """`quant_method` of a quantized checkpoint, None for one that is not."""
     facts = config.get("quantization_config")
-    return str(facts.get("quant_method", "an unnamed method")) if facts else None
+    if not facts:
+        return None
+    return str(facts.get("quant_method", "an unnamed method")) if isinstance(facts, dict) else "an unnamed method"
 
 
 def _check_computable(config: Mapping[str, Any], file: FamilyFile, where: Path) -> None:
@@ -185,8 +190,12 @@ def _window(
     if not config.get(file.window["enabled"], False):
         return None
     first = file.window["first_layer"]
-    first_layer = config.get(first["key"], first["default"])
-    layer_types = config.get("layer_types") or [
+    try:
+        first_layer = decode(int, config.get(first["key"], first["default"]), first["key"])
+        layer_types = decode(list[str], config.get("layer_types") or [], "layer_types")
+    except WrongValue as error:
+        raise _nonsense([str(error)], where) from error
+    layer_types = layer_types or [
         "sliding_attention" if i >= first_layer else "full_attention" for i in range(num_layers)
     ]
     if set(layer_types) == {"full_attention"}:
@@ -200,25 +209,37 @@ def _window(
     )
 
 
+def _check_types(fields: Mapping[str, Any], where: Path) -> None:
+    """Refuse what is no size, before anything is computed with it or laid out by it."""
+    given = {name: value for name, value in fields.items() if value is not None or name not in _OPTIONAL}
+    problems = dim_problems(given)
+    for name, value in given.items():
+        if name in _FLAGS and not isinstance(value, bool):
+            problems.append(f"{name} is {shown(value)}")
+    eps = given["norm_eps"]
+    if not isinstance(eps, int | float) or isinstance(eps, bool) or not 0 < eps < 1:
+        problems.append(f"norm_eps is {shown(eps)}")
+    _refuse(problems, where)
+
+
 def _check_dims(architecture: Architecture, where: Path) -> None:
-    problems = [
-        f"{name} is {getattr(architecture, name)!r}"
-        for name in ("num_layers", "hidden_size", "num_heads", "num_kv_heads", "head_dim", "ffn_size", "vocab_size")
-        if not isinstance(getattr(architecture, name), int) or getattr(architecture, name) < 1
-    ]
-    problems += [
-        f"{name} is {getattr(architecture, name)!r}"
-        for name in ("max_positions", "norm_eps")
-        if not isinstance(getattr(architecture, name), int | float) or getattr(architecture, name) <= 0
-    ]
+    problems = dim_problems({"head_dim": architecture.head_dim})
     if not problems and architecture.num_heads % architecture.num_kv_heads:
         problems.append(f"{architecture.num_heads} heads cannot share {architecture.num_kv_heads} KV heads evenly")
+    _refuse(problems, where)
+
+
+def _refuse(problems: Sequence[str], where: Path) -> None:
     if problems:
-        raise InputError(
-            f"The config of the model makes no sense: {'; '.join(problems)}.",
-            where=where,
-            next_step="Get config.json again from where the weights come from.",
-        )
+        raise _nonsense(problems, where)
+
+
+def _nonsense(problems: Sequence[str], where: Path) -> InputError:
+    return InputError(
+        f"The config of the model makes no sense: {'; '.join(problems)}.",
+        where=where,
+        next_step="Get config.json again from where the weights come from.",
+    )
 
 
 def expected_weights(family: Family, architecture: Architecture) -> dict[str, tuple[int, ...]]:

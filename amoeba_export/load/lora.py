@@ -15,6 +15,7 @@ import torch
 from amoeba_export.errors import DamagedFile, UnsupportedAdapter, WrongModel
 from amoeba_export.ir import AdapterDelta, InputId, SubnetPlan, TensorSource
 from amoeba_export.load.adapter_names import AdapterWeights, Parts
+from amoeba_export.reading.bounds import MAX_FLOAT, MAX_SIZES, shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +115,10 @@ def scaling(alpha: float, rank: int, *, use_rslora: bool) -> float:
 
 def by_pattern(config: Mapping[str, Any], key: str, module: str, default: Any, where: Path) -> Any:
     """The value of the first pattern that matches the end of a module's name (peft `get_pattern_key`)."""
-    for pattern, value in (config.get(key) or {}).items():
+    patterns = config.get(key) or {}
+    if not isinstance(patterns, dict):
+        raise DamagedFile(where, f"its config has {key} = {shown(patterns)}, not a table")
+    for pattern, value in patterns.items():
         try:
             if re.match(rf"(.*\.)?({pattern})$", module):
                 return value
@@ -125,15 +129,15 @@ def by_pattern(config: Mapping[str, Any], key: str, module: str, default: Any, w
 
 def positive_int(value: Any, key: str, where: Path) -> int:
     """A count from a config. Raises `DamagedFile`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise DamagedFile(where, f"its config has {key} = {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_SIZES["hidden_size"]:
+        raise DamagedFile(where, f"its config has {key} = {shown(value)}")
     return value
 
 
 def number(value: Any, where: Path) -> float:
     """The lora_alpha of a config. Raises `DamagedFile`."""
-    if not isinstance(value, int | float):
-        raise DamagedFile(where, f"its config has lora_alpha = {value!r}")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= MAX_FLOAT:
+        raise DamagedFile(where, f"its config has lora_alpha = {shown(value)}")
     return float(value)
 
 

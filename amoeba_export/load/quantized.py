@@ -10,7 +10,6 @@ makes of these weights on a CPU (0.50.2) is wrong where rows are no multiple of 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 
 from amoeba_export.ir.dtype import FLOATS
+from amoeba_export.reading import parse_json_object
 
 _STATES = (".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4")
 _TABLES = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
@@ -75,5 +75,4 @@ def dequantize(parts: Parts, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _facts(state: torch.Tensor) -> dict[str, Any]:
-    facts: dict[str, Any] = json.loads(bytes(state.tolist()))
-    return facts
+    return parse_json_object(bytes(state.tolist()))

@@ -19,9 +19,11 @@ from amoeba_export.errors import DamagedFile, InputError, WrongModel
 from amoeba_export.ir import AdapterDelta, InputId, SubnetPlan, TensorSource
 from amoeba_export.load.adapter_names import Parts
 from amoeba_export.load.lora import number, positive_int, scaling, shape_differences
+from amoeba_export.reading.bounds import MAX_EXPERTS, shown
 
 ROUTER = "base_model.lora_sparsemoe.router."
 _GATE = tuple(f"{ROUTER}topkroute_linear.{i}.{kind}" for i in (0, 1) for kind in ("weight", "bias"))
+LONGEST_CHOICES = 4096
 _NOISE = tuple(f"{ROUTER}noise_linear.{kind}" for kind in ("weight", "bias"))
 GATE_WEIGHTS = (*_GATE, *_NOISE)
 """Weights of the file that belong to no module."""
@@ -78,6 +80,8 @@ class SmolAdapter:
         """Find the gate, and check the shapes of every expert in `found`. `matrices`: module -> (out, in)."""
         choices = parse_width_choice(config.get("width_choice"), where=where)
         num_experts, top_k, rank = (positive_int(config.get(key), key, where) for key in ("num_experts", "top_k", "r"))
+        if num_experts > MAX_EXPERTS:
+            raise DamagedFile(where, f"its config has {num_experts} experts; {MAX_EXPERTS} are possible")
         if top_k > num_experts:
             raise DamagedFile(where, f"its config takes the top {top_k} of {num_experts} experts")
         if missing := [name for name in _GATE if name not in weights.names()]:
@@ -167,17 +171,25 @@ class SmolAdapter:
         return self._weights.read(name).to(torch.float32)
 
 
+def _fraction(text: str) -> Fraction:
+    if "e" in text.lower() or len(text) > 40:  # Fraction("1e999999999") computes for ever
+        raise ValueError(shown(text))
+    return Fraction(text)
+
+
 def parse_width_choice(value: Any, *, where: Path) -> tuple[float, ...]:
     """`"[1,7/8,0.65]"`, as upstream's command line spells it, or a list of numbers. Parsed, never evaluated.
 
     Raises:
         DamagedFile: It is neither.
     """
+    if isinstance(value, str) and len(value) > LONGEST_CHOICES:
+        raise DamagedFile(where, f"its width_choice is {len(value)} letters long")
     items = value.strip().removeprefix("[").removesuffix("]").split(",") if isinstance(value, str) else value
     try:
-        choices = tuple(float(Fraction(str(item).strip())) for item in items)
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise DamagedFile(where, f"its width_choice is not a list of fractions: {value!r}") from error
+        choices = tuple(float(_fraction(str(item).strip())) for item in items)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise DamagedFile(where, f"its width_choice is not a list of fractions: {shown(value)}") from error
     if not choices or len(set(choices)) != len(choices) or not all(0 < choice <= 1 for choice in choices):
-        raise DamagedFile(where, f"its width_choice is not a list of different widths up to 1: {value!r}")
+        raise DamagedFile(where, f"its width_choice is not a list of different widths up to 1: {shown(value)}")
     return choices

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from amoeba_export.errors import DamagedFile, InputError, NotFound, WrongModel
-from amoeba_export.ir import FixedWidth, Importance, Shape, Strategy, Supernet
+from amoeba_export.ir import FixedWidth, Importance, Policy, Shape, Strategy, Supernet
+from amoeba_export.reading import check_schema, decode, dim_problems, parse_json_object
 
 SCHEMA = 1
 _METADATA = "amoeba_strategy"
@@ -64,22 +66,19 @@ def read_strategy(path: Path) -> Strategy:
         with safe_open(path, framework="np") as file:
             text = (file.metadata() or {}).get(_METADATA)
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 a safe_open does not iterate
-        data = None if text is None else json.loads(text)
-    except (SafetensorError, ValueError) as error:
+        data = None if text is None else parse_json_object(text)
+    except (SafetensorError, ValueError, TypeError) as error:  # TypeError: a type that numpy does not have
         raise DamagedFile(path, str(error), next_step=_NEXT_STEP) from error
     if data is None:
         raise DamagedFile(path, "a safetensors file without a strategy in it", next_step=_NEXT_STEP)
-    if data.get("schema_version") != SCHEMA:
-        raise InputError(
-            f"This strategy has schema version {data.get('schema_version')}; this amoeba reads {SCHEMA}.",
-            where=path,
-            next_step=_NEXT_STEP,
-        )
+    check_schema(data, SCHEMA, what="strategy", where=path, next_step=_NEXT_STEP)
     try:
-        strategy = _deserialize(data, arrays)
-        problems = _problems(strategy)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DamagedFile(path, f"{type(error).__name__}: {error}", next_step=_NEXT_STEP) from error
+        strategy = _deserialize(decode(_Content, data), arrays)
+        problems = dim_problems({name: getattr(strategy, name) for name in _DIMS}) or _problems(strategy)
+    except KeyError as error:
+        raise DamagedFile(path, f"it has no array {error}", next_step=_NEXT_STEP) from error
+    except (TypeError, ValueError) as error:
+        raise DamagedFile(path, str(error), next_step=_NEXT_STEP) from error
     if problems:
         raise DamagedFile(path, "; ".join(problems), next_step=_NEXT_STEP)
     return dataclasses.replace(strategy, identity=hashlib.sha256(path.read_bytes()).hexdigest())
@@ -133,33 +132,51 @@ def _arrays(record: Importance | FixedWidth) -> dict[str, NDArray[Any]]:
     return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
 
 
-def _deserialize(data: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Strategy:
+@dataclass(frozen=True, kw_only=True)
+class _Content:
+    """The JSON text in the file's metadata. Keys of `depth` and `depth_metric` are numbers, which JSON makes text."""
+
+    schema_version: int
+    model_id: str | None
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    ffn_size: int
+    depth: Mapping[str, tuple[int, ...]]
+    depth_metric: Mapping[str, float]
+    metric: str
+    importance_metric: str | None
+    widths: tuple[float, ...]
+    quality: tuple[tuple[int, float, float], ...]
+    quality_metric: str
+    policy: Policy
+    provenance: Mapping[str, str]
+
+
+def _deserialize(content: _Content, arrays: Mapping[str, NDArray[Any]]) -> Strategy:
     importance = None
-    if data["importance_metric"] is not None:
+    if content.importance_metric is not None:
         importance = Importance(
             **{name: arrays[f"importance.{name}"] for name in ("heads_LN", "ffn_LF", "o_mean_LQ", "down_mean_LF")},
-            metric=data["importance_metric"],
+            metric=content.importance_metric,
         )
     fixed = ("heads_LN", "ffn_LF", "o_bias_LD", "down_bias_LD")
     return Strategy(
-        model_id=data["model_id"],
-        num_layers=int(data["num_layers"]),
-        num_heads=int(data["num_heads"]),
-        num_kv_heads=int(data["num_kv_heads"]),
-        head_dim=int(data["head_dim"]),
-        ffn_size=int(data["ffn_size"]),
-        depth={int(removed): tuple(kept) for removed, kept in data["depth"].items()},
-        depth_metric={int(removed): float(value) for removed, value in data["depth_metric"].items()},
-        metric=data["metric"],
+        model_id=content.model_id,
+        **{name: getattr(content, name) for name in _DIMS},
+        depth={int(removed): kept for removed, kept in content.depth.items()},
+        depth_metric={int(removed): float(value) for removed, value in content.depth_metric.items()},
+        metric=content.metric,
         importance=importance,
         widths={
-            float(width): FixedWidth(**{name: arrays[f"width.{width!r}.{name}"] for name in fixed})
-            for width in map(float, data["widths"])
+            width: FixedWidth(**{name: arrays[f"width.{width!r}.{name}"] for name in fixed})
+            for width in map(float, content.widths)
         },
-        quality={Shape(int(depth), float(width)): float(value) for depth, width, value in data["quality"]},
-        quality_metric=data["quality_metric"],
-        policy=data["policy"],
-        provenance=data["provenance"],
+        quality={Shape(depth, float(width)): float(value) for depth, width, value in content.quality},
+        quality_metric=content.quality_metric,
+        policy=content.policy,
+        provenance=content.provenance,
     )
 
 
@@ -171,6 +188,15 @@ def _problems(strategy: Strategy) -> list[str]:
         for removed, kept in strategy.depth.items()
         if len(kept) != num_layers or sum(kept) != num_layers - removed or not set(kept) <= {0, 1}
     ]
+    problems += [f"there is no depth without {removed}" for removed in strategy.depth if not 0 <= removed < num_layers]
+    problems += [f"there is no width {width}" for width in strategy.widths if not 0 < width <= 1]
+    problems += [
+        f"there is no shape {shape}"
+        for shape in strategy.quality
+        if not (1 <= shape.depth <= num_layers and 0 < shape.width <= 1)
+    ]
+    if strategy.num_heads % strategy.num_kv_heads:
+        problems.append(f"{strategy.num_heads} heads cannot share {strategy.num_kv_heads} KV heads evenly")
     if 0 not in strategy.depth:
         problems.append("the full depth is missing")
     query, ffn = strategy.num_heads * strategy.head_dim, strategy.ffn_size

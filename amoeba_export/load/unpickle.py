@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 import struct
 import zipfile
 from collections.abc import Collection, Mapping
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from amoeba_export.errors import DamagedFile, NonFiniteWeights, NotFound, UnsafePickle
+from amoeba_export.reading.bounds import MAX_DEPTH, shown
 
 # What numpy's own __reduce__ names; numpy 2 calls the module numpy._core, numpy 1 called it numpy.core.
 _FUNCTIONS = {"_reconstruct": np.zeros(0).__reduce__()[0], "scalar": np.float64(0).__reduce__()[0]}
@@ -34,6 +36,10 @@ _BROKEN = (
     ValueError,
 )
 """What unpickling garbage raises."""
+
+
+_ADDING = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")
+"""Opcodes that give back the container that they took: nothing is nested more deeply by them alone."""
 
 
 class _NumpyUnpickler(pickle.Unpickler):
@@ -66,12 +72,59 @@ def load_pickled_npy(path: Path) -> Any:
             shape, _, dtype = np.lib.format.read_array_header_2_0(file)
         if shape != () or dtype != np.dtype(object):
             raise DamagedFile(path, f"an array of {dtype} {list(shape)}, not a pickled object")
+        _check_depth(file)
         array = _NumpyUnpickler(file, path).load()
         if not isinstance(array, np.ndarray) or array.shape != ():
             raise DamagedFile(path, f"a pickled {type(array).__name__}, not an object that numpy saved")
         return array[()]
     except _BROKEN as error:
-        raise DamagedFile(path, f"{type(error).__name__}: {error}") from error
+        raise DamagedFile(path, f"{type(error).__name__}: {shown(str(error))}") from error
+
+
+def _check_depth(file: io.BytesIO) -> None:
+    """Refuse a pickle whose tuples are nested deeply, before it is run: hashing one as a key overflows the C stack.
+
+    The opcodes are followed with the depth of every value in place of the value. Lists and tables are unhashable, so
+    that what is added to one later does not matter.
+
+    Raises:
+        ValueError: It is nested too deeply, or is no pickle.
+        IndexError: It takes more from its stack than there is.
+    """
+    start = file.tell()
+    stack: list[int] = []  # depths; -1 is a mark
+    memo: dict[object, int] = {}
+    for opcode, argument, _ in pickletools.genops(file):
+        name = opcode.name
+        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            memo[len(memo) if name == "MEMOIZE" else argument] = stack[-1]
+            continue
+        if name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo.get(argument, 0))
+            continue
+        if name == "DUP":
+            stack.append(stack[-1])
+            continue
+        taken: list[int] = []
+        before = opcode.stack_before
+        if pickletools.markobject in before:
+            while (depth := stack.pop()) >= 0:
+                taken.append(depth)
+            before = before[: before.index(pickletools.markobject)]
+        taken += [stack.pop() for _ in before]
+        depth = max(taken, default=0) + 1
+        if depth > MAX_DEPTH and name not in _ADDING:
+            raise ValueError(f"its values are nested more than {MAX_DEPTH} deep")
+        stack += [-1 if one is pickletools.markobject else min(depth, MAX_DEPTH) for one in opcode.stack_after]
+    file.seek(start)
+
+
+def _unsafe_names(path: Path) -> list[str]:
+    """What a pickle names that torch would not load; nothing where it cannot even be listed."""
+    try:
+        return torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # as above: it walks over the same garbage
+        return []
 
 
 class LoadedWeights:
@@ -112,9 +165,8 @@ def load_pickled_weights(path: Path) -> LoadedWeights:
         raise DamagedFile(path, "not the zip archive that torch.save writes")
     try:
         data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (*_BROKEN, RuntimeError) as error:
-        is_pickle = isinstance(error, pickle.UnpicklingError)
-        if is_pickle and (unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(path)):
+    except Exception as error:  # torch's own unpickler promises nothing: even asserts and zlib errors come out of it
+        if isinstance(error, pickle.UnpicklingError) and (unsafe := _unsafe_names(path)):
             raise UnsafePickle(path, ", ".join(sorted(unsafe))) from error
         raise DamagedFile(path, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
     if not isinstance(data, dict) or not all(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from amoeba_export.errors import BadRecord, EmptyData, InputError, NotFound, NotText
+from amoeba_export.reading.records import parse_record
 
 MAX_BYTES = 16 * 2**20
 """What is read of a file, and kept of a hub data set: more than any recipe samples from."""
@@ -154,13 +154,7 @@ def _records(recipe: DataRecipe) -> Iterator[tuple[int, Mapping[str, Any]]]:
     for line, text in enumerate(_read_text(Path(recipe.file)).split("\n"), start=1):
         if not text.strip():
             continue
-        try:
-            record = json.loads(text)
-        except ValueError as error:
-            raise BadRecord(recipe.file, line, f"is not JSON ({error})") from error
-        if not isinstance(record, dict):
-            raise BadRecord(recipe.file, line, "is not a JSON object")
-        yield line, record
+        yield line, parse_record(text, recipe.file, line)
 
 
 def _read_text(path: Path) -> str:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from amoeba_export.errors import InputError, NotFound, UnknownName, nearest
+from amoeba_export.errors import InputError, UnknownName, nearest
 from amoeba_export.locations import data_dir
 from amoeba_export.model.data import DataRecipe
+from amoeba_export.reading import read_toml
 
 _Recipe = TypeVar("_Recipe", bound=BaseModel)
 _Data = TypeVar("_Data", bound=DataRecipe)
@@ -46,12 +46,7 @@ def read_recipe(model: type[_Recipe], name_or_path: str | Path, *, kind: str, do
         if str(name_or_path) not in shipped(kind):
             raise UnknownName("recipe", str(name_or_path), shipped(kind))
         path = recipe_dir(kind) / f"{name_or_path}.toml"
-    if not path.is_file():
-        raise NotFound("The recipe", path)
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"This recipe is not TOML: {error}.", where=path, next_step="Mend the file.") from error
+    tables = read_toml(path, what="The recipe")
     try:
         return model.model_validate({**tables, "name": path.stem}), path
     except ValidationError as error:

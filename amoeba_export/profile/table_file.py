@@ -5,18 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from amoeba_export.errors import DamagedFile, InputError, NotFound
-from amoeba_export.ir import Architecture, Timing, Workload
+from amoeba_export.errors import DamagedFile
+from amoeba_export.ir import Architecture, Source, Timing, Workload
 from amoeba_export.profile.cost_table import PERCENTILES, PHASES, CostTable, Measurement
-from amoeba_export.profile.features import Counts, dims_of
+from amoeba_export.profile.features import Counts, dims_of, features
 from amoeba_export.profile.fit import Fit
+from amoeba_export.reading import check_schema, decode, dim_problems, read_json_object
+from amoeba_export.reading.bounds import MAX_SIZES, shown
 
 TABLE_SCHEMA = 1
+SHORTEST_MS, LONGEST_MS = 1e-9, 1e12
+"""What a time can be: from less than one instruction takes to 30 years."""
 
 
 def cost_key(
@@ -59,29 +63,25 @@ def table_to_json(table: CostTable) -> dict[str, Any]:
 
 def table_from_json(data: Mapping[str, Any], *, where: str | Path = "cost table") -> CostTable:
     """Read what `table_to_json` made. Raises `InputError` or `DamagedFile`."""
+    again = "Profile the target again with 'amoeba profile'."
+    check_schema(data, TABLE_SCHEMA, what="cost table", where=where, next_step=again)
     try:
-        version = data["schema_version"]
-        if version != TABLE_SCHEMA:
-            raise InputError(
-                f"This cost table has schema version {version}; this amoeba reads {TABLE_SCHEMA}.",
-                where=where,
-                next_step="Profile the target again with 'amoeba profile'.",
-            )
+        dims = decode(dict[str, int], data.get("dims"), "dims")
         table = CostTable(
-            target=data["target"],
-            dtype=data["dtype"],
-            dims={name: int(size) for name, size in data["dims"].items()},
-            workload=Workload(**data["workload"]),
-            source=data["source"],
-            measurements=tuple(_measurement(item) for item in data["measurements"]),
-            fits={name: _fit(fit) for name, fit in data["fits"].items()},
-            device=dict(data["device"]),
+            target=decode(str, data.get("target"), "target"),
+            dtype=decode(str, data.get("dtype"), "dtype"),
+            dims=dims,
+            workload=decode(Workload, data.get("workload"), "workload"),
+            source=decode(Source, data.get("source"), "source"),  # type: ignore[arg-type] # a Literal
+            measurements=_measurements(data.get("measurements"), dims),
+            fits=decode(dict[str, Fit], data.get("fits"), "fits"),
+            device=decode(dict[str, str], data.get("device"), "device"),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DamagedFile(where, f"{type(error).__name__}: {error}") from error
-    needed = [f"{phase}_p{percentile}" for phase in PHASES for percentile in PERCENTILES]
-    if missing := [name for name in needed if name not in table.fits]:
-        raise DamagedFile(where, f"it lacks the fits {', '.join(missing)}")
+        problems = _problems(table)
+    except ValueError as error:
+        raise DamagedFile(where, f"it is not a cost table ({error})", next_step=again) from error
+    if problems:
+        raise DamagedFile(where, f"its figures make no sense: {'; '.join(problems[:6])}", next_step=again)
     return table
 
 
@@ -92,42 +92,81 @@ def write_table(table: CostTable, path: Path) -> None:
 
 def read_table(path: Path) -> CostTable:
     """Read a cost table file. Raises `NotFound`, `DamagedFile` or `InputError`."""
-    if not path.is_file():
-        raise NotFound(
-            "The cost table", path, next_step="Record one with 'amoeba profile MODEL --target T --out table.json'."
-        )
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DamagedFile(path, str(error)) from error
-    if not isinstance(data, dict):
-        raise DamagedFile(path, "it holds no JSON object")
-    return table_from_json(data, where=path)
+    missing = "Record one with 'amoeba profile MODEL --target T --out table.json'."
+    return table_from_json(read_json_object(path, what="The cost table", missing=missing), where=path)
 
 
-def _measurement(item: Mapping[str, Any]) -> Measurement:
-    layers: list[Counts] = []
-    for num_heads, num_kv_heads, ffn_size, repeat in item["layers"]:
-        layers.extend([Counts(int(num_heads), int(num_kv_heads), int(ffn_size))] * int(repeat))
-    return Measurement(
-        layers=tuple(layers),
-        prompt_tokens=int(item["prompt_tokens"]),
-        decode=Timing(**item["decode"]),
-        prefill=Timing(**item["prefill"]),
-    )
+@dataclass(frozen=True)
+class _Row:
+    """One of `measurements` in the file; each of `layers` is heads, KV heads, neurons, and how often in a row."""
+
+    prompt_tokens: int
+    layers: tuple[tuple[int, int, int, int], ...]
+    decode: Timing
+    prefill: Timing
 
 
-def _fit(data: Mapping[str, Any]) -> Fit:
-    fit = Fit(
-        columns=tuple(data["columns"]),
-        coefficients_ms=tuple(map(float, data["coefficients_ms"])),
-        sigma=float(data["sigma"]),
-        inverse_gram=tuple(tuple(map(float, line)) for line in data["inverse_gram"]),
-        spare_rows=int(data["spare_rows"]),
-        leave_one_out=tuple(map(float, data["leave_one_out"])),
-        studentized=tuple(map(float, data["studentized"])),
-    )
-    size = len(fit.columns)
-    if len(fit.coefficients_ms) != size or [len(line) for line in fit.inverse_gram] != [size] * size:
-        raise ValueError(f"{size} columns with {len(fit.coefficients_ms)} coefficients")
-    return fit
+def _measurements(data: Any, dims: Mapping[str, int]) -> tuple[Measurement, ...]:
+    needed = ("num_layers", "num_heads", "num_kv_heads", "ffn_size")
+    if problems := [f"dims has no '{name}'" for name in needed if name not in dims] or dim_problems(dims, needed):
+        raise ValueError("; ".join(problems))
+    made = []
+    for i, row in enumerate(decode(tuple[_Row, ...], data, "measurements")):
+        # Counted before they are laid out: a repeat may be any number.
+        if any(repeat < 1 for *_, repeat in row.layers) or sum(run[-1] for run in row.layers) > dims["num_layers"]:
+            raise ValueError(f"measurements[{i}] has more layers than its model, or less than none")
+        for *counts, _ in row.layers:
+            if any(not 0 <= count <= dims[name] for count, name in zip(counts, needed[1:], strict=True)):
+                raise ValueError(f"measurements[{i}] has a layer of {counts}, which is no cut of its model")
+        layers = tuple(Counts(*counts) for *counts, repeat in row.layers for _ in range(repeat))
+        made.append(Measurement(layers=layers, prompt_tokens=row.prompt_tokens, decode=row.decode, prefill=row.prefill))
+    return tuple(made)
+
+
+def _problems(table: CostTable) -> list[str]:
+    """What no measurement and no fit to measurements can be."""
+    needed = [f"{phase}_p{percentile}" for phase in PHASES for percentile in PERCENTILES]
+    problems = [f"it lacks the fit {name}" for name in needed if name not in table.fits]
+    if not table.measurements:
+        problems.append("it has no measurements")
+    problems += [
+        f"workload.{name} is {value}"
+        for name, value in asdict(table.workload).items()
+        if not 1 <= value <= MAX_SIZES["max_positions"]
+    ]
+    for i, item in enumerate(table.measurements):
+        place = f"measurements[{i}]"
+        if not 1 <= item.prompt_tokens <= MAX_SIZES["max_positions"]:
+            problems.append(f"{place}.prompt_tokens is {item.prompt_tokens}")
+        for phase in PHASES:
+            times = [item.milliseconds(phase, percentile) for percentile in PERCENTILES]
+            if not all(SHORTEST_MS <= time <= LONGEST_MS for time in times):
+                problems.append(f"{place}.{phase} takes {times} ms")
+            if not 0 <= item.noise(phase) <= LONGEST_MS:
+                problems.append(f"{place}.{phase} has a noise of {item.noise(phase)}")
+    for name, fit in table.fits.items():
+        problems += [f"{name}: {problem}" for problem in _fit_problems(fit, len(table.measurements), name)]
+    return problems
+
+
+def _fit_problems(fit: Fit, num_measurements: int, name: str) -> list[str]:
+    size, problems = len(fit.columns), []
+    known = [phase for phase in PHASES if name.startswith(f"{phase}_")]
+    terms = features((), dict.fromkeys(("num_heads", "num_kv_heads", "ffn_size"), 1), known[0], 1) if known else {}
+    if unknown := [column for column in fit.columns if column not in terms] if known else []:
+        problems.append(f"there is no column {shown(unknown[0])}")
+    if len(set(fit.columns)) < size or len(fit.coefficients_ms) != size:
+        problems.append(f"{size} columns with {len(fit.coefficients_ms)} coefficients")
+    if [len(line) for line in fit.inverse_gram] != [size] * size:
+        problems.append(f"{size} columns with another inverse_gram")
+    if not all(0 <= cost <= LONGEST_MS for cost in fit.coefficients_ms):
+        problems.append("a cost is negative or too large")
+    elif not any(fit.coefficients_ms):
+        problems.append("all its costs are zero")
+    if not 0 <= fit.sigma <= LONGEST_MS:
+        problems.append(f"sigma is {fit.sigma}")
+    if not 1 <= fit.spare_rows <= num_measurements:
+        problems.append(f"spare_rows is {fit.spare_rows}")
+    if not len(fit.leave_one_out) == len(fit.studentized) == num_measurements:
+        problems.append("its errors are not one a measurement")
+    return problems

@@ -121,7 +121,7 @@ def test_a_file_that_is_not_a_plan_is_an_input_error():
     with pytest.raises(InputError) as caught:
         SubnetPlan.from_json({"schema_version": 1}, where="plan.json")
     assert str(caught.value) == (
-        "This is not a plan: KeyError: 'shape'.\n"
+        "This is not a plan: it has no key 'shape'.\n"
         "  where: plan.json\n"
         "  next:  Give the plan.json of an artifact, or write one with 'amoeba search --json'."
     )

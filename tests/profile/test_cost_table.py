@@ -125,7 +125,7 @@ def test_unreadable_tables(tmp_path: Path) -> None:
         read_table(path)
     del data["fits"]["decode_p90"]
     path.write_text(json.dumps(data))
-    with pytest.raises(DamagedFile, match="it lacks the fits decode_p90"):
+    with pytest.raises(DamagedFile, match="it lacks the fit decode_p90"):
         read_table(path)
 
 

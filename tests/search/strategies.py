@@ -61,7 +61,7 @@ def own_strategy(
     )
 
 
-def imported_strategy(architecture: Architecture = SMOL) -> Strategy:
+def imported_strategy(architecture: Architecture = SMOL, *, removed: int = 10) -> Strategy:
     """An upstream import: masks of two widths, no importances, no quality."""
     layers, heads, ffn = architecture.num_layers, architecture.num_heads, architecture.ffn_size
     bias = np.zeros((layers, architecture.hidden_size), dtype=np.float32)
@@ -79,7 +79,7 @@ def imported_strategy(architecture: Architecture = SMOL) -> Strategy:
         num_kv_heads=architecture.num_kv_heads,
         head_dim=architecture.head_dim,
         ffn_size=ffn,
-        depth=depth_orders(layers, 10),
+        depth=depth_orders(layers, removed),
         widths=widths,
     )
 

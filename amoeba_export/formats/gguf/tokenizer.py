@@ -16,6 +16,7 @@ import gguf
 from amoeba_export.errors import DamagedFile, NotRepresentable
 from amoeba_export.formats.sidecars import tokenizer_folder
 from amoeba_export.ir import Subnet
+from amoeba_export.reading import read_json_object
 
 _GPT4 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _TEKKEN = (
@@ -46,7 +47,7 @@ def add_tokenizer(header: gguf.GGUFWriter, subnet: Subnet) -> None:
         header.add_tokenizer_model("none")
         return
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json_object(path, what="The tokenizer", any_text=True)
         model, added = content["model"], content.get("added_tokens", [])
         vocabulary: Mapping[str, int] = model["vocab"]
     except (ValueError, KeyError, TypeError) as error:

@@ -6,12 +6,12 @@ The runtime reads the KV heads of each layer from the graph, so layers may diffe
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from amoeba_export.ir import DenseArchitecture
+from amoeba_export.reading import read_json_object
 
 _SAMPLING = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.0}
 
@@ -80,5 +80,4 @@ def _special_tokens(tokens: Mapping[str, Any]) -> dict[str, Any]:
 
 def _generation_config(source_folder: Path) -> Mapping[str, Any]:
     path = source_folder / "generation_config.json"
-    content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return content
+    return read_json_object(path, what="The generation config") if path.is_file() else {}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from amoeba_export.errors import BadRecord, EmptyData, NotFound, NotText
+from amoeba_export.reading.json_object import parse_json_object
 
 
 def read_text(path: Path, *, what: str) -> str:
@@ -46,10 +46,14 @@ def read_records(path: Path, *, what: str) -> Iterator[tuple[int, dict[str, Any]
     for line, text in enumerate(read_text(path, what=what).split("\n"), start=1):
         if not text.strip():
             continue
-        try:
-            record = json.loads(text)
-        except ValueError as error:
-            raise BadRecord(path, line, f"is not JSON ({error})", what=what, next_step="Mend the line.") from error
-        if not isinstance(record, dict):
-            raise BadRecord(path, line, "is not a JSON object", what=what, next_step="Mend the line.")
-        yield line, record
+        yield line, parse_record(text, path, line, what=what, next_step="Mend the line.")
+
+
+def parse_record(text: str, path: str | Path, line: int, **wording: str) -> dict[str, Any]:
+    """The object on one line. `wording`: as of `BadRecord`, which it raises."""
+    try:
+        return parse_json_object(text)
+    except ValueError as error:
+        problem = str(error).removeprefix("it ")
+        problem = problem if problem != str(error) else f"cannot be read: {problem}"
+        raise BadRecord(path, line, problem, **wording) from error

@@ -1,0 +1,17 @@
+"""How files that we did not write are read: sizes, depths and numbers are bounded here, once for all readers."""
+
+from amoeba_export.reading.bounds import dim_problems
+from amoeba_export.reading.decode import WrongValue, decode
+from amoeba_export.reading.json_object import check_schema, parse_json_object, read_json_object
+from amoeba_export.reading.toml_table import parse_toml, read_toml
+
+__all__ = [
+    "WrongValue",
+    "check_schema",
+    "decode",
+    "dim_problems",
+    "parse_json_object",
+    "parse_toml",
+    "read_json_object",
+    "read_toml",
+]
