@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from amoeba_export.errors import NotFound, UnsupportedAdapter
+from amoeba_export.errors import DamagedFile, NotFound, UnsupportedAdapter
 from amoeba_export.ir import SILENT, InputId, Progress, Supernet, TensorSource
 from amoeba_export.load.adapter_names import AdapterWeights, sort_weights
 from amoeba_export.load.checkpoint import open_file
@@ -125,8 +125,12 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _in_any_order(value: Any) -> Any:
     """Lists of names are sets to peft, which writes them in any order."""
-    is_names = isinstance(value, list) and all(isinstance(item, str) for item in value)
-    return sorted(value) if is_names else value
+    if not isinstance(value, list):
+        return value
+    try:
+        return sorted(value)
+    except TypeError:  # of several types: no list of names
+        return value
 
 
 def _check_options(config: Mapping[str, Any], *, is_smol: bool, where: Path) -> None:

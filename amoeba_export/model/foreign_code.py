@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from amoeba_export.errors import ForeignCode
+from amoeba_export.reading import parse_json_object
 
 MODELING = "modeling_amoeba.py"
 """The one code file of an artifact, copied beside weights that no stock model type can hold."""
@@ -56,10 +57,9 @@ def _is_ours(path: Path) -> bool:
 def _content(path: Path) -> Mapping[str, Any]:
     """Of a settings file; what cannot be read names nothing, and is somebody else's error."""
     try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
+        return parse_json_object(path.read_bytes(), any_text=True)
+    except ValueError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _named_code(content: Mapping[str, Any], name: str) -> Iterator[str]:

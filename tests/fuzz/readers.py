@@ -21,6 +21,7 @@ from amoeba_export.builds.read import read_config
 from amoeba_export.builds.report import write_reports
 from amoeba_export.calibrate import load_recipe
 from amoeba_export.cli import inspect as cli
+from amoeba_export.errors import NotAsWritten
 from amoeba_export.evaluate import pareto, read_quality, read_tasks, task_names
 from amoeba_export.finetune.data import read_examples
 from amoeba_export.ir import Shape, SubnetPlan, Supernet, validate
@@ -126,7 +127,8 @@ def artifact(file: Path) -> None:
 def provenance(file: Path) -> None:
     found = read_manifest(file.parent)
     entries = [entry for entry in found.files if entry.path != file.name]
-    " ".join(provenance_problems(file, found.inputs, entries)).encode()
+    if problems := provenance_problems(file, found.inputs, entries, found.provenance(entries)):
+        raise NotAsWritten(file.parent, problems)
 
 
 def quality(file: Path) -> None:

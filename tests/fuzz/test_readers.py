@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from amoeba_export.errors import DamagedFile, InputError
 from amoeba_export.load.unpickle import load_pickled_npy
+from tests.fuzz import __main__ as long_run
 from tests.fuzz.bounded import violation
 from tests.fuzz.mutations import NESTED, files
 from tests.fuzz.readers import READERS
@@ -98,6 +97,15 @@ def test_declared_sizes_are_bounded_before_they_are_looped_over(
     assert violation(reader, valid, json.dumps(content).encode()) is None
 
 
+def test_the_layers_of_a_cost_table_are_counted_before_they_are_laid_out(valid: Path) -> None:
+    content = json.loads((valid / "table" / "table.json").read_text())
+    content["measurements"][0]["layers"] = [[6, 3, 96, 10**12]]
+    copy = valid / "table" / "other.json"
+    copy.write_text(json.dumps(content))
+    with pytest.raises(DamagedFile, match="more layers than its model"):
+        READERS["table"].read(copy)
+
+
 @pytest.mark.parametrize("value", [0, -1.0, 1e300, "1"])
 def test_a_cost_table_with_a_cost_that_is_none_is_refused(value: object, valid: Path) -> None:
     file = valid / "table" / "table.json"
@@ -110,9 +118,9 @@ def test_a_cost_table_with_a_cost_that_is_none_is_refused(value: object, valid: 
         READERS["table"].read(copy)
 
 
-def test_the_long_run_reports_what_it_did(tmp_path: Path) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-m", "tests.fuzz", "recipe", "--cases", "3", "--out", str(tmp_path)],
-        capture_output=True, text=True, check=False, cwd=Path(__file__).parent.parent.parent,
-    )  # fmt: skip
-    assert (ended.returncode, json.loads(ended.stdout)) == (0, {"reader": "recipe", "cases": 3, "faults": []})
+def test_the_long_run_reports_what_it_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(long_run, "limit_memory", lambda: None)  # it holds for the rest of a process
+    long_run.child("recipe", 3, 0, tmp_path)
+    assert json.loads(capsys.readouterr().out) == {"reader": "recipe", "cases": 3, "faults": []}
