@@ -50,7 +50,7 @@ class Shared(Table):
     formats: Annotated[tuple[Container, ...], Field(min_length=1)] | None = Field(
         default=None, description="Containers to write. Left out: what the target's file says."
     )
-    dtype: DtypeName | Literal["auto"] | None = Field(
+    dtype: Literal[DtypeName, "auto"] | None = Field(
         default=None, description="Precision of the weights. Left out: what the target's file says."
     )
     adapters: tuple[str, ...] = Field(default=(), description="LoRA or SMoL adapters to merge in, in order.")
