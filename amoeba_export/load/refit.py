@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from amoeba_export.errors import DamagedFile, InputError, NotFound
+from amoeba_export.errors import DamagedFile, NotFound
 from amoeba_export.ir import Refit, TensorSpec
 from amoeba_export.ir.safetensors_header import safetensors_header
 from amoeba_export.load.checkpoint import open_file
+from amoeba_export.reading import check_schema, parse_json_object
 
 SCHEMA = 1
 _METADATA = "amoeba_refit"
@@ -76,17 +77,12 @@ def read_refit(path: Path) -> Refit:
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_METADATA)
-        data = None if text is None else json.loads(text)
-    except (SafetensorError, ValueError, RecursionError) as error:
+        data = None if text is None else parse_json_object(text)
+    except (SafetensorError, ValueError) as error:
         raise DamagedFile(path, str(error), next_step=_NEXT_STEP) from error
-    if not isinstance(data, dict):
+    if data is None:
         raise DamagedFile(path, "a safetensors file without a refit in it", next_step=_NEXT_STEP)
-    if data.get("schema_version") != SCHEMA:
-        raise InputError(
-            f"This refit has schema version {data.get('schema_version')}; this amoeba reads {SCHEMA}.",
-            where=path,
-            next_step=_NEXT_STEP,
-        )
+    check_schema(data, SCHEMA, what="refit", where=path, next_step=_NEXT_STEP)
     try:
         refit = _deserialize(data, path)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -98,8 +98,9 @@ def check_schema(
         raise DamagedFile(where or what, f"it is not a {what} (it has no schema_version)", next_step=next_step)
     version = data["schema_version"]
     if type(version) is not int or not (schema if since is None else since) <= version <= schema:
+        known = schema if since is None else f"up to {schema}"
         raise InputError(
-            f"This {what} has schema version {shown(version)}; this amoeba reads {'' if since is None else 'up to '}{schema}.",
+            f"This {what} has schema version {shown(version)}; this amoeba reads {known}.",
             where=where,
             next_step=next_step,
         )
