@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -208,6 +210,17 @@ class ReadOnlyOutput(InputError):
         super().__init__(
             f"The output '{path}' cannot be written: {reason}.",
             next_step="Choose an --out in a folder that you may write to.",
+        )
+
+
+class CacheUnusable(InputError):
+    """A cache that nothing can be put into: its disk is full or read-only, or its path is not a folder."""
+
+    def __init__(self, root: Path, reason: str) -> None:
+        super().__init__(
+            f"The cache cannot be written: {reason}.",
+            where=root,
+            next_step="Free space there ('amoeba cache prune'), or set AMOEBA_CACHE to a folder that you may write to.",
         )
 
 
@@ -520,12 +533,22 @@ _ADVICE = {
 }
 
 
-def explain(error: OSError) -> InputError | None:
+def refused_with(error: BaseException) -> int | None:
+    """The system's error number in an error: an `OSError`, or what libraries written in Rust make of one."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found.group(1)) if found else None
+
+
+def explain(error: Exception) -> InputError | None:
     """What the machine refused, in words; None for what only a bug of ours can cause."""
-    where = error.filename if isinstance(error.filename, str) else None
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    number = refused_with(error)
+    filename = getattr(error, "filename", None)
+    where = filename if isinstance(filename, str) else None
+    if number in (errno.ENOSPC, errno.EDQUOT):
         return InputError("The disk is full.", where=where, next_step="Free some space and run it again.")
     for numbers, next_step in _ADVICE.items():
-        if error.errno in numbers:
-            return InputError(f"The system refused: {error.strerror}.", where=where, next_step=next_step)
+        if number in numbers:
+            return InputError(f"The system refused: {os.strerror(number)}.", where=where, next_step=next_step)
     return None

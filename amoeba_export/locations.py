@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-from amoeba_export.errors import NotUtf8
+from amoeba_export.errors import CacheUnusable, NotUtf8, refused_with
+
+_UNUSABLE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
+    *(errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP),
+)
+
+OCCUPIED = ".occupied"
+"""A file in a folder of the cache: whoever works inside for long holds a shared lock on it, and it is not pruned."""
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -33,3 +45,16 @@ def require_utf8(path: Path) -> None:
         os.fsencode(path.absolute()).decode()
     except UnicodeDecodeError:
         raise NotUtf8(path) from None
+
+
+@contextlib.contextmanager
+def writing_cache(root: Path) -> Iterator[None]:
+    """Around what writes below `root`, the cache: what the system refuses there becomes `CacheUnusable`."""
+    try:
+        yield
+    except Exception as error:
+        number, filename = refused_with(error), getattr(error, "filename", None)
+        elsewhere = isinstance(filename, str) and not Path(filename).is_relative_to(root)
+        if number not in _UNUSABLE or (elsewhere and not root.is_relative_to(str(filename))):
+            raise
+        raise CacheUnusable(root, os.strerror(number)) from error

@@ -7,11 +7,12 @@ an entry is never taken for another one. Entries appear in one rename: any numbe
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,16 +50,24 @@ class Cache:
         try:
             if (entry / KEY_NAME).read_text(encoding="utf-8") != canonical_key(facts):
                 return None
-            os.utime(entry)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        with contextlib.suppress(OSError):  # pruned this moment, or a cache that can only be read
+            os.utime(entry)
         return entry
 
     def put(self, kind: str, facts: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
         """Make the entry for `facts`: `write` fills the empty folder it is given. Returns where the entry is.
 
         When another process put the same facts first, its entry is kept and ours is dropped.
+
+        Raises:
+            CacheUnusable: Nothing can be written there.
         """
+        with locations.writing_cache(self.root):
+            return self._put(kind, facts, write)
+
+    def _put(self, kind: str, facts: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
         entry = self._entry(kind, facts)
         entry.parent.mkdir(parents=True, exist_ok=True)
         sweep(entry.parent, _PREFIX)
@@ -80,7 +89,7 @@ class Cache:
         """What is there, by kind: the first folder level below the root, whoever wrote it."""
         if not self.root.is_dir():
             return []
-        return [
+        usage = [
             CacheUsage(
                 kind=kind.name,
                 num_entries=sum(not path.name.startswith(".") for path in kind.iterdir()),
@@ -89,28 +98,62 @@ class Cache:
             for kind in sorted(self.root.iterdir())
             if kind.is_dir()
         ]
+        return [one for one in usage if one.num_entries]
 
     def prune(self, *, older_than_days: float = 0, kinds: Collection[str] | None = None) -> int:
-        """Remove entries unused for that long (0: all), of all kinds or of some. Returns the bytes freed."""
+        """Remove entries unused for that long (0: all), of all kinds or of some. Returns the bytes freed.
+
+        A kind that a process works in (`is_occupied`) is left alone.
+        """
         limit = time.time() - older_than_days * 86400
         freed_bytes = 0
         for kind in sorted(self.root.iterdir()) if self.root.is_dir() else ():
             if not kind.is_dir() or (kinds is not None and kind.name not in kinds):
                 continue
-            sweep(kind, _PREFIX)
-            removed = ReservedFolder(kind, _PREFIX)  # an entry vanishes in one rename, as it came
-            for entry in sorted(kind.iterdir()):
-                if entry.name.startswith(".") or entry.stat().st_mtime > limit:
-                    continue
-                freed_bytes += _size_bytes(entry) + sum(_size_bytes(path) for path in entry.rglob("*"))
-                entry.rename(removed.content / entry.name)
-            removed.release()
+            with _alone_in(kind) as alone:
+                freed_bytes += _prune(kind, limit) if alone else 0
             with contextlib.suppress(OSError):  # not empty: a process is putting something there
                 kind.rmdir()
         return freed_bytes
 
+    def is_occupied(self, kind: str) -> bool:
+        """Whether a process works inside this kind's folder, as a calibration does."""
+        with _alone_in(self.root / kind) as alone:
+            return not alone
+
     def _entry(self, kind: str, facts: Mapping[str, Any]) -> Path:
         return self.root / kind / hashlib.sha256(canonical_key(facts).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _alone_in(kind: Path) -> Iterator[bool]:
+    """Whether nobody works inside; nobody begins to while the context lasts."""
+    try:
+        descriptor = os.open(kind / locations.OCCUPIED, os.O_RDWR)
+    except OSError:  # nobody ever did
+        yield True
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        yield False
+    else:
+        yield True
+    finally:
+        os.close(descriptor)
+
+
+def _prune(kind: Path, limit: float) -> int:
+    freed_bytes = 0
+    sweep(kind, _PREFIX)
+    removed = ReservedFolder(kind, _PREFIX)  # an entry vanishes in one rename, as it came
+    for entry in sorted(kind.iterdir()):
+        if entry.name.startswith(".") or entry.stat().st_mtime > limit:
+            continue
+        freed_bytes += _size_bytes(entry) + sum(_size_bytes(path) for path in entry.rglob("*"))
+        entry.rename(removed.content / entry.name)
+    removed.release()
+    return freed_bytes
 
 
 def _size_bytes(path: Path) -> int:

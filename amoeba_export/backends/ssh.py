@@ -22,6 +22,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from amoeba_export.backends import ROUNDS, TIME_LIMIT_S, Availability, Subject, find_backend
+from amoeba_export.backends.events import read_event, read_folder
 from amoeba_export.backends.runtime import DESCRIBE_LIMIT_S, Job, RuntimeBackend, read_events
 from amoeba_export.backends.targets import Strict, parse_options
 from amoeba_export.errors import InputError, TargetError, TargetUnavailable
@@ -187,22 +188,30 @@ async def _attempt(target: Target, job: Job, events: list[dict[str, Any]], advan
     failed = {event["id"] for event in events if event["event"] == "failure"}
     try:
         async with _connected(target) as (connection, process):
-            folder = (await asyncio.wait_for(process.stdout.readline(), DESCRIBE_LIMIT_S)).strip()
-            if not folder:
+            first = await asyncio.wait_for(process.stdout.readline(), DESCRIBE_LIMIT_S)
+            if not first:
                 complaint = (await process.stderr.read()).strip().splitlines()
                 raise TargetUnavailable(
                     f"{parse_options(target).python} does not start on {parse_options(target).host}: "
                     f"{complaint[-1] if complaint else 'no answer'}",
                     "Set 'python' in the target's options to an interpreter with numpy and the runtime.",
                 )
+            try:
+                folder = read_folder(first)
+            except ValueError:
+                raise _garbage(target, first) from None
             async with connection.start_sftp_client() as sftp:
                 content = await _send(sftp, job, folder, failed)
                 content["done"] = sorted(finished)
                 await _write(sftp, f"{folder}/job.json", json.dumps(content).encode())
             process.stdin.write("run\n")
+            ids = {subject["id"] for subject in job.content["subjects"]}
             patience_s = job.content["time_limit_s"] + PATIENCE_S
             while line := await asyncio.wait_for(process.stdout.readline(), patience_s):
-                event = json.loads(line)
+                try:
+                    event = read_event(line, subjects=ids, rounds=job.content["rounds"])
+                except ValueError:
+                    raise _garbage(target, line) from None
                 if event["event"] == "device":
                     event["device"]["host"] = parse_options(target).host.rpartition("@")[2]
                 if event["event"] != "device" or not any(one["event"] == "device" for one in events):
@@ -214,6 +223,14 @@ async def _attempt(target: Target, job: Job, events: list[dict[str, Any]], advan
             raise Dropped("the runner ended early")
     except (ConnectionError, asyncssh.Error, BrokenPipeError, EOFError, TimeoutError) as error:
         raise Dropped(str(error) or type(error).__name__) from error
+
+
+def _garbage(target: Target, line: str) -> TargetUnavailable:
+    options = parse_options(target)
+    return TargetUnavailable(
+        f"{options.host} answers what no runner of ours says: {line.strip()[:80]!r}",
+        f"Nothing over there may print to stdout: look at what '{options.python}' and the shell print when they start.",
+    )
 
 
 @asynccontextmanager
@@ -253,7 +270,7 @@ async def _connected(target: Target) -> AsyncIterator[tuple[Any, Any]]:
         raise Dropped(f"{host} cannot be reached: {error}") from error
     async with connection:
         command = f"exec {shlex.quote(options.python)} -c {shlex.quote(_BOOTSTRAP)}"
-        process = await connection.create_process(command)
+        process = await connection.create_process(command, errors="replace")
         try:
             yield connection, process
         finally:

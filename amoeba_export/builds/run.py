@@ -26,7 +26,7 @@ from amoeba_export.builds.inputs import changed_inputs, entry_inputs, fingerprin
 from amoeba_export.builds.lock import read_lock, read_lock_or_none, write_lock
 from amoeba_export.builds.outcome import BuildReport, EntryOutcome, ErrorRecord, read_report
 from amoeba_export.builds.read import BuildConfig, read_config
-from amoeba_export.builds.report import write_reports
+from amoeba_export.builds.report import are_written, write_reports
 from amoeba_export.builds.standing import outcome_of, relative
 from amoeba_export.errors import AmoebaError, LockedInputChanged, LockedOutputDiffers, NotLocked, UnknownName
 from amoeba_export.ir import SILENT, InputId, Progress
@@ -248,7 +248,7 @@ def _write(report: BuildReport, folder: Path) -> None:
         before: BuildReport | None = read_report(folder)
     except AmoebaError:
         before = None
-    if before is not None and _content(before) == _content(report):
+    if before is not None and _content(before) == _content(report) and are_written(folder):
         return
     folder.mkdir(parents=True, exist_ok=True)
     write_reports(report, folder)

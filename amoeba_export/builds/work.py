@@ -146,7 +146,7 @@ def _run_entry(task: EntryTask, cut: Cutter, stopped: threading.Event, progress:
             )
             made = _built(task, result, own_seconds())
         except Exception as error:  # one entry must not stop the others, whatever it died of
-            explained = (explain(error) if isinstance(error, OSError) else None) or error
+            explained = explain(error) or error
             log.write(f"error: {explained}\n")
             if not isinstance(explained, AmoebaError):
                 traceback.print_exception(error, file=log)

@@ -105,13 +105,11 @@ def _run(arguments: Sequence[str], talk: Talk, debug: bool) -> int:
         return _usage(error, talk)
     except SystemExit as stop:  # shell completion ends like this
         return int(stop.code or 0)
-    except OSError as error:
+    except Exception as error:  # the boundary: what the machine did not refuse is a bug of ours
         return _refused(error, talk, debug)
-    except Exception as error:  # the boundary: whatever comes here is a bug of ours
-        return _bug(error, talk, debug)
 
 
-def _refused(error: OSError, talk: Talk, debug: bool) -> int:
+def _refused(error: Exception, talk: Talk, debug: bool) -> int:
     explained = explain(error)
     if explained is None:
         return _bug(error, talk, debug)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from amoeba_export.cli.console import answer, print_json, size, table, titled
+from amoeba_export.cli.console import Talk, answer, print_json, size, table, titled
 from amoeba_export.cli.options import AsJson
 
 cache = typer.Typer(name="cache", no_args_is_help=True, help="What was kept to be found again.")
@@ -51,8 +51,11 @@ def prune(
     for name in kind or ():
         if name not in kinds:
             raise UnknownName("kind of cache entry", name, kinds or {"(the cache is empty)"})
+    occupied = sorted(name for name in kind or kinds if place.is_occupied(name))
     freed_bytes = place.prune(older_than_days=older_than, kinds=kind or None)
     if as_json:
-        print_json({"path": str(place.root), "freed_bytes": freed_bytes})
+        print_json({"path": str(place.root), "freed_bytes": freed_bytes, "occupied": occupied})
     else:
         answer().print(f"Freed {size(freed_bytes)} in {place.root}.")
+    for name in occupied:
+        Talk().warn(f"'{name}' was left alone: a running command works in it.")

@@ -8,7 +8,7 @@ from pathlib import Path
 from amoeba_export.errors import InputError, NotFound
 from amoeba_export.ir import SILENT, Progress
 from amoeba_export.load.demo import demo_gguf, unpack_gguf
-from amoeba_export.locations import require_utf8
+from amoeba_export.locations import require_utf8, writing_cache
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _HUB_FILES = ("*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja", "vocab.txt", "merges.txt")
@@ -25,13 +25,15 @@ def locate_model(model: str, *, cache_dir: Path, progress: Progress = SILENT) ->
         InputError: The hub cannot be asked, or refuses.
     """
     if model == "demo":
-        return "demo", unpack_gguf(demo_gguf(), cache_dir=cache_dir, progress=progress)
+        with writing_cache(cache_dir):
+            return "demo", unpack_gguf(demo_gguf(), cache_dir=cache_dir, progress=progress)
     path = Path(model).expanduser()
     require_utf8(path)
     if path.is_dir():
         return path.resolve().name, path
     if path.suffix == ".gguf":
-        return path.stem, unpack_gguf(path, cache_dir=cache_dir, progress=progress)
+        with writing_cache(cache_dir):
+            return path.stem, unpack_gguf(path, cache_dir=cache_dir, progress=progress)
     if path.exists():
         raise InputError(
             "A model is a folder, not a file.", where=path, next_step="Give the folder that holds config.json."

@@ -124,7 +124,7 @@ class StateFile:
         part = self.path.with_suffix(".part")
         with part.open("wb") as file:
             for batch in batches:
-                batch.cpu().numpy().tofile(file)
+                file.write(batch.cpu().contiguous().numpy().data)  # `tofile` hides why it cannot write
         part.replace(self.path)
 
     def remove(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 
+from amoeba_export import locations
 from amoeba_export.ir import SILENT, Progress
 from amoeba_export.model.samples import Samples
 
@@ -59,8 +61,12 @@ def open_workplace(model_id: str, cache_dir: Path | None, *, progress: Progress 
             yield Workplace(Path(folder), model_id)
         return
     root = cache_dir / "calibration"
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / f"{digest({'model': model_id})}.lock").open("w") as lock:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(locations.writing_cache(cache_dir))
+        root.mkdir(parents=True, exist_ok=True)
+        occupied = stack.enter_context((root / locations.OCCUPIED).open("a"))
+        fcntl.flock(occupied, fcntl.LOCK_SH)  # any number may work here; who prunes wants to be alone
+        lock = stack.enter_context((root / f"{digest({'model': model_id})}.lock").open("w"))
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from amoeba_export.artifact import Cache, CacheUsage, canonical_key
+from amoeba_export.errors import CacheUnusable
+from amoeba_export.model.workplace import open_workplace
+from tests.conftest import Run
 
 
 def writes(text: str) -> Callable[[Path], None]:
@@ -71,6 +76,78 @@ def test_a_failed_put_leaves_nothing(cache: Cache) -> None:
     with pytest.raises(ValueError, match="no"):
         cache.put("tables", {"a": 1}, fails)
     assert list((cache.root / "tables").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, "x"), "No space left on device"),
+        (OSError(errno.EROFS, "x"), "Read-only file system"),
+        (RuntimeError("Error while serializing: I/O error: No space (os error 28)"), "No space left on device"),
+    ],
+)
+def test_a_cache_that_cannot_be_written(error: Exception, reason: str, cache: Cache) -> None:
+    def fails(folder: Path) -> None:
+        (folder / "data").write_text("half")
+        raise error
+
+    with pytest.raises(CacheUnusable) as caught:
+        cache.put("tables", {"a": 1}, fails)
+    assert str(caught.value) == (
+        f"The cache cannot be written: {reason}.\n"
+        f"  where: {cache.root}\n"
+        "  next:  Free space there ('amoeba cache prune'), or set AMOEBA_CACHE to a folder that you may write to."
+    )
+    assert list((cache.root / "tables").iterdir()) == []
+
+
+def test_what_is_refused_elsewhere_is_not_the_caches_fault(cache: Cache, tmp_path: Path) -> None:
+    with pytest.raises(PermissionError):
+        cache.put("tables", {"a": 1}, raising(PermissionError(errno.EACCES, "no", str(tmp_path / "model"))))
+
+
+def raising(error: Exception) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        raise error
+
+    return write
+
+
+def test_a_cache_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("x")
+    cache = Cache(tmp_path / "cache")
+    assert cache.get("tables", {"a": 1}) is None
+    assert cache.usage() == []
+    assert cache.prune() == 0
+    with pytest.raises(CacheUnusable, match=r"cannot be written: (Not a directory|File exists)\."):
+        cache.put("tables", {"a": 1}, writes("one"))
+
+
+def test_a_hit_in_a_cache_that_can_only_be_read(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = cache.put("tables", {"a": 1}, writes("one"))
+
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert cache.get("tables", {"a": 1}) == entry
+
+
+def test_a_running_calibration_is_not_pruned(
+    cache: Cache, amoeba: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AMOEBA_CACHE", str(cache.root))
+    cache.put("tables", {"a": 1}, writes("one"))
+    with open_workplace("model", cache.root):
+        (cache.root / "calibration" / "scores").write_text("known")
+        assert cache.is_occupied("calibration")
+        run = amoeba("cache", "prune", "--json")
+        assert json.loads(run.out) == {"path": str(cache.root), "freed_bytes": 10, "occupied": ["calibration"]}
+        assert run.err == "warning: 'calibration' was left alone: a running command works in it.\n"
+        assert (cache.root / "calibration" / "scores").read_text() == "known"
+    assert not cache.is_occupied("calibration")
+    assert cache.prune() == 5
+    assert cache.usage() == []
 
 
 def test_usage_and_prune(cache: Cache) -> None:

@@ -157,13 +157,13 @@ def test_an_error_does_not_name_a_folder_that_is_gone(tmp_path: Path) -> None:
 
 
 _HOLD = """
-import sys, time
+import sys, threading
 from pathlib import Path
 from amoeba_export.artifact import Staging
 with Staging(Path(sys.argv[1])) as staging:
     (staging.folder / "half").write_text("x")
     print("ready", flush=True)
-    time.sleep(60)
+    threading.Event().wait()
 """
 
 

@@ -40,7 +40,7 @@ class Server:
     def start(self) -> None:
         assert SSHD
         self.process = subprocess.Popen([SSHD, "-D", "-e", "-f", str(self.folder / "config")], stderr=subprocess.PIPE)
-        for _ in range(100):
+        for _ in range(12_000):
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
                     return

@@ -89,7 +89,7 @@ def test_what_fails_in_company_is_tried_alone(tmp_path: Path) -> None:
         "options": {},
         "workload": {},
         "rounds": 1,
-        "time_limit_s": 20,
+        "time_limit_s": 600,
         "subjects": [{**subject, "id": 0, "behaviour": "open"}, {**subject, "id": 1, "behaviour": "solitary"}],
     }
     events = [event["event"] for event in run_job(job)]
@@ -116,7 +116,7 @@ def test_the_measuring_process_ends_with_the_one_that_asked(tmp_path: Any) -> No
 
 
 def _child_of(pid: int) -> int:
-    for _ in range(200):
+    for _ in range(12_000):
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         if children:
             time.sleep(0.5)
@@ -126,7 +126,7 @@ def _child_of(pid: int) -> int:
 
 
 def _wait_until_gone(pid: int) -> None:
-    for _ in range(200):
+    for _ in range(12_000):
         status = Path(f"/proc/{pid}/status")
         if not status.exists() or "State:\tZ" in status.read_text():
             return

@@ -17,7 +17,7 @@ from amoeba_export.ir import SILENT
 from amoeba_export.materialize import materialize_subnet
 from tests.materialize.subnets import open_supernet, plan_for
 
-PATIENCE_S = 20.0
+PATIENCE_S = 600.0
 """How long somebody waits who will be met."""
 
 SOON_S = 0.2

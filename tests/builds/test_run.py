@@ -211,6 +211,34 @@ def test_locked_notices_other_bytes(run: Build, project: Path):
     )
 
 
+def test_a_report_that_was_stopped_half_way_is_written_by_the_next_build(
+    run: Build, project: Path, monkeypatch: pytest.MonkeyPatch
+):
+    names = {"build-report.json", "junit.xml", "summary.md", "report.html"}
+
+    replace = Path.replace
+
+    def stop(path: Path, target: Path) -> Path:
+        if target.name == "summary.md":
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    there = {path.name for path in (project / "dist").iterdir() if path.is_file()}
+    assert there == {"build-report.json", "junit.xml"}
+    assert set(statuses(run()).values()) == {"up-to-date"}
+    assert {path.name for path in (project / "dist").iterdir() if path.is_file()} == names
+    before = stamps(project)
+    run()
+    assert stamps(project) == before
+    (project / "dist" / "junit.xml").unlink()
+    run()
+    assert (project / "dist" / "junit.xml").is_file()
+
+
 def test_cache_info_and_prune(run: Build, capsys: pytest.CaptureFixture[str]):
     run()
     assert main(["cache", "info", "--json"]) == 0

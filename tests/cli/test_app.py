@@ -106,6 +106,11 @@ def test_other_refusals_say_what_to_look_at(amoeba: Amoeba, command: Any, number
     assert run.err.startswith(f"error: The system refused: {os.strerror(number)}.\n  where: {'x' * 300}\n  next:  ")
 
 
+def test_what_the_machine_refused_a_library_is_no_bug(amoeba: Amoeba, command: Any) -> None:
+    command(raising(RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")))
+    assert amoeba("work").code == 3
+
+
 def test_another_os_error_is_a_bug(amoeba: Amoeba, command: Any) -> None:
     command(raising(FileNotFoundError(errno.ENOENT, "No such file or directory", "x")))
     assert amoeba("work").code == 1

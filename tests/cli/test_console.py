@@ -26,28 +26,35 @@ def test_talk_is_plain_lines_without_a_terminal(capsys: pytest.CaptureFixture[st
     )
 
 
+class Later:
+    """A clock that stands still, and timers that go off when a test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        self.timers: dict[float, Callable[[], None]] = {}
+        monkeypatch.setattr(console.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(console, "_later", self._later)
+
+    def run(self, seconds: float) -> None:
+        """Let the timer of so many seconds go off, if there is one."""
+        self.timers.pop(seconds, lambda: None)()
+
+    def _later(self, seconds: float, function: Callable[..., None], argument: object) -> threading.Timer:
+        self.timers[seconds] = lambda: function(argument)
+        return threading.Timer(seconds, function)  # never started, but it can be cancelled
+
+
 def test_progress_without_a_terminal_is_few_lines(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps that come at once are counted together, or the first of them would foretell hours."""
-    now = 100.0
-    monkeypatch.setattr(console.time, "monotonic", lambda: now)
-    waiting = []
-
-    def later(seconds: float, function: Callable[..., None], argument: object) -> threading.Timer:
-        if seconds == console.SETTLE_S:
-            waiting.append((function, argument))
-        return threading.Timer(seconds, function)
-
-    monkeypatch.setattr(console, "_later", later)
+    later = Later(monkeypatch)
     with Talk().track("Measuring", 20) as advance:
         for _ in range(10):
-            now += 8
+            later.now += 8
             advance(1)
             advance(1)
-            while waiting:
-                function, argument = waiting.pop()
-                function(argument)
+            later.run(console.SETTLE_S)
     assert capsys.readouterr().err == (
         "Measuring: 8 of 20, about 48 s left\nMeasuring: 16 of 20, about 16 s left\nMeasuring: 1 min 20 s\n"
     )
@@ -57,14 +64,16 @@ def test_nothing_is_said_of_work_that_has_ended(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(console, "HEARTBEAT_S", 0.0)
-    monkeypatch.setattr(console, "SETTLE_S", 0.05)
+    later = Later(monkeypatch)
     with Talk().track("Reading", 3) as advance:
         advance(1)
-    threading.Event().wait(0.1)
+        assert console.SETTLE_S in later.timers
+    later.run(console.SETTLE_S)
     assert capsys.readouterr().err == ""
 
 
-def test_short_work_is_not_mentioned(capsys: pytest.CaptureFixture[str]) -> None:
+def test_short_work_is_not_mentioned(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    Later(monkeypatch)
     with Talk().track("Reading", 3) as advance:
         advance(3)
     assert capsys.readouterr().err == ""
@@ -73,26 +82,28 @@ def test_short_work_is_not_mentioned(capsys: pytest.CaptureFixture[str]) -> None
 def test_long_work_says_so_before_its_first_step(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(console, "WORTH_SAYING_S", 0.01)
+    later = Later(monkeypatch)
     with Talk().track("Reading", 3):
-        threading.Event().wait(0.1)
-    assert capsys.readouterr().err == "Reading (0 of 3)\nReading: 0.1 s\n"
+        later.now += console.WORTH_SAYING_S
+        later.run(console.WORTH_SAYING_S)
+        assert capsys.readouterr().err == "Reading (0 of 3)\n"
+    assert capsys.readouterr().err == "Reading: 2.0 s\n"
 
 
 _BARS = """
-import threading, time
+import threading
 from amoeba_export.cli.console import Talk
 talk = Talk()
 with talk.track("Outer", 2) as outer, talk.track("Inner", 4) as inner:
     inner(1)
     outer(1)
     talk.note("between")
-    time.sleep(0.2)
+    talk._bars.refresh()  # it does so several times a second, when it gets to it
 with talk.track("Later", 2) as advance:
     thread = threading.Thread(target=advance, args=(1,))
     thread.start()
     thread.join()
-    time.sleep(0.2)
+    talk._bars.refresh()
 talk.note("after")
 """
 

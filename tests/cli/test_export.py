@@ -294,13 +294,13 @@ def test_a_read_only_place(amoeba: Amoeba, model: Path, tmp_path: Path) -> None:
 
 
 _SLOW = """
-import sys, time
+import sys, threading
 from amoeba_export.application import pipeline
 from amoeba_export.cli.app import main
 
 def wait(*args, **kwargs):
     print("written", flush=True)
-    time.sleep(60)
+    threading.Event().wait()
 
 pipeline.verify_artifact = wait
 sys.exit(main(sys.argv[1:]))
@@ -322,7 +322,7 @@ def test_a_run_that_is_stopped_half_way(model: Path, tmp_path: Path, number: sig
     assert run.stdout.readline() == "written\n"
     assert not (tmp_path / "out").exists()
     run.send_signal(number)
-    _, talk = run.communicate(timeout=30)
+    _, talk = run.communicate()
     if number == signal.SIGKILL:
         assert len(list(tmp_path.iterdir())) == 1  # hidden, and swept by the next run
     else:

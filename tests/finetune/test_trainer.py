@@ -187,14 +187,14 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     killed = tmp_path / "killed"
     script = tmp_path / "run.py"
     script.write_text(
-        "import sys, time, pathlib, dataclasses, torch\n"
+        "import sys, threading, pathlib, dataclasses, torch\n"
         "torch.set_num_threads(1)\n"
         "import amoeba_export.finetune.trainer as trainer\n"
         "from tests.finetune.models import tiny_supernet\n"
         "from tests.finetune.test_trainer import SETTINGS\n"
         "step = trainer._Session.optimizer_step\n"
         "def slow(self, index):\n"
-        "    time.sleep(0.2 if index > 4 else 0)\n"
+        "    threading.Event().wait() if index > 4 else None\n"
         "    return step(self, index)\n"
         "trainer._Session.optimizer_step = slow\n"
         "settings = dataclasses.replace(SETTINGS, max_steps=12, save_every=3)\n"
@@ -209,16 +209,14 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
         stdout=subprocess.DEVNULL,
     )
     training = tmp_path / "killed.training" / "training.jsonl"
-    deadline = time.monotonic() + 120
     while not (training.exists() and training.read_text().count("\n") >= 5):
         assert process.poll() is None
-        assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not killed.exists()
     checkpoints = sorted(path.name for path in (tmp_path / "killed.training" / "checkpoints").glob("step-*"))
-    assert checkpoints in (["step-000003"], ["step-000003", "step-000006"])
+    assert checkpoints == ["step-000003"]
     with training.open("a") as file:
         file.write('{"step": 6, "cut off')  # as a line that the kill has cut
     with pytest.raises(UsageError, match="An unfinished run is at") as unfinished:

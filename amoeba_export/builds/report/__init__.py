@@ -14,18 +14,30 @@ SUMMARY_NAME = "summary.md"
 PAGE_NAME = "report.html"
 
 
+NAMES = (REPORT_NAME, JUNIT_NAME, SUMMARY_NAME, PAGE_NAME)
+
+
+def are_written(folder: Path) -> bool:
+    """Whether every view is there. Those that are belong together: see `write_reports`."""
+    return all((folder / name).is_file() for name in NAMES)
+
+
 def write_reports(report: BuildReport, folder: Path) -> list[Path]:
-    """Write every view of `report` into `folder`, which exists, and return the files. Each is replaced at once."""
+    """Write every view of `report` into `folder`, which exists, and return the files.
+
+    The old views go first: whatever stops this half-way, none is left that tells of another build than `report.json`.
+    """
+    texts = (report.to_text(), junit_xml(report), markdown_summary(report), html_page(report))
+    for name in NAMES[1:]:
+        (folder / name).unlink(missing_ok=True)
     made = []
-    for name, text in (
-        (REPORT_NAME, report.to_text()),
-        (JUNIT_NAME, junit_xml(report)),
-        (SUMMARY_NAME, markdown_summary(report)),
-        (PAGE_NAME, html_page(report)),
-    ):
+    for name, text in zip(NAMES, texts, strict=True):
         path = folder / name
         part = folder / f".{name}.part"
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
+        try:
+            part.write_text(text, encoding="utf-8")
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
         made.append(path)
     return made
