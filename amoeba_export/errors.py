@@ -488,6 +488,18 @@ class NumbersDiffer(VerificationError):
         )
 
 
+class SourceDisagrees(VerificationError):
+    """A GGUF source from which llama.cpp computes something else than what we read of it."""
+
+    def __init__(self, path: Path, findings: Sequence[str], *, shown: int = 3) -> None:
+        more = f"; and {len(findings) - shown} more" if len(findings) > shown else ""
+        super().__init__(
+            f"What was read of this GGUF file is not what llama.cpp makes of it: {'; '.join(findings[:shown])}{more}.",
+            where=path,
+            next_step="Give the model as a Hugging Face folder; and please report it, with the file's metadata.",
+        )
+
+
 # --- not representable ------------------------------------------------------------------------------------------------
 
 

@@ -16,8 +16,8 @@ import gguf
 import torch
 from torch.nn import functional
 
+from amoeba_export import llama_cpp
 from amoeba_export.errors import DamagedFile
-from amoeba_export.verify import llama_cpp
 from amoeba_export.verify.opened import Continuation
 
 _FILE_TYPES = {

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from amoeba_export.errors import DamagedFile, NotFound
+from amoeba_export.ir import Progress
 from amoeba_export.load import demo, identity, load_supernet
 from amoeba_export.load.identity import file_sha256
 
@@ -179,7 +180,7 @@ def test_without_its_package_the_demo_says_how_to_get_it(monkeypatch: pytest.Mon
 
 def test_a_file_that_is_no_gguf(tmp_path: Path):
     (tmp_path / "model.gguf").write_bytes(b"hello")
-    with pytest.raises(DamagedFile, match="GGUF magic"):
+    with pytest.raises(DamagedFile, match="does not begin as a GGUF file does"):
         load_supernet(str(tmp_path / "model.gguf"), cache_dir=tmp_path / "cache")
     assert list((tmp_path / "cache" / "models").iterdir()) == []
 
@@ -188,14 +189,14 @@ def test_the_first_of_two_that_unpack_together_wins(tmp_path: Path, monkeypatch:
     gguf = tmp_path / "model.gguf"
     gguf.write_bytes(b"weights")
 
-    def convert(source: Path, out: Path) -> None:
+    def convert(source: Path, out: Path, *, progress: Progress) -> None:
         """What the other run does while this one works."""
         (out / "mine").touch()
         other = out.parent / f"model-{hashlib.sha256(source.read_bytes()).hexdigest()[:12]}-{demo.CONVERSION}"
         other.mkdir()
         (other / "theirs").touch()
 
-    monkeypatch.setattr(demo, "_convert", convert)
+    monkeypatch.setattr("amoeba_export.load.gguf.convert_gguf", convert)
     folder = demo.unpack_gguf(gguf, cache_dir=tmp_path / "cache")
     assert [path.name for path in folder.iterdir()] == ["theirs"]
     assert list(folder.parent.iterdir()) == [folder]
@@ -209,6 +210,8 @@ def test_what_a_killed_run_left_is_swept(tmp_path: Path, monkeypatch: pytest.Mon
     for path in (old, young):
         path.mkdir(parents=True)
     os.utime(old, (1e9, 1e9))
-    monkeypatch.setattr(demo, "_convert", lambda source, out: (out / "config.json").touch())
+    monkeypatch.setattr(
+        "amoeba_export.load.gguf.convert_gguf", lambda source, out, progress: (out / "config.json").touch()
+    )
     demo.unpack_gguf(gguf, cache_dir=tmp_path / "cache")
     assert (old.exists(), young.exists()) == (False, True)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from amoeba_export import llama_cpp
 from amoeba_export.errors import DamagedFile
-from amoeba_export.verify import llama_cpp
 
 _FAKE = """
 import http.server, json, os, threading, time, types

@@ -45,7 +45,7 @@ def ask(
     with tempfile.TemporaryFile() as complaints:
         # A session of its own: Ctrl-C on a terminal goes to us alone, and we end it.
         process = subprocess.Popen(
-            [sys.executable, "-P", Path(__file__).with_name("llama_cpp_child.py")],
+            [sys.executable, "-P", Path(__file__).with_name("child.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=complaints,
