@@ -531,9 +531,15 @@ class NotRepresentable(UnsupportedError):
     """A plan that a container cannot hold. Names the containers that can."""
 
     def __init__(self, container: str, reason: str, alternatives: Iterable[str]) -> None:
-        super().__init__(
-            f"{container} cannot hold this plan: {reason}.", next_step=f"Use one of: {', '.join(alternatives)}."
-        )
+        self.container, self.reason, self.alternatives = container, reason, tuple(alternatives)
+        next_step = f"Use one of: {', '.join(self.alternatives)}." if self.alternatives else "Use another model."
+        super().__init__(f"{container} cannot hold this plan: {reason}.", next_step=next_step)
+
+    def without(self, format_name: str) -> NotRepresentable:
+        """The same without the advice to use a format that cannot hold it either."""
+        advice = f"--format {format_name}"
+        kept = [known for known in self.alternatives if known != advice and not known.startswith(f"{advice} ")]
+        return NotRepresentable(self.container, self.reason, kept)
 
 
 _ADVICE = {

@@ -14,6 +14,7 @@ from amoeba_export.artifact import PLAN_NAME, Staging
 from amoeba_export.backends.targets import graph_options
 from amoeba_export.formats.write import Cut, format_dtypes, write_formats
 from amoeba_export.ir import Progress, SubnetPlan, Supernet
+from amoeba_export.ir.dtype import AUTO
 from amoeba_export.materialize import materialize_subnet
 
 Cutter = Callable[[Supernet, Cut, Progress], None]
@@ -50,6 +51,16 @@ def container_dtypes(session: Session, plan: SubnetPlan) -> dict[str, str]:
     settings = session.settings
     dense = plan.dense(session.architecture)
     return format_dtypes(dense, settings.formats, settings.dtype, explicit=settings.explicit_dtype)
+
+
+def check_containers(session: Session) -> None:
+    """Raise `NotRepresentable` where a container can hold no plan of this model. Asked before the work.
+
+    The uncut model is what most of them can hold, if they can hold any.
+    """
+    settings = session.settings
+    dtype = None if settings.dtype == AUTO else settings.dtype
+    format_dtypes(session.full, settings.formats, dtype, explicit=settings.explicit_dtype)
 
 
 def _spelling(settings: Settings, dtypes: Mapping[str, str]) -> dict[str, dict[str, Any]]:

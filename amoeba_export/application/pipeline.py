@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from amoeba_export.application.assemble import Assembler, Cutter, container_dtypes, cut_alone
+from amoeba_export.application.assemble import Assembler, Cutter, check_containers, container_dtypes, cut_alone
 from amoeba_export.application.choose import choose
 from amoeba_export.application.costs import is_measured, make_predictor
 from amoeba_export.application.dtype import with_dtype
@@ -92,7 +92,9 @@ def export(
 
 def _settled(settings: Settings, progress: Progress) -> Session:
     """The model, opened, with what decides which weights stay and in what precision."""
-    return with_dtype(with_strategy(open_session(settings, progress=progress)))
+    session = open_session(settings, progress=progress)
+    check_containers(session)
+    return with_dtype(with_strategy(session))
 
 
 def search(request: ExportRequest, *, progress: Progress = SILENT) -> ExportResult:

@@ -7,20 +7,9 @@ import shutil
 from pathlib import Path
 
 from amoeba_export.ir import Subnet
+from amoeba_export.load.sidecars import GENERATION_CONFIG, TOKENIZER_FILES
 from amoeba_export.shown import as_code, for_markdown
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 _LICENSES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
 
 
@@ -52,8 +41,8 @@ def _drop_code(path: Path) -> None:
 
 def copy_generation_config(source: Path, folder: Path) -> None:
     """Copy `generation_config.json`: end tokens and sampling defaults do not change with the shape."""
-    if (source / "generation_config.json").is_file():
-        shutil.copyfile(source / "generation_config.json", folder / "generation_config.json")
+    if (source / GENERATION_CONFIG).is_file():
+        shutil.copyfile(source / GENERATION_CONFIG, folder / GENERATION_CONFIG)
 
 
 def copy_license(source: Path, folder: Path) -> None:

@@ -42,8 +42,21 @@ def format_dtypes(
         raise NotRepresentable(" and ".join(formats), f"{dtype} is not one of its dtypes", holders)
     dtypes = {name: dtype if dtype and name in able else FORMATS[name].default_dtype for name in formats}
     for name, chosen in dtypes.items():
-        FORMATS[name].check(dense, dtype=chosen)
+        try:
+            FORMATS[name].check(dense, dtype=chosen)
+        except NotRepresentable as error:
+            raise _with_good_advice(error, dense) from None
     return dtypes
+
+
+def _with_good_advice(error: NotRepresentable, dense: DenseArchitecture) -> NotRepresentable:
+    """A format knows what it cannot hold, and not what the others cannot."""
+    for name, container in FORMATS.items():
+        try:
+            container.check(dense, dtype=container.default_dtype)
+        except NotRepresentable:
+            error = error.without(name)
+    return error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ from amoeba_export.load.families import (
 from amoeba_export.load.identity import model_identity
 from amoeba_export.load.links import refuse_links_outside
 from amoeba_export.load.locate import locate_model
+from amoeba_export.load.sidecars import check_sidecars
 from amoeba_export.load.strategy import check_strategy, read_strategy, write_strategy
 from amoeba_export.reading import read_json_object
 
@@ -59,6 +60,7 @@ def load_supernet(
     config_path = folder / "config.json"
     config = _read_config(config_path)
     architecture, file = read_architecture(config, where=config_path)
+    check_sidecars(folder)
     tensors = open_checkpoint(
         folder,
         expected_weights(file.family, architecture),

@@ -16,6 +16,7 @@ from amoeba_export.load.identity import model_identity
 from amoeba_export.load.links import refuse_links_outside
 from amoeba_export.load.lora import LoraAdapter, check_biases, check_targets
 from amoeba_export.load.own_weights import possible_weights, with_own_weights
+from amoeba_export.load.sidecars import check_sidecars
 from amoeba_export.load.smol import GATE_WEIGHTS, SmolAdapter
 from amoeba_export.load.unpickle import load_pickled_weights
 from amoeba_export.reading import read_json_object
@@ -103,6 +104,7 @@ def _with_tokenizer(supernet: Supernet, folder: Path, num_words: int, progress: 
     if not any((folder / name).is_file() for name in TOKENIZERS):
         progress.warn(f"The adapter {resized} and brings no tokenizer: the model's, which knows no others, is written.")
         return supernet
+    check_sidecars(folder)
     progress.note(f"The adapter {resized}: its tokenizer is written.")
     return dataclasses.replace(supernet, tokenizer_folder=folder)
 

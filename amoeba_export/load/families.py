@@ -13,7 +13,7 @@ from typing import Any
 
 from amoeba_export.errors import InputError, UnsupportedError, UnsupportedModel, nearest
 from amoeba_export.ir import Architecture, Axis, Family, TensorTemplate
-from amoeba_export.load.rope import read_rope
+from amoeba_export.load.rope import read_rope, stretched_positions
 from amoeba_export.reading import WrongValue, decode, dim_problems
 from amoeba_export.reading.bounds import shown
 
@@ -24,7 +24,7 @@ EMBEDDING = "model.embed_tokens.weight"
 BITSANDBYTES = "bitsandbytes"
 """The `quant_method` whose checkpoints can be cut: `quantized.py` reads them."""
 
-_TABLES = ("config", "defaults", "constants", "requires", "weights", "ignored", "window")
+_TABLES = ("config", "defaults", "constants", "requires", "weights", "ignored", "window", "transformers")
 _FIELDS = tuple(f.name for f in dataclasses.fields(Architecture) if f.name not in ("family", "config", "rope_scaling"))
 _FLAGS = ("untied", *(f.name for f in dataclasses.fields(Architecture) if f.type == "bool"))
 _OPTIONAL = ("num_kv_heads", "head_dim", "sliding_window", "rope_theta")
@@ -41,6 +41,8 @@ class FamilyFile:
         requires: Key of config.json -> the only value that computes what we compute.
         ignored: Names of saved buffers that are no weights, with `{layer}`.
         window: How a sliding window is switched on, or empty when `config` alone says it.
+        nullable: Architecture fields that may be null in config.json.
+        even_heads: Whether the number of heads must divide the hidden size, whatever a head's size is.
     """
 
     family: Family
@@ -50,6 +52,8 @@ class FamilyFile:
     requires: Mapping[str, Any]
     ignored: tuple[str, ...]
     window: Mapping[str, Any]
+    nullable: tuple[str, ...]
+    even_heads: bool
 
 
 def supported_families() -> tuple[str, ...]:
@@ -71,6 +75,7 @@ def read_family(model_type: str, folder: Path = FOLDER) -> FamilyFile:
         _check_keys(tables[name], _FIELDS, f"in [{name}] a dimension", where)
     _check_keys(tables["ignored"], ("names",), "in [ignored] a key", where)
     _check_keys(tables["window"], ("enabled", "first_layer"), "in [window] a key", where)
+    _check_keys(tables["transformers"], ("nullable", "even_heads"), "in [transformers] a key", where)
     templates = tuple(_template(name, entry, where) for name, entry in tables["weights"].items())
     return FamilyFile(
         family=Family(
@@ -84,6 +89,8 @@ def read_family(model_type: str, folder: Path = FOLDER) -> FamilyFile:
         requires=tables["requires"],
         ignored=tuple(tables["ignored"].get("names", ())),
         window=tables["window"],
+        nullable=tuple(tables["transformers"].get("nullable", ())),
+        even_heads=bool(tables["transformers"].get("even_heads", False)),
     )
 
 
@@ -134,7 +141,11 @@ def read_architecture(config: Mapping[str, Any], *, where: Path) -> tuple[Archit
     theta, scaling = read_rope(config, max_positions=fields["max_positions"], where=where)
     architecture = Architecture(family=model_type, rope_theta=theta, rope_scaling=scaling, config=config, **fields)
     _check_dims(architecture, where)
-    return architecture, file
+    if file.even_heads and architecture.hidden_size % architecture.num_heads:
+        raise _uneven_heads(architecture, file, where)
+    positions = stretched_positions(architecture)
+    _refuse(dim_problems({"max_positions": positions}), where)
+    return dataclasses.replace(architecture, max_positions=positions), file
 
 
 def quantization_method(config: Mapping[str, Any]) -> str | None:
@@ -168,6 +179,13 @@ def _value(field: str, config: Mapping[str, Any], file: FamilyFile, where: Path)
     key = file.config.get(field)
     if key is not None and config.get(key) is not None:
         return config[key]
+    if key in config and field not in file.nullable:
+        raise InputError(
+            f"The config of the model has {key} = null, which transformers does not accept of a "
+            f"{config['model_type']}.",
+            where=where,
+            next_step=f"Write what it is into config.json, or remove '{key}' where transformers' default is meant.",
+        )
     if field in file.defaults and (key is None or key not in config):
         return file.defaults[field]
     if field in _OPTIONAL:
@@ -178,6 +196,22 @@ def _value(field: str, config: Mapping[str, Any], file: FamilyFile, where: Path)
         f"The config of the model does not say '{key}'.",
         where=where,
         next_step="Get config.json again from where the weights come from.",
+    )
+
+
+def _uneven_heads(architecture: Architecture, file: FamilyFile, where: Path) -> UnsupportedError:
+    heads, hidden = (file.config[field] for field in ("num_heads", "hidden_size"))
+    next_step = f"Use a model whose {hidden} is a multiple of {heads}."
+    if not architecture.qkv_bias and not architecture.mlp_bias:
+        next_step = (
+            'In a copy of its folder, write "model_type": "mistral", "architectures": ["MistralForCausalLM"] and '
+            '"sliding_window": null into config.json: without biases that is the same model, and is accepted.'
+        )
+    return UnsupportedError(
+        f"A {architecture.family} with {hidden} = {architecture.hidden_size}, which is no multiple of {heads} = "
+        f"{architecture.num_heads}, is not accepted by transformers.",
+        where=where,
+        next_step=next_step,
     )
 
 

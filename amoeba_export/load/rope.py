@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from amoeba_export.errors import InputError, UnsupportedError
+from amoeba_export.ir import Architecture
 from amoeba_export.reading.bounds import MAX_FLOAT, shown
 
 DEFAULT_THETA = 10000.0
@@ -18,6 +19,16 @@ NUMBERS = (
 )
 """Parameters that are positive numbers, in whatever type."""
 KNOWN_TYPES = ("default", "linear", "dynamic", *STRETCHED_TYPES)
+_NEEDED: dict[str, tuple[str, ...]] = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor", "original_max_position_embeddings"),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "longrope": ("original_max_position_embeddings",),
+}
+"""Numbers that a type cannot do without."""
+_OPTIONAL = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+"""Null here means that the key is not there (transformers `modeling_rope_utils`)."""
 
 
 def read_rope(config: Mapping[str, Any], *, max_positions: int, where: Path) -> tuple[float, dict[str, Any] | None]:
@@ -35,12 +46,14 @@ def read_rope(config: Mapping[str, Any], *, max_positions: int, where: Path) -> 
         The base, and the other parameters with `rope_type` among them, or None for plain RoPE.
 
     Raises:
+        InputError: Parameters that are no table, or a number that its type needs is missing or is none.
         UnsupportedError: RoPE that differs between layers, covers part of a head, or has an unknown type.
     """
-    parameters = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    if not isinstance(parameters, dict):
-        raise _nonsense(f"its RoPE parameters are {shown(parameters)}, not a table", where)
-    parameters = dict(parameters)
+    key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    given = config.get(key) or {}
+    if not isinstance(given, dict):
+        raise _nonsense(f"{key} is {shown(given)}, not a table", where)
+    parameters = {name: value for name, value in given.items() if value is not None or name not in _OPTIONAL}
     if any(isinstance(value, Mapping) for value in parameters.values()):
         raise UnsupportedError(
             f"RoPE that differs between layers is not supported: {', '.join(sorted(parameters))}.",
@@ -64,7 +77,15 @@ def read_rope(config: Mapping[str, Any], *, max_positions: int, where: Path) -> 
         )
     if rope_type in STRETCHED_TYPES:
         parameters.setdefault("original_max_position_embeddings", max_positions)
+        if parameters.get("factor", 1) is None:  # transformers takes the ratio of the two lengths
+            del parameters["factor"]
+            if rope_type == "yarn":
+                _check_numbers(parameters, where)
+                parameters["factor"] = max_positions / (parameters["original_max_position_embeddings"] or max_positions)
     _check_numbers({"rope_theta": theta} | parameters, where)
+    for name in _NEEDED.get(rope_type, ()):
+        if parameters.get(name) is None:
+            raise _nonsense(f"{key}.{name} is null or missing, and RoPE of type {rope_type} needs it", where)
     return float(theta), None if rope_type == "default" else parameters
 
 
@@ -90,3 +111,15 @@ def _nonsense(problem: str, where: Path) -> InputError:
         where=where,
         next_step="Get config.json again from where the weights come from.",
     )
+
+
+def stretched_positions(architecture: Architecture) -> int:
+    """Positions that the model is made for. Configs switched to YaRN by hand keep the length from before.
+
+    Only where the config says what it stretches from: else `max_position_embeddings` may be either length.
+    """
+    scaling = architecture.rope_scaling or {}
+    written = architecture.config.get("rope_scaling") or architecture.config.get("rope_parameters") or {}
+    if scaling.get("rope_type") != "yarn" or "original_max_position_embeddings" not in written:
+        return architecture.max_positions
+    return max(architecture.max_positions, int(scaling["factor"] * scaling["original_max_position_embeddings"]))

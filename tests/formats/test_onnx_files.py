@@ -287,7 +287,7 @@ def test_a_value_beyond_fp16_is_refused(subnet: Subnet, tmp_path: Path) -> None:
             {"rope_scaling": {"rope_type": "longrope"}},
             {},
             "ONNX cannot hold this plan: the angles of its RoPE (longrope) change with the length of the sequence.\n"
-            "  next:  Use one of: --format safetensors, --format gguf.",
+            "  next:  Use one of: --format safetensors.",
         ),
         (
             {"config": {"hidden_act": "gelu"}},

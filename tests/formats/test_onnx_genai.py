@@ -50,6 +50,16 @@ def test_greedy_tokens_are_those_of_onnxruntime(dtype: str, tmp_path: Path) -> N
     assert greedy_by_genai(folder, prompts.tolist()) == expected
 
 
+@pytest.mark.parametrize("head_dim", [8, 20])
+def test_heads_that_onnxruntimes_attention_does_not_take(head_dim: int, tmp_path: Path) -> None:
+    dense = adaptive(head_dim=head_dim)
+    folder = write_onnx(subnet_of(dense, random_weights(dense), tmp_path), tmp_path / "onnx")
+    prompts = tokens(2, 7)
+    expected = [greedy(folder, prompt) for prompt in prompts]
+    _never_end(folder, expected)
+    assert [greedy_by_genai(folder, [prompt.tolist()])[0] for prompt in prompts] == expected
+
+
 def _never_end(folder: Path, expected: list[list[int]]) -> None:
     """Make a token that does not come up the end token: what is compared are tokens, as many as asked for."""
     config = json.loads((folder / "genai_config.json").read_text())

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from amoeba_export.errors import NotRepresentable
+from amoeba_export.formats import FORMATS
 from amoeba_export.ir import Architecture, DenseArchitecture, LayerDims, SubnetPlan
 from tests.formats.onnx_model import (
     OnnxDecoder,
@@ -51,6 +53,35 @@ def test_prefill_and_decode_agree_with_transformers(family: str, dialect: str, t
     close(decoder(ids[:, :5]), expected[:, :5])
     for position in range(5, 9):
         close(decoder(ids[:, position : position + 1]), expected[:, position : position + 1])
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("head_dim", [2, 8, 16, 20, 22, 24, 80, 100, 120])
+def test_any_head_dim_agrees_with_transformers(head_dim: int, dialect: str, tmp_path: Path) -> None:
+    """onnxruntime's attention takes multiples of 16 alone (100 is OpenLLaMA's, 120 Danube's)."""
+    sizes = {"head_dim": head_dim, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 64}
+    model = tiny_model("mistral", **sizes)
+    decoder = export_model(model, tmp_path, dialect=dialect)
+    ids = tokens(2, 9)
+    with torch.no_grad():
+        expected = model(ids).logits
+    close(decoder(ids[:, :6]), expected[:, :6])
+    close(decoder(ids[:, 6:7]), expected[:, 6:7])
+    close(decoder(ids[:, 7:8]), expected[:, 7:8])
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+@pytest.mark.parametrize("head_dim", [8, 100])
+def test_heads_without_an_attention_of_onnxruntime_are_not_quantized(head_dim: int, dtype: str) -> None:
+    dense = adaptive(head_dim=head_dim)
+    with pytest.raises(NotRepresentable) as caught:
+        FORMATS["onnx"].check(dense, dtype=dtype)
+    assert str(caught.value) == (
+        "ONNX cannot hold this plan: onnxruntime's attention takes heads of a multiple of 16, these have "
+        f"{head_dim}, and without it there are no {dtype} weights.\n"
+        f"  next:  Use one of: --dtype fp16, --dtype fp32, --format gguf --dtype {dtype}."
+    )
+    FORMATS["onnx"].check(dense, dtype="fp16")
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import threading
 from pathlib import Path
 
 import pytest
 
-from amoeba_export.errors import WeightsMismatch
+from amoeba_export.errors import NotRepresentable, WeightsMismatch
+from amoeba_export.formats import FORMATS
 from amoeba_export.formats.safetensors import SafetensorsWriter
-from amoeba_export.formats.write import Cut, write_cuts, write_formats
-from amoeba_export.ir import Supernet
+from amoeba_export.formats.write import Cut, format_dtypes, write_cuts, write_formats
+from amoeba_export.ir import SubnetPlan, Supernet
 from amoeba_export.materialize import materialize_subnet, stream_subnets
 from tests.materialize.subnets import open_supernet, plan_for
 
@@ -56,3 +59,16 @@ def test_what_a_writer_raises_reaches_the_caller_and_no_thread_is_left(
     with pytest.raises(WeightsMismatch, match="is not wanted"):
         write_cuts(wanted, stream_subnets(supernet, [cut.subnet.plan for cut in wanted]))
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("rope", ["dynamic", "longrope"])
+@pytest.mark.parametrize("name", ["onnx", "gguf"])
+def test_advice_names_formats_that_can_hold_it(supernet: Supernet, name: str, rope: str) -> None:
+    """ONNX said 'use GGUF', and GGUF 'use ONNX'."""
+    architecture = dataclasses.replace(supernet.architecture, rope_scaling={"rope_type": rope, "factor": 2.0})
+    dense = SubnetPlan.full(architecture).dense(architecture)
+    with pytest.raises(NotRepresentable) as caught:
+        format_dtypes(dense, [name], None, explicit=False)
+    assert caught.value.next_step == "Use one of: --format safetensors."
+    for advised in re.findall(r"--format (\w+)", str(caught.value)):
+        FORMATS[advised].check(dense, dtype=FORMATS[advised].default_dtype)

@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from amoeba_export.errors import InputError, UnsupportedError, UnsupportedModel
+from amoeba_export.formats.onnx.rope import rope_tables
 from amoeba_export.ir import Architecture
 from amoeba_export.load.families import expected_weights, matrix_shapes, read_architecture, read_family, tied_copies
 from tests.tiny import FAMILIES, tiny_config
@@ -98,9 +102,51 @@ def test_the_weights_that_a_config_implies_are_those_that_transformers_builds(
     }
 
 
-def test_null_means_derived_where_a_family_has_a_default_of_its_own():
-    assert read(small("mistral", num_key_value_heads=None)).num_kv_heads == 4
-    assert read(small("llama", head_dim=None)).head_dim == 16
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size"),
+        *("intermediate_size", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings"),
+        *("attention_bias", "mlp_bias", "sliding_window"),
+    ],
+)
+def test_null_is_read_where_transformers_reads_it(family: str, key: str):
+    """`head_dim` is no key of a Qwen2 config, nor are the biases of all: there transformers does not look at them."""
+    config = small(family, **{key: None})
+    if key not in AutoConfig.for_model(family).to_dict():
+        return
+    try:
+        theirs = AutoConfig.for_model(**copy.deepcopy(config))
+    except StrictDataclassError:
+        with pytest.raises(InputError) as caught:
+            read(config)
+        assert f"The config of the model has {key} = null, which transformers does not accept of a {family}" in str(
+            caught.value
+        )
+        return
+    ours = read(config)
+    assert ours.num_kv_heads == theirs.num_key_value_heads
+    assert ours.head_dim == (getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_heads_that_do_not_divide_the_hidden_size_are_read_where_transformers_reads_them(family: str):
+    config = small(family, num_attention_heads=3, num_key_value_heads=1, head_dim=16)
+    try:
+        AutoConfig.for_model(**copy.deepcopy(config))
+    except StrictDataclassError:
+        with pytest.raises(UnsupportedError) as caught:
+            read(config)
+        assert str(caught.value) == (
+            "A llama with hidden_size = 64, which is no multiple of num_attention_heads = 3, is not accepted by "
+            "transformers.\n"
+            "  where: config.json\n"
+            '  next:  In a copy of its folder, write "model_type": "mistral", "architectures": ["MistralForCausalLM"] '
+            'and "sliding_window": null into config.json: without biases that is the same model, and is accepted.'
+        )
+    else:
+        assert read(config).num_heads == 3
 
 
 # --- RoPE -------------------------------------------------------------------------------------------------------------
@@ -112,6 +158,9 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 128,
 }
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
 
 
 @pytest.mark.parametrize(
@@ -133,6 +182,7 @@ LLAMA3 = {
             {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512},
         ),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, 1e4, {"rope_type": "linear", "factor": 2.0}),
+        ({"rope_scaling": YARN}, 1e4, YARN),
     ],
 )
 def test_both_spellings_of_rope(keys: dict[str, Any], theta: float, scaling: dict[str, Any] | None):
@@ -144,6 +194,63 @@ def test_both_spellings_of_rope(keys: dict[str, Any], theta: float, scaling: dic
     assert theirs.pop("rope_theta") == theta
     theirs.pop("type", None)
     assert theirs == (scaling or {"rope_type": "default"})
+
+
+@pytest.mark.parametrize(
+    "nulls", [("attention_factor",), ("beta_fast", "beta_slow"), ("mscale", "mscale_all_dim"), ("factor",)]
+)
+def test_nulls_in_yarn_compute_what_transformers_computes(nulls: tuple[str, ...]):
+    scaling = YARN | dict.fromkeys(nulls)
+    config = small(rope_scaling=scaling, max_position_embeddings=1024)
+    theirs = AutoConfig.for_model(**copy.deepcopy(config))
+    frequencies, factor = ROPE_INIT_FUNCTIONS["yarn"](theirs)
+    architecture = read(config)
+    assert architecture.rope_scaling is not None and None not in architecture.rope_scaling.values()
+    cos, sin = rope_tables(architecture)
+    angles = torch.arange(len(cos))[:, None] * frequencies
+    assert torch.equal(torch.from_numpy(cos), angles.cos() * factor)
+    assert torch.equal(torch.from_numpy(sin), angles.sin() * factor)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "written", "meant"),
+    [
+        (YARN, 128, 512),  # switched on by hand, as model cards say
+        (YARN, 512, 512),
+        (YARN, 1024, 1024),
+        (YARN | {"factor": 2.5}, 128, 320),
+        ({"type": "yarn", "factor": 4.0}, 128, 128),  # either length may be meant
+        (LLAMA3, 128, 128),
+        (None, 128, 128),
+    ],
+)
+def test_yarn_reaches_as_far_as_it_stretches(scaling: dict[str, Any] | None, written: int, meant: int):
+    architecture = read(small(rope_scaling=scaling, max_position_embeddings=written))
+    assert architecture.max_positions == meant
+    assert len(rope_tables(architecture)[0]) == meant
+
+
+@pytest.mark.parametrize(
+    ("scaling", "text"),
+    [
+        ("linear", "rope_scaling is 'linear', not a table."),
+        ([1.0], "rope_scaling is [1.0], not a table."),
+        ({"type": "linear"}, "rope_scaling.factor is null or missing, and RoPE of type linear needs it."),
+        ({"type": "linear", "factor": "2"}, "factor is '2'"),
+        ({"type": "dynamic", "factor": None}, "rope_scaling.factor is null or missing"),
+        ({"type": "yarn"}, "rope_scaling.factor is null or missing"),
+        (YARN | {"original_max_position_embeddings": None}, "rope_scaling.original_max_position_embeddings is null"),
+        (YARN | {"factor": -1}, "factor is -1"),
+        (YARN | {"factor": float("inf")}, "factor is inf"),
+        (YARN | {"rope_theta": "x"}, "rope_theta is 'x'"),
+        (LLAMA3 | {"high_freq_factor": None}, "rope_scaling.high_freq_factor is null"),
+    ],
+)
+def test_rope_parameters_that_are_none_are_named(scaling: Any, text: str):
+    with pytest.raises(InputError) as caught:
+        read(small(rope_scaling=scaling))
+    assert caught.value.exit_code == 3
+    assert text in caught.value.what
 
 
 # --- windows ----------------------------------------------------------------------------------------------------------

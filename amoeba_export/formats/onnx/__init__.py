@@ -13,9 +13,10 @@ from pathlib import Path
 from amoeba_export.errors import NotRepresentable, UnknownName
 from amoeba_export.formats.config import check_family, graph_config
 from amoeba_export.formats.onnx.genai import genai_config
+from amoeba_export.formats.onnx.ort import HEAD_MULTIPLE
 from amoeba_export.formats.onnx.precision import PRECISIONS
 from amoeba_export.formats.onnx.rope import TABULATED_TYPES, rope_type
-from amoeba_export.formats.onnx.writer import DIALECTS, OnnxWriter, Spelling
+from amoeba_export.formats.onnx.writer import DIALECTS, OnnxWriter, Spelling, spelled_dialect
 from amoeba_export.formats.sidecars import copy_generation_config, copy_license, copy_tokenizer
 from amoeba_export.formats.sizes import WeightBytes, sum_bytes
 from amoeba_export.ir import DenseArchitecture, Subnet
@@ -35,6 +36,13 @@ def check(dense: DenseArchitecture, *, dtype: str, dialect: str = "ort") -> None
         raise UnknownName("ONNX dialect", dialect, DIALECTS)
     if dtype not in PRECISIONS:
         raise NotRepresentable("ONNX", f"{dtype} is not one of its dtypes", [f"--dtype {name}" for name in PRECISIONS])
+    if spelled_dialect(dense, dialect) != dialect and PRECISIONS[dtype].linear:
+        raise NotRepresentable(
+            "ONNX",
+            f"onnxruntime's attention takes heads of a multiple of {HEAD_MULTIPLE}, these have {dense.base.head_dim}, "
+            f"and without it there are no {dtype} weights",
+            ("--dtype fp16", "--dtype fp32", f"--format gguf --dtype {dtype}"),
+        )
     if dialect == "standard" and PRECISIONS[dtype].linear:
         raise NotRepresentable(
             "ONNX without onnxruntime's operators",
@@ -45,7 +53,7 @@ def check(dense: DenseArchitecture, *, dtype: str, dialect: str = "ort") -> None
         raise NotRepresentable(
             "ONNX",
             f"the angles of its RoPE ({rope_type(dense.base)}) change with the length of the sequence",
-            ("--format safetensors", "--format gguf"),
+            ("--format safetensors",),
         )
     activation = dense.base.config.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
@@ -80,7 +88,8 @@ def open_writer(
         subnet: The cut model.
         folder: Where the files go.
         dtype: `fp32`, `fp16`, `bf16`; `int8` and `int4` quantize weights only.
-        dialect: `ort` for onnxruntime (CPU, CUDA), `standard` for everything else.
+        dialect: `ort` for onnxruntime (CPU, CUDA), `standard` for everything else. A model whose heads onnxruntime's
+            attention does not take is written in `standard`, which onnxruntime runs too.
         last_logits: Compute the logits of the last position only: `logits` is [batch, 1, vocab].
 
     Raises:
@@ -89,7 +98,7 @@ def open_writer(
     """
     dense = subnet.architecture
     check(dense, dtype=dtype, dialect=dialect)
-    spelling = Spelling(dtype=dtype, dialect=dialect, last_logits=last_logits)
+    spelling = Spelling(dtype=dtype, dialect=spelled_dialect(dense, dialect), last_logits=last_logits)
     writer = OnnxWriter(dense, folder, spelling)
     _write_json(graph_config(subnet, dtype=DTYPES[dtype].torch_name), folder / "config.json")
     if dialect == "ort":
@@ -114,7 +123,7 @@ def write_random(
     The graph is that of `open_writer`, to the byte. Arguments and errors as there.
     """
     check(dense, dtype=dtype, dialect=dialect)
-    spelling = Spelling(dtype=dtype, dialect=dialect, last_logits=last_logits)
+    spelling = Spelling(dtype=dtype, dialect=spelled_dialect(dense, dialect), last_logits=last_logits)
     OnnxWriter(dense, folder, spelling).close_random(seed)
 
 

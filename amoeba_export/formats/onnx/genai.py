@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from amoeba_export.formats.onnx.writer import spelled_dialect
 from amoeba_export.ir import DenseArchitecture
 from amoeba_export.reading import read_json_object
 
@@ -60,7 +61,8 @@ def genai_config(dense: DenseArchitecture, source_folder: Path) -> dict[str, Any
             "diversity_penalty": 0.0,
             "no_repeat_ngram_size": 0,
             "early_stopping": True,
-            "past_present_share_buffer": True,
+            # GroupQueryAttention appends to the cache that it is given; the standard's operators make another one.
+            "past_present_share_buffer": spelled_dialect(dense, "ort") == "ort",
         },
     }
 

@@ -22,6 +22,9 @@ from amoeba_export.ir import Architecture, LayerDims
 
 _CONTRIB = "com.microsoft"
 
+HEAD_MULTIPLE = 16
+"""GroupQueryAttention that turns its heads takes heads of a multiple of this many."""
+
 INT8_ACCURACY = 4
 """`accuracy_level` of MatMulNBits: activations in int8 blocks, the fastest kernels on every CPU."""
 

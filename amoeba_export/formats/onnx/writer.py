@@ -15,7 +15,7 @@ from amoeba_export.formats.equalize import Equalizer, is_equalized
 from amoeba_export.formats.onnx.data import DATA_NAME, DataFile
 from amoeba_export.formats.onnx.decoder import Dialect, record_decoder
 from amoeba_export.formats.onnx.graph import Recorder
-from amoeba_export.formats.onnx.ort import OrtDialect
+from amoeba_export.formats.onnx.ort import HEAD_MULTIPLE, OrtDialect
 from amoeba_export.formats.onnx.precision import PRECISIONS
 from amoeba_export.formats.onnx.random_weights import fill_random
 from amoeba_export.formats.onnx.standard import StandardDialect
@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 MODEL_NAME = "model.onnx"
 
 DIALECTS = ("ort", "standard")
+
+
+def spelled_dialect(dense: DenseArchitecture, dialect: str) -> str:
+    """The dialect that a graph is written in: onnxruntime runs both, and its own attention not at every head dim."""
+    return "standard" if dialect == "ort" and dense.base.head_dim % HEAD_MULTIPLE else dialect
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
