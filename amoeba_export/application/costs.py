@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from amoeba_export.application.session import Session
-from amoeba_export.artifact import Cache
+from amoeba_export.artifact import sha256_file
 from amoeba_export.backends import Backend, Subject, find_backend, measure_latency
-from amoeba_export.errors import TargetError, TargetUnavailable
+from amoeba_export.cache import Cache
+from amoeba_export.cache.kinds import COST_TABLES, REFINED_TABLES
+from amoeba_export.errors import NotFound, TargetError, TargetUnavailable
 from amoeba_export.ir import (
     SILENT,
     DenseArchitecture,
@@ -26,9 +28,6 @@ from amoeba_export.profile import CostTable, pool_rounds, read_table, record_cos
 from amoeba_export.search import Predictor
 
 TABLE_NAME = "table.json"
-
-REFINED_NAME = "refined.json"
-"""The table with what was measured since."""
 
 SEARCH_GRAPHS = 9
 """Graphs measured for a search that goes on to measure what it builds. `amoeba profile` measures a dozen."""
@@ -135,10 +134,10 @@ def make_cost_table(
     if not availability.ok:
         raise TargetUnavailable(f"Target '{target.name}' cannot be used: {availability.reason}", availability.next_step)
     facts = profiling.facts
-    found = None if refresh else cache.get("cost-tables", facts)
+    found = None if refresh else cache.get(COST_TABLES, facts, progress=progress)
     if found is not None:
         progress.note(f"Cost table of '{target.name}': measured before, taken from the cache.")
-        return read_table(_newest(found))
+        return _newest(cache, facts, found, progress)
 
     def measure(graphs: Sequence[DenseArchitecture], one: Workload) -> Sequence[Latency | TargetError]:
         subjects = [Subject(dense=graph, dtype=dtype, label=_label(graph)) for graph in graphs]
@@ -155,7 +154,7 @@ def make_cost_table(
         min_depth=profiling.min_depth,
         progress=progress,
     )
-    cache.put("cost-tables", facts, lambda folder: write_table(table, folder / TABLE_NAME))
+    cache.put(COST_TABLES, facts, lambda folder: write_table(table, folder / TABLE_NAME), again=refresh)
     return table
 
 
@@ -167,22 +166,30 @@ def learn(session: Session, measured: Sequence[tuple[DenseArchitecture, Latency,
         measured: Each subnet with the latency of the uncut model in the run that measured it, and its own. It enters
             the table as if it had been measured with it: in proportion to the uncut model.
     """
-    found = session.cache.get("cost-tables", profiling_of(session).facts)
+    cache, facts = session.cache, profiling_of(session).facts
+    found = cache.get(COST_TABLES, facts, progress=session.progress)
     if found is None:
         return
-    table = read_table(_newest(found))
+    table = _newest(cache, facts, found, session.progress)
     uncut = table.latency(session.full)
     for dense, full, latency in measured:
         table = refine(table, dense, latency.as_when(full, uncut))
-    part = found / f"{REFINED_NAME}.{os.getpid()}"
-    write_table(table, part)
-    part.replace(found / REFINED_NAME)
+    refined = _refined_facts(facts, found)
+    cache.put(REFINED_TABLES, refined, lambda folder: write_table(table, folder / TABLE_NAME), again=True)
 
 
-def _newest(entry: Path) -> Path:
+def _refined_facts(facts: Mapping[str, object], entry: Path) -> dict[str, object]:
+    """What a refined table is looked up by: it is of one table, not of whatever is measured next."""
+    return {**facts, "table": sha256_file(entry / TABLE_NAME)}
+
+
+def _newest(cache: Cache, facts: Mapping[str, object], entry: Path, progress: Progress) -> CostTable:
     """The table of a cache entry, with what was measured since."""
-    refined = entry / REFINED_NAME
-    return refined if refined.is_file() else entry / TABLE_NAME
+    refined = cache.get(REFINED_TABLES, _refined_facts(facts, entry), progress=progress)
+    if refined is not None:
+        with suppress(NotFound):  # another process puts a newer one there at this moment
+            return read_table(refined / TABLE_NAME)
+    return read_table(entry / TABLE_NAME)
 
 
 def measure_beside_full(

@@ -14,6 +14,7 @@ from amoeba_export.application.choose import choose
 from amoeba_export.application.costs import make_predictor
 from amoeba_export.application.session import Session
 from amoeba_export.backends.targets import graph_options
+from amoeba_export.cache.kinds import ROUNDING
 from amoeba_export.errors import NumbersDiffer, TargetError, UsageError
 from amoeba_export.formats import FORMATS
 from amoeba_export.formats.write import write_formats
@@ -113,16 +114,17 @@ def _divergence(session: Session) -> float:
     """
     supernet, dtype, progress = session.supernet, session.dtype, session.progress
     container = session.settings.formats[0]
+    options = {"onnx": graph_options(session.target, dtype)} if container == "onnx" else {}
     facts = {
         "model": supernet.identity,
         "adapters": [item.sha256 for item in supernet.inputs if item.role == "adapter"],
         "format": container,
         "dtype": dtype,
+        "options": options,
     }
-    found = session.cache.get("rounding", facts)
+    found = session.cache.get(ROUNDING, facts, progress=progress)
     if found is None:
         plan = supernet.full_plan()
-        options = {"onnx": graph_options(session.target, dtype)} if container == "onnx" else {}
         with tempfile.TemporaryDirectory(prefix="amoeba-") as scratch:
             folder = Path(scratch)
             write_formats(
@@ -133,5 +135,5 @@ def _divergence(session: Session) -> float:
         def write(place: Path) -> None:
             (place / FIGURES_NAME).write_text(json.dumps(figures), encoding="utf-8")
 
-        found = session.cache.put("rounding", facts, write)
+        found = session.cache.put(ROUNDING, facts, write)
     return float(json.loads((found / FIGURES_NAME).read_text())["mean_kl"])

@@ -8,6 +8,7 @@ from pathlib import Path
 from amoeba_export.application.request import Settings
 from amoeba_export.application.session import Session
 from amoeba_export.artifact import sha256_file
+from amoeba_export.cache.kinds import STRATEGIES
 from amoeba_export.calibrate import calibrate, load_recipe
 from amoeba_export.errors import WrongModel
 from amoeba_export.evaluate.quality import QUALITY_NAME, read_quality
@@ -39,11 +40,11 @@ def _calibrated(session: Session) -> Supernet:
     request = session.settings.request
     recipe = load_recipe(request.recipe)
     facts = {"model": supernet.identity, "recipe": recipe.identity, "seed": request.seed}
-    folder = cache.get("strategies", facts)
+    folder = cache.get(STRATEGIES, facts, progress=progress)
     if folder is None:
         progress.note(f"No --strategy was given: calibrating with the recipe '{recipe.name}', seed {request.seed}.")
         made = calibrate(supernet, recipe, seed=request.seed, cache_dir=cache.root, progress=progress)
-        folder = cache.put("strategies", facts, lambda place: _write(made, place))
+        folder = cache.put(STRATEGIES, facts, lambda place: _write(made, place))
     else:
         progress.note(f"No --strategy was given: taking the cached one of recipe '{recipe.name}', seed {request.seed}.")
     strategy = read_strategy(folder / STRATEGY_NAME)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from amoeba_export.application.request import Settings
-from amoeba_export.artifact import Cache
+from amoeba_export.cache import Cache
 from amoeba_export.ir import SILENT, Architecture, DenseArchitecture, Progress, Strategy, Supernet, Target
 from amoeba_export.load import load_supernet
 

@@ -1,6 +1,5 @@
-"""Artifact: a folder that appears whole or not at all, a manifest that says what is in it, and the cache."""
+"""Artifact: a folder that appears whole or not at all, a manifest that says what is in it."""
 
-from amoeba_export.artifact.cache import Cache, CacheUsage, canonical_key
 from amoeba_export.artifact.check import verify_checksums
 from amoeba_export.artifact.checksums import FileEntry, file_entry, list_files, sha256_file
 from amoeba_export.artifact.manifest import (
@@ -22,8 +21,6 @@ __all__ = [
     "MANIFEST_NAME",
     "PLAN_NAME",
     "PROVENANCE_NAME",
-    "Cache",
-    "CacheUsage",
     "FileEntry",
     "LatencyRecord",
     "LayerCounts",
@@ -31,7 +28,6 @@ __all__ = [
     "ShapeRecord",
     "Staging",
     "VerificationRecord",
-    "canonical_key",
     "check_destination",
     "check_file_destination",
     "file_entry",

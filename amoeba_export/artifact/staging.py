@@ -20,9 +20,9 @@ from amoeba_export import leftovers
 from amoeba_export.artifact.checksums import file_entry, list_files
 from amoeba_export.artifact.manifest import MANIFEST_NAME, Manifest, is_artifact
 from amoeba_export.artifact.provenance import PROVENANCE_NAME
-from amoeba_export.artifact.reserved import ReservedFolder, sweep
 from amoeba_export.errors import AmoebaError, InputError, NotReplaceable, OutputExists, ReadOnlyOutput, UsageError
 from amoeba_export.locations import require_utf8
+from amoeba_export.reserved import ReservedFolder, sweep
 
 LONGEST_SHOWN_BYTES = 200
 """Names that are not longer are part of the name of their staging folder."""

@@ -9,16 +9,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from amoeba_export.artifact import MANIFEST_NAME, Cache, canonical_key, read_manifest, tool_versions
+from amoeba_export.artifact import MANIFEST_NAME, read_manifest, tool_versions
 from amoeba_export.backends.targets import read_target
 from amoeba_export.builds.entry import Entry, LockedEntry
+from amoeba_export.cache import Cache, canonical_key
+from amoeba_export.calibrate.recipe import load_recipe
 from amoeba_export.errors import InputError
 from amoeba_export.ir import InputId, Target
 from amoeba_export.load.demo import demo_gguf
 from amoeba_export.load.identity import file_sha256
 from amoeba_export.load.locate import locate_model
-from amoeba_export.locations import data_dir
-from amoeba_export.reading import read_toml
 
 FORMAT = 1
 """Raise it when the same inputs give another artifact than before."""
@@ -41,7 +41,7 @@ def entry_inputs(entry: Entry, cache: Cache) -> tuple[InputId, ...]:
         sha256 = file_sha256(request.strategy, cache_dir=cache.root)
         found.append(InputId(role="strategy", id=request.strategy.name, sha256=sha256))
     else:
-        sha256 = _recipe_digest(request.recipe, cache)
+        sha256 = load_recipe(request.recipe).identity
         found.append(InputId(role="recipe", id=f"{Path(request.recipe).stem}, seed {request.seed}", sha256=sha256))
     if request.plan is not None:
         plan = request.plan / "plan.json" if request.plan.is_dir() else request.plan
@@ -122,17 +122,6 @@ def _target_digest(target: Target, cache: Cache) -> str:
     if target.backend == "recorded" and table.is_file():
         facts["options"] = {**target.options, "table": file_sha256(table, cache_dir=cache.root)}
     return _digest(facts)
-
-
-def _recipe_digest(recipe: str, cache: Cache) -> str:
-    """The recipe and the data files that it names."""
-    path = Path(recipe) if recipe.endswith(".toml") else data_dir("calibration") / f"{recipe}.toml"
-    named = [
-        path.parent / table["file"]
-        for table in read_toml(path, what="The recipe").values()
-        if isinstance(table, dict) and isinstance(table.get("file"), str)
-    ]
-    return _files_digest([path, *(file for file in named if file.is_file())], cache)
 
 
 def _files_in(folder: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from amoeba_export.artifact import Cache, read_manifest, tool_versions
+from amoeba_export.artifact import read_manifest, tool_versions
 from amoeba_export.backends import find_backend
 from amoeba_export.backends.targets import read_target
 from amoeba_export.builds.engines import find_engine
@@ -28,6 +28,7 @@ from amoeba_export.builds.outcome import BuildReport, EntryOutcome, ErrorRecord,
 from amoeba_export.builds.read import BuildConfig, read_config
 from amoeba_export.builds.report import are_written, write_reports
 from amoeba_export.builds.standing import outcome_of, relative
+from amoeba_export.cache import Cache
 from amoeba_export.errors import AmoebaError, LockedInputChanged, LockedOutputDiffers, NotLocked, UnknownName
 from amoeba_export.ir import SILENT, InputId, Progress
 

@@ -16,8 +16,7 @@ from amoeba_export.application.costs import make_predictor
 from amoeba_export.application.pipeline import ExportResult, Replay, export, resolve_settings
 from amoeba_export.application.selection import with_strategy
 from amoeba_export.application.session import open_session
-from amoeba_export.artifact import Cache, LatencyRecord, Manifest
-from amoeba_export.artifact.cache import KEY_NAME
+from amoeba_export.artifact import LatencyRecord, Manifest
 from amoeba_export.builds.entry import CalibrationTask, CostTableTask, Entry, EntryResult, EntryTask, LockedEntry
 from amoeba_export.builds.logs import Logged, open_log
 from amoeba_export.builds.outcome import (
@@ -28,6 +27,10 @@ from amoeba_export.builds.outcome import (
 )
 from amoeba_export.builds.rounds import Export, Rounds
 from amoeba_export.builds.standing import outcome_of, relative
+from amoeba_export.cache import Cache
+from amoeba_export.cache.kinds import Kind
+from amoeba_export.cache.sealed import SEAL_NAME
+from amoeba_export.cache.store import KEY_NAME
 from amoeba_export.errors import AmoebaError, QualityTooLow, explain
 from amoeba_export.formats.write import Cut
 from amoeba_export.ir import SILENT, Progress, Supernet, Workload
@@ -45,7 +48,7 @@ class Product:
         entries: Kind, facts and files of each entry.
     """
 
-    entries: tuple[tuple[str, Mapping[str, Any], Mapping[str, bytes]], ...]
+    entries: tuple[tuple[Kind, Mapping[str, Any], Mapping[str, bytes]], ...]
 
 
 def run_calibration(task: CalibrationTask, *, progress: Progress = SILENT) -> Product:
@@ -223,16 +226,16 @@ class _Recording(Cache):
 
     def __init__(self) -> None:
         super().__init__()
-        self._used: dict[Path, tuple[str, Mapping[str, Any]]] = {}
+        self._used: dict[Path, tuple[Kind, Mapping[str, Any]]] = {}
 
-    def get(self, kind: str, facts: Mapping[str, Any]) -> Path | None:
-        folder = super().get(kind, facts)
+    def get(self, kind: Kind, facts: Mapping[str, Any], *, progress: Progress = SILENT) -> Path | None:
+        folder = super().get(kind, facts, progress=progress)
         if folder is not None:
             self._used[folder] = (kind, facts)
         return folder
 
-    def put(self, kind: str, facts: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
-        folder = super().put(kind, facts, write)
+    def put(self, kind: Kind, facts: Mapping[str, Any], write: Callable[[Path], None], *, again: bool = False) -> Path:
+        folder = super().put(kind, facts, write, again=again)
         self._used[folder] = (kind, facts)
         return folder
 
@@ -240,7 +243,15 @@ class _Recording(Cache):
         """All of it, with the files."""
         return Product(
             entries=tuple(
-                (kind, facts, {path.name: path.read_bytes() for path in folder.iterdir() if path.name != KEY_NAME})
+                (
+                    kind,
+                    facts,
+                    {
+                        path.name: path.read_bytes()
+                        for path in folder.iterdir()
+                        if path.name not in (KEY_NAME, SEAL_NAME)
+                    },
+                )
                 for folder, (kind, facts) in self._used.items()
             )
         )

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from amoeba_export.cache.sealed import sealed_line, unsealed_line
 from amoeba_export.calibrate.evaluator import Cut, Scorer
+from amoeba_export.ir import SILENT, Progress
 from amoeba_export.model.samples import Samples
 
 if TYPE_CHECKING:
@@ -22,23 +24,26 @@ if TYPE_CHECKING:
 class Ledger:
     """Scores of cuts, chunk by chunk; a chunk is some consecutive batches, scored at once.
 
-    The file has one JSON line per cut and chunk, appended and synced after each call of the scorer. A line that a
-    killed process left unfinished is dropped.
+    The file has one sealed JSON line per cut and chunk, appended and synced after each call of the scorer. A line that
+    a killed process left unfinished, or that is not what was written, is dropped.
 
     Args:
         scorer: Computes what is not there.
         chunks: Ranges of batches, from the first batch to the last.
         path: The file, or None to keep scores in memory only.
+        progress: Told of damage.
     """
 
-    def __init__(self, scorer: Scorer, chunks: Sequence[range], path: Path | None = None) -> None:
+    def __init__(
+        self, scorer: Scorer, chunks: Sequence[range], path: Path | None = None, *, progress: Progress = SILENT
+    ) -> None:
         self.chunks = tuple(chunks)
         self._scorer = scorer
         self._known: dict[tuple[str, int, int], NDArray[np.float64]] = {}
         self._file = None
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._load(path)
+            self._load(path, progress)
             self._file = path.open("ab")
 
     def __enter__(self) -> Self:
@@ -74,20 +79,29 @@ class Ledger:
             return
         lines = (json.dumps({"cut": cut, "batches": [start, stop], "scores": list(values)})
                  for (cut, start, stop), values in entries)  # fmt: skip
-        self._file.write("".join(f"{line}\n" for line in lines).encode())
+        self._file.write("".join(f"{sealed_line(line)}\n" for line in lines).encode())
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def _load(self, path: Path) -> None:
-        """Read whole lines; cut the file after the last one."""
-        content = path.read_bytes() if path.is_file() else b""
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            os.truncate(path, len(whole))
-        for line in whole.splitlines():
-            entry = json.loads(line)
+    def _load(self, path: Path, progress: Progress) -> None:
+        """Take the sound lines, and leave only these in the file."""
+        lines = path.read_bytes().split(b"\n") if path.is_file() else [b""]
+        *whole, unfinished = lines
+        sound = []
+        for line in whole:
+            text = unsealed_line(line.decode("utf-8", "replace"))
+            if text is None:
+                continue
+            sound.append(line)
+            entry = json.loads(text)
             start, stop = entry["batches"]
             self._known[entry["cut"], start, stop] = np.array(entry["scores"], dtype=np.float64)
+        if len(sound) < len(whole):
+            progress.note(f"{len(whole) - len(sound)} lines of {path} are damaged; these scores are computed again.")
+        if len(sound) < len(whole) or unfinished:
+            part = path.with_suffix(".part")
+            part.write_bytes(b"".join(line + b"\n" for line in sound))
+            part.replace(path)
 
 
 def one_by_one(samples: Samples) -> list[range]:

@@ -118,7 +118,9 @@ class _Run:
 
     def _states(self, samples: Samples) -> StateStore:
         limit_bytes = self.recipe.states_mb * MEGABYTE
-        return StateStore(self.stack, samples, self.workplace.states(samples), limit_bytes=limit_bytes)
+        return StateStore(
+            self.stack, samples, self.workplace.states(samples), limit_bytes=limit_bytes, progress=self.progress
+        )
 
     def importance(self, samples: Samples) -> Importance:
         metric = self.recipe.width.metric
@@ -146,7 +148,9 @@ class _Run:
             chunks = doubling(samples)
         elif self.stack.is_resident:
             chunks = one_by_one(samples)
-        with Ledger(scorer, chunks, self.workplace.folder(samples) / f"depth-{recipe.metric}.jsonl") as ledger:
+        with Ledger(
+            scorer, chunks, self.workplace.folder(samples) / f"depth-{recipe.metric}.jsonl", progress=self.progress
+        ) as ledger:
             full = (True,) * num_layers
             found = {0: Choice(full, _in_full(ledger, objective, full))}
             judge = ExactJudge(ledger, objective).judge
@@ -196,7 +200,7 @@ class _Run:
         if self.fleet is not None:
             scorer = self.fleet.scorer(Scoring(samples=heldout, objective=recipe.metric, widths=widths))
         path = self.workplace.folder(heldout) / f"quality-{recipe.metric}-{widths.digest}.jsonl"
-        with Ledger(scorer, all_at_once(heldout), path) as ledger:
+        with Ledger(scorer, all_at_once(heldout), path, progress=self.progress) as ledger:
             return measure_quality(
                 ledger,
                 Objective(recipe.metric, heldout),

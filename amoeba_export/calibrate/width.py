@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 from torch import nn
 
+from amoeba_export.cache.sealed import read_sealed, write_sealed
 from amoeba_export.calibrate.recipe import WidthMetric
 from amoeba_export.errors import NotANumber
 from amoeba_export.ir import SILENT, Importance, Progress
@@ -142,8 +143,12 @@ def measure_importance(
     """
     folder.mkdir(parents=True, exist_ok=True)
     num_layers = stack.architecture.num_layers
-    paths = [folder / f"layer-{layer_idx:04d}.safetensors" for layer_idx in range(num_layers)]
-    first = next((i for i, path in enumerate(paths) if not path.is_file()), num_layers)
+    paths = [folder / f"layer-{layer_idx:04d}.sealed" for layer_idx in range(num_layers)]
+    sound = [read_sealed(path) is not None for path in paths]
+    for path, is_sound in zip(paths, sound, strict=True):
+        if path.is_file() and not is_sound:
+            progress.note(f"{path} is damaged; this layer is measured again.")
+    first = sound.index(False) if False in sound else num_layers
     measured: dict[str, NDArray[np.float64]] = {}
 
     @contextmanager
@@ -177,11 +182,9 @@ def measure_importance(
             if layer_idx >= first:
                 if not all(np.isfinite(values).all() for values in measured.values()):
                     raise NotANumber(f"importance of layer {layer_idx}", [])
-                part = paths[layer_idx].with_suffix(".part")
-                part.write_bytes(save(measured))
-                part.replace(paths[layer_idx])
+                write_sealed(paths[layer_idx], save(measured))
                 advance(1)
-    layers = [load_file(path) for path in paths]
+    layers = [load(content) for path in paths if (content := read_sealed(path)) is not None]
     stacked = {key: np.stack([layer[key] for layer in layers]) for key in layers[0]}
     return make_importance(
         stacked["self_attn.o_proj.score"],

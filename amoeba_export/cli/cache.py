@@ -15,7 +15,7 @@ cache = typer.Typer(name="cache", no_args_is_help=True, help="What was kept to b
 @cache.command()
 def info(as_json: AsJson = False) -> None:
     """Show where the cache is and what it holds."""
-    from amoeba_export.artifact import Cache
+    from amoeba_export.cache import Cache
 
     place = Cache()
     usage = place.usage()
@@ -43,7 +43,7 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """Remove what is in the cache. Everything in it can be made again."""
-    from amoeba_export.artifact import Cache
+    from amoeba_export.cache import Cache
     from amoeba_export.errors import UnknownName
 
     place = Cache()

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from amoeba_export.artifact import Cache, check_file_destination
+from amoeba_export.artifact import check_file_destination
+from amoeba_export.cache import Cache
 from amoeba_export.cli.artifacts import command
 from amoeba_export.cli.completion import complete_from, complete_recipes
 from amoeba_export.cli.console import Talk, answer, facts, print_json, titled

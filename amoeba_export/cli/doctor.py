@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from amoeba_export.artifact import Cache
+from amoeba_export.cache import Cache
 from amoeba_export.cli.console import answer, facts, print_json, size, table
 from amoeba_export.cli.options import AsJson
 from amoeba_export.version import __version__

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from amoeba_export.artifact import Cache, check_file_destination
+from amoeba_export.artifact import check_file_destination
+from amoeba_export.cache import Cache
 from amoeba_export.cli.artifacts import command
 from amoeba_export.cli.console import Talk, answer, print_json
 from amoeba_export.cli.inspect import inspect_cost_table

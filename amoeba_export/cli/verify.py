@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from amoeba_export.artifact import Cache, Manifest, sha256_file, verify_checksums
+from amoeba_export.artifact import Manifest, sha256_file, verify_checksums
+from amoeba_export.cache import Cache
 from amoeba_export.cli.artifacts import verified
 from amoeba_export.cli.console import Talk, answer, print_json
 from amoeba_export.cli.options import Adapters, AsJson

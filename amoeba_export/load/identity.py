@@ -2,43 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from amoeba_export.cache import Cache
 from amoeba_export.ir import SILENT, Progress
-
-SETTLED_SECONDS = 2.0
-"""A file younger than this could change again within one tick of its clock; its digest is not remembered."""
 
 _NOT_CONTENT = ("transformers_version", "_name_or_path", "_model_name_or_path")
 
 
 def file_sha256(path: Path, *, cache_dir: Path, progress: Progress = SILENT) -> str:
     """sha256 of a file, from the cache when path, size, times and inode are those of the last time."""
-    stat = path.stat()
-    facts = f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\0{stat.st_ino}"
-    remembered = cache_dir / "sha256" / hashlib.sha256(facts.encode()).hexdigest()
-    with contextlib.suppress(OSError):
-        digest = remembered.read_text(encoding="ascii")
-        if len(digest) == 64:
-            return digest
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if time.time() - stat.st_mtime > SETTLED_SECONDS:
-        # A cache that cannot be written costs time, not correctness.
-        with contextlib.suppress(OSError):
-            remembered.parent.mkdir(parents=True, exist_ok=True)
-            part = remembered.with_suffix(f".{os.getpid()}")
-            part.write_text(digest, encoding="ascii")
-            part.replace(remembered)
-    return digest
+    return Cache(cache_dir).sha256(path, progress=progress)
 
 
 def model_identity(

@@ -6,15 +6,19 @@ Every candidate of a depth search is the full model up to its lowest removed lay
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+from amoeba_export.cache.sealed import file_digest, read_sealed, write_sealed
+from amoeba_export.ir import SILENT, Progress
 from amoeba_export.model.layers import LayerStack
 from amoeba_export.model.samples import Samples
 
@@ -35,12 +39,16 @@ class StateStore:
         limit_bytes: Every `stride`-th boundary is kept, with the smallest stride for which these and the boundaries
             between two of them fit. The others are computed again when asked for: once each, by a search, which goes
             from the last layer to the first.
+        progress: Told of a file that is not what was written; it is computed again.
     """
 
-    def __init__(self, stack: LayerStack, samples: Samples, folder: Path, *, limit_bytes: int) -> None:
+    def __init__(
+        self, stack: LayerStack, samples: Samples, folder: Path, *, limit_bytes: int, progress: Progress = SILENT
+    ) -> None:
         self._stack = stack
         self._samples = samples
         self._folder = folder
+        self._progress = progress
         folder.mkdir(parents=True, exist_ok=True)
         hidden_size = stack.architecture.hidden_size
         self.num_layers = stack.architecture.num_layers
@@ -49,7 +57,7 @@ class StateStore:
         self.stride = _stride(self.num_layers, self.boundary_bytes, limit_bytes)
 
     def _file(self, boundary: int) -> StateFile:
-        return StateFile(self._folder / f"boundary-{boundary:04d}.f32", self._shapes)
+        return StateFile(self._folder / f"boundary-{boundary:04d}.f32", self._shapes, progress=self._progress)
 
     def nearest(self, boundary: int) -> int:
         """The highest boundary at or below `boundary` that can be read without computing a layer."""
@@ -99,10 +107,12 @@ class StateFile:
     Args:
         path: Where it lies.
         shapes: Of the batches, fp32.
+        progress: Told when it is not what was written; it is removed then.
     """
 
-    def __init__(self, path: Path, shapes: Sequence[tuple[int, ...]]) -> None:
+    def __init__(self, path: Path, shapes: Sequence[tuple[int, ...]], *, progress: Progress = SILENT) -> None:
         self.path = path
+        self._progress = progress
         self._shapes = shapes
         self._offsets = [0]
         for shape in shapes:
@@ -110,8 +120,16 @@ class StateFile:
 
     @property
     def exists(self) -> bool:
-        """Whether it was written."""
-        return self.path.is_file()
+        """Whether it was written, and is what was written: it is compared with its sha256 once in a process."""
+        try:
+            stat = self.path.stat()
+        except FileNotFoundError:
+            return False
+        if _is_sound(self.path, stat.st_size, stat.st_mtime_ns, stat.st_ino):
+            return True
+        self._progress.note(f"{self.path} is damaged; it is computed again.")
+        self.remove()
+        return False
 
     def read(self, batch_idx: int) -> torch.Tensor:
         """One batch."""
@@ -121,15 +139,30 @@ class StateFile:
 
     def write(self, batches: Iterable[torch.Tensor]) -> None:
         """Write all batches; the file appears when the last one is written."""
-        part = self.path.with_suffix(".part")
+        part, digest = self.path.with_suffix(".part"), hashlib.sha256()
         with part.open("wb") as file:
             for batch in batches:
-                file.write(batch.cpu().contiguous().numpy().data)  # `tofile` hides why it cannot write
+                content = batch.cpu().contiguous().numpy().view(np.uint8).reshape(-1).data
+                digest.update(content)
+                file.write(content)
+        write_sealed(_seal(self.path), digest.hexdigest().encode())
         part.replace(self.path)
 
     def remove(self) -> None:
         """Let go of the disk."""
         self.path.unlink(missing_ok=True)
+        _seal(self.path).unlink(missing_ok=True)
+
+
+def _seal(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+@lru_cache(maxsize=4096)
+def _is_sound(path: Path, size: int, mtime_ns: int, inode: int) -> bool:
+    """Whether a file has the sha256 beside it. Asked once per state of the file, which may be large."""
+    known = read_sealed(_seal(path))
+    return known is not None and known.decode() == file_digest(path)
 
 
 def _stride(num_layers: int, boundary_bytes: int, limit_bytes: int) -> int:

@@ -16,11 +16,9 @@ from typing import Any
 import torch
 
 from amoeba_export import locations
+from amoeba_export.cache.kinds import CALIBRATION
 from amoeba_export.ir import SILENT, Progress
 from amoeba_export.model.samples import Samples
-
-FORMAT = 1
-"""Raise it when the same inputs give other scores than before, so that no stale ones are found."""
 
 
 class Workplace:
@@ -36,7 +34,7 @@ class Workplace:
 
     def folder_of(self, facts: Mapping[str, Any]) -> Path:
         """For everything that depends on the model and these facts alone."""
-        own = {"format": FORMAT, "model": self._model_id, "torch": torch.__version__}
+        own = {"made_by": CALIBRATION.versions, "model": self._model_id, "torch": torch.__version__}
         folder = self._root / digest({**own, **facts})
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -60,7 +58,7 @@ def open_workplace(model_id: str, cache_dir: Path | None, *, progress: Progress 
         with tempfile.TemporaryDirectory(prefix="amoeba-calibrate-") as folder:
             yield Workplace(Path(folder), model_id)
         return
-    root = cache_dir / "calibration"
+    root = cache_dir / CALIBRATION.name
     with contextlib.ExitStack() as stack:
         stack.enter_context(locations.writing_cache(cache_dir))
         root.mkdir(parents=True, exist_ok=True)

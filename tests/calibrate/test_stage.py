@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from amoeba_export.cache.kinds import CALIBRATION
 from amoeba_export.calibrate import Recipe, calibrate
 from amoeba_export.calibrate.evaluator import LocalScorer
 from amoeba_export.errors import InputError, NotANumber
@@ -20,6 +21,8 @@ from amoeba_export.ir import Shape, Strategy, Supernet, validate
 from amoeba_export.ir.derive import derive_plan
 from amoeba_export.model.layers import LayerStack
 from amoeba_export.model.samples import read_samples
+from amoeba_export.model.states import StateStore
+from tests.listener import Listener, flip_bit
 from tests.model.models import WORDS, plain_loss, random_text, tiny_supernet, whole_model
 from tests.tiny import FAMILIES
 
@@ -254,3 +257,46 @@ def test_a_tokenizer_without_letters(supernet: Supernet, tmp_path: Path) -> None
         "This model's tokenizer has no token of its own for the answer 'E'.\n"
         "  next:  Calibrate on text instead: data.kind = 'text' and metric = 'loss'."
     )
+
+
+def test_damaged_work_of_an_earlier_run_is_done_again_with_a_note(
+    supernet: Supernet, text_file: Path, tmp_path: Path
+) -> None:
+    """A flipped bit in a score, or in a layer's statistics, is neither believed nor fatal."""
+    made, cache = recipe(text_file), tmp_path / "cache"
+    expected = calibrate(supernet, made, cache_dir=cache)
+    ledgers, layers = sorted(cache.rglob("*.jsonl")), sorted(cache.rglob("layer-*.sealed"))
+    assert len(ledgers) == 2
+    assert len(layers) == supernet.architecture.num_layers
+    for path, position in ((ledgers[0], -4), (ledgers[0], 3), (ledgers[1], -4), (layers[1], -3), (layers[2], 5)):
+        flip_bit(path, position)
+        listener = Listener()
+        assert_same(calibrate(supernet, made, cache_dir=cache, progress=listener), expected)
+        (note,) = listener.told_of_damage()
+        assert str(path) in note
+
+
+def test_another_version_of_the_algorithm_finds_nothing(
+    supernet: Supernet, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, cache = recipe(text_file), tmp_path / "cache"
+    calibrate(supernet, made, cache_dir=cache)
+    num_files = len(list(cache.rglob("layer-*.sealed")))
+    newer = dataclasses.replace(CALIBRATION, made_by=(dataclasses.replace(CALIBRATION.made_by[0], version=99),))
+    monkeypatch.setattr("amoeba_export.model.workplace.CALIBRATION", newer)
+    calibrate(supernet, made, cache_dir=cache)
+    assert len(list(cache.rglob("layer-*.sealed"))) == 2 * num_files
+
+
+def test_damaged_states_are_computed_again_with_a_note(supernet: Supernet, text_file: Path, tmp_path: Path) -> None:
+    samples, _ = read_samples(recipe(text_file).data, supernet.folder, seed=0)
+    stack, folder = LayerStack(supernet, memory_bytes=10**9), tmp_path / "states"
+    list(StateStore(stack, samples, folder, limit_bytes=10**9).sweep())
+    expected = StateStore(stack, samples, folder, limit_bytes=10**9).read(3, 1)
+    for name in ("boundary-0003.f32", "boundary-0003.sha256"):
+        flip_bit(folder / name)
+        listener = Listener()
+        store = StateStore(stack, samples, folder, limit_bytes=10**9, progress=listener)
+        store.prepare(3)
+        assert listener.told_of_damage() == [f"{folder / 'boundary-0003.f32'} is damaged; it is computed again."]
+        assert torch.equal(store.read(3, 1), expected)

@@ -20,6 +20,7 @@ from amoeba_export.load.gguf.rope import llama3_divisors, llama3_parameters
 from amoeba_export.materialize import materialize_subnet
 from amoeba_export.verify.masked import masked_logits
 from tests.formats.bpe import save_bpe
+from tests.listener import Listener, flip_bit
 from tests.load.gguf_files import SPECIAL, TEMPLATE, TOKENS, byte_level, write_gguf
 from tests.materialize.subnets import bare_plan, open_supernet, plan_for, write
 from tests.tiny import save_tiny, tiny_model
@@ -134,6 +135,19 @@ def test_it_is_unpacked_once(
     supernet = load_supernet(str(root / "tiny.gguf"), cache_dir=root / "cache")
     assert (supernet.folder, supernet.name) == (folder, "tiny")
     assert [path.name for path in (root / "cache" / "models").iterdir()] == [folder.name]
+
+
+def test_a_damaged_copy_is_unpacked_again_with_a_note(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf")
+    first = load_supernet(str(tmp_path / "tiny.gguf"), cache_dir=tmp_path / "cache")
+    weights = {name: first.tensors.read(name).clone() for name in first.tensors.names()}
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        flip_bit(first.folder / name, -20)
+        listener = Listener()
+        supernet = load_supernet(str(tmp_path / "tiny.gguf"), cache_dir=tmp_path / "cache", progress=listener)
+        assert any("damaged" in note and first.folder.name in note for note in listener.notes)
+        assert supernet.identity == first.identity
+        assert all(torch.equal(supernet.tensors.read(name), weight) for name, weight in weights.items())
 
 
 # --- RoPE -------------------------------------------------------------------------------------------------------------

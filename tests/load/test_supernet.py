@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from amoeba_export.cache import Cache
+from amoeba_export.cache.kinds import MODELS
 from amoeba_export.errors import DamagedFile, NotFound
 from amoeba_export.ir import Progress
-from amoeba_export.load import demo, identity, load_supernet
+from amoeba_export.load import demo, load_supernet
 from amoeba_export.load.identity import file_sha256
 
 WHAT_A_MODEL_IS = "Give a folder, a hub id such as org/name, or 'demo'."
@@ -62,7 +64,7 @@ def test_a_digest_is_remembered_until_the_file_changes(tmp_path: Path, monkeypat
         hashed.append(name)
         return real(file, name)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(identity.hashlib, "file_digest", counting)
+    monkeypatch.setattr(hashlib, "file_digest", counting)
     settle(folder)
     assert [file_sha256(path, cache_dir=tmp_path / "cache") for _ in range(3)] == [
         hashlib.sha256(b"one").hexdigest()
@@ -192,26 +194,11 @@ def test_the_first_of_two_that_unpack_together_wins(tmp_path: Path, monkeypatch:
     def convert(source: Path, out: Path, *, progress: Progress) -> None:
         """What the other run does while this one works."""
         (out / "mine").touch()
-        other = out.parent / f"model-{hashlib.sha256(source.read_bytes()).hexdigest()[:12]}-{demo.CONVERSION}"
-        other.mkdir()
-        (other / "theirs").touch()
+        facts = {"gguf": [hashlib.sha256(source.read_bytes()).hexdigest()]}
+        Cache(tmp_path / "cache").put(MODELS, facts, lambda folder: (folder / "theirs").touch())
 
     monkeypatch.setattr("amoeba_export.load.gguf.convert_gguf", convert)
     folder = demo.unpack_gguf(gguf, cache_dir=tmp_path / "cache")
-    assert [path.name for path in folder.iterdir()] == ["theirs"]
+    assert (folder / "theirs").is_file()
+    assert not (folder / "mine").exists()
     assert list(folder.parent.iterdir()) == [folder]
-
-
-def test_what_a_killed_run_left_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    gguf = tmp_path / "model.gguf"
-    gguf.write_bytes(b"weights")
-    digest = hashlib.sha256(b"weights").hexdigest()[:12]
-    old, young = (tmp_path / "cache" / "models" / f".model-{digest}-{demo.CONVERSION}.{end}" for end in ("old", "new"))
-    for path in (old, young):
-        path.mkdir(parents=True)
-    os.utime(old, (1e9, 1e9))
-    monkeypatch.setattr(
-        "amoeba_export.load.gguf.convert_gguf", lambda source, out, progress: (out / "config.json").touch()
-    )
-    demo.unpack_gguf(gguf, cache_dir=tmp_path / "cache")
-    assert (old.exists(), young.exists()) == (False, True)

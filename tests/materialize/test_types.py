@@ -16,18 +16,9 @@ from amoeba_export.ir.dtype import float_name
 from amoeba_export.load import load_supernet
 from amoeba_export.materialize import materialize_subnet
 from amoeba_export.verify import verify_artifact
+from tests.listener import Listener
 from tests.materialize.subnets import noise_adapter, noise_strategy, plan_for, write
 from tests.tiny import save_tiny
-
-
-class Listener:
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.warn = self.notes.append
-        self.note = self.notes.append
-        self.track = SILENT.track
 
 
 def _save(folder: Path, kinds: Mapping[str, torch.dtype], family: str = "llama") -> Path:

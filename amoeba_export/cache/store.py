@@ -1,7 +1,8 @@
 """A content-addressed cache: what took long to make, found again by what it was made from.
 
-An entry is a folder `<kind>/<sha256 of its key>/`, with the key itself in `key.json`. `get` compares the whole key, so
-an entry is never taken for another one. Entries appear in one rename: any number of processes may put and get.
+An entry is a folder `<kind>/<sha256 of its key>/`, with the key itself in `key.json` and the sha256 of every file in
+`seal.json`. `get` compares the whole key, so an entry is never taken for another one, and the content with the seal, so
+a damaged one is made anew. Entries appear in one rename: any number of processes may put and get.
 """
 
 from __future__ import annotations
@@ -18,9 +19,19 @@ from pathlib import Path
 from typing import Any
 
 from amoeba_export import locations
-from amoeba_export.artifact.reserved import ReservedFolder, sweep
+from amoeba_export.cache.kinds import DIGESTS, Kind
+from amoeba_export.cache.sealed import file_digest, is_sound, read_sealed, seal_folder, write_sealed
+from amoeba_export.ir import SILENT, Progress
+from amoeba_export.reserved import ReservedFolder, sweep
 
 KEY_NAME = "key.json"
+
+LAYOUT = 2
+"""Of an entry: in every key, as the versions of its kind are."""
+
+SETTLED_SECONDS = 2.0
+"""A file younger than this could change again within one tick of its clock; its digest is not remembered."""
+
 _PREFIX = ".making-"
 
 
@@ -44,46 +55,73 @@ class Cache:
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or locations.cache_dir()
 
-    def get(self, kind: str, facts: Mapping[str, Any]) -> Path | None:
-        """The folder that was put for exactly these facts, or None. A hit counts as a use for `prune`."""
+    def get(self, kind: Kind, facts: Mapping[str, Any], *, progress: Progress = SILENT) -> Path | None:
+        """The folder that was put for exactly these facts, or None. A hit counts as a use for `prune`.
+
+        One that is there and not as it was put is none either: it is removed, and `progress` is told.
+        """
         entry = self._entry(kind, facts)
-        try:
-            if (entry / KEY_NAME).read_text(encoding="utf-8") != canonical_key(facts):
-                return None
-        except (FileNotFoundError, NotADirectoryError):
+        if not entry.is_dir():
             return None
-        with contextlib.suppress(OSError):  # pruned this moment, or a cache that can only be read
+        if not self._is_whole(kind, facts, entry):
+            progress.note(f"{entry} in the cache is damaged; it is made anew.")
+            self._remove(entry)
+            return None
+        with contextlib.suppress(OSError):  # another user's, or on a disk that cannot be written
             os.utime(entry)
         return entry
 
-    def put(self, kind: str, facts: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
+    def put(self, kind: Kind, facts: Mapping[str, Any], write: Callable[[Path], None], *, again: bool = False) -> Path:
         """Make the entry for `facts`: `write` fills the empty folder it is given. Returns where the entry is.
 
-        When another process put the same facts first, its entry is kept and ours is dropped.
+        Where there is a sound one already, such as another process's, it is kept and ours is dropped; with `again`,
+        ours takes its place.
 
         Raises:
             CacheUnusable: Nothing can be written there.
         """
         with locations.writing_cache(self.root):
-            return self._put(kind, facts, write)
+            return self._put(kind, facts, write, again=again)
 
-    def _put(self, kind: str, facts: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
+    def _put(self, kind: Kind, facts: Mapping[str, Any], write: Callable[[Path], None], *, again: bool) -> Path:
         entry = self._entry(kind, facts)
         entry.parent.mkdir(parents=True, exist_ok=True)
         sweep(entry.parent, _PREFIX)
         reserved = ReservedFolder(entry.parent, _PREFIX)
         try:
             write(reserved.content)
-            (reserved.content / KEY_NAME).write_text(canonical_key(facts), encoding="utf-8")
+            (reserved.content / KEY_NAME).write_text(_key(kind, facts), encoding="utf-8")
+            seal_folder(reserved.content)
+            if again:
+                self._make_room(entry, reserved)
             try:
                 reserved.content.rename(entry)
             except OSError:
-                if self.get(kind, facts) is None:  # damaged: something there, but not what was put
-                    entry.rename(reserved.root / "damaged")
+                if not self._is_whole(kind, facts, entry):
+                    self._make_room(entry, reserved)
                     reserved.content.rename(entry)
         finally:
             reserved.release()
         return entry
+
+    def sha256(self, path: Path, *, progress: Progress = SILENT) -> str:
+        """sha256 of a file, remembered for as long as its path, size, times and inode stay what they are."""
+        stat = path.stat()
+        facts = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+        key = _key(DIGESTS, {"file": facts})
+        remembered = self.root / DIGESTS.name / hashlib.sha256(key.encode()).hexdigest()
+        known = read_sealed(remembered)
+        if known is not None:
+            return known.decode("ascii")
+        if remembered.is_file():
+            progress.note(f"{remembered} in the cache is damaged; {path.name} is hashed again.")
+        digest = file_digest(path)
+        if time.time() - stat.st_mtime > SETTLED_SECONDS:
+            # A cache that cannot be written costs time, not correctness.
+            with contextlib.suppress(OSError):
+                remembered.parent.mkdir(parents=True, exist_ok=True)
+                write_sealed(remembered, digest.encode())
+        return digest
 
     def usage(self) -> list[CacheUsage]:
         """What is there, by kind: the first folder level below the root, whoever wrote it."""
@@ -121,8 +159,33 @@ class Cache:
         with _alone_in(self.root / kind) as alone:
             return not alone
 
-    def _entry(self, kind: str, facts: Mapping[str, Any]) -> Path:
-        return self.root / kind / hashlib.sha256(canonical_key(facts).encode()).hexdigest()
+    def _entry(self, kind: Kind, facts: Mapping[str, Any]) -> Path:
+        return self.root / kind.name / hashlib.sha256(_key(kind, facts).encode()).hexdigest()
+
+    def _is_whole(self, kind: Kind, facts: Mapping[str, Any], entry: Path) -> bool:
+        try:
+            same = (entry / KEY_NAME).read_text(encoding="utf-8") == _key(kind, facts)
+        except (OSError, ValueError):
+            return False
+        return same and is_sound(entry, self.sha256 if kind.is_large else file_digest)
+
+    def _remove(self, entry: Path) -> None:
+        """In one rename, as it came. Where that cannot be done, `put` will try again."""
+        with contextlib.suppress(OSError):
+            removed = ReservedFolder(entry.parent, _PREFIX)
+            try:
+                self._make_room(entry, removed)
+            finally:
+                removed.release()
+
+    def _make_room(self, entry: Path, reserved: ReservedFolder) -> None:
+        """Move what is at `entry`, if anything, to where it goes with `reserved`."""
+        with contextlib.suppress(FileNotFoundError):
+            entry.rename(reserved.root / "replaced")
+
+
+def _key(kind: Kind, facts: Mapping[str, Any]) -> str:
+    return canonical_key({"layout": LAYOUT, "made_by": kind.versions, "facts": dict(facts)})
 
 
 @contextlib.contextmanager
