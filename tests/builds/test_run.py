@@ -263,3 +263,24 @@ def test_the_command_reports_failures_and_their_code(
         "error: deep: The strategy does not know depth 1.",
         "  next:  Choose one of 2, 3, 4, or calibrate with more removed layers.",
     ]
+
+
+@pytest.mark.parametrize("changed", ["search.txt", "width.txt"])
+def test_every_data_file_of_a_recipe_is_an_input(run: Build, project: Path, changed: str):
+    """`[width] data.file` too, as the shipped `paper.toml` has it."""
+    data = 'file = "{}"\nwindow = 16\nsamples = 4\n'
+    (project / "mine.toml").write_text(
+        f"[data]\n{data.format('search.txt')}heldout = 2\n[width.data]\n{data.format('width.txt')}"
+    )
+    for name in ("search.txt", "width.txt"):
+        (project / name).write_text("some words " * 100)
+    head = '[model]\npath = "model"\n[defaults]\nformats = ["safetensors"]\nrecipe = "mine.toml"\n'
+    (project / "amoeba.toml").write_text(head + '[[build]]\nname = "whole"\nshape = "4x1"\n')
+    assert statuses(run()) == {"whole": "built"}
+    assert statuses(run()) == {"whole": "up-to-date"}
+    (project / changed).write_text("other words " * 100)
+    report = run(locked=True)
+    assert [entry.error.message for entry in report.failed if entry.error] == [
+        "The build 'whole' is locked and its inputs have changed: the recipe 'mine, seed 0' is another one."
+    ]
+    assert statuses(run()) == {"whole": "built"}
