@@ -83,6 +83,23 @@ def test_reports_are_off_as_soon_as_amoeba_is_imported() -> None:
     assert not is_imported
 
 
+def test_openvino_reports_nothing(tmp_path: Path) -> None:
+    """It has no variable: importing it would write an id into the home and send an event."""
+    code = """
+from amoeba_export.backends.runner import engine_openvino
+from amoeba_export.backends.runner.engines import Unavailable
+try:
+    engine_openvino.describe({"device": "CPU", "threads": 1, "hints": {}})
+except (Unavailable, KeyError):
+    pass
+import sys
+assert sys.modules["openvino_telemetry"] is None
+"""
+    env = {**clean(), "HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=env, check=True)
+    assert list(tmp_path.rglob("*")) == []
+
+
 def test_a_user_may_switch_them_on() -> None:
     code = "import amoeba_export, os; print(os.environ['ORT_DISABLE_TELEMETRY'])"
     env = {**clean(), "ORT_DISABLE_TELEMETRY": "0"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from .engines import Unavailable
 
 def describe(options: Mapping[str, Any]) -> dict[str, str]:
     """Version, device and threads. Raises `Unavailable` when the wheel or the device is not there."""
+    _report_nothing()
     try:
         import openvino
     except ImportError as error:
@@ -42,8 +44,14 @@ def open_model(subject: Mapping[str, Any], workload: Mapping[str, int], options:
     return _Model(subject, workload, options)
 
 
+def _report_nothing() -> None:
+    """OpenVINO reports its import to its makers unless that package is missing; no variable switches it off."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+
 class _Model:
     def __init__(self, subject: Mapping[str, Any], workload: Mapping[str, int], options: Mapping[str, Any]) -> None:
+        _report_nothing()
         import numpy as np
         import openvino
         from openvino._offline_transformations import apply_make_stateful_transformation
