@@ -78,7 +78,7 @@ class LayerStack:
         self._blank = model.layers[0]
         self._rotary = type(model.rotary_emb)(config).to(device)
         self._norm = model.norm
-        self._norm.load_state_dict({"weight": self._weight("model.norm.weight")}, assign=True)
+        self._norm.load_state_dict({"weight": self.weight("model.norm.weight")}, assign=True)
         num_weights = sum(weight.numel() for weight in self._blank.state_dict().values())
         self.layer_bytes = 4 * num_weights
         self.is_resident = self.layer_bytes * self.architecture.num_layers <= memory_bytes // 2
@@ -86,12 +86,18 @@ class LayerStack:
         self._resident: dict[int, nn.Module] = {}
         self._positions: dict[int, tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor | None]] = {}
 
-    def _weight(self, name: str) -> torch.Tensor:
+    def weight(self, name: str) -> torch.Tensor:
+        """A copy of any weight, fp32."""
         return self.tensors.read(name).to(self.device, torch.float32, copy=True)
 
     def embed(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         """Input of layer 0. [B, T, D]. Only the rows that are looked up are read."""
         return self.tensors.read("model.embed_tokens.weight")[tokens_BT].to(self.device, torch.float32)
+
+    def final_norm(self) -> nn.Module:
+        """A copy of the norm after the last layer."""
+        norm: nn.Module = copy.deepcopy(self._norm)
+        return norm
 
     def norm(self, hidden_TD: torch.Tensor) -> torch.Tensor:
         """The final norm. [T, D]."""
@@ -104,7 +110,7 @@ class LayerStack:
             return self._resident[layer_idx]
         module: nn.Module = copy.deepcopy(self._blank)
         names = module.state_dict()
-        module.load_state_dict({name: self._weight(f"model.layers.{layer_idx}.{name}") for name in names}, assign=True)
+        module.load_state_dict({name: self.weight(f"model.layers.{layer_idx}.{name}") for name in names}, assign=True)
         if self.is_resident:
             self._resident[layer_idx] = module
         return module
@@ -193,7 +199,7 @@ class LayerStack:
         if layer_idx in self._resident or self.is_resident:
             weight: torch.Tensor = self.layer(layer_idx).state_dict()[name]
             return weight
-        return self._weight(f"model.layers.{layer_idx}.{name}")
+        return self.weight(f"model.layers.{layer_idx}.{name}")
 
     def run(self, module: nn.Module, hidden_BTD: torch.Tensor) -> torch.Tensor:
         """The output of one layer. [B, T, D]."""
@@ -225,7 +231,7 @@ class _NoAttention(nn.Module):
 
     def __init__(self, bias_D: torch.Tensor | None) -> None:
         super().__init__()
-        self.bias_D = bias_D
+        self.bias_D = None if bias_D is None else nn.Parameter(bias_D, requires_grad=False)
 
     def forward(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
         added = torch.zeros_like(hidden_states)

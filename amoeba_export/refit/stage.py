@@ -115,10 +115,10 @@ def adapter_ids(supernet: Supernet) -> tuple[str, ...]:
 
 def _cut(supernet: Supernet, plan: SubnetPlan, device: torch.device) -> Cut:
     stack = LayerStack(supernet, memory_bytes=0, device=device, tensors=MergedTensors(supernet, plan))
-    return Cut(plan=plan, stack=stack, biases=[_biases(supernet, plan, kept) for kept in plan.layers])
+    return Cut(plan=plan, stack=stack, biases=[writer_biases(supernet, plan, kept) for kept in plan.layers])
 
 
-def _biases(supernet: Supernet, plan: SubnetPlan, kept: LayerPlan) -> dict[str, torch.Tensor]:
+def writer_biases(supernet: Supernet, plan: SubnetPlan, kept: LayerPlan) -> dict[str, torch.Tensor]:
     """What the writers of a kept layer add now: their own bias and the compensation. [D] each, none without either."""
     architecture, tensors = supernet.architecture, supernet.tensors
     compensated = dict(

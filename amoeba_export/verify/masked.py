@@ -48,8 +48,24 @@ def masked_logits(supernet: Supernet, plan: SubnetPlan, input_ids: torch.Tensor)
     model.model.norm.weight.copy_(_weight(supernet, refit, "model.norm.weight", "model.norm.weight"))
     model.model.layers[0] = _EveryKeptLayer(model.model.layers[0], supernet, plan)
     model.lm_head = _Unmerged(supernet, plan, "lm_head")
+    if refit is not None:
+        _take_outside_layers(model, refit, tied=supernet.architecture.tied_embeddings)
     logits: torch.Tensor = model(input_ids, use_cache=False).logits
     return logits.float()
+
+
+def _take_outside_layers(model: Any, refit: Refit, *, tied: bool) -> None:
+    """Embedding and head that a refit holds, in place of the supernet's."""
+    embedding, head = "model.embed_tokens.weight", "lm_head.weight"
+    if embedding in refit.tensors.names():
+        held_VD = refit.tensors.read(embedding).float()
+        model.model.embed_tokens = nn.Embedding(held_VD.shape[0], held_VD.shape[1], device="meta")
+        model.model.embed_tokens.weight = nn.Parameter(held_VD, requires_grad=False)
+        head = embedding if tied else head
+    if head in refit.tensors.names():
+        held_VD = refit.tensors.read(head).float()
+        model.lm_head = nn.Linear(held_VD.shape[1], held_VD.shape[0], bias=False, device="meta")
+        model.lm_head.weight = nn.Parameter(held_VD, requires_grad=False)
 
 
 class _UnmergedEmbedding(nn.Module):

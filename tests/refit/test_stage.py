@@ -1,92 +1,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from amoeba_export.errors import DamagedFile, InputError, NotFound, WrongModel
-from amoeba_export.ir import Policy, Shape, SubnetPlan, Supernet
-from amoeba_export.ir.derive import derive_plan
-from amoeba_export.load import load_supernet
-from amoeba_export.load.refit import read_refit, write_refit
+from amoeba_export.ir import Policy, SubnetPlan
+from amoeba_export.load.refit import read_refit
 from amoeba_export.materialize import materialize_subnet
-from amoeba_export.refit import RefitRecipe, Refitted, refit
-from amoeba_export.refit.data import read_data
-from amoeba_export.refit.recipe import Share
+from amoeba_export.refit import RefitRecipe
 from amoeba_export.verify import masked_logits
-from tests.materialize.subnets import noise_adapter, noise_strategy, write
-from tests.model.models import random_text, save_tokenizer
-from tests.tiny import FAMILIES, VOCAB, save_tiny
-
-IDS = torch.randint(0, VOCAB, (2, 9), generator=torch.Generator().manual_seed(5))
-
-
-@pytest.fixture(scope="session")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("texts")
-    for name, seed in (("mixed.txt", 0), ("another.txt", 1)):
-        (folder / name).write_text(random_text(9000, seed), encoding="utf-8")
-    return folder / "mixed.txt", folder / "another.txt"
-
-
-@pytest.fixture
-def recipe(texts: tuple[Path, Path]) -> RefitRecipe:
-    return RefitRecipe(
-        name="tiny",
-        tokens=4096,
-        judge_tokens=512,
-        other_tokens=512,
-        window=32,
-        mix=(Share(file=str(texts[0])),),
-        other=(Share(file=str(texts[1])),),
-    )
-
-
-def opened(folder: Path, family: str = "llama", **overrides: Any) -> Supernet:
-    save_tiny(folder, family, **overrides)
-    save_tokenizer(folder)
-    supernet = load_supernet(str(folder))
-    return dataclasses.replace(supernet, strategy=noise_strategy(supernet.architecture))
-
-
-def cut(supernet: Supernet, shape: str = "3x0.6", policy: Policy = "uniform") -> SubnetPlan:
-    assert supernet.strategy is not None
-    plan = derive_plan(supernet.strategy, supernet.architecture, Shape.parse(shape), policy=policy)
-    return dataclasses.replace(plan, model_id=supernet.identity)
-
-
-def fitted(
-    supernet: Supernet, plans: Sequence[SubnetPlan], recipe: RefitRecipe, folder: Path, **settings: Any
-) -> tuple[Supernet, list[SubnetPlan]]:
-    """The plans with names of refits, and the supernet that has these."""
-    found: list[SubnetPlan] = []
-    refits = {}
-
-    def take(made: Sequence[Refitted]) -> None:
-        for i, one in enumerate(made):
-            path = folder / f"refit-{i}.safetensors"
-            held = write_refit(path, one.facts, one.specs, one.weights(), dtype=torch.float32)
-            refits[held.identity] = held
-            found.append(dataclasses.replace(one.plan, refit_id=held.identity))
-
-    folder.mkdir(exist_ok=True)
-    refit(supernet, plans, recipe, take=take, **settings)
-    return dataclasses.replace(supernet, refits=refits), found
-
-
-@torch.no_grad()
-def loss_of(model: Any, recipe: RefitRecipe, folder: Path, text: str) -> float:
-    samples, _ = read_data(recipe, folder, seed=0).texts[text]
-    tokens_BT = torch.cat([batch.tokens_BT for batch in samples.batches])
-    logits_BTV = model(tokens_BT).logits[:, :-1]
-    loss = torch.nn.functional.cross_entropy(logits_BTV.reshape(-1, VOCAB), tokens_BT[:, 1:].reshape(-1))
-    return float(loss)
+from tests.materialize.subnets import noise_adapter, write
+from tests.refit.models import IDS, Stopping, cut, fitted, loss_of, opened
+from tests.tiny import FAMILIES
 
 
 def test_the_losses_it_reports_are_those_of_the_models(tmp_path: Path, recipe: RefitRecipe) -> None:
@@ -167,27 +96,6 @@ def test_plans_that_are_fitted_together_come_out_as_if_alone(tmp_path: Path, rec
         for name in other.tensors.names():
             assert torch.equal(held.tensors.read(name), other.tensors.read(name))
     assert len({plan.refit_id for plan in together}) == 3
-
-
-class Stopping:
-    """Progress that ends the work after some layers, as a signal would."""
-
-    def __init__(self, after: int) -> None:
-        self._left = after
-
-    def note(self, message: str) -> None:
-        pass
-
-    warn = note
-
-    @contextmanager
-    def track(self, description: str, total: int) -> Any:
-        def advance(steps: int) -> None:
-            self._left -= 1
-            if not self._left:
-                raise KeyboardInterrupt
-
-        yield advance
 
 
 @pytest.mark.parametrize("after", [1, 2, 3])
