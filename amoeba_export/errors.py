@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import math
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -400,11 +401,12 @@ class NotANumber(InputError):
 class NothingFits(BudgetError):
     """Every candidate of a search is over a limit. Names the one that comes closest."""
 
-    def __init__(self, limits: str, closest: str, reached: str, *, next_step: str) -> None:
+    def __init__(self, limits: str, closest: str, reached: str, *, next_step: str, load: float = math.inf) -> None:
         super().__init__(
             f"No shape that the strategy knows meets {limits}; the closest, {closest}, reaches {reached}.",
             next_step=next_step,
         )
+        self.load = load  # of the limit that the closest takes most of
 
 
 class BudgetMissed(BudgetError):

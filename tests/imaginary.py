@@ -16,10 +16,12 @@ class Options(Strict):
 
     Attributes:
         artifact_factor: How much slower files on disk run than a graph with random weights.
+        dtype_factors: Time of each precision over that of fp32.
         scatter: How much slower than usual, as a share, files on disk run in each round of a run, over and over.
     """
 
     artifact_factor: float = 1.0
+    dtype_factors: Mapping[str, float] = {}
     scatter: tuple[float, ...] = (0.0,)
 
 
@@ -58,6 +60,7 @@ class Imaginary:
             assert (subject.artifact / "onnx" / "model.onnx").is_file()
             self.measured_artifacts.append(subject.dense)
             factor, scatter = float(options.get("artifact_factor", 1.0)), options.get("scatter", scatter)
+        factor *= options.get("dtype_factors", {}).get(subject.dtype, 1.0)
         decode_ms = factor * (1 + sum(0.1 + 1e-5 * subject.dense.base.prunable_params(x) for x in subject.dense.layers))
         return Latency(
             decode=Timing(p50_ms=decode_ms, p90_ms=1.1 * decode_ms, num_samples=9),

@@ -30,14 +30,12 @@ def cut_alone(supernet: Supernet, cut: Cut, progress: Progress) -> None:
 class Assembler:
     """Fills `staging` with one plan after another; what was there before goes."""
 
-    session: Session
     staging: Staging
     cut: Cutter
 
-    def __call__(self, plan: SubnetPlan) -> Path:
-        """Write `plan`'s files, and return their folder."""
+    def __call__(self, session: Session, plan: SubnetPlan) -> Path:
+        """Write `plan`'s files in the session's dtype, and return their folder."""
         self.staging.clear()
-        session = self.session
         dtypes = container_dtypes(session, plan)
         subnet, folder = materialize_subnet(session.supernet, plan), self.staging.folder
         options = _spelling(session.settings, dtypes)
@@ -53,14 +51,15 @@ def container_dtypes(session: Session, plan: SubnetPlan) -> dict[str, str]:
     return format_dtypes(dense, settings.formats, settings.dtype, explicit=settings.explicit_dtype)
 
 
-def check_containers(session: Session) -> None:
-    """Raise `NotRepresentable` where a container can hold no plan of this model. Asked before the work.
+def check_containers(session: Session) -> Session:
+    """`session`; raises `NotRepresentable` where a container can hold no plan of its model. Asked before the work.
 
     The uncut model is what most of them can hold, if they can hold any.
     """
     settings = session.settings
     dtype = None if settings.dtype == AUTO else settings.dtype
     format_dtypes(session.full, settings.formats, dtype, explicit=settings.explicit_dtype)
+    return session
 
 
 def _spelling(settings: Settings, dtypes: Mapping[str, str]) -> dict[str, dict[str, Any]]:

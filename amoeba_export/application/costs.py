@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from amoeba_export.application.recipes import deepened_recipe
 from amoeba_export.application.session import Session
 from amoeba_export.artifact import sha256_file
 from amoeba_export.backends import Backend, Subject, find_backend, measure_latency
@@ -89,10 +90,7 @@ class Profiling:
     def facts(self) -> dict[str, object]:
         """Everything that a table depends on: it is looked up by this."""
         return {
-            "target": dataclasses.asdict(self.target),
-            "device": dict(find_backend(self.target.backend).describe(self.target)),
-            "architecture": _dims(self.supernet),
-            "workload": dataclasses.asdict(self.workload),
+            **device_facts(self.supernet, self.target, self.workload),
             "dtype": self.dtype,
             "num_graphs": self.num_graphs,
             "min_depth": self.min_depth,
@@ -100,16 +98,30 @@ class Profiling:
         }
 
 
+def device_facts(supernet: Supernet, target: Target, workload: Workload) -> dict[str, object]:
+    """What a latency depends on besides what is measured."""
+    return {
+        "target": dataclasses.asdict(target),
+        "device": dict(find_backend(target.backend).describe(target)),
+        "architecture": _dims(supernet),
+        "workload": dataclasses.asdict(workload),
+    }
+
+
 def profiling_of(session: Session) -> Profiling:
     """What a search of `session` needs a table of."""
-    strategy = session.supernet.strategy
+    request, strategy = session.settings.request, session.supernet.strategy
+    min_depth = strategy.min_depth if strategy else None
+    if request.strategy is None:  # an automatic calibration may be deepened later, and the table is to serve it too
+        num_layers = session.architecture.num_layers
+        min_depth = num_layers - deepened_recipe(request, num_layers).depth.removed_of(num_layers)
     return Profiling(
         supernet=session.supernet,
         target=session.target,
         workload=session.settings.workload,
         dtype=session.dtype,
         num_graphs=SEARCH_GRAPHS,
-        min_depth=strategy.min_depth if strategy else None,
+        min_depth=min_depth,
     )
 
 
@@ -196,6 +208,7 @@ def measure_beside_full(
     session: Session,
     subject: Subject,
     *,
+    full_dtype: str | None = None,
     enough: Callable[[Latency, Latency], bool] = lambda full, latency: True,
 ) -> tuple[Latency, Latency]:
     """Latency of the uncut model and of `subject`, in turns in one run: their ratio holds when the machine drifts.
@@ -203,12 +216,13 @@ def measure_beside_full(
     Args:
         session: Of which model, where, and what both do.
         subject: What is measured beside it.
+        full_dtype: Precision of the uncut model; None means that of `subject`.
         enough: Whether these figures will do. If not, more rounds are added, up to `MOST_RUNS` times as many.
 
     Raises:
         TargetError: One of them could not be measured.
     """
-    full = Subject(dense=session.full, dtype=subject.dtype, label="the full model")
+    full = Subject(dense=session.full, dtype=full_dtype or subject.dtype, label="the full model")
     runs: list[list[Latency]] = []
     while True:
         results = measure_latency(

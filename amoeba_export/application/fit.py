@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from amoeba_export.application.choose import choose
+from amoeba_export.application.choose import Chooser
 from amoeba_export.application.costs import is_measured, learn, make_predictor, measure_beside_full
 from amoeba_export.application.outcome import Outcome
 from amoeba_export.application.session import Session
-from amoeba_export.application.trials import Trial, best_of, next_step
+from amoeba_export.application.trials import Choice, Trial, best_of, next_step
+from amoeba_export.application.wholes import Whole
 from amoeba_export.backends import Subject, find_backend
 from amoeba_export.errors import BudgetMissed, TargetError
-from amoeba_export.ir import DenseArchitecture, Latency, SubnetPlan
+from amoeba_export.ir import DenseArchitecture, Latency, Progress, SubnetPlan
 from amoeba_export.search import Candidate, Predictor, SearchResult
 
-Build = Callable[[SubnetPlan], Path]
-"""Writes a plan's files in place of the last one's, and returns their folder."""
+Build = Callable[[Session, SubnetPlan], Path]
+"""Writes a plan's files in the session's dtype in place of the last one's, and returns their folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,14 +27,17 @@ class Fitted:
     """A plan whose files were built, and what is known of its latency.
 
     Attributes:
+        session: With the precision and the strategy that it was built with.
         candidate: What the search said of it; None when the shape or plan was given.
         limit_ms: The budget in milliseconds, or None without one.
         predicted_ms: What was expected before it was measured, and its relative `uncertainty`.
         latency: Measured, or estimated where the target is; None without a target.
         full: The same of the uncut model, from the same run.
         search: What it was chosen from; None when the shape or plan was given.
+        wholes: The uncut model in each precision; the first one is what a share of it means. Empty without a search.
     """
 
+    session: Session
     plan: SubnetPlan
     candidate: Candidate | None = None
     limit_ms: float | None = None
@@ -43,6 +46,7 @@ class Fitted:
     latency: Latency | None = None
     full: Latency | None = None
     search: SearchResult | None = None
+    wholes: tuple[Whole, ...] = ()
 
 
 def fit_budget(session: Session, build: Build) -> Fitted:
@@ -57,49 +61,64 @@ def fit_budget(session: Session, build: Build) -> Fitted:
         BudgetError: Nothing fits, by prediction or when measured.
         TargetError: The target cannot be used, or measuring failed.
     """
-    predictor = make_predictor(session)
+    choose = Chooser(session)
     if not is_measured(session.target):
-        result = choose(session, predictor)
-        plan = result.best.make_plan()
-        build(plan)
-        return dataclasses.replace(_given(session, plan, predictor, result.best), search=result)
-    trials, result = _try_in_turn(session, predictor, build)
-    learn(session, [(trial.candidate.dense, trial.outcome.full, trial.outcome.latency) for trial in trials])
+        choice = choose()
+        plan = choice.candidate.make_plan()
+        build(choice.session, plan)
+        fitted = _given(choice.session, plan, make_predictor(choice.session), full_dtype=choose.wholes[0].dtype)
+        return dataclasses.replace(fitted, candidate=choice.candidate, search=choice.search, wholes=choose.wholes)
+    trials, last = _try_in_turn(choose, build, session.progress)
+    for dtype in {trial.choice.found.dtype for trial in trials}:
+        _learn(choose, dtype, trials)
     chosen = best_of(trials)
     if chosen.outcome.use > 1:
         raise _missed(chosen.plan, chosen.outcome, was_given=False)
     if not chosen.outcome.is_kept:
         session.progress.warn(
             f"{len(chosen.outcome.latency.rounds)} rounds do not show that any subnet keeps the budget."
-            f" {chosen.candidate.shape} is taken, which does by its median."
+            f" {chosen.choice.candidate.shape} is taken, which does by its median."
         )
     if chosen is not trials[-1]:
-        build(chosen.plan)
-    return _fitted(chosen, result)
+        build(chosen.choice.session, chosen.plan)
+    search = last.search if last.found.dtype == chosen.choice.found.dtype else chosen.choice.search
+    return _fitted(chosen, search, choose.wholes)
 
 
-def _try_in_turn(session: Session, predictor: Predictor, build: Build) -> tuple[list[Trial], SearchResult]:
-    """What was built, at least one, and what the last search saw that chose something.
+def _try_in_turn(choose: Chooser, build: Build, progress: Progress) -> tuple[list[Trial], Choice]:
+    """What was built, at least one, and the last choice that there was.
 
     Raises:
         NothingFits: By prediction, before anything was built.
         TargetError: Measuring failed.
     """
     trials: list[Trial] = []
-    while (step := next_step(trials, partial(choose, session, predictor))).build:
-        best, limit_ms = step.search.best, step.search.limits[0][1]
-        session.progress.note(
-            f"Building {best.shape}: {best.predicted_ms:.4g} ms expected, the limit is {limit_ms:.4g} ms."
-        )
+    while (step := next_step(trials, choose)).build:
+        choice = step.choice
+        best, limit_ms, session = choice.candidate, choice.search.limits[0][1], choice.session
+        name = choose.name_of(choice)
+        progress.note(f"Building {name}: {best.predicted_ms:.4g} ms expected, the limit is {limit_ms:.4g} ms.")
         plan = best.make_plan()
-        outcome = _measure(session, best.dense, build(plan), enough=_is_enough)
+        folder = build(session, plan)
+        outcome = _measure(session, best.dense, folder, full_dtype=choose.wholes[0].dtype, enough=_is_enough)
         close = " Too close to it to be sure." if outcome.use <= 1 and not outcome.is_kept else ""
-        session.progress.note(
-            f"Measured {best.shape}: {outcome.reached_ms:.4g} ms, the limit is {outcome.limit_ms:.4g} ms.{close}"
-        )
+        progress.note(f"Measured {name}: {outcome.reached_ms:.4g} ms, the limit is {outcome.limit_ms:.4g} ms.{close}")
         expected_ms = best.predicted_ms * (outcome.limit_ms / limit_ms)
-        trials.append(Trial(plan=plan, candidate=best, search=step.search, outcome=outcome, expected_ms=expected_ms))
-    return trials, step.search
+        trials.append(Trial(choice=choice, plan=plan, outcome=outcome, expected_ms=expected_ms))
+    return trials, step.choice
+
+
+def _learn(choose: Chooser, dtype: str, trials: Sequence[Trial]) -> None:
+    """Refine the cost table of `dtype`, if there is one, by what was measured beside the full model."""
+    latencies = {one.dtype: one.latency for one in choose.wholes}
+    reference = choose.wholes[0].latency
+    measured = []
+    for trial in trials:
+        if trial.choice.found.dtype == dtype:
+            full = trial.outcome.full  # in the precision of the table: as much slower as the reference was
+            own = full if latencies[dtype] is reference else latencies[dtype].as_when(reference, full)
+            measured.append((trial.choice.candidate.dense, own, trial.outcome.latency))
+    learn(next(trial.choice.session for trial in trials if trial.choice.found.dtype == dtype), measured)
 
 
 def _is_enough(outcome: Outcome) -> bool:
@@ -114,16 +133,16 @@ def fit_plan(session: Session, plan: SubnetPlan, build: Build) -> Fitted:
         BudgetMissed: There is a budget, and it is over it.
         TargetError: The target cannot be used, or measuring failed.
     """
-    folder = build(plan)
+    folder = build(session, plan)
     settings = session.settings
     if settings.target is None:
-        return Fitted(plan=plan)
+        return Fitted(session=session, plan=plan)
     if is_measured(settings.target):
         dense = plan.dense(session.architecture)
         measured = _measure(session, dense, folder, enough=lambda outcome: outcome.is_decided)
-        fitted = Fitted(plan=plan, latency=measured.latency, full=measured.full)
+        fitted = Fitted(session=session, plan=plan, latency=measured.latency, full=measured.full)
     else:
-        fitted = _given(session, plan, make_predictor(session), None)
+        fitted = _given(session, plan, make_predictor(session))
     if not settings.budgets:
         return fitted
     assert fitted.latency and fitted.full
@@ -133,16 +152,18 @@ def fit_plan(session: Session, plan: SubnetPlan, build: Build) -> Fitted:
     return dataclasses.replace(fitted, limit_ms=outcome.limit_ms)
 
 
-def _fitted(trial: Trial, search: SearchResult) -> Fitted:
+def _fitted(trial: Trial, search: SearchResult, wholes: tuple[Whole, ...]) -> Fitted:
     return Fitted(
+        session=trial.choice.session,
         plan=trial.plan,
-        candidate=trial.candidate,
+        candidate=trial.choice.candidate,
         limit_ms=trial.outcome.limit_ms,
         predicted_ms=trial.expected_ms,
-        uncertainty=trial.candidate.uncertainty,
+        uncertainty=trial.choice.candidate.uncertainty,
         latency=trial.outcome.latency,
         full=trial.outcome.full,
         search=search,
+        wholes=wholes,
     )
 
 
@@ -152,23 +173,25 @@ def _missed(plan: SubnetPlan, outcome: Outcome, *, was_given: bool) -> BudgetMis
     return BudgetMissed(str(plan.shape), budget.metric, budget.percentile, reached_ms, limit_ms, was_given=was_given)
 
 
-def _given(session: Session, plan: SubnetPlan, predictor: Predictor, candidate: Candidate | None) -> Fitted:
+def _given(session: Session, plan: SubnetPlan, predictor: Predictor, *, full_dtype: str | None = None) -> Fitted:
     """What an estimated target says of `plan`."""
     target, budget = session.target, session.settings.budget
-    dense = [plan.dense(session.architecture), session.full]
-    results = find_backend(target.backend).measure(
-        [Subject(dense=one, dtype=session.dtype) for one in dense], session.settings.workload, target=target
-    )
+    dense = plan.dense(session.architecture)
+    subjects = [
+        Subject(dense=dense, dtype=session.dtype),
+        Subject(dense=session.full, dtype=full_dtype or session.dtype),
+    ]
+    results = find_backend(target.backend).measure(subjects, session.settings.workload, target=target)
     for result in results:
         if isinstance(result, TargetError):
             raise result
     latency, full = results
     assert isinstance(latency, Latency) and isinstance(full, Latency)
     metric, percentile = (budget.metric, budget.percentile) if budget else (target.metric, 50)
-    predicted_ms, uncertainty = predictor.predict(dense[0], metric, percentile)
+    predicted_ms, uncertainty = predictor.predict(dense, metric, percentile)
     return Fitted(
+        session=session,
         plan=plan,
-        candidate=candidate,
         limit_ms=budget.resolve(full.of(budget.metric, budget.percentile)) if budget else None,
         predicted_ms=predicted_ms,
         uncertainty=uncertainty,
@@ -177,7 +200,14 @@ def _given(session: Session, plan: SubnetPlan, predictor: Predictor, candidate: 
     )
 
 
-def _measure(session: Session, dense: DenseArchitecture, folder: Path, *, enough: Callable[[Outcome], bool]) -> Outcome:
+def _measure(
+    session: Session,
+    dense: DenseArchitecture,
+    folder: Path,
+    *,
+    full_dtype: str | None = None,
+    enough: Callable[[Outcome], bool],
+) -> Outcome:
     """Measure the files in `folder`; where the target cannot run their formats, a graph of the same dims."""
     containers = find_backend(session.target.backend).containers
     artifact = folder if any(container in session.settings.formats for container in containers) else None
@@ -187,6 +217,7 @@ def _measure(session: Session, dense: DenseArchitecture, folder: Path, *, enough
     full, latency = measure_beside_full(
         session,
         subject,
+        full_dtype=full_dtype,
         enough=lambda full, latency: not budgets or enough(Outcome(budgets=budgets, full=full, latency=latency)),
     )
     return Outcome(budgets=budgets, full=full, latency=latency)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from amoeba_export.application.fit import Fitted
+from amoeba_export.application.problem import rounded, whole_quality
 from amoeba_export.application.request import Settings
 from amoeba_export.application.session import Session
+from amoeba_export.application.wholes import Whole
 from amoeba_export.artifact import (
+    FullModelRecord,
     LatencyRecord,
     Manifest,
     ShapeRecord,
@@ -21,15 +25,17 @@ from amoeba_export.search import quality_surface
 from amoeba_export.verify import VerifyReport
 
 
-def make_manifest(session: Session, fitted: Fitted, report: VerifyReport) -> Manifest:
+def make_manifest(fitted: Fitted, report: VerifyReport) -> Manifest:
     """What the artifact is. The list of files is added when it is published."""
+    session = fitted.session
     supernet, settings = session.supernet, session.settings
     return Manifest(
         model=supernet.name,
         shape=ShapeRecord.of(fitted.plan),
         dtype=settings.dtype or float_name(supernet.dtype),
         latency=_latency(settings, fitted),
-        quality=_quality(supernet, fitted),
+        quality=_quality(fitted),
+        reference=reference_records(session, fitted.wholes),
         verification=verification_record(report),
         inputs=supernet.inputs,
         tool=tool_versions(),
@@ -71,17 +77,48 @@ def _latency(settings: Settings, fitted: Fitted) -> LatencyRecord | None:
         target=target.name,
         workload=settings.workload,
         uncertainty=fitted.uncertainty,
+        full_dtype=fitted.wholes[0].dtype if fitted.wholes else None,
         device=latency.device,
     )
 
 
-def _quality(supernet: Supernet, fitted: Fitted) -> dict[str, float] | None:
-    """The calibrated metric of the chosen shape, and of the full model for comparison."""
-    if supernet.strategy is None or not supernet.strategy.quality:
-        return None
-    surface = quality_surface(supernet.strategy)
-    shape = fitted.plan.shape
+def reference_records(session: Session, wholes: Sequence[Whole]) -> tuple[FullModelRecord, ...]:
+    """What the uncut model would give in each precision, the one that relative budgets refer to first."""
+    settings = session.settings
+    if not wholes or settings.budget is None:
+        return ()
+    budgets, reference = settings.budgets, wholes[0].latency
+    records = []
+    for whole in wholes:
+        latency, quality = whole.latency, whole_quality(session, whole)
+        keeps = all(
+            latency.of(one.metric, one.percentile) <= one.resolve(reference.of(one.metric, one.percentile))
+            for one in budgets
+        )
+        records.append(
+            FullModelRecord(
+                dtype=whole.dtype,
+                latency_ms=latency.of(settings.budget.metric, settings.budget.percentile),
+                source=latency.source,
+                quality=quality and {quality[0]: rounded(*quality, whole.rise)},
+                keeps_budget=keeps,
+            )
+        )
+    return tuple(records)
+
+
+def _quality(fitted: Fitted) -> dict[str, float] | None:
+    """The metric of the chosen shape, and of the full model for comparison."""
+    session = fitted.session
+    whole = next((one for one in fitted.wholes if one.dtype == session.settings.dtype), None)
+    rise = whole.rise if whole else 0.0
+    strategy, shape = session.supernet.strategy, fitted.plan.shape
+    if strategy is None or not strategy.quality:
+        known = whole_quality(session, whole) if whole and strategy is None else None
+        return known and {known[0]: rounded(*known, rise), f"{known[0]}_full": known[1]}
+    surface = quality_surface(strategy)
     quality = fitted.candidate.quality if fitted.candidate else surface.at(shape.depth, shape.width)
-    full = surface.at(supernet.architecture.num_layers, 1.0)
-    figures = {surface.metric: quality, f"{surface.metric}_full": full}
-    return {name: figure.value for name, figure in figures.items() if figure is not None} or None
+    full = surface.at(session.architecture.num_layers, 1.0)
+    figures = {surface.metric: quality and rounded(surface.metric, quality.value, rise)}
+    figures[f"{surface.metric}_full"] = full and full.value
+    return {name: figure for name, figure in figures.items() if figure is not None} or None

@@ -6,29 +6,34 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from amoeba_export.application.assemble import Assembler, Cutter, check_containers, container_dtypes, cut_alone
-from amoeba_export.application.choose import choose
-from amoeba_export.application.costs import is_measured, make_predictor
-from amoeba_export.application.dtype import with_dtype
+from amoeba_export.application.choose import Chooser
+from amoeba_export.application.costs import is_measured
 from amoeba_export.application.fit import Fitted, fit_budget, fit_plan
-from amoeba_export.application.manifest import make_manifest
+from amoeba_export.application.manifest import make_manifest, reference_records
 from amoeba_export.application.request import ExportRequest, Settings, resolve
 from amoeba_export.application.selection import given_plan, with_strategy
-from amoeba_export.application.session import Session, open_session
-from amoeba_export.artifact import LatencyRecord, Manifest, Staging, check_destination
+from amoeba_export.application.session import open_session
+from amoeba_export.artifact import FullModelRecord, LatencyRecord, Manifest, Staging, check_destination
 from amoeba_export.errors import EstimateRefused
 from amoeba_export.ir import SILENT, Progress, SubnetPlan, Supernet
+from amoeba_export.ir.dtype import AUTO
 from amoeba_export.search import SearchResult
 from amoeba_export.verify import verify_artifact
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportResult:
-    """What `export` made. `manifest` is None after a dry run, `search` when the shape or plan was given."""
+    """What `export` made. `manifest` is None after a dry run, `search` when the shape or plan was given.
+
+    Attributes:
+        reference: The uncut model in each precision, where there was a budget.
+    """
 
     settings: Settings
     supernet: Supernet
     plan: SubnetPlan
     search: SearchResult | None = None
+    reference: tuple[FullModelRecord, ...] = ()
     fitted: Fitted | None = None
     manifest: Manifest | None = None
 
@@ -38,8 +43,14 @@ class Replay:
     """What an earlier export chose, and the figures that its manifest had."""
 
     plan: SubnetPlan
+    dtype: str | None = None
     latency: LatencyRecord | None = None
     quality: Mapping[str, float] | None = None
+
+    def settle(self, settings: Settings) -> Settings:
+        """`settings` with nothing left to choose."""
+        dtype = self.dtype if settings.dtype == AUTO else settings.dtype
+        return replace(settings, plan=self.plan, dtype=dtype)
 
 
 def export(
@@ -64,37 +75,38 @@ def export(
     """
     settings = resolve_settings(request, progress)
     if replay is not None:
-        settings = replace(settings, plan=replay.plan)
+        settings = replay.settle(settings)
     if request.dry_run:
         return _plan_only(settings, progress)
     with Staging(settings.out, force=request.force) as staging:
-        session = _settled(settings, progress)
-        plan = given_plan(session)
-        build = Assembler(session=session, staging=staging, cut=cut)
+        session = check_containers(open_session(settings, progress=progress))
+        build = Assembler(staging=staging, cut=cut)
         if replay is not None:
-            build(replay.plan)
-            fitted = Fitted(plan=replay.plan)
-        elif plan is None:
+            session = with_strategy(session)
+            build(session, replay.plan)
+            fitted = Fitted(session=session, plan=replay.plan)
+        elif settings.is_search:
             fitted = fit_budget(session, build)
         else:
-            fitted = fit_plan(session, plan, build)
+            session = with_strategy(session)
+            fitted = fit_plan(session, given_plan(session), build)
+        session = fitted.session
         report = verify_artifact(staging.folder, session.supernet, fitted.plan, progress=progress)
-        manifest = make_manifest(session, fitted, report)
+        manifest = make_manifest(fitted, report)
         if replay is not None:
             manifest = replace(manifest, latency=replay.latency, quality=replay.quality)
         if accept is not None:
             accept(manifest)
         manifest = staging.publish(manifest)
     return ExportResult(
-        settings=session.settings, supernet=session.supernet, plan=fitted.plan, fitted=fitted, manifest=manifest
+        settings=session.settings,
+        supernet=session.supernet,
+        plan=fitted.plan,
+        search=fitted.search,
+        reference=manifest.reference,
+        fitted=fitted,
+        manifest=manifest,
     )
-
-
-def _settled(settings: Settings, progress: Progress) -> Session:
-    """The model, opened, with what decides which weights stay and in what precision."""
-    session = open_session(settings, progress=progress)
-    check_containers(session)
-    return with_dtype(with_strategy(session))
 
 
 def search(request: ExportRequest, *, progress: Progress = SILENT) -> ExportResult:
@@ -118,10 +130,20 @@ def resolve_settings(request: ExportRequest, progress: Progress) -> Settings:
 def _plan_only(settings: Settings, progress: Progress) -> ExportResult:
     if settings.request.dry_run:
         check_destination(settings.out, force=settings.request.force)
-    session = _settled(settings, progress)
-    plan, result = given_plan(session), None
-    if plan is None:
-        result = choose(session, make_predictor(session))
-        plan = result.best.make_plan()
+    session = check_containers(open_session(settings, progress=progress))
+    if not settings.is_search:
+        session = with_strategy(session)
+        plan = given_plan(session)
+        container_dtypes(session, plan)
+        return ExportResult(settings=session.settings, supernet=session.supernet, plan=plan)
+    choose = Chooser(session)
+    choice = choose()
+    session, plan = choice.session, choice.candidate.make_plan()
     container_dtypes(session, plan)
-    return ExportResult(settings=session.settings, supernet=session.supernet, plan=plan, search=result)
+    return ExportResult(
+        settings=session.settings,
+        supernet=session.supernet,
+        plan=plan,
+        search=choice.search,
+        reference=reference_records(session, choose.wholes),
+    )

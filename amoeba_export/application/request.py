@@ -85,6 +85,19 @@ class Settings:
         return self.budgets[0] if self.budgets else None
 
     @property
+    def is_search(self) -> bool:
+        """Whether nothing but limits says what the subnet is."""
+        return self.shape is None and self.plan is None
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """Precisions that may be chosen, the preferred one first. Shares of the full model mean it in that one."""
+        if self.dtype != AUTO:
+            return (self.dtype,) if self.dtype else ()
+        held = FORMATS[self.formats[0]].dtypes
+        return tuple(dtype for dtype in (self.target.dtypes if self.target else ()) if dtype in held)
+
+    @property
     def explicit_dtype(self) -> bool:
         """Whether the user named the dtype, so that it must be possible; a target's default gives way."""
         return self.request.dtype not in (None, AUTO)
@@ -150,9 +163,22 @@ def resolve(request: ExportRequest) -> Settings:
         plan=plan,
         policy=request.policy,  # type: ignore[arg-type]
         formats=tuple(dict.fromkeys(formats)),
-        dtype=request.dtype or (target.dtype if target else None),
+        dtype=request.dtype or default_dtype(request, target),
         out=request.out or Path("dist") / default_name(request),
     )
+
+
+def searched_dtype(request: ExportRequest) -> str | None:
+    """The precision that a search of `request` has a cost table of; `auto` where several are weighed."""
+    return request.dtype or default_dtype(request, read_target(request.target) if request.target else None)
+
+
+def default_dtype(request: ExportRequest, target: Target | None) -> str | None:
+    """The precision where none is named: searched among those of the target, or the first of them for a given plan."""
+    if target is None:
+        return None
+    is_search = not (request.shape or request.plan)
+    return AUTO if is_search and len(target.dtypes) > 1 else target.dtype
 
 
 def _bad_values(request: ExportRequest, metric: str) -> list[AmoebaError]:

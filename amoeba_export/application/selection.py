@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from amoeba_export.application.recipes import automatic_recipe, deepened_recipe
 from amoeba_export.application.request import Settings
 from amoeba_export.application.session import Session
 from amoeba_export.artifact import sha256_file
 from amoeba_export.cache.kinds import STRATEGIES
-from amoeba_export.calibrate import calibrate, load_recipe
+from amoeba_export.calibrate import Recipe, calibrate
 from amoeba_export.errors import WrongModel
 from amoeba_export.evaluate.quality import QUALITY_NAME, read_quality
 from amoeba_export.ir import InputId, Progress, Strategy, SubnetPlan, Supernet, validate
@@ -31,14 +32,25 @@ def with_strategy(session: Session) -> Session:
     """
     supernet = session.supernet
     if supernet.strategy is None and _needs_strategy(supernet, session.settings):
-        supernet = _calibrated(session)
+        supernet = _calibrated(session, automatic_recipe(session.settings.request))
     return session.with_supernet(_with_quality(supernet, session.settings, progress=session.progress))
 
 
-def _calibrated(session: Session) -> Supernet:
+def deeper(session: Session) -> Session | None:
+    """`session` with an automatic strategy that knows smaller subnets; None where there is none to be had."""
+    request, num_layers = session.settings.request, session.architecture.num_layers
+    if request.strategy is not None:
+        return None
+    recipe = deepened_recipe(request, num_layers)
+    if recipe == automatic_recipe(request):
+        return None
+    supernet = _calibrated(session, recipe)
+    return session.with_supernet(_with_quality(supernet, session.settings, progress=session.progress))
+
+
+def _calibrated(session: Session, recipe: Recipe) -> Supernet:
     supernet, cache, progress = session.supernet, session.cache, session.progress
     request = session.settings.request
-    recipe = load_recipe(request.recipe)
     facts = {"model": supernet.identity, "recipe": recipe.identity, "seed": request.seed}
     folder = cache.get(STRATEGIES, facts, progress=progress)
     if folder is None:
@@ -86,8 +98,8 @@ def _with_quality(supernet: Supernet, settings: Settings, *, progress: Progress)
     return dataclasses.replace(supernet, strategy=strategy, inputs=(*supernet.inputs, entry))
 
 
-def given_plan(session: Session) -> SubnetPlan | None:
-    """The plan that `--plan` or `--shape` names, checked against the supernet; None when a search must choose.
+def given_plan(session: Session) -> SubnetPlan:
+    """The plan that `--plan` or `--shape` names, checked against the supernet.
 
     Raises:
         WrongModel: The plan was made for another model, or with another strategy than the one at hand.
@@ -99,8 +111,7 @@ def given_plan(session: Session) -> SubnetPlan | None:
         _check_origin(settings.plan, supernet)
         validate(settings.plan, supernet.architecture)
         return settings.plan
-    if settings.shape is None:
-        return None
+    assert settings.shape, "a search chooses"
     if supernet.strategy is None:
         return supernet.full_plan()
     return derive_plan(

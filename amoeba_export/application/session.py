@@ -43,8 +43,12 @@ class Session:
 
     @property
     def dtype(self) -> str:
-        """The precision asked for, or the target's."""
+        """The precision that was asked for or chosen, or else the one that the target prefers."""
         return self.settings.dtype or self.target.dtype
+
+    def in_dtype(self, dtype: str) -> Session:
+        """A copy with this precision."""
+        return self.with_settings(replace(self.settings, dtype=dtype))
 
     def with_settings(self, settings: Settings) -> Session:
         """A copy with settings of which more is known."""

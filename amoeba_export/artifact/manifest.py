@@ -76,6 +76,7 @@ class LatencyRecord:
         source: `measured`, or how the estimate came about.
         target: The target's name.
         uncertainty: Relative half-width of the prediction.
+        full_dtype: Precision of the full model that a budget as a share of it refers to; None without a search.
         device: What the backend says of the device that was measured.
     """
 
@@ -88,6 +89,7 @@ class LatencyRecord:
     target: str
     workload: Workload
     uncertainty: float | None = None
+    full_dtype: str | None = None
     device: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -99,6 +101,24 @@ class LatencyRecord:
     def actual_ms(self) -> float | None:
         """What counts against the budget: the measured percentile, or the estimate where there is none."""
         return self.measured_ms[f"p{self.percentile}"] if self.measured_ms else self.predicted_ms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FullModelRecord:
+    """What the uncut model would give in one precision: what the artifact is to be compared with.
+
+    Attributes:
+        latency_ms: The metric and percentile of the budget.
+        source: Whether `latency_ms` was measured (on a graph of its dims), or how the estimate came about.
+        quality: The metric of the artifact's `quality`, rounding included; None where it is not known.
+        keeps_budget: Whether it would keep every budget.
+    """
+
+    dtype: str
+    latency_ms: float
+    source: Source
+    quality: Mapping[str, float] | None
+    keeps_budget: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +149,9 @@ class Manifest:
     Attributes:
         model: What the user called the supernet.
         dtype: `fp32`, `int4`, ...
-        quality: The calibrated metric of this shape, such as `{"loss": 3.2}`; None without a calibrated grid.
+        quality: The calibrated metric of this shape, such as `{"loss": 3.2}`, with what rounding adds where precisions
+            were weighed; of the whole model, measured on a text where nothing was calibrated. None if it is not known.
+        reference: The uncut model in each precision, that of relative budgets first; empty without a search.
         files: Every file but the manifest, sorted by path.
         tool: Versions of amoeba and of what it computed with.
         dims: Of the supernet, all but its `config`: with the plan, they are the dims of what is in the artifact.
@@ -145,6 +167,7 @@ class Manifest:
     files: tuple[FileEntry, ...] = ()
     tool: Mapping[str, str]
     dims: Mapping[str, Any]
+    reference: tuple[FullModelRecord, ...] = ()
     schema_version: int = MANIFEST_SCHEMA
 
     def architecture(self) -> Architecture:

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from amoeba_export.backends import find_backend, list_backends
 from amoeba_export.backends.graphs import spelling
@@ -19,6 +19,15 @@ from amoeba_export.locations import data_dir
 from amoeba_export.reading import read_toml
 
 Container = Literal["onnx", "safetensors", "gguf"]
+
+
+def _listed(value: object) -> object:
+    """One precision is a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
 
 
 class Strict(BaseModel):
@@ -34,6 +43,9 @@ class OnDevice(Strict):
     options: dict[str, Any] = {}
 
 
+Dtypes = Annotated[tuple[DtypeName, ...], BeforeValidator(_listed), AfterValidator(_distinct), Field(min_length=1)]
+
+
 class TargetFile(Strict):
     """The keys of a target file. `ir.Target` says what they mean."""
 
@@ -41,7 +53,7 @@ class TargetFile(Strict):
     backend: str
     aliases: tuple[str, ...] = ()
     metric: Metric = "decode"
-    dtype: DtypeName = "fp32"
+    dtype: Dtypes = ("fp32",)
     formats: Annotated[tuple[Container, ...], Field(min_length=1)] = ("onnx", "safetensors")
     align: Annotated[int, Field(ge=1)] = 1
     memory_limit_mb: Annotated[float, Field(gt=0)] | None = None
@@ -147,7 +159,7 @@ def _read(path: Path) -> Target:
     if problems:
         raise _mistakes(problems, path)
     assert isinstance(file, TargetFile)
-    fields = file.model_dump(exclude={"on_device"})
+    fields = file.model_dump(exclude={"on_device", "dtype"}) | {"dtypes": file.dtype}
     on_device = file.on_device.model_dump() if file.on_device else {}
     if file.backend == "recorded":  # a table lies beside the target file that names it, wherever one stands
         fields["options"] = {**file.options, "table": str(path.parent / file.options["table"])}

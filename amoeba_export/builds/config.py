@@ -51,7 +51,7 @@ class Shared(Table):
         default=None, description="Containers to write. Left out: what the target's file says."
     )
     dtype: Literal[DtypeName, "auto"] | None = Field(
-        default=None, description="Precision of the weights. Left out: what the target's file says."
+        default=None, description="Precision of the weights. Left out: auto, the best of those that the target names."
     )
     adapters: tuple[str, ...] = Field(default=(), description="LoRA or SMoL adapters to merge in, in order.")
     strategy: str | None = Field(default=None, description="A strategy file. Left out: calibrated with the recipe.")

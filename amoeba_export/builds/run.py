@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from amoeba_export.application.request import searched_dtype
 from amoeba_export.artifact import read_manifest, tool_versions
 from amoeba_export.backends import find_backend
 from amoeba_export.backends.targets import read_target
@@ -31,6 +32,7 @@ from amoeba_export.builds.standing import outcome_of, relative
 from amoeba_export.cache import Cache
 from amoeba_export.errors import AmoebaError, LockedInputChanged, LockedOutputDiffers, NotLocked, UnknownName
 from amoeba_export.ir import SILENT, InputId, Progress
+from amoeba_export.ir.dtype import AUTO
 
 LOGS = "logs"
 
@@ -185,8 +187,9 @@ def _shared(entry: Entry, inputs: Sequence[InputId], *, locked: bool) -> tuple[s
     keys = []
     if request.strategy is None:
         keys.append(f"calibration-{digests['model']}-{strategy}")
-    if _measured_on(entry) and request.dtype != "auto":
-        work = f"{request.prompt_tokens}-{request.generate_tokens}-{request.batch}-{request.dtype}"
+    dtype = searched_dtype(request)
+    if _measured_on(entry) and dtype != AUTO:  # an entry that weighs precisions measures what it comes to need
+        work = f"{request.prompt_tokens}-{request.generate_tokens}-{request.batch}-{dtype}"
         keys.append(f"table-{digests['model']}-{strategy}-{digests['target']}-{work}")
     return tuple(keys)
 

@@ -162,7 +162,7 @@ def _run_entry(task: EntryTask, cut: Cutter, stopped: threading.Event, progress:
 def _replay(locked: LockedEntry) -> Replay:
     latency = locked.latency
     record = latency and LatencyRecord(**{**latency, "workload": Workload(**latency["workload"])})
-    return Replay(plan=locked.plan, latency=record or None, quality=locked.quality)
+    return Replay(plan=locked.plan, dtype=locked.dtype, latency=record or None, quality=locked.quality)
 
 
 def _check_quality(entry: Entry, manifest: Manifest) -> None:

@@ -42,7 +42,7 @@ _UNPACKING = Algorithm(name="unpacking", version=3)
 _CALIBRATION = Algorithm(name="calibration", version=2)
 _WRITING = Algorithm(name="writing", version=1)
 """The format writers: graphs, quantization, equalization."""
-_COMPARING = Algorithm(name="comparing", version=1)
+_COMPARING = Algorithm(name="comparing", version=2)
 _MEASURING = Algorithm(name="measuring", version=1)
 _REFINING = Algorithm(name="refining", version=1)
 
@@ -67,4 +67,7 @@ COST_TABLES = Kind(name="cost-tables", made_by=(_WRITING, _MEASURING))
 REFINED_TABLES = Kind(name="refined-tables", made_by=(_WRITING, _MEASURING, _REFINING))
 """Cost tables with what was measured since."""
 
-KINDS = (DIGESTS, MODELS, CALIBRATION, STRATEGIES, ROUNDING, COST_TABLES, REFINED_TABLES)
+FULL_MODELS = Kind(name="full-models", made_by=(_WRITING, _MEASURING))
+"""Latencies of an uncut model on a device in each precision, of one run."""
+
+KINDS = (DIGESTS, MODELS, CALIBRATION, STRATEGIES, ROUNDING, FULL_MODELS, COST_TABLES, REFINED_TABLES)

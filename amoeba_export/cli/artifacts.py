@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import RenderableType
 
-from amoeba_export.artifact import FileEntry, LatencyRecord, Manifest, VerificationRecord
+from amoeba_export.artifact import FileEntry, FullModelRecord, LatencyRecord, Manifest, VerificationRecord
 from amoeba_export.cli.console import facts, milliseconds, percent, size, table, titled
 from amoeba_export.ir import Latency
 
@@ -24,12 +24,25 @@ def result_table(manifest: Manifest, *, full: Latency | None = None) -> Renderab
     rows = {"shape": f"{shape.shape} (layers x width), {layer_counts(manifest)}", "dtype": manifest.dtype}
     if manifest.latency:
         rows |= _latency_rows(manifest.latency, full)
+    if len(manifest.reference) > 1:
+        rows |= reference_rows(manifest.reference)
     if manifest.quality:
         rows["quality"] = _quality(manifest.quality)
     if manifest.verification:
         rows["verified"] = verified(manifest.verification)
     target = f" for {manifest.latency.target}" if manifest.latency else ""
     return titled(f"{manifest.model}{target}", facts(rows))
+
+
+def reference_rows(reference: Sequence[FullModelRecord]) -> dict[str, str]:
+    """What the full model gives in each precision, for comparison with what was chosen."""
+    return {f"whole in {one.dtype}": _whole(one) for one in reference}
+
+
+def _whole(one: FullModelRecord) -> str:
+    quality = "".join(f", {name} {value:.4g}" for name, value in (one.quality or {}).items())
+    how = "" if one.source == "measured" else f" ({one.source})"
+    return f"{milliseconds(one.latency_ms)}{how}{quality}, {'keeps' if one.keeps_budget else 'misses'} the budget"
 
 
 def files_table(files: Sequence[FileEntry], folder: Path) -> RenderableType:
@@ -74,7 +87,8 @@ def _latency_rows(latency: LatencyRecord, full: Latency | None) -> dict[str, str
     if latency.budget_ms is not None:
         rows["budget"] = f"{milliseconds(latency.budget_ms)}  {what}"
     if full is not None:
-        rows["full model"] = milliseconds(full.of(latency.metric, latency.percentile))
+        named = f"  in {latency.full_dtype}" if latency.full_dtype else ""
+        rows["full model"] = f"{milliseconds(full.of(latency.metric, latency.percentile))}{named}"
     uncertainty = f"  ± {percent(latency.uncertainty)}" if latency.uncertainty else ""
     if latency.measured_ms is None:
         rows["estimate"] = f"{milliseconds(latency.predicted_ms)}{uncertainty}  ({latency.source}, no device was asked)"

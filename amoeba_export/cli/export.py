@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from amoeba_export.cli.artifacts import command, files_table, result_table
-from amoeba_export.cli.console import Talk, answer, milliseconds, percent, print_json, table
+from amoeba_export.cli.artifacts import command, files_table, reference_rows, result_table
+from amoeba_export.cli.console import Talk, answer, facts, milliseconds, percent, print_json, table, titled
 from amoeba_export.cli.options import (
     Adapters,
     AsJson,
@@ -23,13 +24,16 @@ from amoeba_export.cli.options import (
     Percentile,
     PolicyName,
     Prompt,
+    RecipeName,
     SearchedDtype,
+    Seed,
     StrategyFile,
     TargetName,
     Throughput,
     model_or_default,
     split_commas,
 )
+from amoeba_export.ir import Shape
 
 if TYPE_CHECKING:
     from amoeba_export.application.pipeline import ExportResult
@@ -50,6 +54,8 @@ def export(
     generate: Generate = 128,
     batch: Batch = 1,
     strategy: StrategyFile = None,
+    recipe: RecipeName = "quick",
+    seed: Seed = 0,
     adapter: Adapters = None,
     shape: Annotated[
         str | None,
@@ -107,6 +113,8 @@ def export(
         generate_tokens=generate,
         batch=batch,
         strategy=strategy,
+        recipe=recipe,
+        seed=seed,
         adapters=tuple(adapter or ()),
         shape=shape,
         plan=plan,
@@ -128,11 +136,21 @@ def export(
         return
     console = answer()
     console.print()
+    if result.search is not None and is_whole(result):
+        console.print(
+            f"The whole model in {result.manifest.dtype} keeps the budget, and no subnet is better: none is cut."
+        )
+        console.print()
     console.print(result_table(result.manifest, full=result.fitted.full if result.fitted else None))
     console.print()
     console.print(files_table(result.manifest.files, out))
     console.print()
     console.print(f"next: {command('amoeba', 'bench', out)}")
+
+
+def is_whole(result: ExportResult) -> bool:
+    """Whether nothing is cut."""
+    return result.plan.shape == Shape(result.supernet.architecture.num_layers, 1.0)
 
 
 def search(
@@ -147,6 +165,8 @@ def search(
     generate: Generate = 128,
     batch: Batch = 1,
     strategy: StrategyFile = None,
+    recipe: RecipeName = "quick",
+    seed: Seed = 0,
     adapter: Adapters = None,
     policy: PolicyName = "uniform",
     formats: Formats = None,
@@ -172,6 +192,8 @@ def search(
         generate_tokens=generate,
         batch=batch,
         strategy=strategy,
+        recipe=recipe,
+        seed=seed,
         adapters=tuple(adapter or ()),
         policy=policy,
         formats=split_commas(formats),
@@ -185,7 +207,8 @@ def _show_choice(result: ExportResult, *, as_json: bool) -> None:
     if as_json:
         data: dict[str, Any] = {"model": result.supernet.name, "out": str(result.settings.out)}
         if result.search is not None:
-            data |= result.search.to_json()
+            data |= {"dtype": result.settings.dtype, **result.search.to_json()}
+            data["reference"] = [dataclasses.asdict(one) for one in result.reference]
         print_json({**data, "plan": result.plan.to_json()})
         return
     console = answer()
@@ -194,13 +217,24 @@ def _show_choice(result: ExportResult, *, as_json: bool) -> None:
         budget, limit_ms = result.search.limits[0]
         best = result.search.best
         console.print()
+        if len(result.reference) > 1:
+            console.print(titled("The full model, for comparison", facts(reference_rows(result.reference))))
+            console.print()
         console.print(
-            f"{best.shape} is the best under {milliseconds(limit_ms)} ({budget.metric} p{budget.percentile}): "
+            f"{_name(result)} is the best under {milliseconds(limit_ms)} ({budget.metric} p{budget.percentile}): "
             f"{milliseconds(best.predicted_ms)} predicted, ± {percent(best.uncertainty)}."
         )
     else:
         layers = " ".join(map(str, result.plan.kept_layers))
         console.print(f"{result.plan.shape} keeps the layers {layers}.")
+
+
+def _name(result: ExportResult) -> str:
+    """How the choice is called: its precision is said where there was a choice of one."""
+    shape = str(result.plan.shape)
+    if len(result.settings.target.dtypes if result.settings.target else ()) < 2:
+        return shape
+    return f"{'The whole model' if is_whole(result) else shape} in {result.settings.dtype}"
 
 
 def _candidates(result: SearchResult) -> Table:

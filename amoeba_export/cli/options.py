@@ -7,7 +7,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from amoeba_export.cli.completion import complete_formats, complete_from, complete_targets
+from amoeba_export.cli.completion import complete_formats, complete_from, complete_recipes, complete_targets
 from amoeba_export.ir import Metric, Policy
 from amoeba_export.ir.dtype import AUTO, DTYPE_NAMES
 
@@ -60,9 +60,22 @@ StrategyFile = Annotated[
     typer.Option(
         "--strategy",
         metavar="F",
-        help="What calibration found. Left out: calibrated quickly, and kept.",
+        help="What calibration found. Left out: calibrated with --recipe when it is needed, and kept.",
         rich_help_panel="Subnet",
     ),
+]
+RecipeName = Annotated[
+    str,
+    typer.Option(
+        "--recipe",
+        metavar="quick|default|F",
+        help="Without --strategy: the calibration, by a shipped recipe or a TOML file of yours.",
+        autocompletion=complete_recipes,
+        rich_help_panel="Subnet",
+    ),
+]
+Seed = Annotated[
+    int, typer.Option("--seed", metavar="N", help="Of the calibration's draw of samples.", rich_help_panel="Subnet")
 ]
 Prompt = Annotated[
     int,
@@ -164,7 +177,7 @@ SearchedDtype = Annotated[
     typer.Option(
         "--dtype",
         metavar="|".join((*DTYPE_NAMES, AUTO)),
-        help="Precision of the weights; auto searches it too. Left out: what the target's file says.",
+        help="Precision of the weights. Left out: auto, the best of those that the target's file names.",
         autocompletion=complete_from((*DTYPE_NAMES, AUTO)),
         rich_help_panel="Output",
     ),

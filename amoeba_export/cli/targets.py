@@ -40,8 +40,8 @@ def list_(as_json: AsJson = False) -> None:
         return
     shown = table("target", "backend", "metric", "dtype", "formats", "what it is")
     for target in found.values():
-        name = ", ".join((target.name, *target.aliases))
-        shown.add_row(name, target.backend, target.metric, target.dtype, ", ".join(target.formats), target.description)
+        names, dtypes, formats = map(", ".join, ((target.name, *target.aliases), target.dtypes, target.formats))
+        shown.add_row(names, target.backend, target.metric, dtypes, formats, target.description)
     answer().print(shown)
 
 
@@ -57,7 +57,7 @@ def show(name: Name, as_json: AsJson = False) -> None:
     rows = {
         "backend": target.backend,
         "metric": target.metric,
-        "dtype": target.dtype,
+        "dtype": ", ".join(target.dtypes),
         "formats": ", ".join(target.formats),
         "align": f"{target.align} neurons",
         "memory limit": "unknown" if target.memory_limit_mb is None else f"{target.memory_limit_mb:g} MiB",

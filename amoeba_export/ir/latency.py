@@ -34,7 +34,7 @@ class Target:
 
     Attributes:
         backend: Key of the backend that measures or estimates it.
-        dtype: Default `--dtype`.
+        dtypes: Precisions that it runs, in order of preference. Shares of the full model mean it in the first one.
         formats: Default `--format`; the first one is what the backend runs.
         align: FFN counts are multiples of this.
         memory_limit_mb: What a model may occupy, or None when unknown.
@@ -47,7 +47,7 @@ class Target:
     description: str
     backend: str
     metric: Metric = "decode"
-    dtype: str = "fp32"
+    dtypes: tuple[str, ...] = ("fp32",)
     formats: tuple[str, ...] = ("onnx", "safetensors")
     align: int = 1
     memory_limit_mb: float | None = None
@@ -55,6 +55,11 @@ class Target:
     on_device: Mapping[str, Any] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
+
+    @property
+    def dtype(self) -> str:
+        """The preferred precision."""
+        return self.dtypes[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,14 +2,16 @@
 
 from amoeba_export.search.choose import search_plan
 from amoeba_export.search.pareto import pareto_front
-from amoeba_export.search.precision import search_precision
+from amoeba_export.search.precision import Found, Option, least_badness, search_precisions
 from amoeba_export.search.predict import Predictor
 from amoeba_export.search.quality import Quality, QualitySurface, quality_surface
 from amoeba_export.search.space import Candidate, Memory, Problem, SearchResult, Seen, Space
 
 __all__ = [
     "Candidate",
+    "Found",
     "Memory",
+    "Option",
     "Predictor",
     "Problem",
     "Quality",
@@ -17,8 +19,9 @@ __all__ = [
     "SearchResult",
     "Seen",
     "Space",
+    "least_badness",
     "pareto_front",
     "quality_surface",
     "search_plan",
-    "search_precision",
+    "search_precisions",
 ]

@@ -32,7 +32,7 @@ def search_plan(problem: Problem, predictor: Predictor, seen: Seen = NOTHING_SEE
     """
     assert problem.budgets, "a search needs a budget"
     uncut = problem.architecture.uncut
-    corrected = Corrected(predictor, [*([(uncut, seen.full)] if seen.full else []), *seen.measured])
+    corrected = Corrected(predictor, seen.measured)
     limits = Limits(
         budgets=tuple((budget, _limit_ms(budget, corrected, uncut, seen.full)) for budget in problem.budgets),
         margin=seen.margin,
@@ -44,7 +44,8 @@ def search_plan(problem: Problem, predictor: Predictor, seen: Seen = NOTHING_SEE
     figures = [_figures(sketch.dense, corrected, limits, refused_counts) for sketch in sketches]
     closest = min(range(len(figures)), key=lambda i: (figures[i].refused, figures[i].load))
     if not figures[closest].fits:
-        raise _nothing_fits(sketches[closest], figures[closest], limits)
+        name = f"{sketches[closest].shape} in {problem.dtype}" if problem.dtype else str(sketches[closest].shape)
+        raise _nothing_fits(name, figures[closest], limits)
     return _ranked(quality_surface(problem.strategy), sketches, figures, limits)
 
 
@@ -155,7 +156,7 @@ def _candidate(sketch: Sketch, figures: _Figures, *, on_pareto: bool) -> Candida
     )
 
 
-def _nothing_fits(closest: Sketch, figures: _Figures, limits: Limits) -> NothingFits:
+def _nothing_fits(closest: str, figures: _Figures, limits: Limits) -> NothingFits:
     wanted, reached = [], []
     for (budget, limit_ms), ms in zip(limits.budgets, figures.budget_ms, strict=True):
         wanted.append(f"{budget.metric} p{budget.percentile} <= {limit_ms:.4g} ms")
@@ -171,7 +172,8 @@ def _nothing_fits(closest: Sketch, figures: _Figures, limits: Limits) -> Nothing
         advice = f"Allow {math.ceil(raised_ms * 100) / 100:g} ms or more"
     return NothingFits(
         " and ".join(wanted),
-        str(closest.shape),
+        closest,
         " and ".join(reached),
         next_step=f"{advice}, or calibrate with more removed layers or smaller widths.",
+        load=figures.load,
     )

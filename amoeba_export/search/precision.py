@@ -1,48 +1,114 @@
-"""Which precision to use, when several are possible: the one whose best subnet is best after what rounding costs it."""
+"""Which precision to use, when several are possible: the one whose best candidate is best, rounding included."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from amoeba_export.errors import NothingFits
-from amoeba_export.search.space import SearchResult
+from amoeba_export.ir import DenseArchitecture
+from amoeba_export.search.grid import grid_sketches
+from amoeba_export.search.quality import quality_surface
+from amoeba_export.search.space import Problem, SearchResult
+
+FASTER_THAN_ITS_SHARE = 0.8
+"""A cut takes at least its share of the weights times the full model's time, and overheads besides. Small models lie
+closer to the processor: so much faster than that is thought possible when a search is left out as hopeless."""
 
 
-def search_precision(
-    dtypes: Sequence[str], search: Callable[[str], SearchResult], *, worse_by: Mapping[str, float]
-) -> tuple[str, SearchResult]:
-    """Search every precision with its own cost model, and take the one whose choice is best.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One precision that may be searched.
 
-    A coarser precision is faster, so it affords a larger subnet; what it loses by rounding is taken off. Which of the
-    two wins is not known beforehand: that is why both are searched.
+    Attributes:
+        worse_by: By how much rounding makes the quality metric worse, measured on the full model; never negative.
+        bound: What the quality, rounding included, cannot be better than, as `badness`; infinite where nothing can fit.
+        full_use: Largest share of a limit that the whole model takes.
+        search: Searches it with its own cost model. Raises `NothingFits`.
+    """
+
+    dtype: str
+    worse_by: float
+    bound: float
+    full_use: float
+    search: Callable[[], SearchResult]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """The best of one precision."""
+
+    dtype: str
+    worse_by: float
+    search: SearchResult
+
+    @property
+    def badness(self) -> float:
+        """Quality of the choice, rounding included, such that smaller is better."""
+        sign = -1.0 if self.search.higher_is_better else 1.0
+        return sign * self.search.best.quality.value + self.worse_by
+
+
+def search_precisions(options: Sequence[Option], known: Found | None = None) -> Found:
+    """The best candidate of all precisions.
+
+    A coarser precision is faster, so it affords a larger subnet; what it loses by rounding is added. Which of the two
+    wins is not known beforehand. Those that may be best are searched first, and those that cannot be better than what
+    was found are not searched: their cost tables are never measured.
 
     Args:
-        dtypes: Precisions to consider, the preferred one first; it wins ties.
-        search: The search of one precision, such as `search_plan` with the cost table of that precision. All of them
-            have the same quality metric.
-        worse_by: By how much each precision makes the quality metric worse, measured on the full model; never negative.
-
-    Returns:
-        The precision and its search.
+        options: Precisions, the preferred one first; it wins ties.
+        known: A candidate that is known to fit, such as the whole model in one of the precisions.
 
     Raises:
-        NothingFits: No precision has a candidate that fits; the last one's error.
+        NothingFits: No precision has a candidate that fits; the error of the one that comes closest.
     """
-    found: dict[str, SearchResult] = {}
-    failure: NothingFits | None = None
-    for dtype in dtypes:
+    best, failures = known, []
+    hopeful = [option for option in options if option.bound < math.inf]
+    if not hopeful and known is None:  # to say what comes closest
+        hopeful = [min(options, key=lambda one: one.full_use)]
+    for option in sorted(hopeful, key=lambda one: one.bound):
+        if best is not None and option.bound >= best.badness:
+            continue
         try:
-            found[dtype] = search(dtype)
+            found = Found(dtype=option.dtype, worse_by=option.worse_by, search=option.search())
         except NothingFits as error:
-            failure = error
-    if not found:
-        assert failure is not None, "there is no precision to choose from"
-        raise failure
+            failures.append(error)
+            continue
+        if best is None or found.badness < best.badness:
+            best = found
+    if best is None:
+        assert failures, "there is no precision to choose from"
+        raise min(failures, key=lambda error: error.load)
+    return best
 
-    def badness(dtype: str) -> float:
-        result = found[dtype]
-        sign = -1.0 if result.higher_is_better else 1.0
-        return sign * result.best.quality.value + worse_by[dtype]
 
-    best = min(found, key=badness)
-    return best, found[best]
+def least_badness(problem: Problem, full_use: float) -> float:
+    """What no subnet of the problem can be better than, by its quality before rounding; infinite if none can fit.
+
+    Args:
+        problem: With a quality that is measured or calibrated.
+        full_use: The largest share of any limit that the full model takes, above 1 where it does not fit.
+    """
+    surface = quality_surface(problem.strategy)
+    sign = -1.0 if surface.higher_is_better else 1.0
+    if problem.policy == "adaptive" or problem.space == "layers":
+        return min((sign * value for value in problem.strategy.quality.values()), default=-1.0)
+    sketches = grid_sketches(
+        problem.strategy, problem.architecture, align=problem.align, gate_widths=problem.gate_widths, unit=problem.unit
+    )
+    return min(
+        (
+            sign * sketch.quality.value
+            for sketch in sketches
+            if FASTER_THAN_ITS_SHARE * _share(sketch.dense) * full_use <= 1
+        ),
+        default=math.inf,
+    )
+
+
+def _share(dense: DenseArchitecture) -> float:
+    """Of the prunable weights."""
+    base = dense.base
+    return sum(base.prunable_params(layer) for layer in dense.layers) / (base.num_layers * base.prunable_params())

@@ -35,6 +35,7 @@ class Problem:
         unit: What the grid cuts attention in.
         memory_mb: What a model occupies.
         memory_limit_mb: How much it may.
+        dtype: The precision, where several are searched: messages name it.
     """
 
     strategy: Strategy
@@ -47,6 +48,7 @@ class Problem:
     unit: Unit = "kv_group"
     memory_mb: Memory | None = None
     memory_limit_mb: float | None = None
+    dtype: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +56,8 @@ class Seen:
     """What was measured in a run, and what follows for its next search.
 
     Attributes:
-        full: Latency of the uncut model, which relative budgets refer to; its prediction when None.
-        measured: Models that were measured, `full` apart; predictions are corrected by them.
+        full: Latency of the full model that relative budgets refer to; the prediction of the uncut one when None.
+        measured: Models that were measured in the precision that is searched; predictions are corrected by them.
         refused: Models that do not count as within the limits, whatever was measured of them.
         margin: The share of a limit that predictions stay away from it. What was measured need not.
     """

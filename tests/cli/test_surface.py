@@ -15,7 +15,7 @@ from amoeba_export.ir.dtype import AUTO, DTYPE_NAMES
 
 EXPORT_AND_SEARCH = (
     "MODEL --target --latency --throughput --memory --metric --percentile --prompt --generate --batch --strategy "
-    "--adapter --policy --format --dtype --json"
+    "--recipe --seed --adapter --policy --format --dtype --json"
 )
 SURFACE = {
     "amoeba": "--version --debug --install-completion --show-completion",

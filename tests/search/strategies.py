@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from amoeba_export.ir import Architecture, Budget, FixedWidth, Importance, Shape, Strategy
+from amoeba_export.ir import Architecture, Budget, FixedWidth, Importance, Shape, Strategy, SubnetPlan
 from amoeba_export.search import Predictor, Problem, SearchResult, Seen, search_plan
 from tests.profile.machines import SMOL
 
@@ -87,8 +87,11 @@ def imported_strategy(architecture: Architecture = SMOL, *, removed: int = 10) -
 def searched(
     strategy: Strategy, architecture: Architecture, predictor: Predictor, budgets: Sequence[Budget], **settings: Any
 ) -> SearchResult:
-    """`search_plan` with settings of its problem and of what was seen, mixed."""
+    """`search_plan` with settings of its problem and of what was seen, mixed. `full` is of the precision searched."""
     seen = {one.name: settings.pop(one.name) for one in fields(Seen) if one.name in settings}
+    if full := seen.get("full"):
+        uncut = SubnetPlan.full(architecture).dense(architecture)
+        seen["measured"] = ((uncut, full), *seen.get("measured", ()))
     problem = Problem(strategy=strategy, architecture=architecture, budgets=tuple(budgets), **settings)
     return search_plan(problem, predictor, Seen(**seen))
 

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+from functools import partial
+
 import pytest
 
 from amoeba_export.errors import NothingFits
-from amoeba_export.ir import Budget
+from amoeba_export.ir import Budget, Shape
 from amoeba_export.profile import design_graphs, fit_cost_table
-from amoeba_export.search import SearchResult, search_precision
+from amoeba_export.search import Found, Option, Problem, SearchResult, least_badness, search_precisions
 from tests.profile.machines import SMOL, Machine
 from tests.search.strategies import own_strategy, searched
 
@@ -18,28 +22,70 @@ def _search(dtype: str, limit: str) -> SearchResult:
     return searched(own_strategy(), SMOL, table, [Budget.parse(limit)])
 
 
+def _options(limit: str, **worse_by: float) -> list[Option]:
+    return [
+        Option(dtype=dtype, worse_by=rise, bound=rise, full_use=1.0, search=partial(_search, dtype, limit))
+        for dtype, rise in worse_by.items()
+    ]
+
+
 def test_rounding_is_weighed_against_the_larger_subnet_that_it_affords() -> None:
-    dtype, result = search_precision(
-        ["fp32", "int4"], lambda one: _search(one, "14ms"), worse_by={"fp32": 0.0, "int4": 0.1}
-    )
-    assert dtype == "int4"
-    assert result.best.shape.depth == 30
-    assert result.best.predicted_ms <= 14
-    dtype, result = search_precision(
-        ["fp32", "int4"], lambda one: _search(one, "14ms"), worse_by={"fp32": 0.0, "int4": 5.0}
-    )
-    assert dtype == "fp32"
-    assert result.best.quality.value < _search("int4", "14ms").best.quality.value + 5
+    found = search_precisions(_options("14ms", fp32=0.0, int4=0.1))
+    assert found.dtype == "int4"
+    assert found.search.best.shape.depth == 30
+    assert found.search.best.predicted_ms <= 14
+    found = search_precisions(_options("14ms", fp32=0.0, int4=5.0))
+    assert found.dtype == "fp32"
+    assert found.badness < _search("int4", "14ms").best.quality.value + 5
 
 
 def test_the_first_precision_wins_a_tie() -> None:
-    worse_by = {"fp32": 0.0, "int4": 0.0}
-    assert search_precision(["fp32", "int4"], lambda one: _search(one, "90ms"), worse_by=worse_by)[0] == "fp32"
-    assert search_precision(["int4", "fp32"], lambda one: _search(one, "90ms"), worse_by=worse_by)[0] == "int4"
+    assert search_precisions(_options("90ms", fp32=0.0, int4=0.0)).dtype == "fp32"
+    assert search_precisions(_options("90ms", int4=0.0, fp32=0.0)).dtype == "int4"
 
 
 def test_a_precision_that_does_not_fit_is_passed_over() -> None:
-    worse_by = {"fp32": 0.0, "int4": 5.0}
-    assert search_precision(["fp32", "int4"], lambda one: _search(one, "8ms"), worse_by=worse_by)[0] == "int4"
-    with pytest.raises(NothingFits):
-        search_precision(["fp32", "int4"], lambda one: _search(one, "1ms"), worse_by=worse_by)
+    assert search_precisions(_options("8ms", fp32=0.0, int4=5.0)).dtype == "int4"
+    with pytest.raises(NothingFits) as caught:
+        search_precisions(_options("1ms", fp32=0.0, int4=5.0))
+    with pytest.raises(NothingFits) as closest:
+        _search("int4", "1ms")
+    assert str(caught.value) == str(closest.value)
+
+
+def test_what_cannot_be_better_is_not_searched() -> None:
+    """A search costs a cost table: the whole model in int8 loses 0.1, and no subnet of the others can do better."""
+
+    def hopeless() -> SearchResult:
+        raise AssertionError("searched")
+
+    whole = Found(dtype="int8", worse_by=0.1, search=_search("int4", "90ms"))
+    bounds = {"fp32": whole.badness, "int4": whole.badness + 1}
+    option = Option(dtype="", worse_by=0.0, bound=0.0, full_use=1.0, search=hopeless)
+    options = [replace(option, dtype=name, bound=bound) for name, bound in bounds.items()]
+    assert search_precisions(options, whole) is whole
+    better = Option(dtype="fp32", worse_by=0.0, bound=0.0, full_use=1.0, search=partial(_search, "fp32", "90ms"))
+    assert search_precisions([better], whole).dtype == "fp32"
+
+
+def test_where_nothing_can_fit_the_fastest_says_what_comes_closest() -> None:
+    fine, coarse = (replace(option, bound=math.inf) for option in _options("1ms", fp32=0.0, int4=0.0))
+    hopeless = [replace(fine, full_use=20.0), replace(coarse, full_use=9.0)]
+    with pytest.raises(NothingFits) as caught:
+        search_precisions(hopeless)
+    with pytest.raises(NothingFits) as closest:
+        _search("int4", "1ms")
+    assert str(caught.value) == str(closest.value)
+    whole = Found(dtype="int4", worse_by=0.1, search=_search("int4", "90ms"))
+    assert search_precisions(hopeless, whole) is whole
+
+
+def test_least_badness_counts_what_could_fit() -> None:
+    """A cut that keeps a share of the weights takes at least 0.8 of that share of the time."""
+    problem = Problem(strategy=own_strategy(), architecture=SMOL, budgets=(Budget.parse("50%"),))
+    losses = problem.strategy.quality
+    assert least_badness(problem, 1.0) == losses[Shape(30, 1.0)]
+    assert least_badness(problem, 1.25) == losses[Shape(30, 1.0)]
+    assert losses[Shape(30, 1.0)] < least_badness(problem, 2.0) < losses[Shape(20, 0.5)]
+    assert least_badness(problem, 10.0) == float("inf")
+    assert least_badness(replace(problem, policy="adaptive"), 10.0) == min(losses.values())

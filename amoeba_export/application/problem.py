@@ -1,0 +1,134 @@
+"""What a session asks of a search, and what the whole model is worth in the same terms."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from amoeba_export.application.recipes import deepened_recipe
+from amoeba_export.application.session import Session
+from amoeba_export.application.wholes import Whole
+from amoeba_export.formats.sizes import weight_bytes
+from amoeba_export.ir import Architecture, DenseArchitecture, Importance, Latency, Metric, Shape, Strategy
+from amoeba_export.ir.derive import derive_plan
+from amoeba_export.ir.dtype import AUTO
+from amoeba_export.profile import predict_memory_mb
+from amoeba_export.search import Problem, quality_surface
+
+LEAST_NOISE = 0.005
+"""Of a latency that was measured in another run, where its rounds scatter less or were not kept."""
+
+
+class Known:
+    """The predictor of the full model alone: what was measured of it in another run."""
+
+    def __init__(self, latency: Latency) -> None:
+        self._latency = latency
+
+    def predict(self, dense: DenseArchitecture, metric: Metric = "decode", percentile: int = 50) -> tuple[float, float]:
+        """See `search.predict.Predictor`."""
+        timing = self._latency.prefill if metric == "prefill" else self._latency.decode
+        return self._latency.of(metric, percentile), timing.noise or LEAST_NOISE
+
+
+def problem_of(session: Session, strategy: Strategy) -> Problem:
+    """What `session` wants a search to choose, in its dtype."""
+    settings, dtype = session.settings, session.dtype
+    is_one_of_several = settings.request.dtype in (None, AUTO) and len(session.target.dtypes) > 1
+    return Problem(
+        strategy=strategy,
+        architecture=session.architecture,
+        budgets=settings.budgets,
+        policy=settings.policy,
+        align=settings.align,
+        gate_widths=session.supernet.gate_widths,
+        memory_mb=lambda dense: predict_memory_mb(
+            dense,
+            weight_bytes=weight_bytes(dense, settings.formats, dtype).total,
+            dtype=dtype,
+            workload=settings.workload,
+        ),
+        memory_limit_mb=settings.memory_limit_mb,
+        dtype=dtype if is_one_of_several else None,
+    )
+
+
+def whole_quality(session: Session, whole: Whole) -> tuple[str, float] | None:
+    """Metric and value of the full model before rounding: calibrated, or else measured on a text; None if neither."""
+    strategy = session.supernet.strategy
+    if strategy is not None and strategy.quality:
+        surface = quality_surface(strategy)
+        known = surface.at(session.architecture.num_layers, 1.0)
+        return (surface.metric, known.value) if known else None
+    loss = whole.rounding.loss if whole.rounding else None
+    return None if loss is None else ("loss", loss)
+
+
+def rounded(metric: str, value: float, rise: float) -> float:
+    """A loss or perplexity after a loss that rises by `rise`; other metrics do not tell."""
+    return value + rise if metric == "loss" else value * math.exp(rise) if metric == "perplexity" else value
+
+
+def worse_by_rounding(strategy: Strategy, whole: Whole) -> float:
+    """The same as a difference in the strategy's metric, at the full model."""
+    surface = quality_surface(strategy)
+    full = surface.at(strategy.num_layers, 1.0)
+    if surface.metric == "perplexity" and full is not None:
+        return rounded("perplexity", full.value, whole.rise) - full.value
+    return whole.rise
+
+
+def whole_strategy(session: Session, whole: Whole) -> Strategy:
+    """A strategy that knows the full model alone."""
+    architecture = session.architecture
+    full = (1,) * architecture.num_layers
+    quality = whole_quality(session, whole)
+    metric, values = (quality[0], {Shape(architecture.num_layers, 1.0): quality[1]}) if quality else ("loss", {})
+    known: dict[str, Any] = {
+        "depth": {0: full},
+        "depth_metric": {},
+        "importance": _no_importance(architecture),
+        "widths": {},
+        "quality": values,
+        "quality_metric": metric,
+    }
+    given = session.supernet.strategy
+    if given is not None:
+        return dataclasses.replace(given, **known)
+    return Strategy(
+        model_id=session.supernet.identity,
+        num_layers=architecture.num_layers,
+        num_heads=architecture.num_heads,
+        num_kv_heads=architecture.num_kv_heads,
+        head_dim=architecture.head_dim,
+        ffn_size=architecture.ffn_size,
+        **known,
+    )
+
+
+def _no_importance(architecture: Architecture) -> Importance:
+    """Where all is kept, nothing is compared; and nothing is compensated."""
+    layers, heads, ffn = architecture.num_layers, architecture.num_heads, architecture.ffn_size
+    return Importance(
+        heads_LN=np.zeros((layers, heads)),
+        ffn_LF=np.zeros((layers, ffn)),
+        o_mean_LQ=np.zeros((layers, heads * architecture.head_dim), dtype=np.float32),
+        down_mean_LF=np.zeros((layers, ffn), dtype=np.float32),
+        metric="WIFV",
+    )
+
+
+def smallest_known(session: Session) -> DenseArchitecture | None:
+    """The smallest subnet that a deeper calibration would know; None where the strategy was given."""
+    request, architecture = session.settings.request, session.architecture
+    if request.strategy is not None:
+        return None
+    recipe = deepened_recipe(request, architecture.num_layers)
+    depth = architecture.num_layers - recipe.depth.removed_of(architecture.num_layers)
+    width = min(recipe.quality.widths)
+    shape = Shape(architecture.num_layers, width)
+    plan = derive_plan(session.strategy, architecture, shape, policy="uniform", align=session.settings.align)
+    return DenseArchitecture(base=architecture, layers=plan.dense(architecture).layers[:depth])

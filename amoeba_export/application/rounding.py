@@ -1,0 +1,131 @@
+"""What a precision costs in quality: the full model, written in it, on a text. Measured once and kept."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from amoeba_export.application.session import Session
+from amoeba_export.artifact import sha256_file
+from amoeba_export.backends.targets import graph_options
+from amoeba_export.cache.kinds import ROUNDING
+from amoeba_export.evaluate.perplexity import read_windows
+from amoeba_export.formats.write import write_formats
+from amoeba_export.locations import data_dir
+from amoeba_export.materialize import materialize_subnet
+from amoeba_export.verify import masked_logits, verify_artifact
+from amoeba_export.verify.reload import OPENERS
+
+FIGURES_NAME = "figures.json"
+
+TEXT = "wikitext2/wikitext2.txt"
+WINDOW = 256
+MOST_WINDOWS = 8
+LOGIT_BYTES = 512 * 2**20
+"""Of the reference's logits in memory at once: a large vocabulary gets fewer windows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rounding:
+    """What one precision makes of the full model.
+
+    Attributes:
+        rise: Of the loss by rounding, in nats per token; never negative. Without a tokenizer, the mean KL divergence
+            of the logits stands for it.
+        loss: Of the full model unrounded, on the text that `rise` was measured on; None without a tokenizer.
+    """
+
+    rise: float
+    loss: float | None
+
+
+def measure_rounding(session: Session) -> Rounding:
+    """What rounding to the session's dtype costs the full model, from the cache or measured now. fp32 costs nothing.
+
+    Raises:
+        NumbersDiffer: It is beyond what is accepted of an artifact.
+    """
+    windows = _windows(session)
+    loss = _kept(session, None, lambda: _unrounded_loss(session, windows)) if windows else None
+    if session.dtype == "fp32":
+        return Rounding(rise=0.0, loss=loss)
+    rise = _kept(session, session.dtype, lambda: _rise(session, windows, loss))
+    return Rounding(rise=max(0.0, rise), loss=loss)
+
+
+def _kept(session: Session, dtype: str | None, measure: Callable[[], float]) -> float:
+    """A figure from the cache, or measured now and put there."""
+    facts = {
+        "model": session.supernet.identity,
+        "adapters": [item.sha256 for item in session.supernet.inputs if item.role == "adapter"],
+        "text": [sha256_file(data_dir("calibration") / TEXT), WINDOW, MOST_WINDOWS],
+        "format": session.settings.formats[0] if dtype else None,
+        "dtype": dtype,
+        "options": _options(session) if dtype else {},
+    }
+    found = session.cache.get(ROUNDING, facts, progress=session.progress)
+    if found is None:
+        value = measure()
+
+        def write(place: Path) -> None:
+            (place / FIGURES_NAME).write_text(json.dumps({"value": value}), encoding="utf-8")
+
+        found = session.cache.put(ROUNDING, facts, write)
+    return float(json.loads((found / FIGURES_NAME).read_text(encoding="utf-8"))["value"])
+
+
+def _rise(session: Session, windows: Sequence[Sequence[int]], loss: float | None) -> float:
+    supernet, dtype, container = session.supernet, session.dtype, session.settings.formats[0]
+    plan = session.supernet.full_plan()
+    session.progress.note(f"Measuring what {dtype} costs the full model in quality, once.")
+    with tempfile.TemporaryDirectory(prefix="amoeba-") as scratch:
+        folder = Path(scratch)
+        subnet = materialize_subnet(supernet, plan)
+        write_formats(subnet, folder, {container: dtype}, options=_options(session), progress=session.progress)
+        report = verify_artifact(folder, supernet, plan, progress=session.progress)
+        if loss is None:
+            return max(one.distance.mean_kl for one in report.formats)
+        opened = OPENERS[container](folder / container)
+        return _loss(windows, [opened.logits(torch.tensor([window])) for window in windows]) - loss
+
+
+def _options(session: Session) -> dict[str, dict[str, Any]]:
+    """How the container is spelled for the target."""
+    container = session.settings.formats[0]
+    return {"onnx": graph_options(session.target, session.dtype)} if container == "onnx" else {}
+
+
+def _unrounded_loss(session: Session, windows: Sequence[Sequence[int]]) -> float:
+    logits_BTV = masked_logits(session.supernet, session.supernet.full_plan(), torch.tensor(windows))
+    return _loss(windows, [logits_TV[None] for logits_TV in logits_BTV])
+
+
+def _loss(windows: Sequence[Sequence[int]], logits: Sequence[torch.Tensor]) -> float:
+    """Mean over every token of every window but the first. Logits are [1, T, V] of each window."""
+    losses = [
+        torch.nn.functional.cross_entropy(logits_BTV[0, :-1].float(), torch.tensor(window[1:]))
+        for window, logits_BTV in zip(windows, logits, strict=True)
+    ]
+    return float(torch.stack(losses).mean())
+
+
+def _windows(session: Session) -> list[list[int]]:
+    """Of the text, in the model's tokens; none without a tokenizer."""
+    folder, architecture = session.supernet.folder, session.architecture
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        return []
+    room = LOGIT_BYTES // (4 * WINDOW * architecture.vocab_size)
+    length = min(WINDOW, architecture.max_positions)
+    return read_windows(
+        data_dir("calibration") / TEXT,
+        AutoTokenizer.from_pretrained(folder),
+        window=length,
+        limit=min(MOST_WINDOWS, max(1, room)),
+    )
