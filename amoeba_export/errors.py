@@ -502,6 +502,18 @@ class SourceDisagrees(VerificationError):
         )
 
 
+class TokensDiffer(VerificationError):
+    """A GGUF file whose tokens of a text, in llama.cpp, are not those of the model's tokenizer."""
+
+    def __init__(self, path: Path, findings: Sequence[str], *, shown: int = 3) -> None:
+        more = f"; and {len(findings) - shown} more" if len(findings) > shown else ""
+        super().__init__(
+            f"llama.cpp splits text otherwise than the model's tokenizer: {'; '.join(findings[:shown])}{more}.",
+            where=path,
+            next_step="Use --format safetensors or --format onnx, which carry the tokenizer as it is.",
+        )
+
+
 # --- not representable ------------------------------------------------------------------------------------------------
 
 

@@ -1,9 +1,9 @@
-"""Do a GGUF file and a `tokenizer.json` make the same tokens of a text? llama.cpp is asked for those of the file."""
+"""Do a GGUF file and a tokenizer make the same tokens of a text? llama.cpp is asked for those of the file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 TEXTS = (
     "",
@@ -33,12 +33,6 @@ _AROUND = ("{}the cat", "the cat{} sat", "{}  led{}\n{}", " {} 1")
 _MAX_SPECIAL = 4
 
 
-class Encodes(Protocol):
-    """`tokenizers.Tokenizer`, as far as it is needed."""
-
-    def encode(self, sequence: str) -> Any: ...  # noqa: D102 - its own
-
-
 def hard_texts(special: Sequence[str]) -> list[str]:
     """`TEXTS`, and texts with some of the `special` tokens in them."""
     return [*TEXTS, *(around.replace("{}", token) for token in special[:_MAX_SPECIAL] for around in _AROUND)]
@@ -49,14 +43,14 @@ def questions(texts: Sequence[str]) -> list[tuple[str, Mapping[str, Any]]]:
     return [("tokenize", {"content": text, "add_special": True, "parse_special": True}) for text in texts]
 
 
-def differences(texts: Sequence[str], answers: Sequence[Any], tokenizer: Encodes) -> list[str]:
-    """One sentence for each text of which `tokenizer` makes other tokens than llama.cpp answered."""
+def differences(texts: Sequence[str], answers: Sequence[Any], encode: Callable[[str], Sequence[int]]) -> list[str]:
+    """One sentence for each text of which `encode` makes other tokens than llama.cpp answered."""
     found = []
     for text, answer in zip(texts, answers, strict=True):
         theirs = [int(token) for token in answer["tokens"]]
-        ours = [int(token) for token in tokenizer.encode(text).ids]
+        ours = [int(token) for token in encode(text)]
         if theirs != ours:
-            found.append(f"{text!r} is {_short(theirs)} to llama.cpp and {_short(ours)} to tokenizer.json")
+            found.append(f"{text!r} is {_short(theirs)} to llama.cpp and {_short(ours)} to its tokenizer")
     return found
 
 

@@ -13,8 +13,9 @@ from tokenizers import Tokenizer
 
 from amoeba_export.errors import NotFound, NumbersDiffer
 from amoeba_export.ir import SILENT, Progress, SubnetPlan, Supernet
+from amoeba_export.model.loading import ONE_AT_A_TIME
 from amoeba_export.model.opening import read_tokenizer
-from amoeba_export.verify.loading import ONE_AT_A_TIME
+from amoeba_export.verify.gguf_tokens import check_tokens
 from amoeba_export.verify.masked import masked_logits
 from amoeba_export.verify.numerics import EXACT_DTYPES, MAX_REL_DIFF, Distance, broken_limits, logits_distance
 from amoeba_export.verify.opened import Opened
@@ -112,10 +113,13 @@ def verify_artifact(folder: Path, supernet: Supernet, plan: SubnetPlan, *, progr
         NotFound: There is no format in `folder`.
         ForeignCode: It has code in it that is not amoeba's, or names some.
         NumbersDiffer: A format does not compute what it should.
+        TokensDiffer: llama.cpp makes other tokens from a GGUF file than the tokenizer beside the supernet.
     """
     formats = [name for name in OPENERS if (folder / name).is_dir()]
     if not formats:
         raise NotFound("A format to verify", folder, next_step=f"It should have one of: {', '.join(OPENERS)}.")
+    if "gguf" in formats:
+        check_tokens(folder / "gguf", supernet.tokenizer_folder or supernet.folder)
     prompts = _prompts(supernet)
     with progress.track("Comparing with the masked supernet", len(formats) + 1) as advance:
         answers = []

@@ -35,6 +35,9 @@ _BIASES = {
 }
 """The biases that each architecture reads. llama.cpp refuses a file with a tensor that nobody reads."""
 
+_YARN_TURNS = (32.0, 1.0)
+"""llama.cpp does not read the file's `yarn_beta_fast` and `yarn_beta_slow` in these architectures."""
+
 KEPT_BYTES = 4 << 30
 """Dequantized tensors are kept for the next pass up to this size, and made again beyond it."""
 
@@ -154,7 +157,8 @@ class OpenedGguf:
     def _magnitude(self) -> float:
         if self._key("rope.scaling.type") != "yarn":
             return 1.0
-        return float(1 + 0.1 * torch.tensor(self._key("rope.scaling.factor")).log())
+        factor, own = self._key("rope.scaling.factor"), self._key("rope.scaling.attn_factor", 1.0)
+        return float(own * (1 + 0.1 * torch.tensor(factor).clamp(min=1.0).log()))
 
     def continued(self, prompt: torch.Tensor, num_tokens: int) -> Continuation:
         """See `Opened`. llama.cpp stops at an end token, so there may be fewer. Without it, whole passes."""
@@ -173,13 +177,10 @@ class OpenedGguf:
 def _yarn(
     frequencies: torch.Tensor, size: int, base: float, factor: float, fields: dict[str, Any], arch: str
 ) -> torch.Tensor:
-    """Frequencies that turn fewer than `beta_slow` times in the original context are divided, the fast ones kept."""
+    """Frequencies that turn less than once in the original context are divided, those of 32 turns and more kept."""
     context = fields[f"{arch}.rope.scaling.original_context_length"]
-    turns = (
-        fields.get(f"{arch}.rope.scaling.yarn_beta_fast", 32.0),
-        fields.get(f"{arch}.rope.scaling.yarn_beta_slow", 1.0),
-    )
-    log = torch.log(torch.tensor([context / (2 * torch.pi * turn) for turn in turns])) / torch.log(torch.tensor(base))
+    waves = torch.tensor([context / (2 * torch.pi * turn) for turn in _YARN_TURNS])
+    log = torch.log(waves) / torch.log(torch.tensor(base))
     low, high = float((size * log[0] / 2).floor().clamp(min=0)), float((size * log[1] / 2).ceil().clamp(max=size - 1))
     ramp = ((torch.arange(size // 2) - low) / max(high - low, 0.001)).clamp(0, 1)
     return frequencies * (1 - ramp) + frequencies / factor * ramp

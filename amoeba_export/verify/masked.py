@@ -16,8 +16,8 @@ from transformers import AutoConfig
 
 from amoeba_export.errors import InputError
 from amoeba_export.ir import AdapterDelta, LayerPlan, Refit, SubnetPlan, Supernet
+from amoeba_export.model.loading import ONE_AT_A_TIME
 from amoeba_export.model.opening import blank_model
-from amoeba_export.verify.loading import ONE_AT_A_TIME
 
 _PROJECTIONS = (
     "self_attn.q_proj",

@@ -17,9 +17,9 @@ from transformers.utils import logging
 from amoeba_export.errors import DamagedFile
 from amoeba_export.ir.dtype import FLOATS
 from amoeba_export.model.foreign_code import refuse_foreign_code
+from amoeba_export.model.loading import ONE_AT_A_TIME
 from amoeba_export.model.opening import read_model
 from amoeba_export.verify.gguf_file import OpenedGguf
-from amoeba_export.verify.loading import ONE_AT_A_TIME
 from amoeba_export.verify.opened import Continuation, Opened, greedy
 
 LARGE_BYTES = 4 << 30

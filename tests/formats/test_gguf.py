@@ -14,6 +14,7 @@ import torch
 from amoeba_export.errors import DamagedFile, NotRepresentable, WeightsMismatch
 from amoeba_export.formats import FORMATS
 from amoeba_export.ir import DenseArchitecture, SubnetPlan, Supernet
+from amoeba_export.load import load_supernet
 from amoeba_export.materialize import materialize_subnet
 from amoeba_export.verify.gguf_file import OpenedGguf
 from amoeba_export.verify.masked import masked_logits
@@ -219,6 +220,68 @@ def test_an_unknown_rope_is_refused(supernets: dict[str, Supernet]) -> None:
         "GGUF cannot hold this plan: RoPE of type longrope is not written there.\n"
         "  next:  Use one of: --format safetensors, --format onnx."
     )
+
+
+def test_a_window_shorter_than_the_context_is_refused(supernets: dict[str, Supernet]) -> None:
+    assert refusal(dense_of(supernets["mistral"], "full", sliding_window=16)) == (
+        "GGUF cannot hold this plan: llama.cpp has no attention window here, and this model one of 16 tokens.\n"
+        "  next:  Use one of: --format safetensors, --format onnx, max_position_embeddings = 16 in its config.json, "
+        "for texts that the window spans."
+    )
+
+
+def test_a_window_as_long_as_the_context_is_none(supernets: dict[str, Supernet], tmp_path: Path) -> None:
+    dense = dense_of(supernets["mistral"], "full", sliding_window=256)
+    FORMATS["gguf"].check(dense, dtype="fp16")
+    subnet = materialize_subnet(supernets["mistral"], plan_named(supernets["mistral"], "full"))
+    folder = write(dataclasses.replace(subnet, architecture=dense), tmp_path / "out", "gguf", "fp16")
+    assert fields_of(folder)["llama.context_length"] == 256
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize("more", [{"beta_fast": 16.0}, {"beta_slow": 2}, {"truncate": False}, {"future": 1}])
+def test_yarn_that_llama_cpp_does_not_read_is_refused(more: dict[str, object], supernets: dict[str, Supernet]) -> None:
+    assert refusal(dense_of(supernets["llama"], "full", rope_scaling=YARN | more)) == (
+        f"GGUF cannot hold this plan: llama.cpp's YaRN does not read {next(iter(more))}.\n"
+        "  next:  Use one of: --format safetensors, --format onnx."
+    )
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "linear", "factor": 4.0},
+        YARN,
+        {**YARN, "beta_fast": 32, "beta_slow": 1.0, "mscale": None, "truncate": True},
+        {**YARN, "attention_factor": 1.3},
+        {**YARN, "mscale": 1.0, "mscale_all_dim": 0.5},
+        {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    ],
+    ids=["linear", "yarn", "yarn defaults", "yarn attention factor", "yarn mscale", "llama3"],
+)
+def test_scaled_rope_goes_into_the_file_and_comes_back(
+    rope: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tiny(tmp_path / "model", rope_parameters={"rope_theta": 10000.0, **rope})
+    save_bpe(tmp_path / "model")
+    supernet = open_supernet(tmp_path / "model")
+    plan = SubnetPlan.full(supernet.architecture)
+    folder = write(materialize_subnet(supernet, plan), tmp_path / "written", "gguf", "fp32")
+    prompt = torch.arange(3, 103)[None]
+    expected = masked_logits(supernet, plan, prompt)
+    torch.testing.assert_close(OpenedGguf(folder).logits(prompt), expected, atol=1e-4, rtol=1e-4)
+    monkeypatch.setattr("amoeba_export.llama_cpp.is_installed", lambda: False)
+    again = load_supernet(str(folder / "model.gguf"), cache_dir=tmp_path / "cache")
+    found = masked_logits(again, SubnetPlan.full(again.architecture), prompt)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_an_unknown_dtype_is_refused(supernets: dict[str, Supernet]) -> None:

@@ -13,7 +13,9 @@ Read from llama.cpp's `src/models/{llama,deci,qwen2,qwen3}.cpp`:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import math
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 import gguf
 import torch
@@ -26,7 +28,18 @@ BLOCK = 32
 
 _ELSEWHERE = ("--format safetensors", "--format onnx")
 
-_YARN_KEYS = {"rope_type", "factor", "original_max_position_embeddings", "beta_fast", "beta_slow"}
+_YARN_KEYS: Mapping[str, Collection[Any] | None] = {
+    "rope_type": None,
+    "factor": None,
+    "original_max_position_embeddings": None,
+    "attention_factor": None,
+    "mscale": None,
+    "mscale_all_dim": None,
+    "beta_fast": (32,),
+    "beta_slow": (1,),
+    "truncate": (True,),
+}
+"""What YaRN may say; None is any value. llama.cpp does not read the betas, and computes with these."""
 
 ARCHITECTURES = {
     "llama": gguf.MODEL_ARCH.LLAMA,
@@ -42,9 +55,17 @@ def choose_architecture(dense: DenseArchitecture) -> str:
     rope_type = (base.rope_scaling or {}).get("rope_type", "default")
     if rope_type not in ("default", "linear", "yarn", "llama3"):
         raise NotRepresentable("GGUF", f"RoPE of type {rope_type} is not written there", _ELSEWHERE)
-    unread = set(base.rope_scaling or ()) - _YARN_KEYS if rope_type == "yarn" else None
-    if unread:
-        raise NotRepresentable("GGUF", f"llama.cpp's YaRN has no {', '.join(sorted(unread))}", _ELSEWHERE)
+    if rope_type == "yarn":
+        unread = sorted(key for key, value in (base.rope_scaling or {}).items() if not _is_read(key, value))
+        if unread:
+            raise NotRepresentable("GGUF", f"llama.cpp's YaRN does not read {', '.join(unread)}", _ELSEWHERE)
+    window = base.sliding_window
+    if window is not None and window < base.max_positions:
+        raise NotRepresentable(
+            "GGUF",
+            f"llama.cpp has no attention window here, and this model one of {window} tokens",
+            (*_ELSEWHERE, f"max_position_embeddings = {window} in its config.json, for texts that the window spans"),
+        )
     if base.config.get("hidden_act", "silu") not in ("silu", "swish"):
         raise NotRepresentable("GGUF", f"its activation is {base.config['hidden_act']}, not silu", _ELSEWHERE)
     whole_blocks = all(dims.num_heads and dims.ffn_size for dims in layers)
@@ -64,6 +85,24 @@ def choose_architecture(dense: DenseArchitecture) -> str:
         return "deci"
     is_qwen2 = base.family == "qwen2" and rope_type != "llama3" and base.num_heads * base.head_dim == base.hidden_size
     return "qwen2" if is_qwen2 and all(dims == base.layer_dims for dims in layers) else "llama"
+
+
+def _is_read(key: str, value: Any) -> bool:
+    allowed = _YARN_KEYS.get(key, ())
+    return value is None or allowed is None or value in allowed
+
+
+def yarn_magnitude(scaling: Mapping[str, Any]) -> float:
+    """By what YaRN multiplies sine and cosine, as a share of llama.cpp's own 0.1 ln(factor) + 1."""
+
+    def grown(weight: float) -> float:
+        return 1.0 + 0.1 * weight * math.log(max(scaling["factor"], 1.0))
+
+    magnitude = scaling.get("attention_factor")
+    if magnitude is None:
+        mscale, mscale_all_dim = scaling.get("mscale"), scaling.get("mscale_all_dim")
+        magnitude = grown(mscale) / grown(mscale_all_dim) if mscale and mscale_all_dim else grown(1.0)
+    return float(magnitude / grown(1.0))
 
 
 def written_layers(dense: DenseArchitecture, architecture: str, *, quantized: bool) -> tuple[LayerDims, ...]:

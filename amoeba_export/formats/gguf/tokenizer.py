@@ -6,29 +6,20 @@ families that we cut; a rule that we do not know is refused, because a wrong one
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import gguf
 
 from amoeba_export.errors import DamagedFile, NotRepresentable
+from amoeba_export.formats.gguf.splitting import leading_space, splitting_rule
 from amoeba_export.formats.sidecars import tokenizer_folder
 from amoeba_export.ir import Subnet
+from amoeba_export.model.loading import ONE_AT_A_TIME
+from amoeba_export.model.opening import read_tokenizer
 from amoeba_export.reading import read_json_object
-
-_GPT4 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_TEKKEN = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
-    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_RULES = {_GPT4 % r"\p{N}{1,3}": "llama-bpe", _GPT4 % r"\p{N}": "qwen2", _TEKKEN: "tekken"}
-"""The regular expression that splits text -> llama.cpp's name for it."""
-
-_SPLITS = {("ByteLevel",): "gpt-2", ("Digits", "ByteLevel"): "smollm"}
-"""Splitting without an expression of its own -> llama.cpp's name for it."""
 
 
 def add_tokenizer(header: gguf.GGUFWriter, subnet: Subnet) -> None:
@@ -58,15 +49,21 @@ def add_tokenizer(header: gguf.GGUFWriter, subnet: Subnet) -> None:
     byte_level = not model.get("byte_fallback")
     if byte_level:
         header.add_tokenizer_model("gpt2")
-        header.add_tokenizer_pre(_splitting_rule(content.get("pre_tokenizer") or {}))
+        rule = splitting_rule(content)
+        if rule is None:
+            raise _unknown("its tokenizer splits text by a rule that has no name in llama.cpp")
+        header.add_tokenizer_pre(rule)
     else:
         header.add_tokenizer_model("llama")
         header.add_tokenizer_pre("default")
         header.add_token_scores(_scores(tokens, model["merges"]))
-        header.add_add_space_prefix(_prepends_space(content))
+        space = leading_space(content)
+        if space is None:
+            raise _unknown("its tokenizer puts spaces before text otherwise than llama.cpp")
+        header.add_add_space_prefix(space)
     header.add_token_list(tokens)
     header.add_token_types(_types(tokens, added, model.get("unk_token"), byte_level=byte_level))
-    gguf.SpecialVocab(folder, load_merges=byte_level, n_vocab=vocab_size).add_to_gguf(header, quiet=True)
+    _add_special(header, folder, byte_level=byte_level, vocab_size=vocab_size)
 
 
 def _unknown(reason: str) -> NotRepresentable:
@@ -112,19 +109,50 @@ def _scores(tokens: Sequence[str], merges: Sequence[str | Sequence[str]]) -> lis
     return [-float(rank.get(token, len(rank))) for token in tokens]
 
 
-def _splitting_rule(pre_tokenizer: Mapping[str, Any]) -> str:
-    parts = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
-    for part in parts:
-        rule = _RULES.get((part.get("pattern") or {}).get("Regex", ""))
-        if part.get("type") == "Split" and rule:
-            return rule
-    name = _SPLITS.get(tuple(part.get("type") for part in parts))
-    if name is None or not parts[-1].get("use_regex", True):
-        raise _unknown("its tokenizer splits text by a rule that has no name in llama.cpp")
-    return name
+def _probe(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """A text without and with what is put around it: the first one that the vocabulary has tokens for."""
+    for text in ("a", "0", ".", " "):
+        bare, whole = (list(tokenizer(text, add_special_tokens=adds).input_ids) for adds in (False, True))
+        if bare:
+            break
+    return bare, whole
 
 
-def _prepends_space(content: Mapping[str, Any]) -> bool:
-    """Whether text gets a leading space, by a normalizer (Llama 2) or by a Metaspace pre-tokenizer (newer files)."""
-    text = json.dumps([content.get("normalizer"), content.get("pre_tokenizer")])
-    return '"Prepend"' in text or '"prepend_scheme": "first"' in text or '"prepend_scheme": "always"' in text
+@lru_cache(maxsize=8)
+def _ends(folder: Path) -> tuple[int | None, int | None]:
+    """The tokens that the model's tokenizer puts before and after a text, None for none.
+
+    Asked of transformers, as users load it: `tokenizer_config.json` may overrule `tokenizer.json`.
+
+    Raises:
+        DamagedFile: transformers cannot load it.
+        NotRepresentable: It adds something else.
+    """
+    try:
+        with ONE_AT_A_TIME:
+            tokenizer = read_tokenizer(folder)
+            bare, whole = _probe(tokenizer)
+    except Exception as error:  # transformers and its Rust library raise what they like
+        raise DamagedFile(folder, f"transformers cannot load its tokenizer ({error})") from error
+    start = next((idx for idx in range(len(whole)) if whole[idx : idx + len(bare)] == bare), None)
+    if start is None or start > 1 or len(whole) - start - len(bare) > 1:
+        raise _unknown("its tokenizer adds more than one token before or after a text")
+    before, after = whole[:start], whole[start + len(bare) :]
+    return (before[0] if before else None), (after[0] if after else None)
+
+
+def _add_special(header: gguf.GGUFWriter, folder: Path, *, byte_level: bool, vocab_size: int) -> None:
+    """Special tokens, merges and chat template, and whether a text begins and ends with a token.
+
+    llama.cpp adds a beginning where the file does not say that there is none, if need be token 11.
+    """
+    special = gguf.SpecialVocab(folder, load_merges=byte_level, n_vocab=vocab_size)
+    bos, eos = _ends(folder)
+    for name, added in (("bos", bos), ("eos", eos)):
+        known = special.special_token_ids.get(name)
+        if added is not None and name == "eos" and known not in (None, added):
+            raise _unknown(f"its tokenizer ends a text with token {added}, and a reply ends with token {known}")
+        if added is not None:
+            special.special_token_ids[name] = added
+    special.add_special_token = {"bos": bos is not None, "eos": eos is not None}
+    special.add_to_gguf(header, quiet=True)

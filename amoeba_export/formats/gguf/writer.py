@@ -19,6 +19,7 @@ from amoeba_export.formats.gguf.layout import (
     permute_pairs,
     rope_factors,
     written_layers,
+    yarn_magnitude,
 )
 from amoeba_export.formats.gguf.tokenizer import add_tokenizer
 from amoeba_export.formats.reserved import ReservedFile
@@ -180,8 +181,7 @@ def _add_hyperparameters(
     header.add_file_type(file_type)
     header.add_quantization_version(gguf.GGML_QUANT_VERSION)
     header.add_vocab_size(base.vocab_size)
-    # Through a sliding window as long as the context, everything sees everything: llama.cpp has no window here.
-    header.add_context_length(min(base.max_positions, base.sliding_window or base.max_positions))
+    header.add_context_length(base.max_positions)
     header.add_embedding_length(base.hidden_size)
     header.add_block_count(len(layers))
     # One number where all layers agree: older readers of `llama` know no arrays.
@@ -201,12 +201,8 @@ def _add_hyperparameters(
         header.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         header.add_rope_scaling_factor(scaling["factor"])
         header.add_rope_scaling_orig_ctx_len(scaling.get("original_max_position_embeddings", base.max_positions))
-        for key, add in (
-            ("beta_fast", header.add_rope_scaling_yarn_beta_fast),
-            ("beta_slow", header.add_rope_scaling_yarn_beta_slow),
-        ):
-            if key in scaling:
-                add(scaling[key])
+        if (magnitude := yarn_magnitude(scaling)) != 1.0:
+            header.add_float32(gguf.Keys.Rope.SCALING_ATTN_FACTOR.format(arch=header.arch), magnitude)
 
 
 def _one_or_all(values: list[int]) -> int | list[int]:

@@ -62,7 +62,7 @@ def compare_with_llama_cpp(
     answers = llama_cpp.ask(path, [*asked, *questions(texts)], context_tokens=max(PROMPT_TOKENS) + 8)
     findings = _logit_differences(model, folder, prompts, answers[: len(prompts)])
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    findings += differences(texts, answers[len(prompts) :], tokenizer)
+    findings += differences(texts, answers[len(prompts) :], lambda text: tokenizer.encode(text).ids)
     if findings:
         raise SourceDisagrees(path, findings)
 

@@ -208,7 +208,7 @@ def _rope(keys: _Keys, max_positions: int) -> dict[str, Any]:
     if scaling == "yarn":
         rope |= {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
         if magnitude != 1.0:
-            rope["attention_factor"] = magnitude * (1.0 + 0.1 * math.log(factor))
+            rope["attention_factor"] = magnitude * (1.0 + 0.1 * math.log(max(factor, 1.0)))
     elif magnitude != 1.0:
         raise keys.refused("rope.scaling.attn_factor", magnitude, "it scales attention without YaRN")
     elif scaling == "linear" and factor != 1.0:

@@ -1,0 +1,41 @@
+"""The tokens of a GGUF file, by llama.cpp, against those of the tokenizer that the file was written from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+
+from amoeba_export import llama_cpp
+from amoeba_export.errors import TokensDiffer
+from amoeba_export.gguf_file import open_gguf
+from amoeba_export.llama_cpp.tokens import differences, hard_texts, questions
+from amoeba_export.model.loading import ONE_AT_A_TIME
+from amoeba_export.model.opening import read_tokenizer
+
+
+def check_tokens(folder: Path, tokenizer_folder: Path) -> None:
+    """Compare `model.gguf` in `folder` with the tokenizer, on texts that tokenizers disagree about.
+
+    Without llama.cpp, or without a tokenizer in the file, there is nothing to compare.
+
+    Raises:
+        TokensDiffer: A text has other tokens.
+        DamagedFile: llama.cpp does not open the file.
+    """
+    path = folder / "model.gguf"
+    fields = open_gguf(path).fields
+    if fields.get("tokenizer.ggml.model", "none") == "none" or not llama_cpp.is_installed():
+        return
+    with ONE_AT_A_TIME:
+        tokenizer = read_tokenizer(tokenizer_folder)
+
+    def encode(text: str) -> list[int]:
+        return list(tokenizer(text, verbose=False).input_ids)
+
+    kinds = dict(zip(fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"], strict=True))
+    special = [token for token in tokenizer.all_special_tokens if kinds.get(token) == int(gguf.TokenType.CONTROL)]
+    texts = hard_texts(special)
+    findings = differences(texts, llama_cpp.ask(path, questions(texts), context_tokens=64), encode)
+    if findings:
+        raise TokensDiffer(path, findings)
