@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -85,6 +86,7 @@ class _Reader:
         self._path = path
         self._problems: list[tuple[int, str, str]] = []
         self._spoiled: set[Place] = set()
+        self._targets: set[str] = set()
         try:
             text = path.read_text(encoding="utf-8")
             self._data = parse_toml(text)
@@ -167,13 +169,13 @@ class _Reader:
         if target is not None:
             if target.endswith(".toml"):
                 target = str(self._at(target))
-            self._attempt(where("target"), lambda: read_target(target))
+            self._attempt(where("target"), lambda: self._target(target))
         elif (own.latency or own.throughput or values["memory"]) and place not in self._spoiled:
             self.add(place, f"build '{own.name}' limits a latency and has no target", 'Add target = "NAME"')
         for key in ("strategy", "recipe"):
             if values[key] is not None and (key == "strategy" or values[key].endswith(".toml")):
                 self._exists(where(key), values[key])
-        recipes = {recipe.stem for recipe in data_dir("calibration").glob("*.toml")}
+        recipes = _shipped_recipes()
         if not values["recipe"].endswith(".toml") and values["recipe"] not in recipes:
             hint = nearest(values["recipe"], recipes)
             self.add(where("recipe"), f"there is no recipe named '{values['recipe']}'.{hint}", _choices(recipes))
@@ -217,14 +219,22 @@ class _Reader:
 
     def check_unique(self, entries: list[Entry]) -> None:
         """Refuse two entries with one name, or one inside the folder of another."""
+        names: dict[str, Entry] = {}
+        folders: dict[Path, Entry] = {}
+        above: dict[Path, Entry] = {}  # folders that hold one
         for position, entry in enumerate(entries):
-            for earlier in entries[:position]:
-                if entry.name == earlier.name:
-                    fix = f"Give one of them another name; the first is on line {earlier.line}"
-                    self.add(("build", position, "name"), f"there are two builds named '{entry.name}'", fix)
-                elif entry.out == earlier.out or entry.out in earlier.out.parents or earlier.out in entry.out.parents:
-                    what = f"build '{entry.name}' would be written into the folder of '{earlier.name}'"
-                    self.add(("build", position, "out"), what, 'Give it a folder of its own: out = "FOLDER"')
+            inside = [folders[folder] for folder in (entry.out, *entry.out.parents) if folder in folders]
+            holding = [above[entry.out]] if entry.out in above else []
+            if same := names.get(entry.name):
+                fix = f"Give one of them another name; the first is on line {same.line}"
+                self.add(("build", position, "name"), f"there are two builds named '{entry.name}'", fix)
+            elif found := inside + holding:
+                what = f"build '{entry.name}' would be written into the folder of '{found[0].name}'"
+                self.add(("build", position, "out"), what, 'Give it a folder of its own: out = "FOLDER"')
+            names.setdefault(entry.name, entry)
+            folders.setdefault(entry.out, entry)
+            for folder in entry.out.parents:
+                above.setdefault(folder, entry)
 
     def _check_sizes(self, own: BuildEntry, place: Place) -> None:
         given = [key for key in SIZES if getattr(own, key) is not None]
@@ -245,6 +255,12 @@ class _Reader:
         if (shape := own.shape) is not None:
             self._attempt((*place, "shape"), lambda: Shape.parse(shape))
 
+    def _target(self, name: str) -> None:
+        """Read a target once, however many entries name it. Raises as `read_target`."""
+        if name not in self._targets:
+            read_target(name)
+            self._targets.add(name)
+
     def _attempt(self, place: Place, read: Callable[[], Any]) -> None:
         try:
             read()
@@ -261,6 +277,11 @@ class _Reader:
     def _at(self, text: str) -> Path:
         """A path of the file, from the file's own folder."""
         return self._path.parent / Path(text).expanduser()
+
+
+@functools.cache
+def _shipped_recipes() -> frozenset[str]:
+    return frozenset(recipe.stem for recipe in data_dir("calibration").glob("*.toml"))
 
 
 def _explained(detail: Mapping[str, Any], place: Place) -> tuple[str, str]:

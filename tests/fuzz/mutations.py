@@ -61,7 +61,7 @@ def mutated(draw: st.DrawFn, valid: Any) -> Any:
     for _ in range(draw(st.integers(1, 3))):
         known = list(places(data))
         if not known:
-            return draw(evil())
+            return copy.deepcopy(draw(evil()))
         # Half of the time the first levels: there are few of them, and most of what a reader decides hangs on them.
         if draw(st.booleans()):
             known = [place for place in known if len(place) <= 2]
@@ -72,13 +72,13 @@ def mutated(draw: st.DrawFn, valid: Any) -> Any:
         key = place[-1]
         match draw(st.sampled_from(("set", "set", "set", "drop", "rename", "repeat", "swap", "nest"))):
             case "set":
-                parent[key] = draw(evil())
+                parent[key] = copy.deepcopy(draw(evil()))  # or a later step would change the list of them
             case "drop":
                 del parent[key]
             case "rename" if isinstance(parent, dict):
                 parent[draw(st.sampled_from(("", "x", str(key).upper(), "0", "-1", "a\0", "9" * 30)))] = parent.pop(key)
             case "repeat" if isinstance(parent, list):
-                parent.extend([parent[key]] * draw(st.sampled_from((1, 2, 500))))
+                parent.extend(copy.deepcopy(parent[key]) for _ in range(draw(st.sampled_from((1, 2, 500)))))
             case "swap":
                 other = data
                 for step in draw(st.sampled_from(known)):
