@@ -514,6 +514,17 @@ class TokensDiffer(VerificationError):
         )
 
 
+class NotRunnable(VerificationError):
+    """A format that its runtime does not open, or fails to run."""
+
+    def __init__(self, folder: Path, reason: str) -> None:
+        super().__init__(
+            f"What was written does not run: {reason}.",
+            where=folder,
+            next_step="Copy or export it again; if it was just written, this is a bug in amoeba, please report it.",
+        )
+
+
 # --- not representable ------------------------------------------------------------------------------------------------
 
 

@@ -77,7 +77,7 @@ def recheck(
             problems.append(f"{MANIFEST_NAME} says {key} = {manifest.dims.get(key)!r}, the model has {dims.get(key)!r}")
     for name in FORMATS:
         if (folder / name).is_dir():
-            problems += [f"{name}/{problem}" for problem in sidecar_problems(folder / name, supernet.folder)]
+            problems += [f"{name}/{problem}" for problem in sidecar_problems(folder / name, supernet)]
     if problems:
         raise NotAsWritten(folder, problems)
     report = verify_artifact(folder, supernet, plan, progress=progress)

@@ -1,9 +1,10 @@
-"""Does what was written compute what the masked supernet computes?"""
+"""Is what was written what was cut, and does it compute what the masked supernet computes?"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,15 +12,20 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from amoeba_export.errors import NotFound, NumbersDiffer
+from amoeba_export.errors import AmoebaError, NotFound, NotRunnable, NumbersDiffer
 from amoeba_export.ir import SILENT, Progress, SubnetPlan, Supernet
 from amoeba_export.model.loading import ONE_AT_A_TIME
 from amoeba_export.model.opening import read_tokenizer
+from amoeba_export.verify.expected import ExpectedWeights
 from amoeba_export.verify.gguf_tokens import check_tokens
-from amoeba_export.verify.masked import masked_logits
+from amoeba_export.verify.graph import Answer, Reference, ask, graph_problems, reference_of, rope_problem, step_problems
+from amoeba_export.verify.masked import source_rope
 from amoeba_export.verify.numerics import EXACT_DTYPES, MAX_REL_DIFF, Distance, broken_limits, logits_distance
 from amoeba_export.verify.opened import Opened
 from amoeba_export.verify.reload import OPENERS, open_format
+from amoeba_export.verify.scattered import with_stored_weights
+from amoeba_export.verify.stored import STORED, StoredWeights
+from amoeba_export.verify.weights import check_storage, check_weights
 
 NUM_GREEDY = 16
 _PROMPT_TOKENS = 24
@@ -99,9 +105,12 @@ class VerifyReport:
 def verify_artifact(folder: Path, supernet: Supernet, plan: SubnetPlan, *, progress: Progress = SILENT) -> VerifyReport:
     """Open every format of an artifact from disk and compare it with the masked supernet.
 
-    Prompts are seeded random tokens and, where the supernet has a tokenizer, a paragraph of text. fp32, fp16 and bf16
-    must agree in every logit within a tolerance, fp32 in every greedy token too; quantized formats must stay within
-    limits of KL divergence and perplexity.
+    Every stored weight is compared with what it must be, within the rounding of its own storage (`weights.py`). Then
+    the graph must compute with these weights what the family computes, in fp32 arithmetic, to fp32's limit in every
+    dtype: prompts, decode steps through the cache, a cache that ends near the context's end, and RoPE everywhere. And
+    what the runtime makes of the files as they are must stay within the limits of their dtype (`numerics.py`).
+
+    Prompts are seeded random tokens and, where the supernet has a tokenizer, a paragraph of text.
 
     Args:
         folder: The artifact: a folder of folders named after formats.
@@ -112,8 +121,10 @@ def verify_artifact(folder: Path, supernet: Supernet, plan: SubnetPlan, *, progr
     Raises:
         NotFound: There is no format in `folder`.
         ForeignCode: It has code in it that is not amoeba's, or names some.
+        DamagedFile, WeightsMismatch: A file is not one of its format, or has other weights than the plan.
         NumbersDiffer: A format does not compute what it should.
         TokensDiffer: llama.cpp makes other tokens from a GGUF file than the tokenizer beside the supernet.
+        NotRunnable: A format's runtime does not run it.
     """
     formats = [name for name in OPENERS if (folder / name).is_dir()]
     if not formats:
@@ -121,86 +132,76 @@ def verify_artifact(folder: Path, supernet: Supernet, plan: SubnetPlan, *, progr
     if "gguf" in formats:
         check_tokens(folder / "gguf", supernet.tokenizer_folder or supernet.folder)
     prompts = _prompts(supernet)
-    with progress.track("Comparing with the masked supernet", len(formats) + 1) as advance:
-        answers = []
+    expected = ExpectedWeights(supernet, plan)
+    with progress.track("Comparing with the masked supernet", 2 * len(formats) + 1) as advance:
+        subjects = []
         for name in formats:
-            answers.append(_ask(open_format(name, folder), prompts))
+            with _running(folder / name):
+                stored = STORED[name](folder / name, expected.shapes)
+                dtypes = check_weights(folder / name, stored, expected)
+                opened = open_format(name, folder)
+                check_storage(folder / name, dtypes, opened, expected)
+                subjects.append(_Subject(name, folder / name, stored, opened, ask(opened, prompts, NUM_GREEDY)))
             advance(1)
-        reference = _reference(supernet, plan, prompts, {answer.tokens for answer in answers})
-        reports = [
-            _judge(name, folder / name, prompts, answer, reference)
-            for name, answer in zip(formats, answers, strict=True)
-        ]
+        reference = reference_of(supernet, plan, prompts, {subject.answer.tokens for subject in subjects})
         advance(1)
+        reports = []
+        for subject in subjects:
+            with _running(subject.folder):
+                reports.append(_judge(subject, supernet, plan, prompts, reference))
+            advance(1)
     return VerifyReport(formats=tuple(reports))
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
-    """What a format says to the prompts: logits [1, T, V] of each, and how it continues the last one.
+class _Subject:
+    """One format, its weights compared and its answers given."""
 
-    Attributes:
-        steps: As in `Continuation`.
-    """
-
-    dtype: str
-    logits: Sequence[torch.Tensor]
-    tokens: tuple[int, ...]
-    steps: torch.Tensor | None
+    name: str
+    folder: Path
+    stored: StoredWeights
+    opened: Opened
+    answer: Answer
 
 
-@dataclass(frozen=True, slots=True)
-class _Reference:
-    """What the masked supernet says: logits of each prompt, and [G, V] after each prefix of each continuation."""
-
-    logits: Sequence[torch.Tensor]
-    after: Mapping[tuple[int, ...], torch.Tensor]
-
-
-def _ask(opened: Opened, prompts: Sequence[torch.Tensor]) -> _Answer:
-    *others, last = prompts
-    logits = [opened.logits(prompt) for prompt in others]
-    end = opened.continued(last, NUM_GREEDY)
-    return _Answer(dtype=opened.dtype, logits=[*logits, end.logits], tokens=end.tokens, steps=end.steps)
-
-
-def _reference(
-    supernet: Supernet, plan: SubnetPlan, prompts: Sequence[torch.Tensor], continuations: Collection[tuple[int, ...]]
-) -> _Reference:
-    """One pass for all texts of a length. The last prompt comes with its continuations, which need not be run apart."""
-    *others, last = prompts
-    length = last.shape[1]
-    texts = {tokens: torch.cat([last, torch.tensor([tokens])], dim=1) for tokens in continuations}
-    rows = [*others, *texts.values()]
-    found: dict[int, torch.Tensor] = {}
-    for size in {row.shape[1] for row in rows}:
-        positions = [i for i, row in enumerate(rows) if row.shape[1] == size]
-        logits_BTV = masked_logits(supernet, plan, torch.cat([rows[i] for i in positions]))
-        found |= {i: logits_TV[None] for i, logits_TV in zip(positions, logits_BTV, strict=True)}
-    continued = [found[i] for i in range(len(others), len(rows))]
-    return _Reference(
-        logits=[*(found[i] for i in range(len(others))), continued[0][:, :length]],
-        after={tokens: logits[0, length - 1 : -1] for tokens, logits in zip(texts, continued, strict=True)},
-    )
+@contextlib.contextmanager
+def _running(folder: Path) -> Iterator[None]:
+    """What a runtime raises of a file that it cannot take is no closed list."""
+    try:
+        yield
+    except (AmoebaError, MemoryError):
+        raise
+    except Exception as error:
+        raise NotRunnable(folder, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
 
 
 def _judge(
-    name: str, folder: Path, prompts: Sequence[torch.Tensor], answer: _Answer, reference: _Reference
+    subject: _Subject,
+    supernet: Supernet,
+    plan: SubnetPlan,
+    prompts: Sequence[torch.Tensor],
+    reference: Reference,
 ) -> FormatReport:
+    opened, answer, dtype = subject.opened, subject.answer, subject.opened.dtype
     distance = logits_distance(prompts, reference.logits, answer.logits)
-    broken = broken_limits(distance, answer.dtype)
-    if not broken and answer.steps is not None:
-        after = reference.after[answer.tokens][None, 1:]
-        through_cache = logits_distance([torch.tensor([answer.tokens[:-1]])], [after], [answer.steps])
-        broken = [f"through the KV cache, {problem}" for problem in broken_limits(through_cache, answer.dtype)]
-    equal = not broken and _follows(
-        answer.tokens, reference.after[answer.tokens], tie=max(MAX_REL_DIFF["fp32"], distance.max_rel_diff)
-    )
-    if not broken and not equal and answer.dtype == "fp32":
+    broken = broken_limits(distance, dtype)
+    tie = max(MAX_REL_DIFF["fp32"], distance.max_rel_diff)
+    equal = not broken and _follows(answer.tokens, reference.after[answer.tokens], tie=tie)
+    rope = source_rope(supernet)
+    if not broken and (problem := rope_problem(opened, rope)):
+        broken = [problem]
+    exact = None if broken else opened.exact(rope)
+    if not broken and exact is not None:
+        held, held_plan = (supernet, plan) if dtype == "fp32" else with_stored_weights(supernet, plan, subject.stored)
+        same_weights = reference if dtype == "fp32" else None
+        broken = graph_problems(exact, held, held_plan, prompts, answer if exact is opened else None, same_weights)
+    elif not broken:
+        broken = step_problems(answer, reference, dtype)
+    if not broken and not equal and dtype == "fp32":
         broken = [f"greedy decoding through the KV cache gives other tokens: {list(answer.tokens)}"]
     if broken:
-        raise NumbersDiffer(folder, broken)
-    return FormatReport(format=name, dtype=answer.dtype, distance=distance, greedy_tokens_equal=equal)
+        raise NumbersDiffer(subject.folder, broken)
+    return FormatReport(format=subject.name, dtype=dtype, distance=distance, greedy_tokens_equal=equal)
 
 
 def _follows(tokens: Sequence[int], logits_GV: torch.Tensor, *, tie: float) -> bool:

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from amoeba_export import llama_cpp
 from amoeba_export.errors import DamagedFile
-from amoeba_export.verify.opened import Continuation
+from amoeba_export.verify.opened import Continuation, Past, Rope
 
 _FILE_TYPES = {
     gguf.LlamaFileType.ALL_F32: "fp32",
@@ -159,6 +159,21 @@ class OpenedGguf:
             return 1.0
         factor, own = self._key("rope.scaling.factor"), self._key("rope.scaling.attn_factor", 1.0)
         return float(own * (1 + 0.1 * torch.tensor(factor).clamp(min=1.0).log()))
+
+    def exact(self, rope: Rope) -> OpenedGguf:
+        """See `Opened`: dequantized, it computes in fp32."""
+        return self
+
+    def with_past(self, past: Past, input_ids: torch.Tensor) -> None:
+        """See `Opened`: whole passes have no cache."""
+
+    def padded(self, input_ids: torch.Tensor) -> None:
+        """See `Opened`."""
+
+    def rope(self, num_positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Opened`: of the header."""
+        angles_TH = self._angles(num_positions)
+        return angles_TH.cos() * self._magnitude(), angles_TH.sin() * self._magnitude()
 
     def continued(self, prompt: torch.Tensor, num_tokens: int) -> Continuation:
         """See `Opened`. llama.cpp stops at an end token, so there may be fewer. Without it, whole passes."""

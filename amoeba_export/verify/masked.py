@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, DynamicCache
 
 from amoeba_export.errors import InputError
 from amoeba_export.ir import AdapterDelta, LayerPlan, Refit, SubnetPlan, Supernet
 from amoeba_export.model.loading import ONE_AT_A_TIME
 from amoeba_export.model.opening import blank_model
+from amoeba_export.verify.loaded import cache_name, rope_tables
+from amoeba_export.verify.opened import Past
 
 _PROJECTIONS = (
     "self_attn.q_proj",
@@ -30,14 +32,21 @@ _PROJECTIONS = (
 )
 
 
+_ADDED = 1e-5
+"""How far two orders of adding thousands of products in fp32 may be apart, as a share of the sum of their sizes."""
+
+
 @torch.no_grad()
-def masked_logits(supernet: Supernet, plan: SubnetPlan, input_ids: torch.Tensor) -> torch.Tensor:
+def masked_logits(
+    supernet: Supernet, plan: SubnetPlan, input_ids: torch.Tensor, *, past: Past | None = None
+) -> torch.Tensor:
     """Logits of the subnet `plan`, computed by masking the supernet. fp32.
 
     Args:
         supernet: With its adapters, and its strategy when the plan compensates.
         plan: What stays.
         input_ids: [B, T], without padding.
+        past: What the KV cache holds before `input_ids`; B is 1 then.
 
     Returns:
         [B, T, V].
@@ -47,10 +56,11 @@ def masked_logits(supernet: Supernet, plan: SubnetPlan, input_ids: torch.Tensor)
     refit = supernet.refit_of(plan)
     model.model.norm.weight.copy_(_weight(supernet, refit, "model.norm.weight", "model.norm.weight"))
     model.model.layers[0] = _EveryKeptLayer(model.model.layers[0], supernet, plan)
-    model.lm_head = _Unmerged(supernet, plan, "lm_head")
+    model.lm_head = Unmerged(supernet, plan, "lm_head")
     if refit is not None:
         _take_outside_layers(model, refit, tied=supernet.architecture.tied_embeddings)
-    logits: torch.Tensor = model(input_ids, use_cache=False).logits
+    cache = {} if past is None else {cache_name(model): _full_cache(supernet, plan, past)}
+    logits: torch.Tensor = model(input_ids, use_cache=past is not None, **cache).logits
     return logits.float()
 
 
@@ -83,6 +93,24 @@ class _UnmergedEmbedding(nn.Module):
             if delta is not None:
                 x_BTD = x_BTD + delta.scale * (nn.functional.embedding(ids_BT, delta.b_OR.float()) @ delta.a_RI.float())
         return x_BTD
+
+
+@torch.no_grad()
+def source_rope(supernet: Supernet) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines of the supernet's RoPE at all positions of its context [P, H / 2]."""
+    return rope_tables(_one_layer_model(supernet), supernet.architecture.max_positions)
+
+
+def _full_cache(supernet: Supernet, plan: SubnetPlan, past: Past) -> DynamicCache:
+    """`past` at full width: dropped KV heads hold zeros, as their projections do not."""
+    architecture, given, cache = supernet.architecture, iter(past), DynamicCache()
+    length = past[0][0].shape[2]
+    for position, kept in enumerate(plan.layers):
+        pair = torch.zeros(2, 1, architecture.num_kv_heads, length, architecture.head_dim)
+        if kept.kv_heads:
+            pair[:, :, list(kept.kv_heads)] = torch.stack(next(given))
+        cache.update(pair[0], pair[1], position)
+    return cache
 
 
 def _one_layer_model(supernet: Supernet) -> Any:
@@ -118,6 +146,7 @@ class _EveryKeptLayer(nn.Module):
         (layer,) = self._layer
         for position, kept in enumerate(self._plan.layers):
             self._load(layer, position, kept)
+            setattr(layer.self_attn, "layer_idx", position)  # noqa: B010 - torch's stubs know no other attributes
             output = layer(hidden_BTD, *args, **kwargs)
             hidden_BTD = output[0] if isinstance(output, tuple) else output
         return hidden_BTD
@@ -133,7 +162,7 @@ class _EveryKeptLayer(nn.Module):
             ):
                 linear = _Fitted(self._supernet, refit, f"{prefix}.{module}", f"{cut_prefix}.{module}", kept)
             else:
-                unmerged = _Unmerged(self._supernet, self._plan, f"{prefix}.{module}")
+                unmerged = Unmerged(self._supernet, self._plan, f"{prefix}.{module}")
                 if module.endswith(("o_proj", "down_proj")):
                     unmerged.mask(kept)
                 linear = unmerged
@@ -180,7 +209,7 @@ _COLUMNS = {"o_proj": "query_heads", "down_proj": "ffn"}
 """What of a `LayerPlan` the rows and columns of a projection are."""
 
 
-class _Unmerged(nn.Module):
+class Unmerged(nn.Module):
     """A linear of the supernet, full size, with adapters beside it and, on request, inputs masked."""
 
     def __init__(self, supernet: Supernet, plan: SubnetPlan, module: str) -> None:
@@ -199,6 +228,23 @@ class _Unmerged(nn.Module):
         ]
         self._keep_I: torch.Tensor | None = None
         self._constant_O: torch.Tensor | None = None
+        self._mean_I: torch.Tensor | None = None
+
+    @property
+    def is_adapted(self) -> bool:
+        """Whether an adapter changes it."""
+        return bool(self._deltas)
+
+    def merged(self) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | float]:
+        """The same function as one full-size weight and bias, and what another order of adding may do to the bias."""
+        w_OI = self._w_OI
+        for delta in self._deltas:
+            w_OI, _ = _rescaled(w_OI, delta)
+        parts = [part for part in (self._bias_O, self._constant_O) if part is not None]
+        slack_O: torch.Tensor | float = 0.0
+        if self._mean_I is not None:
+            slack_O = _ADDED * nn.functional.linear(self._mean_I.abs(), self._w_OI.abs())
+        return w_OI, torch.stack(parts).sum(0) if parts else None, slack_O
 
     def mask(self, kept: LayerPlan) -> None:
         """Zero the inputs of dropped heads or neurons, and add what they contributed on average."""
@@ -223,10 +269,11 @@ class _Unmerged(nn.Module):
             return torch.tensor((width.o_bias_LD if attention else width.down_bias_LD)[kept.source_layer]).float()
         assert strategy.importance is not None, "an upstream import names its width in the plan"
         means = strategy.importance.o_mean_LQ if attention else strategy.importance.down_mean_LF
-        mean_I = torch.tensor(means[kept.source_layer]).float() * dropped_I
-        return nn.functional.linear(mean_I, self._w_OI)
+        self._mean_I = torch.tensor(means[kept.source_layer]).float() * dropped_I
+        return nn.functional.linear(self._mean_I, self._w_OI)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., I] -> [..., O]."""
         if self._keep_I is not None:
             x = x * self._keep_I
         y = nn.functional.linear(x, self._w_OI)

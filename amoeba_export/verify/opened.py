@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
+
+LARGE_BYTES = 4 << 30
+"""Weights of more bytes than this keep their dtype in memory: an fp32 copy may not fit. Arithmetic is then theirs."""
+
+Past = Sequence[tuple[torch.Tensor, torch.Tensor]]
+"""Keys (rotated) and values of each kept layer that has attention, [1, kept KV heads, P, H] each."""
+
+
+Rope = tuple[torch.Tensor, torch.Tensor]
+"""Cosines and sines of all positions of a context, with their magnitude [P, H / 2]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +44,27 @@ class Opened(Protocol):
 
     dtype: str
 
+    def exact(self, rope: Rope) -> Self | None:
+        """The same files in fp32 arithmetic: itself if it is that already. None where memory may not do.
+
+        Args:
+            rope: Cosines and sines before a file rounded them.
+        """
+
     def logits(self, input_ids: torch.Tensor) -> torch.Tensor:
         """[1, T] -> [1, T, V], without a cache."""
 
     def continued(self, prompt: torch.Tensor, num_tokens: int) -> Continuation:
         """The greedy continuation of a prompt [1, T] by so many tokens, at least one."""
+
+    def with_past(self, past: Past, input_ids: torch.Tensor) -> torch.Tensor | None:
+        """Logits [1, T, V] of tokens that follow a given cache; None where the runtime takes none from outside."""
+
+    def padded(self, input_ids: torch.Tensor) -> torch.Tensor | None:
+        """As `logits`, in a row that begins with padding; None where the runtime has no such rows."""
+
+    def rope(self, num_positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines of all positions of the context, with their magnitude [P, H / 2]."""
 
 
 def greedy(step: Callable[[torch.Tensor], torch.Tensor], prompt: torch.Tensor, num_tokens: int) -> Continuation:

@@ -6,20 +6,24 @@ import json
 from pathlib import Path
 from typing import Any
 
+from amoeba_export.ir import Supernet
+
 _WHOLE = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json")
 """Compared as they are: as JSON where they are JSON."""
 
 _SAYS_NOTHING = ("transformers_version", "_from_model_config", "name_or_path", "tokenizer_file", "backend", "auto_map")
 """Keys of a config that only say who wrote it, or name code, which is never copied and refused where it is found."""
 
+_GENERATION = "generation_config.json"
+
 _SETTINGS = (
-    *("tokenizer_config.json", "special_tokens_map.json", "generation_config.json"),
+    *("tokenizer_config.json", "special_tokens_map.json", _GENERATION),
     *("chat_template.json", "chat_template.jinja"),
 )
 
 
-def sidecar_problems(folder: Path, source: Path) -> list[str]:
-    """What differs between the tokenizer and settings of a format and those of the supernet's folder, in words.
+def sidecar_problems(folder: Path, supernet: Supernet) -> list[str]:
+    """What differs between the tokenizer and settings of a format and those of the supernet, in words.
 
     A container without such files (GGUF has its tokenizer inside) has nothing to compare.
     """
@@ -27,6 +31,7 @@ def sidecar_problems(folder: Path, source: Path) -> list[str]:
         return []
     problems = []
     for name in (*_WHOLE, *_SETTINGS):
+        source = supernet.folder if name == _GENERATION else supernet.tokenizer_folder or supernet.folder
         here, there = folder / name, source / name
         if here.is_file() != there.is_file():
             problems.append(f"{name} is {'not in the model' if here.is_file() else 'missing'}")

@@ -1,0 +1,132 @@
+"""What every weight of a cut model must be: merged at full size, then cut by masks.
+
+The second path of `materialize`, which cuts first and merges what is left. Adapters and constants are those of the
+masked reference (`masked.py`), so there is one reading of them on this side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from amoeba_export.ir import Axis, LayerPlan, SubnetPlan, Supernet, TensorTemplate
+from amoeba_export.verify.masked import Unmerged
+
+_MERGED = 1e-5
+"""Slack of what was computed, as a share of the largest value of the weight: two ways of adding in fp32."""
+
+_DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """One weight. `slack`: how far a file may be off before its own rounding, a number or one per output."""
+
+    values: torch.Tensor
+    slack: float | torch.Tensor
+
+
+class ExpectedWeights:
+    """The weights that the file of a plan must have, one at a time."""
+
+    def __init__(self, supernet: Supernet, plan: SubnetPlan) -> None:
+        self._supernet, self._plan = supernet, plan
+        self._places = dict(self._walk())
+        self.shapes: dict[str, tuple[int, ...]] = {
+            name: shape for name in self._places if 0 not in (shape := self._shape(name))
+        }
+
+    def read(self, name: str) -> Expected:
+        """One of `shapes`."""
+        refit = self._supernet.refit_of(self._plan)
+        if refit is not None and name in refit.tensors.names():
+            return Expected(refit.tensors.read(name).float(), 0.0)
+        template, kept = self._places[name]
+        source = template.name.format(layer=kept.source_layer) if kept else template.name
+        stem, _, part = source.rpartition(".")
+        if not _is_linear(template):
+            return Expected(self._cut(self._supernet.tensors.read(source).float(), template.axes, kept), 0.0)
+        linear = Unmerged(self._supernet, self._plan, stem)
+        if (kept is not None and template.axes[-1] in ("query", "ffn") and len(template.axes) == 2) or _is_output(stem):
+            assert kept is not None
+            linear.mask(kept)
+        w_OI, bias_O, slack_O = linear.merged()
+        if part == "weight":
+            values = self._cut(w_OI, template.axes, kept)
+            return Expected(values, _MERGED * float(values.abs().max()) if linear.is_adapted else 0.0)
+        assert bias_O is not None, name
+        return Expected(self._cut(bias_O, template.axes, kept), slack_O)
+
+    def source_dtype(self, name: str) -> str | None:
+        """What the source stores a weight in; None for one that it does not have."""
+        if name not in self._places:
+            return None
+        template, kept = self._places[name]
+        source = template.name.format(layer=kept.source_layer) if kept else template.name
+        tensors = self._supernet.tensors
+        return _DTYPES.get(tensors.dtype(source)) if source in tensors.names() else None
+
+    def _walk(self) -> Iterator[tuple[str, tuple[TensorTemplate, LayerPlan | None]]]:
+        family, architecture = self._supernet.family, self._supernet.architecture
+        for template in family.globals:
+            if self._exists(template):
+                yield template.name, (template, None)
+        for position, kept in enumerate(self._plan.layers):
+            compensated = {
+                "query": self._plan.has_o_bias(kept, architecture),
+                "ffn": self._plan.has_down_bias(kept, architecture),
+            }
+            for template in family.layer:
+                stem, _, part = template.name.rpartition(".")
+                gone = self._is_gone(template, kept)
+                if self._exists(template) and (not gone or (part == "bias" and _is_output(stem))):
+                    yield template.name.format(layer=position), (template, kept)
+                if part == "weight" and _is_output(stem) and compensated[template.axes[1]]:
+                    bias = TensorTemplate(name=f"{stem}.bias", axes=template.axes[:1])
+                    yield bias.name.format(layer=position), (bias, kept)
+
+    def _exists(self, template: TensorTemplate) -> bool:
+        architecture = self._supernet.architecture
+        if template.when == "untied":
+            return not architecture.tied_embeddings
+        return template.when is None or bool(getattr(architecture, template.when))
+
+    def _is_gone(self, template: TensorTemplate, kept: LayerPlan) -> bool:
+        attention = "self_attn" in template.name or "input_layernorm" in template.name
+        return not (kept.query_heads if attention else kept.ffn)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        template, kept = self._places[name]
+        return tuple(int(self._mask(axis, kept).sum()) for axis in template.axes)
+
+    def _cut(self, values: torch.Tensor, axes: tuple[Axis, ...], kept: LayerPlan | None) -> torch.Tensor:
+        for dim, axis in enumerate(axes):
+            mask = self._mask(axis, kept)
+            if not mask.all():
+                values = values[mask] if dim == 0 else values[:, mask]
+        return values
+
+    def _mask(self, axis: Axis, kept: LayerPlan | None) -> torch.Tensor:
+        return kept_mask(axis, kept, self._supernet)
+
+
+def kept_mask(axis: Axis, kept: LayerPlan | None, supernet: Supernet) -> torch.Tensor:
+    """Which positions along a full axis a layer keeps."""
+    architecture = supernet.architecture
+    mask = torch.ones(architecture.axis_size(axis), dtype=torch.bool)
+    if kept is not None and axis in ("query", "kv", "ffn"):
+        units = {"query": kept.query_heads, "kv": kept.kv_heads, "ffn": kept.ffn}[axis]
+        mask[:] = False
+        mask.view(-1, 1 if axis == "ffn" else architecture.head_dim)[list(units)] = True
+    return mask
+
+
+def _is_linear(template: TensorTemplate) -> bool:
+    """Whether the weight is one that adapters and constants may change."""
+    return template.name.rpartition(".")[0].endswith(("_proj", "lm_head", "embed_tokens"))
+
+
+def _is_output(stem: str) -> bool:
+    return stem.endswith(("o_proj", "down_proj"))

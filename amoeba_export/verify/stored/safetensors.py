@@ -1,0 +1,68 @@
+"""Shards of a transformers folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from amoeba_export.errors import DamagedFile
+from amoeba_export.verify.stored.tensor import Shapes, Stored
+
+_DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+_INDEX = "model.safetensors.index.json"
+
+
+class SafetensorsWeights:
+    """See `StoredWeights`. Biases that only a stock type wants must be zero: they are listed like all others."""
+
+    def __init__(self, folder: Path, shapes: Shapes) -> None:
+        self.sums: Mapping[str, tuple[str, ...]] = {}
+        self._shapes = shapes
+        self._shards: dict[str, Path] = {}
+        paths = sorted(folder.glob("*.safetensors"))
+        if not paths:
+            raise DamagedFile(folder, "it has no weights")
+        for path in paths:
+            try:
+                with safe_open(path, framework="pt") as shard:
+                    names = list(shard.keys())
+            except (SafetensorError, OSError) as error:
+                raise DamagedFile(path, f"it is not a safetensors file ({error})") from error
+            for name in names:
+                if name in self._shards:
+                    raise DamagedFile(path, f"{name} is in {self._shards[name].name} as well")
+                self._shards[name] = path
+        self._check_index(folder / _INDEX, several=len(paths) > 1)
+
+    def _check_index(self, path: Path, *, several: bool) -> None:
+        """A reader that goes by the index must come to the same files."""
+        if not path.is_file():
+            if several:
+                raise DamagedFile(path, "it is missing beside several shards")
+            return
+        try:
+            listed = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DamagedFile(path, f"it is not an index ({type(error).__name__}: {error})") from error
+        if listed != {name: shard.name for name, shard in self._shards.items()}:
+            raise DamagedFile(path, "it does not list what the shards have")
+
+    def names(self) -> Collection[str]:
+        """See `StoredWeights`."""
+        return self._shards.keys()
+
+    def read(self, name: str) -> Stored:
+        """See `StoredWeights`."""
+        path = self._shards[name]
+        with safe_open(path, framework="pt") as shard:
+            tensor = shard.get_tensor(name)
+        if tensor.dtype not in _DTYPES:
+            raise DamagedFile(path, f"{name} is of type {tensor.dtype}")
+        expected = self._shapes.get(name)
+        if expected is not None and tuple(tensor.shape) != expected:
+            raise DamagedFile(path, f"{name} is {list(tensor.shape)}, and the plan keeps {list(expected)}")
+        return Stored(values=tensor.float(), dtype=_DTYPES[tensor.dtype])

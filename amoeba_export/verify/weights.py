@@ -1,0 +1,218 @@
+"""Every stored weight against what it must be, row by row: also those that no prompt touches.
+
+Two questions are asked of a file. Here: is each weight the expected one, rounded no more than its own storage rounds?
+And then, in `artifact.py`: does the graph compute with these very weights what the family computes? The limits of both
+do not depend on how coarse the file is.
+
+Integers may have been made from channels that were scaled to look alike (`formats/equalize.py`): what makes a channel
+is divided by what its readers are multiplied with. Any positive factors leave the function as it is, so they are read
+from the file: from the norm, which is not rounded, and from the rows of `up`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from amoeba_export.errors import NumbersDiffer, WeightsMismatch
+from amoeba_export.verify.expected import Expected, ExpectedWeights
+from amoeba_export.verify.opened import Opened
+from amoeba_export.verify.stored import StoredWeights
+from amoeba_export.verify.stored.tensor import BITS, Stored
+
+HALF_ULP = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
+"""Rounding to nearest, as a share of a value. bf16 and fp16 keep 8 and 11 bits of it."""
+
+SMALLEST = {"fp32": 2.0**-149, "fp16": 2.0**-25, "bf16": 2.0**-133}
+"""Half the distance of the smallest numbers, or more."""
+
+PRECISION = ("int4", "int8", "bf16", "fp16", "fp32")
+"""From coarse to fine."""
+
+_STEP_SLACK = 1e-3
+"""Of a step: what computing the scale in another order does to values half-way between two integers."""
+
+_WIDEST_STEP = 1.02
+"""A step is at most the largest value of its block over the largest integer, by so much: a file may not choose a step
+that hides what it rounds away."""
+
+_RECORDED_STEPS = 4.0
+"""Integers that were not rounded to nearest (a later column makes up for an earlier one) stay within so many steps."""
+
+_SHOWN = 4
+
+
+@dataclass(slots=True)
+class _Factors:
+    """Powers of two to quarters that the channels of a file were scaled by, by weight: of columns, and of rows."""
+
+    columns: dict[str, torch.Tensor] = field(default_factory=dict)
+    rows: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def check_weights(
+    folder: Path, stored: StoredWeights, expected: ExpectedWeights, *, rounding: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Compare all weights of a format with what they must be. Returns the dtype that each is stored in.
+
+    Args:
+        folder: The format's.
+        stored: Its weights.
+        expected: What they must be.
+        rounding: Name -> sha256 (`values_digest`) of weights whose integers were chosen with data, as their writer
+            recorded it. They must be those, and near; all others must be rounded to nearest.
+
+    Raises:
+        WeightsMismatch: A weight is missing, or there is one that the plan does not have.
+        NumbersDiffer: A weight is not what it must be.
+    """
+    names = set(stored.names())
+    folded = {name for parts in stored.sums.values() for name in parts}
+    missing = [name for name in expected.shapes if name not in names and name not in folded]
+    problems = [f"{name} is missing" for name in missing]
+    for name in sorted(names - set(expected.shapes) - set(stored.sums)):
+        # Zeros that a stock type or a runtime wants change nothing; anything else does.
+        if bool(stored.read(name).values.any()):
+            problems.append(f"{name} is not part of this plan")
+    if problems:
+        raise WeightsMismatch(problems, where=folder)
+    findings: list[str] = []
+    dtypes: dict[str, str] = {}
+    factors = _Factors()
+    for name in _norms_first(names & (set(expected.shapes) | set(stored.sums))):
+        found = stored.read(name)
+        dtypes[name] = found.dtype
+        wanted = _scaled(name, _sum(stored.sums.get(name, (name,)), expected), found, factors, stored)
+        recorded = (rounding or {}).get(name)
+        if recorded is not None and values_digest(found.values) != recorded:
+            findings.append(f"{name} is not rounded as its writer recorded")
+        problem = deviation(found, wanted, recorded=recorded is not None)
+        if problem:
+            findings.append(f"{name} {problem}")
+    if findings:
+        more = f"; and {len(findings) - _SHOWN} more weights" if len(findings) > _SHOWN else ""
+        raise NumbersDiffer(folder, ["; ".join(findings[:_SHOWN]) + more])
+    return dtypes
+
+
+def check_storage(folder: Path, dtypes: Mapping[str, str], opened: Opened, expected: ExpectedWeights) -> None:
+    """Compare what weights are stored in with what the file says of itself: it may not choose its own tolerance.
+
+    Args:
+        folder: The format's.
+        dtypes: Of each stored weight.
+        opened: The format: it says what it is in, and what readers turn its weights into.
+        expected: Knows what the source stores a weight in, which is never too coarse.
+
+    Raises:
+        NumbersDiffer: A weight is coarser than the file says, or will be made so.
+    """
+    loaded = getattr(opened, "loaded_dtype", None)
+    for name, stored in dtypes.items():
+        rank = PRECISION.index(stored)
+        if rank < PRECISION.index(opened.dtype) and stored != expected.source_dtype(name):
+            raise NumbersDiffer(folder, [f"{name} is stored in {stored}, and the file says {opened.dtype}"])
+        if loaded not in (None, "fp32", stored):
+            raise NumbersDiffer(folder, [f"{name} is stored in {stored}, and config.json says to load it as {loaded}"])
+
+
+def values_digest(values: torch.Tensor) -> str:
+    """What identifies the values that a file's integers stand for: sha256 of them in fp32, little-endian."""
+    return hashlib.sha256(values.float().contiguous().numpy().astype("<f4").tobytes()).hexdigest()
+
+
+def deviation(found: Stored, expected: Expected, *, recorded: bool = False) -> str | None:
+    """What is wrong with a stored weight, in words, or None.
+
+    Args:
+        found: As stored.
+        expected: As it would be unrounded, in the file's scale.
+        recorded: Whether integers were chosen by another rule than rounding to nearest.
+    """
+    values, wanted = found.values, expected.values
+    if values.shape != wanted.shape:
+        return f"is {list(values.shape)}, not {list(wanted.shape)}"
+    if found.steps is None:
+        limit = wanted.abs() * HALF_ULP[found.dtype] + SMALLEST[found.dtype] + expected.slack
+    else:
+        largest = 2 ** (BITS[found.dtype] - 1)
+        steps = found.steps.abs().repeat_interleave(found.block, dim=1)[:, : values.shape[1]]
+        tiny = largest * SMALLEST["fp16"] * 2 if found.half_steps else 1e-37
+        widest = _block_maximum(wanted, found.block) * (_WIDEST_STEP / (largest - 1)) + tiny
+        if not recorded and bool(((found.steps.abs() > widest) & (widest > tiny)).any()):
+            return f"has steps of up to {float((found.steps.abs() / widest).max()):.3g} times what its values need"
+        integers = (values / steps.where(steps > 0, 1.0)).abs()
+        inexact = HALF_ULP["fp16"] if found.half_steps else 0.0
+        # The integers are -8 to 7 and the like: the largest positive value may lack a whole step.
+        beyond = (integers > largest - 1.5) & (wanted.abs() > values.abs()) & (wanted.sign() == values.sign())
+        share = torch.full_like(steps, _RECORDED_STEPS) if recorded else beyond * 0.5 + (0.5 + _STEP_SLACK)
+        limit = (share + integers * inexact) * steps + tiny + expected.slack
+    off = (values - wanted).abs()
+    wrong = ~(off <= limit)  # a NaN is
+    if not bool(wrong.any()):
+        return None
+    rows = int(wrong.flatten(1).any(1).sum()) if wrong.dim() > 1 else int(wrong.sum())
+    what = "rows" if wrong.dim() > 1 else "values"
+    return f"differs in {rows} of {len(wrong)} {what}, by up to {float(off[wrong].max()):.3g}"
+
+
+def _block_maximum(values: torch.Tensor, block: int) -> torch.Tensor:
+    padded = torch.nn.functional.pad(values.abs(), (0, -values.shape[1] % block))
+    return padded.reshape(len(values), -1, block).amax(-1)
+
+
+def _norms_first(names: set[str]) -> Iterator[str]:
+    """Norms before what reads them, and `up` before `down` and its own bias."""
+    order = ("norm.weight", "up_proj.weight")
+    yield from sorted(names, key=lambda name: (next((i for i, e in enumerate(order) if name.endswith(e)), 2), name))
+
+
+def _sum(names: tuple[str, ...], expected: ExpectedWeights) -> Expected:
+    parts = [expected.read(name) for name in names]
+    if len(parts) == 1:
+        return parts[0]
+    total = torch.stack([part.values for part in parts]).sum(0)
+    return Expected(total, sum((part.slack for part in parts), 0.0) + total.abs() * HALF_ULP["fp32"])
+
+
+_READERS = {
+    "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
+}
+
+
+def _scaled(name: str, wanted: Expected, found: Stored, factors: _Factors, stored: StoredWeights) -> Expected:
+    """`wanted` with the channels scaled as those of the file are. Only what integers read is ever scaled."""
+    layer, _, module = name.removesuffix(".weight").rpartition(".")
+    values = wanted.values
+    if module in _READERS and values.shape == found.values.shape:
+        readers = [f"{layer}.{reader}.weight" for reader in _READERS[module]]
+        if readers[0] in stored.names() and stored.read(readers[0]).steps is not None:
+            factor_D = _on_grid(values, found.values)
+            factors.columns |= dict.fromkeys(readers, factor_D)
+            return Expected(values / factor_D, wanted.slack)
+        return wanted
+    if name in factors.columns:
+        values = values * factors.columns[name]
+    if name.endswith("mlp.up_proj.weight") and found.steps is not None and values.shape == found.values.shape:
+        # A row has steps of its own, so how large it is survives rounding.
+        factor_F = _on_grid(values.norm(dim=1), found.values.norm(dim=1), tolerance=0.08)
+        factors.rows |= {name: 1 / factor_F, f"{layer}.up_proj.bias": 1 / factor_F}
+        factors.columns[f"{layer}.down_proj.weight"] = factor_F
+    if name in factors.rows:
+        factor = factors.rows[name]
+        values = values * (factor[:, None] if values.dim() == 2 else factor)
+    return Expected(values, wanted.slack)
+
+
+def _on_grid(wanted: torch.Tensor, found: torch.Tensor, *, tolerance: float = 1e-5) -> torch.Tensor:
+    """Wanted / found, where that is a power of two to a multiple of a quarter, and 1 elsewhere."""
+    ratio = wanted / found
+    steps = (ratio.abs().log2() * 4).nan_to_num(0.0, 0.0, 0.0).round().clamp(-64, 64)
+    factor = torch.exp2(steps / 4)
+    near = (ratio / factor - 1).abs() <= tolerance
+    return factor.where(near, 1.0)

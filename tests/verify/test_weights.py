@@ -1,0 +1,98 @@
+"""Weights that are not as they must be, by value: the limits of each kind of storage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from amoeba_export.errors import NumbersDiffer, WeightsMismatch
+from amoeba_export.materialize import materialize_subnet
+from amoeba_export.verify.expected import Expected, ExpectedWeights
+from amoeba_export.verify.stored import STORED, Stored
+from amoeba_export.verify.weights import check_weights, deviation, values_digest
+from tests.materialize.subnets import open_supernet, plan_for, write
+
+BLOCK = torch.tensor([[-8.0, 7.4, 3.0, 0.0], [1.0, -2.0, 0.4, 4.0]])
+
+
+def rounded(values: torch.Tensor, steps: torch.Tensor) -> Stored:
+    """Four-bit integers, one block a row."""
+    integers = (values / steps).round().clamp(-8, 7)
+    return Stored(values=integers * steps, dtype="int4", steps=steps, block=4)
+
+
+def found(stored: Stored, values: torch.Tensor = BLOCK, *, recorded: bool = False) -> str | None:
+    return deviation(stored, Expected(values, 0.0), recorded=recorded)
+
+
+def test_integers_are_the_nearest_on_steps_that_the_block_needs() -> None:
+    steps = torch.tensor([[1.0], [0.5]])
+    assert found(rounded(BLOCK, steps)) is None
+    other = rounded(BLOCK, steps)
+    other.values[1, 2] += 0.5
+    assert found(other) == "differs in 1 of 2 rows, by up to 0.6"
+
+
+def test_a_file_does_not_choose_steps_that_hide_what_they_lose() -> None:
+    assert found(rounded(BLOCK, torch.tensor([[1.0], [3.0]]))) == "has steps of up to 5.15 times what its values need"
+
+
+def test_the_largest_positive_value_may_lack_a_step() -> None:
+    values = torch.tensor([[-8.0, 8.0, 1.0, 0.0]])
+    stored = rounded(values, torch.ones(1, 1))
+    assert stored.values.tolist() == [[-8, 7, 1, 0]]
+    assert found(stored, values) is None
+    inward = Stored(values=torch.tensor([[-7.0, 7.0, 1.0, 0.0]]), dtype="int4", steps=torch.ones(1, 1), block=4)
+    assert found(inward, torch.tensor([[-6.0, 7.0, 1.0, 0.0]])) is not None
+
+
+def test_integers_that_were_chosen_with_data_are_the_recorded_ones_and_near() -> None:
+    steps = torch.tensor([[1.0], [0.5]])
+    stored = rounded(BLOCK, steps)
+    stored.values[0, 2] += 1
+    assert found(stored) is not None
+    assert found(stored, recorded=True) is None
+    stored.values[0, 2] += 4
+    assert found(stored, recorded=True) == "differs in 1 of 2 rows, by up to 5"
+
+
+@pytest.mark.parametrize(("dtype", "share"), [("fp32", 1e-7), ("fp16", 6e-4), ("bf16", 5e-3)])
+def test_half_a_unit_in_the_last_place(dtype: str, share: float) -> None:
+    kinds = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    assert found(Stored(values=BLOCK.to(kinds[dtype]).float(), dtype=dtype)) is None
+    assert found(Stored(values=BLOCK * (1 + share), dtype=dtype)) is not None
+
+
+def test_a_recorded_digest_must_be_that_of_the_values(tiny_dirs: dict[str, Path], tmp_path: Path) -> None:
+    supernet = open_supernet(tiny_dirs["llama"])
+    plan = plan_for(supernet, "3x0.75")
+    folder = write(materialize_subnet(supernet, plan), tmp_path / "onnx", "onnx", "int8")
+    expected = ExpectedWeights(supernet, plan)
+    stored = STORED["onnx"](folder, expected.shapes)
+    name = "model.layers.1.mlp.down_proj.weight"
+    dtypes = check_weights(folder, stored, expected, rounding={name: values_digest(stored.read(name).values)})
+    assert dtypes[name] == "int8"
+    with pytest.raises(NumbersDiffer, match="is not rounded as its writer recorded"):
+        check_weights(folder, stored, expected, rounding={name: "00" * 32})
+
+
+def test_what_is_missing_or_left_over_is_named(tiny_dirs: dict[str, Path], tmp_path: Path) -> None:
+    """Zeros that a stock type wants (k_proj.bias beside o_proj.bias) are neither."""
+    supernet = open_supernet(tiny_dirs["llama"])
+    plan = plan_for(supernet, "3x0.75")
+    folder = write(materialize_subnet(supernet, plan), tmp_path / "safetensors")
+    expected = ExpectedWeights(supernet, plan)
+    check_weights(folder, STORED["safetensors"](folder, expected.shapes), expected)
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.norm.weight"]
+    weights["model.layers.0.self_attn.k_proj.bias"] += 1
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(WeightsMismatch) as caught:
+        check_weights(folder, STORED["safetensors"](folder, expected.shapes), expected)
+    assert caught.value.problems == (
+        "model.norm.weight is missing",
+        "model.layers.0.self_attn.k_proj.bias is not part of this plan",
+    )
