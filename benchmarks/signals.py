@@ -54,8 +54,12 @@ def start(words: Sequence[str], place: Path, *, fresh: bool) -> int:
             )
         process.returncode = 0  # it is waited for here, not by its object
         return process.pid
+    began, begins = os.pipe()
     pid = os.fork()
     if pid:
+        os.close(begins)
+        os.read(began, 1)  # the moment from which it can be stopped: before, it is a copy of this process
+        os.close(began)
         return pid
     try:
         os.chdir(place)
@@ -68,6 +72,7 @@ def start(words: Sequence[str], place: Path, *, fresh: bool) -> int:
         from amoeba_export.cli.entry import entry
 
         sys.argv = ["amoeba", *words]
+        os.write(begins, b"!")
         entry()
     except SystemExit as stop:
         sys.stdout.flush()
@@ -114,6 +119,8 @@ def disturb(words: Sequence[str], place: Path, moment_s: float, numbers: Sequenc
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         code = -9
+    elif code in [-number for number in numbers] and not (place / "said").read_text():
+        code = 130  # the interpreter was not up yet
     elif code not in (0, 130):
         wrong.append(f"exit code {code}")
     end = time.monotonic() + LIMIT_S
@@ -190,6 +197,7 @@ def prepare(place: Path) -> None:
     """Empty folders for temporary files and the cache."""
     for name in ("tmp", "cache"):
         (place / name).mkdir(exist_ok=True)
+    (place / "said").touch()
 
 
 def copy(scene: Path, place: Path) -> Path:

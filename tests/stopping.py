@@ -100,7 +100,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
         "finetune model --strategy strategy.safetensors --data text.txt --out dist/adapter --max-steps 12"
         " --save-every 4 --batch-size 2 --gradient-accumulation 1 --max-length 32 --rank 2 --experts 2"
     ),
-    "verify": _words("verify artifact"),
+    "verify": _words("verify artifact --strategy strategy.safetensors"),
     "bench": _words("bench artifact --prompt 8 --generate 8 --rounds 2"),
     "profile": _words("profile model --target cpu --prompt 8 --generate 8 --out dist/costs.json"),
 }

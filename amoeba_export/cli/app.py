@@ -24,7 +24,7 @@ from amoeba_export.cli.finetune import finetune
 from amoeba_export.cli.imports import import_strategy
 from amoeba_export.cli.inspect import inspect
 from amoeba_export.cli.profile import profile
-from amoeba_export.cli.stop import INTERRUPTED, SAYS, stoppable
+from amoeba_export.cli.stop import INTERRUPTED, SAYS, stoppable, was_interrupted
 from amoeba_export.cli.streams import forgiving_streams
 from amoeba_export.cli.targets import targets
 from amoeba_export.cli.verify import verify
@@ -93,9 +93,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str], talk: Talk, debug: bool) -> int:
     try:
-        command = typer.main.get_command(app)
-        # Typer turns a KeyboardInterrupt into the code 130, and typer.Exit into its own; commands return nothing
-        return command(args=arguments, prog_name="amoeba", standalone_mode=False) or 0
+        try:
+            command = typer.main.get_command(app)
+            # Typer turns a KeyboardInterrupt into the code 130, and typer.Exit into its own; commands return nothing
+            return command(args=arguments, prog_name="amoeba", standalone_mode=False) or 0
+        except Exception:
+            if was_interrupted():
+                return INTERRUPTED
+            raise
     except AmoebaError as error:
         if debug:
             sys.stderr.write(for_terminal(traceback.format_exc()))

@@ -34,6 +34,15 @@ _OVER = 0
 """What the thread reads when the command is over; no signal has this number."""
 
 
+_came = threading.Event()
+"""Set by the first signal. Signals are the process's, and so is this."""
+
+
+def was_interrupted() -> bool:
+    """Whether a signal has come. Libraries make other errors of an interrupt: a module that cannot be imported, say."""
+    return _came.is_set()
+
+
 def leave() -> NoReturn:
     """End the process now: it waits neither for threads that still compute nor for exit handlers."""
     leftovers.remove_all()
@@ -52,17 +61,15 @@ def stoppable(late: Callable[[], None] | None = None) -> Iterator[None]:
     if not before or threading.current_thread() is not threading.main_thread():
         yield
         return
-    came = False
+    over = threading.Event()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        nonlocal came
-        if not came:
-            came = True
+        if not _came.is_set() and not over.is_set():
+            _came.set()
             raise KeyboardInterrupt
 
     heard, told = os.pipe()
     os.set_blocking(told, False)
-    over = threading.Event()
     watch = threading.Thread(target=_watch, args=(heard, before, over, late or _say_and_leave), daemon=True)
     watch.start()
     wakeup = signal.set_wakeup_fd(told, warn_on_full_buffer=False)  # written to even while native code runs
@@ -73,14 +80,14 @@ def stoppable(late: Callable[[], None] | None = None) -> Iterator[None]:
             try:
                 yield
             finally:
-                came = True
+                over.set()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(wakeup)
-        over.set()
         os.write(told, bytes([_OVER]))
         watch.join()
+        _came.clear()
         os.close(heard)
         os.close(told)
 

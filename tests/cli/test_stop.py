@@ -62,6 +62,22 @@ def test_a_second_signal_does_not_disturb_the_cleaning_up(
     assert cleaned == [True]
 
 
+def test_an_interrupt_that_a_library_made_something_else_of(
+    amoeba: Callable[..., Run], command: Any, number: signal.Signals
+) -> None:
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), number)
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            raise ModuleNotFoundError("Could not import module") from None
+
+    command(work)
+    assert amoeba("work") == Run(130, "", SAYS)
+    command(lambda: None)
+    assert amoeba("rest").code == 0
+
+
 def test_a_signal_that_is_ignored_stays_ignored(amoeba: Callable[..., Run], command: Any) -> None:
     inherited = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
     try:
