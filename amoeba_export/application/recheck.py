@@ -12,9 +12,9 @@ from pathlib import Path
 from amoeba_export.application.manifest import dims_of
 from amoeba_export.application.request import read_plan
 from amoeba_export.artifact import MANIFEST_NAME, PLAN_NAME, Manifest, ShapeRecord
-from amoeba_export.errors import DamagedFile, NotAsWritten
+from amoeba_export.errors import NotAsWritten
 from amoeba_export.formats import FORMATS
-from amoeba_export.ir import SILENT, Architecture, Progress, SubnetPlan, Supernet, validate
+from amoeba_export.ir import SILENT, Progress, SubnetPlan, Supernet, validate
 from amoeba_export.ir.dtype import SOURCE, float_name, written_as
 from amoeba_export.model.foreign_code import refuse_foreign_code
 from amoeba_export.verify import VerifyReport, sidecar_problems, verify_artifact
@@ -29,9 +29,8 @@ def check_story(folder: Path, manifest: Manifest) -> SubnetPlan:
         NotAsWritten: They contradict each other, or there are files of a format that we do not have.
     """
     refuse_foreign_code(folder)
-    architecture = _architecture(folder, manifest)
     plan = read_plan(folder)
-    validate(plan, architecture)
+    validate(plan, manifest.architecture())
     problems = []
     if (counted := ShapeRecord.of(plan)) != manifest.shape:
         what = f"shape {manifest.shape.depth}x{manifest.shape.width:g}"
@@ -93,16 +92,3 @@ def recheck(
     if problems:
         raise NotAsWritten(folder, problems)
     return report
-
-
-def _architecture(folder: Path, manifest: Manifest) -> Architecture:
-    """The dims of the manifest, checked to be numbers where a plan is compared with them."""
-    try:
-        architecture = manifest.architecture()
-    except TypeError as error:
-        raise DamagedFile(folder / MANIFEST_NAME, f"its dims are not those of a model ({error})") from error
-    names = ("num_layers", "hidden_size", "num_heads", "num_kv_heads", "head_dim", "ffn_size", "vocab_size")
-    for name in names:
-        if type(value := getattr(architecture, name)) is not int or value < 1:
-            raise DamagedFile(folder / MANIFEST_NAME, f"its dims say {name} = {value!r}")
-    return architecture

@@ -76,15 +76,8 @@ def test_an_adapter_is_found_where_its_name_says(
 @pytest.mark.parametrize(
     ("name", "change", "problem"),
     [
-        (
-            "amoeba.json",
-            lambda data: data["shape"].update(depth=2),
-            "amoeba.json says shape 2x0.75 and plan.json keeps",
-        ),
         ("amoeba.json", lambda data: data["shape"]["layers"][0].update(ffn=7), "amoeba.json says other layers and"),
         ("amoeba.json", lambda data: data["dims"].update(rope_theta=5e5), "says rope_theta = 500000.0, the model has"),
-        ("amoeba.json", lambda data: data["dims"].update(hidden_size="96"), "its dims say hidden_size = '96'"),
-        ("amoeba.json", lambda data: data["dims"].pop("ffn_size"), "its dims are not those of a model"),
         ("amoeba.json", lambda data: data.update(dtype="fp16"), "is in fp32, and amoeba.json says fp16"),
         ("amoeba.json", lambda data: data.update(model="other"), "says model other and names 1 as input"),
         ("plan.json", lambda data: data["layers"][0]["ffn"].reverse(), "neurons are not sorted and unique"),
@@ -104,6 +97,23 @@ def test_a_story_that_does_not_hold(
     change_json(artifact / name, change)
     fix_checksums(artifact)
     run = amoeba("verify", artifact, "--model", model, "--strategy", strategy)
+    assert run.code == 3
+    assert problem in run.err
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda data: data["shape"].update(depth=2), "its shape has a depth of 2 and 3 layers"),
+        (lambda data: data["dims"].update(hidden_size="96"), "dims.hidden_size is '96', not a whole number"),
+        (lambda data: data["dims"].pop("ffn_size"), "it is not a manifest (dims has no key 'ffn_size')"),
+    ],
+)
+def test_a_manifest_that_is_none(
+    amoeba: Amoeba, artifact: Path, change: Callable[[dict[str, Any]], None], problem: str
+) -> None:
+    change_json(artifact / "amoeba.json", change)
+    run = amoeba("verify", artifact, "--checksums-only")
     assert run.code == 3
     assert problem in run.err
 
