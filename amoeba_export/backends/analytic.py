@@ -3,11 +3,13 @@
 decode = per_token + L * per_layer + max(bytes / (efficiency * bandwidth), flops / compute), and prefill alike with the
 flops of the whole prompt. Bandwidth alone is not enough: it would promise six times the speed that a Jetson Orin Nano
 reaches with a model of 135 M weights, since there the launches of a layer's kernels take longer than its weights do.
+The shipped figures are fitted to published runs: `published.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import Field
@@ -30,14 +32,14 @@ class Options(Strict):
         compute_tflops: Dense matrix multiplication that a prefill reaches (not the peak of a data sheet).
         per_layer_ms: Of launching one layer's work, half of it for attention and half for the FFN.
         per_token_ms: Of one step besides its layers.
-        uncertainty: Relative half-width of the estimate.
+        uncertainty: Relative half-width of the estimate. Of shipped targets, the worst leave-one-out error of the flow.
     """
 
     bandwidth_gb_s: _Positive
     bandwidth_efficiency: Annotated[float, Field(gt=0, le=1)]
     compute_tflops: _Positive
     per_layer_ms: Annotated[float, Field(ge=0)]
-    per_token_ms: Annotated[float, Field(ge=0)]
+    per_token_ms: Annotated[float, Field(ge=0)] = 0.0
     uncertainty: Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -84,27 +86,52 @@ def measure(
     ]
 
 
-def estimate_ms(
-    dense: DenseArchitecture, new_tokens: int, workload: Workload, options: Options, *, weights: WeightBytes
-) -> float:
-    """Milliseconds of one step with `new_tokens` tokens per row: 1 is decode at the full prompt, more is its prefill.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What one step asks of a device.
 
-    Weights are read once a step, but for the rows of embeddings and tables that no token needs; logits are computed for
-    one position; the KV cache is 16 bits wide.
+    Attributes:
+        layers: Two blocks count as one.
+        memory_bytes: Read once: the weights, but for rows of embeddings and tables that no token needs, and the cache.
+        flops: Of matrices and attention.
+    """
+
+    layers: float
+    memory_bytes: float
+    flops: float
+
+
+def work_of(dense: DenseArchitecture, new_tokens: int, workload: Workload, *, weights: WeightBytes) -> Work:
+    """One step with `new_tokens` tokens per row: 1 is decode at the full prompt, more is its prefill.
+
+    Logits are computed for one position; the KV cache is 16 bits wide. A prefill computes the whole square of scores,
+    not its causal half: with the half, published prefills of one device need twice the compute at 0.6 B that they need
+    at 8 B.
     """
     base = dense.base
     head_params = base.vocab_size * base.hidden_size
     layer_params = dense.num_params - head_params * (1 if base.tied_embeddings else 2)
     # Halfway through a prefill half of the prompt is in the cache; a decode step sees all of it.
-    kv_tokens = workload.prompt_tokens if new_tokens == 1 else new_tokens / 2
-    cache_bytes = sum(4 * layer.num_kv_heads * base.head_dim for layer in dense.layers) * kv_tokens * workload.batch
-    attention_flops = sum(4 * layer.num_heads * base.head_dim for layer in dense.layers) * kv_tokens * new_tokens
-    flops = workload.batch * (2 * layer_params * new_tokens + 2 * head_params + attention_flops)
-    bytes_per_ms = options.bandwidth_efficiency * options.bandwidth_gb_s * 1e6
-    memory_ms = (weights.layers + weights.head + cache_bytes) / bytes_per_ms
-    compute_ms = flops / (options.compute_tflops * 1e9)
+    cached = workload.prompt_tokens if new_tokens == 1 else new_tokens / 2
+    cache_bytes = sum(4 * layer.num_kv_heads * base.head_dim for layer in dense.layers) * cached * workload.batch
+    scores = workload.prompt_tokens if new_tokens == 1 else new_tokens
+    attention_flops = sum(4 * layer.num_heads * base.head_dim for layer in dense.layers) * scores * new_tokens
     blocks = sum((layer.num_heads > 0) + (layer.ffn_size > 0) for layer in dense.layers)
-    return options.per_token_ms + blocks * options.per_layer_ms / 2 + max(memory_ms, compute_ms)
+    return Work(
+        layers=blocks / 2,
+        memory_bytes=weights.layers + weights.head + cache_bytes,
+        flops=workload.batch * (2 * layer_params * new_tokens + 2 * head_params + attention_flops),
+    )
+
+
+def estimate_ms(
+    dense: DenseArchitecture, new_tokens: int, workload: Workload, options: Options, *, weights: WeightBytes
+) -> float:
+    """Milliseconds of the step that `work_of` describes."""
+    work = work_of(dense, new_tokens, workload, weights=weights)
+    memory_ms = work.memory_bytes / (options.bandwidth_efficiency * options.bandwidth_gb_s * 1e6)
+    compute_ms = work.flops / (options.compute_tflops * 1e9)
+    return options.per_token_ms + work.layers * options.per_layer_ms + max(memory_ms, compute_ms)
 
 
 def _timing(milliseconds: float) -> Timing:

@@ -43,7 +43,7 @@ _CALIBRATION = Algorithm(name="calibration", version=2)
 _WRITING = Algorithm(name="writing", version=1)
 """The format writers: graphs, quantization, equalization."""
 _COMPARING = Algorithm(name="comparing", version=2)
-_MEASURING = Algorithm(name="measuring", version=1)
+_MEASURING = Algorithm(name="measuring", version=2)
 _REFINING = Algorithm(name="refining", version=1)
 
 DIGESTS = Kind(name="sha256", made_by=(_HASHING,))
