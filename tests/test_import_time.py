@@ -26,6 +26,7 @@ def test_writing_a_graph_needs_no_onnx_before_the_last_weight() -> None:
     "code",
     [
         "import amoeba_export",
+        "import amoeba_export.api; amoeba_export.api.ExportRequest, amoeba_export.api.BuildOptions",
         "import amoeba_export.ir, amoeba_export.artifact, amoeba_export.formats, amoeba_export.backends.targets",
         "from amoeba_export.cli.app import main; main(['--help'])",
         "from amoeba_export.cli.app import main; main(['targets', 'list'])",

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from amoeba_export.artifact import sha256_file
-from amoeba_export.artifact.manifest import MANIFEST_NAME
 from amoeba_export.cli.completion import complete_from
 from amoeba_export.cli.console import Talk, answer, percent, print_json, table
 from amoeba_export.cli.options import Adapters, AsJson, PolicyName, model_or_default, split_commas
-from amoeba_export.cli.subjects import Grid, artifact_subject, supernet_subject
-from amoeba_export.errors import BadValue, NotFound, UnknownName, UsageError
-from amoeba_export.ir import Shape
+from amoeba_export.errors import BadValue
 from amoeba_export.ir.dtype import TRAINED_DTYPES
 
 if TYPE_CHECKING:
-    from amoeba_export.evaluate import Measurement, QualityFile, ShapeQuality
+    from amoeba_export.evaluate import QualityFile, ShapeQuality
 
 _FORMATS = ("safetensors", "onnx")
 _WHAT, _SUBNET, _OUTPUT = "What to measure", "Subnet", "Output"
@@ -116,76 +112,35 @@ def evaluate(
 
     A supernet runs masked, at any shape, with its adapters. An artifact runs as it was written.
     """
-    if text is None and tasks is None:
-        raise UsageError("There is nothing to measure.", next_step="Give --text, --tasks, or both.")
-    if grid and shape:
-        raise UsageError("--grid and --shape exclude each other.", next_step="Leave one of them out.")
-    if dtype not in TRAINED_DTYPES:
-        raise UnknownName("dtype", dtype, TRAINED_DTYPES)
-    for option, number in (("--window", window), ("--windows", windows), ("--limit", limit)):
-        if number is not None and number < (2 if option == "--window" else 1):
-            raise BadValue(option, str(number), "a whole number above 0")
-    from amoeba_export.evaluate import measure_quality, plot_pareto
-    from amoeba_export.evaluate.quality import QUALITY_NAME
+    from amoeba_export.application.evaluate import EvaluateRequest
+    from amoeba_export.application.evaluate import evaluate as run
+    from amoeba_export.application.subjects import Grid
+    from amoeba_export.evaluate import plot_pareto
 
-    name = model_or_default(model)
-    talk = Talk()
-    measurement = _measurement(text, window, windows, tasks, task_folder, limit)
-    if (Path(name) / MANIFEST_NAME).is_file():
-        if grid or shape or strategy or adapter:
-            raise UsageError(
-                "An artifact has one shape, with everything in it.",
-                next_step="Leave out --grid, --shape, --strategy and --adapter.",
-            )
-        subject = artifact_subject(Path(name), container)
-    else:
-        subject = supernet_subject(
-            name,
-            strategy=strategy,
-            adapters=tuple(adapter or ()),
-            shape=Shape.parse(shape) if shape else None,
-            grid=Grid(_integers("--depths", depths), _floats("--widths", widths)) if grid else None,
-            policy=policy,
-            dtype=dtype,
-            progress=talk,
-        )
-        if grid and out is None and adapter:
-            out = adapter[-1] / QUALITY_NAME
-
-    file = measure_quality(subject, measurement, out=out, progress=talk)
+    request = EvaluateRequest(
+        model=model_or_default(model),
+        text=text,
+        window=window,
+        windows=windows,
+        tasks=split_commas(tasks) or (),
+        task_folder=task_folder,
+        limit=limit,
+        shape=shape,
+        grid=Grid(_integers("--depths", depths), _floats("--widths", widths)) if grid else None,
+        strategy=strategy,
+        adapters=tuple(adapter or ()),
+        policy=policy,
+        dtype=dtype,
+        container=container,
+        out=out,
+    )
+    file = run(request, progress=Talk())
     if plot:
         plot_pareto(file.shapes, plot)
     if as_json:
         print_json(file.to_json())
     else:
         _show(file)
-
-
-def _measurement(
-    text: Path | None, window: int, windows: int | None, tasks: str | None, folder: Path | None, limit: int | None
-) -> Measurement:
-    """Read tasks and check names before any model is opened."""
-    from amoeba_export.evaluate import Harness, Measurement, read_tasks, task_names
-
-    if text is not None and not text.is_file():
-        raise NotFound("The evaluation text", text)
-    given = split_commas(tasks) or ()
-    files = [Path(name) for name in given if Path(name).suffix in (".jsonl", ".toml")]
-    names = [name for name in given if Path(name).suffix not in (".jsonl", ".toml")]
-    read = tuple(task for path in files for task in read_tasks(path, limit=limit))
-    facts: dict[str, Any] = {"limit": limit, "tasks": [*task_names(read), *names]}
-    facts["task_files"] = {path.name: sha256_file(path) for path in files}
-    if text is not None:
-        facts |= {"text": text.name, "text_sha256": sha256_file(text), "window": window, "windows": windows}
-    return Measurement(
-        facts=facts,
-        text=text,
-        window=window,
-        windows=windows,
-        tasks=read,
-        harness=Harness.open(names, folder=folder) if names else None,
-        limit=limit,
-    )
 
 
 def _show(file: QualityFile) -> None:

@@ -13,7 +13,6 @@ from amoeba_export.cli.completion import complete_from
 from amoeba_export.cli.console import Talk, answer, facts, print_json, titled
 from amoeba_export.cli.options import AsJson, Model, PolicyName, model_or_default, split_commas
 from amoeba_export.errors import BadValue
-from amoeba_export.ir import Shape
 from amoeba_export.ir.dtype import TRAINED_DTYPES
 
 _ADAPTER, _SHAPES, _OBJECTIVE, _RUN = "Adapter", "Shapes", "Objective", "Run"
@@ -186,11 +185,10 @@ def finetune(
     """
     chosen_widths = tuple(_numbers("--widths", widths))
     chosen_depths = tuple(int(depth) for depth in _numbers("--depths", depths or ""))
-    one = Shape.parse(shape) if shape else None
 
-    from amoeba_export.finetune import LowRankSettings, ObjectiveSettings, Settings, finetune_adapter
+    from amoeba_export.application.finetune import finetune as run
+    from amoeba_export.finetune import LowRankSettings, ObjectiveSettings, Settings
     from amoeba_export.finetune.settings import TARGETS
-    from amoeba_export.load import load_supernet
 
     settings = Settings(
         low_rank=LowRankSettings(
@@ -228,12 +226,17 @@ def finetune(
         save_every=save_every,
         seed=seed,
     )
-    settings.check()
-    talk = Talk()
     name = model_or_default(model)
-    supernet = load_supernet(name, strategy=strategy, progress=talk)
-    done = finetune_adapter(
-        supernet, data=data, out=out, settings=settings, shape=one, resume=resume, force=force, progress=talk
+    done = run(
+        name,
+        strategy=strategy,
+        data=data,
+        out=out,
+        settings=settings,
+        shape=shape,
+        resume=resume,
+        force=force,
+        progress=Talk(),
     )
     if int(os.environ.get("RANK", "0")):  # one of several processes: the first one answers
         return

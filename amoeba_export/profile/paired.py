@@ -37,6 +37,13 @@ class Comparison:
     high: float
     rounds: int
 
+    def __str__(self) -> str:
+        if self.low == self.high:
+            return f"{self.ratio:.3f}"
+        if not math.isfinite(self.high):
+            return f"{self.ratio:.3f} (too few rounds for an interval)"
+        return f"{self.ratio:.3f} ({self.low:.3f} to {self.high:.3f})"
+
     def verdict(self, margin: float) -> Verdict:
         """Whether it is slower by more than `margin` (0.03 is 3 %): decided only where the whole interval says so."""
         if self.low > 1 + margin:

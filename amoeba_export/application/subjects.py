@@ -1,4 +1,4 @@
-"""What `amoeba evaluate` runs: the masked supernet at some shapes, or an artifact."""
+"""What `evaluate` runs: the masked supernet at some shapes, or an artifact."""
 
 from __future__ import annotations
 

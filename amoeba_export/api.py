@@ -1,0 +1,99 @@
+"""Every stage as a function, for programs: what the commands of the same names call. `docs/python.md` shows each.
+
+    from amoeba_export.api import ExportRequest, export
+    export(ExportRequest(model="demo", target="cpu", latency="75%"))
+
+A module of its own, because `amoeba_export.calibrate` and others are packages. Names are imported when they are first
+used: importing this imports no torch. Every stage takes `progress`, a `Progress` that is told what is done (by default
+nobody is), and raises an `AmoebaError` for what amoeba can name.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from amoeba_export.application.bench import Benched, bench, refuse_slower
+    from amoeba_export.application.calibrate import calibrate
+    from amoeba_export.application.evaluate import EvaluateRequest, evaluate
+    from amoeba_export.application.finetune import finetune
+    from amoeba_export.application.pipeline import ExportResult, export, search
+    from amoeba_export.application.profile import profile
+    from amoeba_export.application.request import ExportRequest
+    from amoeba_export.application.subjects import Grid
+    from amoeba_export.application.verify import Verified, verify
+    from amoeba_export.backends.targets import over_ssh, read_target
+    from amoeba_export.builds.outcome import BuildReport
+    from amoeba_export.builds.run import BuildOptions, build
+    from amoeba_export.errors import AmoebaError
+    from amoeba_export.evaluate.quality import QualityFile
+    from amoeba_export.finetune import Finetuned, LowRankSettings, ObjectiveSettings, Settings
+    from amoeba_export.ir import Progress, Shape, Strategy, Workload
+    from amoeba_export.load import load_supernet
+    from amoeba_export.profile import CostTable
+
+_HOMES = {
+    "application.bench": ("Benched", "bench", "refuse_slower"),
+    "application.calibrate": ("calibrate",),
+    "application.evaluate": ("EvaluateRequest", "evaluate"),
+    "application.finetune": ("finetune",),
+    "application.pipeline": ("ExportResult", "export", "search"),
+    "application.profile": ("profile",),
+    "application.request": ("ExportRequest",),
+    "application.subjects": ("Grid",),
+    "application.verify": ("Verified", "verify"),
+    "backends.targets": ("over_ssh", "read_target"),
+    "builds.outcome": ("BuildReport",),
+    "builds.run": ("BuildOptions", "build"),
+    "errors": ("AmoebaError",),
+    "evaluate.quality": ("QualityFile",),
+    "finetune": ("Finetuned", "LowRankSettings", "ObjectiveSettings", "Settings"),
+    "ir": ("Progress", "Shape", "Strategy", "Workload"),
+    "load": ("load_supernet",),
+    "profile": ("CostTable",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "AmoebaError",
+    "Benched",
+    "BuildOptions",
+    "BuildReport",
+    "CostTable",
+    "EvaluateRequest",
+    "ExportRequest",
+    "ExportResult",
+    "Finetuned",
+    "Grid",
+    "LowRankSettings",
+    "ObjectiveSettings",
+    "Progress",
+    "QualityFile",
+    "Settings",
+    "Shape",
+    "Strategy",
+    "Verified",
+    "Workload",
+    "bench",
+    "build",
+    "calibrate",
+    "evaluate",
+    "export",
+    "finetune",
+    "load_supernet",
+    "over_ssh",
+    "profile",
+    "read_target",
+    "refuse_slower",
+    "search",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"amoeba_export.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value

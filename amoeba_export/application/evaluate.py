@@ -1,0 +1,146 @@
+"""Quality as one call: perplexity and tasks of a supernet at a shape, of all its shapes, or of an artifact."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from amoeba_export.application.subjects import Grid, artifact_subject, supernet_subject
+from amoeba_export.artifact import MANIFEST_NAME, sha256_file
+from amoeba_export.errors import BadValue, NotFound, UnknownName, UsageError
+from amoeba_export.evaluate import Harness, Measurement, QualityFile, Subject, measure_quality, read_tasks, task_names
+from amoeba_export.evaluate.quality import QUALITY_NAME
+from amoeba_export.ir import SILENT, Progress, Shape
+from amoeba_export.ir.dtype import TRAINED_DTYPES
+
+TASK_FILES = (".jsonl", ".toml")
+"""Endings of task files. Any other name is a task of lm-eval."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateRequest:
+    """What is measured, and on what. One of `text` and `tasks` at least.
+
+    A supernet runs masked, at any shape, with its adapters. An artifact runs as it was written: `shape`, `grid`,
+    `strategy` and `adapters` are of a supernet only, `container` is of an artifact only.
+
+    Attributes:
+        model: A supernet (folder, hub id, `demo`), or a folder that export wrote.
+        text: A text file, for perplexity.
+        window: Tokens that see each other.
+        windows: Only the first so many windows; None for all.
+        tasks: Files (.jsonl, .toml), or names of lm-eval tasks.
+        task_folder: Task files for lm-eval (YAML).
+        limit: Items per task; None for all.
+        shape: Such as `24x0.75` (layers x width); None for the full model.
+        grid: All of these shapes instead.
+        strategy: What calibration found; needed for every shape but the full one.
+        policy: `uniform` or `adaptive`: how a width is spread over layers.
+        dtype: In which a supernet runs.
+        container: Which of an artifact's formats; None for the first it has.
+        out: Where to keep the result; shapes in it are not repeated. None for a grid with adapters: `quality.json` of
+            the last adapter, where `export` finds it.
+    """
+
+    model: str = "demo"
+    text: Path | None = None
+    window: int = 512
+    windows: int | None = None
+    tasks: tuple[str, ...] = ()
+    task_folder: Path | None = None
+    limit: int | None = None
+    shape: str | None = None
+    grid: Grid | None = None
+    strategy: Path | None = None
+    adapters: tuple[Path, ...] = ()
+    policy: str = "uniform"
+    dtype: str = "fp32"
+    container: str | None = None
+    out: Path | None = None
+
+
+def evaluate(request: EvaluateRequest, *, progress: Progress = SILENT) -> QualityFile:
+    """Measure perplexity and multiple-choice accuracy of what `request` names.
+
+    Returns:
+        Every shape with its perplexity, its accuracy in each task (shares of 1, with standard errors) and its size;
+        what `out` has, where there is one.
+
+    Raises:
+        UsageError: Nothing to measure, or settings that exclude each other.
+        InputError: A file is missing, damaged or belongs to another model; or there is no strategy for the shape.
+    """
+    _check(request)
+    measurement = _measurement(request)
+    return measure_quality(_subject(request, progress), measurement, out=_destination(request), progress=progress)
+
+
+def _check(request: EvaluateRequest) -> None:
+    if request.text is None and not request.tasks:
+        raise UsageError("There is nothing to measure.", next_step="Give --text, --tasks, or both.")
+    if request.grid and request.shape:
+        raise UsageError("--grid and --shape exclude each other.", next_step="Leave one of them out.")
+    if request.dtype not in TRAINED_DTYPES:
+        raise UnknownName("dtype", request.dtype, TRAINED_DTYPES)
+    for option, number, least in (
+        ("--window", request.window, 2),
+        ("--windows", request.windows, 1),
+        ("--limit", request.limit, 1),
+    ):
+        if number is not None and number < least:
+            raise BadValue(option, str(number), "a whole number above 0")
+
+
+def _measurement(request: EvaluateRequest) -> Measurement:
+    """Read tasks and check names before any model is opened."""
+    text = request.text
+    if text is not None and not text.is_file():
+        raise NotFound("The evaluation text", text)
+    files = [Path(name) for name in request.tasks if Path(name).suffix in TASK_FILES]
+    names = [name for name in request.tasks if Path(name).suffix not in TASK_FILES]
+    read = tuple(task for path in files for task in read_tasks(path, limit=request.limit))
+    facts: dict[str, Any] = {"limit": request.limit, "tasks": [*task_names(read), *names]}
+    facts["task_files"] = {path.name: sha256_file(path) for path in files}
+    if text is not None:
+        facts |= {"text": text.name, "text_sha256": sha256_file(text)}
+        facts |= {"window": request.window, "windows": request.windows}
+    return Measurement(
+        facts=facts,
+        text=text,
+        window=request.window,
+        windows=request.windows,
+        tasks=read,
+        harness=Harness.open(names, folder=request.task_folder) if names else None,
+        limit=request.limit,
+    )
+
+
+def _subject(request: EvaluateRequest, progress: Progress) -> Subject:
+    if _is_artifact(request):
+        if request.grid or request.shape or request.strategy or request.adapters:
+            raise UsageError(
+                "An artifact has one shape, with everything in it.",
+                next_step="Leave out --grid, --shape, --strategy and --adapter.",
+            )
+        return artifact_subject(Path(request.model), request.container)
+    return supernet_subject(
+        request.model,
+        strategy=request.strategy,
+        adapters=request.adapters,
+        shape=Shape.parse(request.shape) if request.shape else None,
+        grid=request.grid,
+        policy=request.policy,
+        dtype=request.dtype,
+        progress=progress,
+    )
+
+
+def _destination(request: EvaluateRequest) -> Path | None:
+    if request.out is None and request.grid and request.adapters:
+        return request.adapters[-1] / QUALITY_NAME
+    return request.out
+
+
+def _is_artifact(request: EvaluateRequest) -> bool:
+    return (Path(request.model) / MANIFEST_NAME).is_file()
