@@ -167,6 +167,8 @@ class Run:
         leftovers.forget(self._noted)
         if not self.last_step():
             leftovers.remove_folder(self.folder)
+        for half_written in (self._checkpoints / ".staged", self.folder / "adapter"):
+            shutil.rmtree(half_written, ignore_errors=True)
 
     def _complete(self) -> list[Path]:
         return list(self._checkpoints.glob("step-*"))

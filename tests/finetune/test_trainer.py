@@ -33,6 +33,7 @@ from amoeba_export.errors import (
 )
 from amoeba_export.finetune import LowRankSettings, ObjectiveSettings, Settings, finetune_adapter
 from amoeba_export.finetune.adapter import WEIGHTS, read_weights
+from amoeba_export.finetune.checkpoint import Run
 from amoeba_export.finetune.model import SlicedSupernet
 from amoeba_export.finetune.smol import TrainedLowRank, adapters_at
 from amoeba_export.finetune.step import noise_scale
@@ -369,3 +370,15 @@ def test_all_wrong_settings_are_reported_together() -> None:
 def test_gate_noise_falls_to_zero_over_the_warm_up() -> None:
     assert [noise_scale(step, 10, 0.4) for step in range(6)] == pytest.approx([1, 0.75, 0.5, 0.25, 0, 0])
     assert noise_scale(0, 10, 0.0) == 0
+
+
+def test_a_run_that_is_given_up_leaves_its_checkpoints_and_nothing_half_written(tmp_path: Path) -> None:
+    run = Run(tmp_path / "early", {}, resume=False, force=False)
+    run.give_up()
+    assert list(tmp_path.iterdir()) == []
+    run = Run(tmp_path / "late", {}, resume=False, force=False)
+    checkpoints = tmp_path / "late.training" / "checkpoints"
+    for name in ("step-000003", ".staged"):
+        (checkpoints / name).mkdir()
+    run.give_up()
+    assert [path.name for path in checkpoints.iterdir()] == ["step-000003"]
