@@ -469,6 +469,18 @@ class TargetUnavailable(TargetError):
         super().__init__(f"{what[0].upper()}{what[1:]}.", next_step=next_step)
 
 
+class CommandFailed(TargetError):
+    """A command of the target's that gave no figures: it hung, failed, or printed other things than the target says."""
+
+    def __init__(self, label: str, target: str, reason: str, *, command: str, printed: str, next_step: str) -> None:
+        said = f" It printed last:\n{printed}" if printed else ""
+        super().__init__(
+            f"Measuring {label} on '{target}' failed: {reason}.{said}",
+            where=f"the command {command}",
+            next_step=next_step,
+        )
+
+
 class MeasurementFailed(TargetError):
     """One model that could not be measured: it hung, crashed, ran out of memory, or its times cannot be."""
 

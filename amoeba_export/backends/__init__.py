@@ -108,6 +108,7 @@ BACKENDS: Mapping[str, str] = {
     "torch": "amoeba_export.backends.torch:BACKEND",
     "llamacpp": "amoeba_export.backends.llamacpp:BACKEND",
     "ssh": "amoeba_export.backends.ssh",
+    "command": "amoeba_export.backends.command",
     "analytic": "amoeba_export.backends.analytic",
     "recorded": "amoeba_export.backends.recorded",
 }

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -189,13 +189,27 @@ def _validated(
                 continue  # its items were wrong, and each of them is reported
             where = ".".join(map(str, (*prefix, *detail["loc"])))
             if detail["type"] == "extra_forbidden":
-                hint = nearest(str(detail["loc"][-1]), model.model_fields)
+                hint = nearest(str(detail["loc"][-1]), _keys_at(model, detail["loc"][:-1]))
                 problems.append(f"{where}: there is no such key.{hint}")
             elif detail["type"] == "missing":
                 problems.append(f"{where}: it is required")
+            elif detail["type"] == "value_error":  # a validator of ours says all of it
+                problems.append(f"{where}: {detail['ctx']['error']}")
             else:
                 problems.append(f"{where}: {detail['msg'][0].lower()}{detail['msg'][1:]}, not {detail['input']!r}")
         return None
+
+
+def _keys_at(model: type[BaseModel], place: Sequence[str | int]) -> Iterable[str]:
+    """The keys of the table at `place` in `model`."""
+    for step in place:
+        field = model.model_fields.get(str(step))
+        kinds = [] if field is None else [field.annotation, *get_args(field.annotation)]
+        tables = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not tables:
+            return ()
+        model = tables[0]
+    return model.model_fields
 
 
 def _mistakes(problems: list[str], where: str | Path) -> InputError:

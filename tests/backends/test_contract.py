@@ -27,6 +27,7 @@ BAD_OPTIONS = {name: {"thread": 1} for name in RUNTIMES} | {
     "analytic": {"bandwidth": 1},
     "recorded": {"tables": "x.json"},
     "ssh": {"hosts": "me@board"},
+    "command": {"runs": ["bench"]},
 }
 
 
