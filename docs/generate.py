@@ -1,17 +1,20 @@
-"""Write what is made from the code: commands.md, errors.md and amoeba.schema.json. Tests compare them."""
+"""Write what is made from the code: commands.md, errors.md, amoeba.schema.json, the layers. Tests compare them."""
 
 from __future__ import annotations
 
 import inspect
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 from amoeba_export import errors
 from amoeba_export.builds.config import json_schema
 
 HERE = Path(__file__).parent
+ARCHITECTURE = HERE.parent / "ARCHITECTURE.md"
 
 
 def commands_page() -> str:
@@ -59,7 +62,33 @@ def schema_page() -> str:
     return json.dumps(json_schema(), indent=2) + "\n"
 
 
-PAGES = {"commands.md": commands_page, "errors.md": errors_page, "amoeba.schema.json": schema_page}
+def architecture_page() -> str:
+    """ARCHITECTURE.md with the layers of import-linter's contract."""
+    begin, end = "<!-- layers: written by docs/generate.py from pyproject.toml -->", "<!-- /layers -->"
+    before, rest = ARCHITECTURE.read_text(encoding="utf-8").split(begin)
+    block = "\n".join(f"    {layer}" for layer in _layers())
+    return f"{before}{begin}\n\n{block}\n\n{end}{rest.split(end)[1]}"
+
+
+def _layers() -> list[str]:
+    """The layers from the top down, those of one layer with commas between them; rooms named once."""
+    table = tomllib.loads((ARCHITECTURE.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    (contract,) = table["tool"]["importlinter"]["contracts"]
+    lines = []
+    for layer in contract["layers"]:
+        names = re.findall(r"amoeba_export\.([\w.]+)", layer)
+        room = names[0].rpartition(".")[0]
+        inside = [name.removeprefix(f"{room}.") if room else name for name in names]
+        lines.append((f"{room}: " if room else "") + ", ".join(inside))
+    return lines
+
+
+PAGES = {
+    "commands.md": commands_page,
+    "errors.md": errors_page,
+    "amoeba.schema.json": schema_page,
+    "../ARCHITECTURE.md": architecture_page,
+}
 
 if __name__ == "__main__":
     for name, make in PAGES.items():

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from amoeba_export.application.subjects import Grid, artifact_subject, supernet_subject
-from amoeba_export.artifact import MANIFEST_NAME, sha256_file
+from amoeba_export.artifact import is_artifact, sha256_file
 from amoeba_export.errors import BadValue, NotFound, UnknownName, UsageError
 from amoeba_export.evaluate import Harness, Measurement, QualityFile, Subject, measure_quality, read_tasks, task_names
 from amoeba_export.evaluate.quality import QUALITY_NAME
@@ -117,7 +117,7 @@ def _measurement(request: EvaluateRequest) -> Measurement:
 
 
 def _subject(request: EvaluateRequest, progress: Progress) -> Subject:
-    if _is_artifact(request):
+    if is_artifact(Path(request.model)):
         if request.grid or request.shape or request.strategy or request.adapters:
             raise UsageError(
                 "An artifact has one shape, with everything in it.",
@@ -140,7 +140,3 @@ def _destination(request: EvaluateRequest) -> Path | None:
     if request.out is None and request.grid and request.adapters:
         return request.adapters[-1] / QUALITY_NAME
     return request.out
-
-
-def _is_artifact(request: EvaluateRequest) -> bool:
-    return (Path(request.model) / MANIFEST_NAME).is_file()

@@ -11,9 +11,9 @@ from amoeba_export.application.session import Session
 from amoeba_export.artifact import sha256_file
 from amoeba_export.cache.kinds import STRATEGIES
 from amoeba_export.calibrate import Recipe, calibrate
-from amoeba_export.errors import WrongModel
 from amoeba_export.evaluate.quality import QUALITY_NAME, read_quality
 from amoeba_export.ir import InputId, Progress, Strategy, SubnetPlan, Supernet, validate
+from amoeba_export.ir.belongs import check_plan_origin
 from amoeba_export.ir.derive import derive_plan
 from amoeba_export.load import read_strategy, write_strategy
 
@@ -108,7 +108,7 @@ def given_plan(session: Session) -> SubnetPlan:
     """
     supernet, settings = session.supernet, session.settings
     if settings.plan is not None:
-        _check_origin(settings.plan, supernet)
+        check_plan_origin(settings.plan, supernet)
         validate(settings.plan, supernet.architecture)
         return settings.plan
     assert settings.shape, "a search chooses"
@@ -130,16 +130,6 @@ def _needs_strategy(supernet: Supernet, settings: Settings) -> bool:
         return settings.plan.is_compensated(architecture)
     shape = settings.shape
     return shape is None or (shape.depth, shape.width) != (architecture.num_layers, 1.0)
-
-
-def _check_origin(plan: SubnetPlan, supernet: Supernet) -> None:
-    if plan.model_id not in (None, supernet.identity):
-        raise WrongModel("The plan", [f"it names model {plan.model_id:.12}, this one is {supernet.identity:.12}"])
-    strategy = supernet.strategy
-    if strategy and plan.strategy_id not in (None, strategy.identity):
-        raise WrongModel(
-            "The plan", [f"it names strategy {plan.strategy_id:.12}, the one at hand is {strategy.identity:.12}"]
-        )
 
 
 def _write(strategy: Strategy, folder: Path) -> None:

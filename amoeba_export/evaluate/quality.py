@@ -12,6 +12,7 @@ from typing import Any
 from amoeba_export.errors import DamagedFile, InputError
 from amoeba_export.evaluate.choices import TaskScore
 from amoeba_export.ir import InputId, Shape
+from amoeba_export.ir.pareto import pareto_front
 from amoeba_export.reading import WrongValue, check_schema, decode, read_json_object
 
 QUALITY_NAME = "quality.json"
@@ -147,11 +148,8 @@ def pareto(shapes: Sequence[ShapeQuality]) -> list[ShapeQuality]:
             return shape.loss
         return -(shape.task_average or 0.0)
 
-    front: list[ShapeQuality] = []
-    for shape in sorted(shapes, key=lambda shape: (shape.num_params, badness(shape))):
-        if not front or badness(shape) < badness(front[-1]):
-            front.append(shape)
-    return front[::-1]
+    front = [shapes[i] for i in pareto_front([(shape.num_params, badness(shape)) for shape in shapes])]
+    return sorted(front, key=lambda shape: shape.num_params, reverse=True)
 
 
 def plot_pareto(shapes: Sequence[ShapeQuality], path: Path) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from amoeba_export.errors import InputError, UsageError, WrongModel
 from amoeba_export.ir.architecture import Architecture
+from amoeba_export.ir.belongs import strategy_differences
 from amoeba_export.ir.plan import LayerPlan, Policy, Shape, SubnetPlan, nearest_gate_width
 from amoeba_export.ir.strategy import FixedWidth, Importance, Strategy
 from amoeba_export.ir.validate import validate
@@ -55,7 +56,8 @@ def derive_plan(
         UsageError: A depth or width that the strategy does not know.
         InputError: The strategy makes a plan that breaks the rules of `validate`.
     """
-    _check_dims(strategy, architecture)
+    if differences := strategy_differences(strategy, architecture):
+        raise WrongModel("The strategy", differences)
     kept = _kept_layers(strategy, shape)
     width_key = None
     if shape.width == 1.0 and not any(_same(width, 1.0) for width in strategy.widths):
@@ -128,17 +130,6 @@ class _Masks:
 
     heads_LN: NDArray[np.bool_]
     ffn_LF: NDArray[np.bool_]
-
-
-def _check_dims(strategy: Strategy, architecture: Architecture) -> None:
-    names = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "ffn_size")
-    differences = [
-        f"{name} is {getattr(strategy, name)}, the model has {getattr(architecture, name)}"
-        for name in names
-        if getattr(strategy, name) != getattr(architecture, name)
-    ]
-    if differences:
-        raise WrongModel("The strategy", differences)
 
 
 def _kept_layers(strategy: Strategy, shape: Shape) -> list[int]:

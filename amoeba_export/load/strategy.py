@@ -18,12 +18,12 @@ from safetensors.numpy import save
 
 from amoeba_export.errors import DamagedFile, InputError, NotFound, WrongModel
 from amoeba_export.ir import FixedWidth, Importance, Policy, Shape, Strategy, Supernet
+from amoeba_export.ir.belongs import STRATEGY_DIMS, identity_difference, strategy_differences
 from amoeba_export.reading import check_schema, decode, dim_problems, parse_json_object
 
 SCHEMA = 1
 _METADATA = "amoeba_strategy"
 _NEXT_STEP = "Make it again with 'amoeba calibrate' or 'amoeba import'."
-_DIMS = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "ffn_size")
 
 
 def write_strategy(strategy: Strategy, path: Path) -> Strategy:
@@ -74,7 +74,7 @@ def read_strategy(path: Path) -> Strategy:
     check_schema(data, SCHEMA, what="strategy", where=path, next_step=_NEXT_STEP)
     try:
         strategy = _deserialize(decode(_Content, data), arrays)
-        problems = dim_problems({name: getattr(strategy, name) for name in _DIMS}) or _problems(strategy)
+        problems = dim_problems({name: getattr(strategy, name) for name in STRATEGY_DIMS}) or _problems(strategy)
     except KeyError as error:
         raise DamagedFile(path, f"it has no array {error}", next_step=_NEXT_STEP) from error
     except (TypeError, ValueError) as error:
@@ -86,19 +86,8 @@ def read_strategy(path: Path) -> Strategy:
 
 def check_strategy(strategy: Strategy, supernet: Supernet, *, where: Path | None = None) -> None:
     """Refuse a strategy that was made for another model. Raises `WrongModel` naming every difference."""
-    differences = [
-        f"{name} is {getattr(strategy, name)} there and {getattr(supernet.architecture, name)} here"
-        for name in _DIMS
-        if getattr(strategy, name) != getattr(supernet.architecture, name)
-    ]
-    if not differences and strategy.model_id not in (None, supernet.identity):
-        differences.append(f"its model is {str(strategy.model_id)[:12]}, this one is {supernet.identity[:12]}")
-    for width in strategy.widths.values():
-        if width.o_bias_LD.shape[1] != supernet.architecture.hidden_size:
-            differences.append(
-                f"hidden_size is {width.o_bias_LD.shape[1]} there and {supernet.architecture.hidden_size} here"
-            )
-            break
+    differences = strategy_differences(strategy, supernet.architecture)
+    differences = differences or identity_difference("model", strategy.model_id, supernet.identity)
     if differences:
         raise WrongModel("The strategy", differences, where=where)
 
@@ -112,7 +101,7 @@ def _serialize(strategy: Strategy) -> bytes:
     data = {
         "schema_version": SCHEMA,
         "model_id": strategy.model_id,
-        **{name: getattr(strategy, name) for name in _DIMS},
+        **{name: getattr(strategy, name) for name in STRATEGY_DIMS},
         "depth": {str(removed): list(map(int, kept)) for removed, kept in sorted(strategy.depth.items())},
         "depth_metric": {str(removed): float(value) for removed, value in sorted(strategy.depth_metric.items())},
         "metric": strategy.metric,
@@ -164,7 +153,7 @@ def _deserialize(content: _Content, arrays: Mapping[str, NDArray[Any]]) -> Strat
     fixed = ("heads_LN", "ffn_LF", "o_bias_LD", "down_bias_LD")
     return Strategy(
         model_id=content.model_id,
-        **{name: getattr(content, name) for name in _DIMS},
+        **{name: getattr(content, name) for name in STRATEGY_DIMS},
         depth={int(removed): kept for removed, kept in content.depth.items()},
         depth_metric={int(removed): float(value) for removed, value in content.depth_metric.items()},
         metric=content.metric,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from amoeba_export.errors import UnsupportedError, WrongModel
 from amoeba_export.ir import Adapter, Architecture, SubnetPlan, Supernet, validate
+from amoeba_export.ir.belongs import check_plan_origin, identity_difference
 from amoeba_export.materialize.walk import source_axes, subnet_specs
 
 
@@ -19,31 +20,18 @@ def check_inputs(supernet: Supernet, plans: Sequence[SubnetPlan]) -> None:
     """
     for plan in plans:
         validate(plan, supernet.architecture)
-        _check_plan(plan, supernet)
+        check_plan_origin(plan, supernet)
         _check_refit(plan, supernet)
     linears = {name.removesuffix(".weight") for name, axes in source_axes(supernet).items() if len(axes) == 2}
     for adapter in supernet.adapters:
         _check_adapter(adapter, linears, supernet.architecture)
 
 
-def _check_plan(plan: SubnetPlan, supernet: Supernet) -> None:
-    differences = []
-    if plan.model_id not in (None, supernet.identity):
-        differences.append(f"it was derived for model {str(plan.model_id)[:12]}, this is {supernet.identity[:12]}")
-    strategy_id = supernet.strategy.identity if supernet.strategy else None
-    if strategy_id and plan.strategy_id not in (None, strategy_id):
-        differences.append(f"it was derived from strategy {str(plan.strategy_id)[:12]}, this is {strategy_id[:12]}")
-    if differences:
-        raise WrongModel("The plan", differences)
-
-
 def _check_refit(plan: SubnetPlan, supernet: Supernet) -> None:
     refit = supernet.refit_of(plan)
     if refit is None:
         return
-    differences = []
-    if refit.model_id != supernet.identity:
-        differences.append(f"it was made of model {refit.model_id[:12]}, this is {supernet.identity[:12]}")
+    differences = identity_difference("model", refit.model_id, supernet.identity)
     if refit.geometry != plan.geometry:
         differences.append("it was made for a cut that keeps other layers, heads or neurons")
     adapters = tuple(item.sha256 for item in supernet.inputs if item.role == "adapter")

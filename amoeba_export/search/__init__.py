@@ -1,7 +1,7 @@
 """From latencies and qualities to one choice: the grid of the paper, or every layer on its own."""
 
+from amoeba_export.ir.pareto import pareto_front
 from amoeba_export.search.choose import search_plan
-from amoeba_export.search.pareto import pareto_front
 from amoeba_export.search.precision import Found, Option, least_badness, search_precisions
 from amoeba_export.search.predict import Predictor
 from amoeba_export.search.quality import Quality, QualitySurface, quality_surface

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from amoeba_export.errors import NothingFits
 from amoeba_export.ir import Budget, DenseArchitecture, Latency
+from amoeba_export.ir.pareto import pareto_front
 from amoeba_export.search.grid import grid_sketches
 from amoeba_export.search.layers import layers_sketches
-from amoeba_export.search.pareto import pareto_front
 from amoeba_export.search.predict import Corrected, Counts, Predictor, counts_of
 from amoeba_export.search.quality import QualitySurface, quality_surface
 from amoeba_export.search.space import NOTHING_SEEN, Candidate, Limits, Problem, SearchResult, Seen, Sketch

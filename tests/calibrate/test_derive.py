@@ -224,6 +224,6 @@ def test_a_strategy_for_other_dims_is_refused() -> None:
     with pytest.raises(WrongModel) as caught:
         derive_plan(strategy(), dataclasses.replace(SMOL, num_layers=32, ffn_size=1024), Shape(30, 1.0))
     assert caught.value.what == (
-        "The strategy was made for another model: num_layers is 30, the model has 32; "
-        "ffn_size is 1536, the model has 1024."
+        "The strategy was made for another model: num_layers is 30 there and 32 here; "
+        "ffn_size is 1536 there and 1024 here."
     )

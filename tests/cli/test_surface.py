@@ -77,7 +77,7 @@ def test_help_names_the_dtypes_that_there_are() -> None:
         assert option.autocompletion("") == list(names)
 
 
-@pytest.mark.parametrize("page", ["commands.md", "errors.md"])
+@pytest.mark.parametrize("page", ["commands.md", "errors.md", "../ARCHITECTURE.md"])
 def test_the_pages_are_up_to_date(page: str) -> None:
     """If not: python docs/generate.py"""
     docs = Path(__file__).parents[2] / "docs"
