@@ -9,8 +9,7 @@ import typer
 
 from amoeba_export.cli.completion import complete_from
 from amoeba_export.cli.console import Talk, answer, percent, print_json, table
-from amoeba_export.cli.options import Adapters, AsJson, PolicyName, model_or_default, split_commas
-from amoeba_export.errors import BadValue
+from amoeba_export.cli.options import Adapters, AsJson, PolicyName, floats, integers, model_or_default, split_commas
 from amoeba_export.ir.dtype import TRAINED_DTYPES
 
 if TYPE_CHECKING:
@@ -126,7 +125,7 @@ def evaluate(
         task_folder=task_folder,
         limit=limit,
         shape=shape,
-        grid=Grid(_integers("--depths", depths), _floats("--widths", widths)) if grid else None,
+        grid=Grid(integers("--depths", depths), floats("--widths", widths)) if grid else None,
         strategy=strategy,
         adapters=tuple(adapter or ()),
         policy=policy,
@@ -167,17 +166,3 @@ def _show(file: QualityFile) -> None:
 def _accuracy(entry: ShapeQuality, name: str) -> str:
     score = entry.tasks.get(name)
     return "-" if score is None else f"{100 * score.score:.1f} +/- {100 * score.stderr:.1f}"
-
-
-def _floats(option: str, text: str | None) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in split_commas(text) or ())
-    except ValueError as error:
-        raise BadValue(option, str(text), "numbers with commas between them") from error
-
-
-def _integers(option: str, text: str | None) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in split_commas(text) or ())
-    except ValueError as error:
-        raise BadValue(option, str(text), "whole numbers with commas between them") from error

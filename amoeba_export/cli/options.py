@@ -8,6 +8,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from amoeba_export.cli.completion import complete_formats, complete_from, complete_recipes, complete_targets
+from amoeba_export.errors import BadValue
 from amoeba_export.ir import Metric, Policy
 from amoeba_export.ir.dtype import AUTO, DTYPE_NAMES
 
@@ -19,6 +20,22 @@ def split_commas(text: str | None) -> tuple[str, ...] | None:
     if text is None:
         return None
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def floats(option: str, text: str | None) -> tuple[float, ...]:
+    """`1,0.75` as numbers. Raises `BadValue`."""
+    try:
+        return tuple(float(part) for part in split_commas(text) or ())
+    except ValueError as error:
+        raise BadValue(option, str(text), "numbers with commas between them") from error
+
+
+def integers(option: str, text: str | None) -> tuple[int, ...]:
+    """`12,10` as whole numbers. Raises `BadValue`."""
+    try:
+        return tuple(int(part) for part in split_commas(text) or ())
+    except ValueError as error:
+        raise BadValue(option, str(text), "whole numbers with commas between them") from error
 
 
 def model_or_default(model: str | None) -> str:
