@@ -7,16 +7,18 @@ the thread that should clean up does not get to it: it computes in native code, 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+_numbers = itertools.count(1)
 _removals: dict[int, Callable[[], None]] = {}
 
 
 def note(removal: Callable[[], None]) -> int:
     """Remember how something is removed. The number is for `forget`."""
-    number = max(_removals, default=0) + 1
+    number = next(_numbers)
     _removals[number] = removal
     return number
 

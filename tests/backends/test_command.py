@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import sys
 import tempfile
@@ -18,10 +19,12 @@ from amoeba_export.backends import Subject, find_backend, measure_latency
 from amoeba_export.backends.targets import graph_options, read_target
 from amoeba_export.errors import CommandFailed, ForeignCode, InputError, TargetError, TargetUnavailable
 from amoeba_export.ir import Latency, Progress, Target, Workload
+from amoeba_export.load import load_supernet, write_strategy
 from amoeba_export.profile import design_graphs, fit_cost_table
 from tests.backends import stand_in
 from tests.backends.models import FULL, MIXED, SHORT, TINY
 from tests.conftest import Run
+from tests.materialize.subnets import noise_strategy
 
 STAND_IN = str(Path(stand_in.__file__))
 PYTHON = [sys.executable, STAND_IN]
@@ -245,6 +248,26 @@ def test_one_model_that_fails_does_not_spoil_the_others(artifact: Path, tmp_path
     assert isinstance(good, Latency)
 
 
+def test_a_program_that_is_not_made(artifact: Path) -> None:
+    """Its path has a placeholder, so that it is missed when it is run."""
+    (result,) = measured(target_of({"run": ["{work}/bench", "{safetensors}", "{prompt}"], **TEXT}), cut(artifact))
+    assert isinstance(result, CommandFailed)
+    assert result.what.endswith("/work/bench' cannot be started (No such file or directory).")
+
+
+def test_a_disk_that_is_full(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from amoeba_export.formats import onnx
+
+    def full(*arguments: object, **settings: object) -> None:
+        raise OSError(28, "No space left on device", "model.onnx.data")
+
+    monkeypatch.setattr(onnx, "write_random", full)
+    target = target_of({"run": bench("text", model="{onnx}"), **TEXT}, container="onnx")
+    (result,) = measured(target, FULL)
+    assert isinstance(result, TargetError)
+    assert result.what == "The files of full cannot be written here: No space left on device."
+
+
 def test_a_gguf_needs_an_artifact() -> None:
     (result,) = measured(target_of({"run": bench("text", model="{gguf}"), **TEXT}, container="gguf"), FULL)
     assert isinstance(result, TargetError)
@@ -466,6 +489,10 @@ FIGURES = '[options.decode]\nregex = "(.)"\nunit = "ms"\n[options.prefill]\nrege
             ["options: e2e is run for one token and for all, so its command needs {generate}"],
         ),
         (
+            'run = ["b", "{onnx}", "{prompt}"]\npush = [["cp", "{onnx}", "{out}"]]\n' + FIGURES,
+            ["options: {out} and {run} belong to one run, push and cleanup to none: use {work} and {id} there"],
+        ),
+        (
             'run = ["b", "{onnx}", "{prompt}"]\ndescribe = { os = ["uname", "{id}"] }\n' + FIGURES,
             ["options.describe.os.1: '{id}' has a placeholder, and this command runs without a model"],
         ),
@@ -485,6 +512,13 @@ def test_graphs_are_spelled_as_the_target_says() -> None:
     assert graph_options(target_of({**options, "dialect": "standard"}), "fp16") == {"dialect": "standard"}
 
 
+def test_the_example_of_the_docs_is_a_target(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "targets.md").read_text()
+    path = tmp_path / "phone.toml"
+    path.write_text(page.split("## Any runtime, through a command")[1].split("```toml\n")[1].split("```")[0])
+    assert read_target(path).backend == "command"
+
+
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "targets").glob("*.toml"))
 
 
@@ -499,6 +533,33 @@ def test_the_examples_are_targets(path: Path) -> None:
 
 def test_there_are_examples() -> None:
     assert [path.stem for path in EXAMPLES] == ["adb-llamacpp", "edgellm", "vllm"]
+
+
+# --- from end to end --------------------------------------------------------------------------------------------------
+
+
+def test_an_export_keeps_its_budget(amoeba: Callable[..., Run], tiny_dirs: dict[str, Path], tmp_path: Path) -> None:
+    """A cost table of the command, a cut, and the cut timed by the command beside the uncut model."""
+    words = ", ".join(f"'{word}'" for word in bench("json", "{out}/report", model="{onnx}"))
+    path = tmp_path / "board.toml"
+    path.write_text(
+        f'description = "mine"\nbackend = "command"\nformats = ["onnx"]\nalign = 8\n[options]\nrun = [{words}]\n'
+        '[options.decode]\njson_path = "decode.samples_us"\nunit = "us"\nfile = "{out}/report"\n'
+        '[options.prefill]\njson_path = "prefill.s"\nunit = "s"\nfile = "{out}/report"\n'
+    )
+    supernet = load_supernet(str(tiny_dirs["llama"]))
+    strategy = dataclasses.replace(noise_strategy(supernet.architecture), model_id=supernet.identity)
+    write_strategy(strategy, tmp_path / "strategy.safetensors")
+    run = amoeba(
+        *("export", tiny_dirs["llama"], "--strategy", tmp_path / "strategy.safetensors", "--target", path),
+        *("--latency", "80%", "--prompt", 8, "--generate", 8, "--out", tmp_path / "out"),
+    )
+    assert run.code == 0, run.err
+    latency = json.loads((tmp_path / "out" / "amoeba.json").read_text())["latency"]
+    assert latency["source"] == "measured"
+    assert 0.9 * latency["budget_ms"] < latency["measured_ms"]["p50"] <= latency["budget_ms"]
+    files = stand_in.bytes_of(tmp_path / "out" / "onnx")
+    assert latency["measured_ms"]["p50"] == pytest.approx(files / 1e6)
 
 
 # --- on the screen ----------------------------------------------------------------------------------------------------

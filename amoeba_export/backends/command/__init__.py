@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +23,9 @@ from amoeba_export.backends.runtime import DESCRIBE_LIMIT_S, Job, read_events
 from amoeba_export.backends.targets import parse_options
 from amoeba_export.errors import AmoebaError, TargetError, TargetUnavailable
 from amoeba_export.ir import SILENT, Latency, Progress, Source, Target, Workload
+
+CLEANERS = 4
+"""Models that are removed from a device at a time."""
 
 T = TypeVar("T")
 
@@ -91,9 +95,9 @@ def measure(
         def attempt(position: int, work: Callable[[], T]) -> T | None:
             try:
                 return work()
-            except FAILURES as error:
-                errors[position] = _as_target_error(error)
-                progress.warn(error.what.splitlines()[0])
+            except (*FAILURES, OSError) as error:
+                errors[position] = _as_target_error(error, subjects[position])
+                progress.warn(errors[position].what.splitlines()[0])
                 return None
 
         try:
@@ -108,17 +112,26 @@ def measure(
                             )
                         advance(1)
         finally:
-            for one in runs:
-                one.clean_up(progress)
+            # Several at a time: after an interrupt there are seconds for all of them.
+            with ThreadPoolExecutor(CLEANERS) as pool:
+                for problem in pool.map(TimedModel.clean_up, runs):
+                    if problem:
+                        progress.warn(problem)
         job = Job(content={"rounds": rounds}, errors=errors, folder=Path(scratch))
         return read_events(
             events, job, subjects, workload, target=target, advance=lambda steps: None, progress=progress
         )
 
 
-def _as_target_error(error: AmoebaError) -> TargetError:
+def _as_target_error(error: AmoebaError | OSError, subject: Subject) -> TargetError:
     if isinstance(error, TargetError):
         return error
+    if isinstance(error, OSError):
+        return TargetError(
+            f"The files of {subject.label} cannot be written here: {error.strerror}.",
+            where=error.filename,
+            next_step="Make room, or set TMPDIR to a folder where files can be written.",
+        )
     return TargetError(error.what, where=error.where, next_step=error.next_step)
 
 

@@ -59,6 +59,8 @@ class Options(Strict):
         told = all("prompt" in placeholders(words) for words in self.runs.values())
         if told == (self.prompt_tokens is not None):
             raise ValueError("the command needs {prompt}, or, where it has a prompt of its own, prompt_tokens")
+        if any(placeholders(words) & {"out", "run"} for words in (*self.push, *self.cleanup)):
+            raise ValueError("{out} and {run} belong to one run, push and cleanup to none: use {work} and {id} there")
         if not any(placeholders(words) & {*PATHS} for words in self.commands):
             raise ValueError("no command has {artifact}, {safetensors}, {onnx} or {gguf}: what would it time?")
         return self

@@ -15,8 +15,8 @@ from amoeba_export.backends.command.files import path_values, present, workload_
 from amoeba_export.backends.command.options import Options, Phase
 from amoeba_export.backends.command.process import MOST_BYTES, Broke, Ran, last_lines, run_words
 from amoeba_export.backends.command.template import fill, placeholders, spelled
-from amoeba_export.errors import CommandFailed, InputError, TargetError, UnsupportedError
-from amoeba_export.ir import Progress, Target, Workload
+from amoeba_export.errors import AmoebaError, CommandFailed, InputError, TargetError, UnsupportedError
+from amoeba_export.ir import Target, Workload
 
 FAILURES = (InputError, UnsupportedError, TargetError)
 """What costs a model its result, and no other model."""
@@ -68,15 +68,17 @@ class TimedModel:
             )
         return {"decode_ms": [(all_ms - first_ms) / (generate - 1)], "prefill_ms": [first_ms]}
 
-    def clean_up(self, progress: Progress) -> None:
-        """Remove it from the device, whatever came of it. What does not work is said: it may have left something."""
-        if not self.is_begun:
-            return
-        for words in self.options.cleanup:
+    def clean_up(self) -> str | None:
+        """Remove it from the device, whatever came of it. Says what did not work: it may have left something."""
+        problems = []
+        for words in self.options.cleanup if self.is_begun else ():
             try:
                 self._run(words, limit_s=self.options.transfer_timeout_s)
-            except FAILURES as error:
-                progress.warn(f"Cleaning up {self.subject.label} failed, look for '{self.name}': {error.what}")
+            except (*FAILURES, OSError) as error:
+                problems.append(error.what if isinstance(error, AmoebaError) else str(error))
+        if not problems:
+            return None
+        return f"Cleaning up {self.subject.label} failed, look for '{self.name}': {' '.join(problems)}"
 
     def _samples(
         self, phase: Phase, texts: dict[tuple[str, ...], _Printed], *, generate_tokens: int | None = None
