@@ -409,6 +409,17 @@ class NothingFits(BudgetError):
         self.load = load  # of the limit that the closest takes most of
 
 
+class NothingLoads(BudgetError):
+    """The target's runtime loads no shape that the strategy knows, whatever the budget."""
+
+    def __init__(self, runtime: str, problems: Sequence[str]) -> None:
+        super().__init__(
+            f"{runtime} loads no shape that the strategy knows: {'; '.join(problems)}.",
+            next_step="Choose another flow ('amoeba targets'), another --dtype, or calibrate more widths.",
+        )
+        self.load = math.inf
+
+
 class BudgetMissed(BudgetError):
     """A built subnet that is over its budget when measured, with no smaller one to turn to.
 
@@ -577,6 +588,17 @@ class NotRepresentable(UnsupportedError):
         advice = f"--format {format_name}"
         kept = [known for known in self.alternatives if known != advice and not known.startswith(f"{advice} ")]
         return NotRepresentable(self.container, self.reason, kept)
+
+
+class OutsideLimits(UnsupportedError):
+    """A given plan or shape that the target's runtime does not load."""
+
+    def __init__(self, target: str, runtime: str, problems: Sequence[str]) -> None:
+        super().__init__(
+            f"{runtime} of target '{target}' does not load this plan: {'; '.join(problems)}.",
+            next_step=f"'amoeba targets show {target}' lists its limits. Let --latency choose a shape within them, or "
+            "choose another flow of the device.",
+        )
 
 
 _ADVICE = {

@@ -8,12 +8,13 @@ from contextlib import suppress
 from functools import partial
 
 from amoeba_export.application.costs import is_measured, make_predictor
+from amoeba_export.application.loadable import say_cost
 from amoeba_export.application.problem import Known, problem_of, smallest_known, whole_strategy, worse_by_rounding
 from amoeba_export.application.selection import deeper, with_strategy
 from amoeba_export.application.session import Session
 from amoeba_export.application.trials import Choice, Trial, seen_in
 from amoeba_export.application.wholes import Whole, measure_wholes
-from amoeba_export.errors import NothingFits
+from amoeba_export.errors import NothingFits, NothingLoads
 from amoeba_export.ir import DenseArchitecture
 from amoeba_export.search import (
     Found,
@@ -86,7 +87,7 @@ class Chooser:
             was_tried = any(trial.choice.key == (one.dtype, session.full) for trial in history)
             if not was_tried:  # its figures, of another run, are a prediction
                 seen = dataclasses.replace(seen, measured=())
-            with suppress(NothingFits):
+            with suppress(NothingFits, NothingLoads):
                 result = search_plan(problem, predictor, seen)
                 return Found(dtype=one.dtype, worse_by=worse_by_rounding(strategy, one), search=result)
         return None
@@ -119,7 +120,10 @@ class Chooser:
         """One precision, with its own cost table."""
         if dtype not in self._predictors:
             self._predictors[dtype] = make_predictor(session.in_dtype(dtype))
-        result = search_plan(problem, self._predictors[dtype], self._seen(dtype, history, margin=margin))
+        seen = self._seen(dtype, history, margin=margin)
+        result = search_plan(problem, self._predictors[dtype], seen)
+        if not history:
+            say_cost(session, problem, self._predictors[dtype], seen, result)
         if not history and len(self._candidates) > 1:
             best, quality = result.best, f"{result.quality_metric} {result.best.quality.value:.4g} before rounding"
             session.progress.note(f"In {dtype}: {best.shape} at {best.predicted_ms:.4g} ms, {quality}.")

@@ -53,6 +53,9 @@ def problem_of(session: Session, strategy: Strategy) -> Problem:
         ),
         memory_limit_mb=settings.memory_limit_mb,
         dtype=dtype if is_one_of_several else None,
+        head_multiple=settings.head_multiple(session.architecture, dtype),
+        runtime=session.target.limits,
+        runtime_dtype=dtype,
     )
 
 

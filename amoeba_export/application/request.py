@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,7 @@ from typing import TypeVar, get_args
 from amoeba_export.backends.targets import read_target
 from amoeba_export.errors import AmoebaError, BadValue, Problems, UnknownName, UsageError
 from amoeba_export.formats import FORMATS
-from amoeba_export.ir import Budget, Metric, Policy, Shape, SubnetPlan, Target, Workload, parse_megabytes
+from amoeba_export.ir import Architecture, Budget, Metric, Policy, Shape, SubnetPlan, Target, Workload, parse_megabytes
 from amoeba_export.ir.dtype import AUTO, DTYPE_NAMES
 from amoeba_export.reading import read_json_object
 
@@ -105,7 +106,11 @@ class Settings:
     @property
     def align(self) -> int:
         """FFN counts are multiples of this."""
-        return self.target.align if self.target else 1
+        return math.lcm(self.target.align, self.target.limits.ffn_align(self.dtype)) if self.target else 1
+
+    def head_multiple(self, architecture: Architecture, dtype: str | None) -> int:
+        """Query heads are multiples of this, as the target's runtime wants it."""
+        return self.target.limits.head_multiple(architecture, dtype) if self.target else 1
 
     @property
     def summary(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from amoeba_export.application.loadable import check_loadable, with_limits
 from amoeba_export.application.recipes import automatic_recipe, deepened_recipe
 from amoeba_export.application.request import Settings
 from amoeba_export.application.session import Session
@@ -33,7 +34,8 @@ def with_strategy(session: Session) -> Session:
     supernet = session.supernet
     if supernet.strategy is None and _needs_strategy(supernet, session.settings):
         supernet = _calibrated(session, automatic_recipe(session.settings.request))
-    return session.with_supernet(_with_quality(supernet, session.settings, progress=session.progress))
+    supernet = _with_quality(supernet, session.settings, progress=session.progress)
+    return session.with_supernet(with_limits(session, supernet))
 
 
 def deeper(session: Session) -> Session | None:
@@ -45,7 +47,8 @@ def deeper(session: Session) -> Session | None:
     if recipe == automatic_recipe(request):
         return None
     supernet = _calibrated(session, recipe)
-    return session.with_supernet(_with_quality(supernet, session.settings, progress=session.progress))
+    supernet = _with_quality(supernet, session.settings, progress=session.progress)
+    return session.with_supernet(with_limits(session, supernet))
 
 
 def _calibrated(session: Session, recipe: Recipe) -> Supernet:
@@ -105,23 +108,26 @@ def given_plan(session: Session) -> SubnetPlan:
         WrongModel: The plan was made for another model, or with another strategy than the one at hand.
         InputError: The plan breaks a rule.
         UsageError: The strategy does not know the shape.
+        OutsideLimits: The target's runtime does not load it.
     """
     supernet, settings = session.supernet, session.settings
     if settings.plan is not None:
         check_plan_origin(settings.plan, supernet)
         validate(settings.plan, supernet.architecture)
-        return settings.plan
+        return check_loadable(session, settings.plan)
     assert settings.shape, "a search chooses"
     if supernet.strategy is None:
-        return supernet.full_plan()
-    return derive_plan(
+        return check_loadable(session, supernet.full_plan())
+    plan = derive_plan(
         supernet.strategy,
         supernet.architecture,
         settings.shape,
         policy=settings.policy,
         align=settings.align,
+        head_multiple=settings.head_multiple(supernet.architecture, settings.dtypes[0] if settings.dtypes else None),
         gate_widths=supernet.gate_widths,
     )
+    return check_loadable(session, plan)
 
 
 def _needs_strategy(supernet: Supernet, settings: Settings) -> bool:

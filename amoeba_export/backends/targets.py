@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from amoeba_export.backends import find_backend, list_backends
 from amoeba_export.backends.graphs import spelling
 from amoeba_export.errors import InputError, UnknownName, nearest
-from amoeba_export.ir import Metric, Target
+from amoeba_export.ir import NO_LIMITS, Metric, RuntimeLimits, Target
 from amoeba_export.ir.dtype import DtypeName
 from amoeba_export.locations import data_dir
 from amoeba_export.reading import read_toml
@@ -43,6 +43,23 @@ class OnDevice(Strict):
     options: dict[str, Any] = {}
 
 
+def _families(value: object) -> object:
+    """`false` names no family, `true` all of them."""
+    return value if not isinstance(value, bool) else None if value else ()
+
+
+class LimitsTable(Strict):
+    """The `[limits]` table. `ir.RuntimeLimits` says what its keys mean."""
+
+    runtime: str
+    ffn_multiple: Annotated[int, Field(ge=1)] = 1
+    query_multiple: Annotated[int, Field(ge=1)] = 1
+    multiples_of: tuple[DtypeName, ...] = ()
+    hidden_by_heads: bool = False
+    output_biases: Annotated[tuple[str, ...] | None, BeforeValidator(_families)] = None
+    uniform: bool = False
+
+
 Dtypes = Annotated[tuple[DtypeName, ...], BeforeValidator(_listed), AfterValidator(_distinct), Field(min_length=1)]
 
 
@@ -51,6 +68,8 @@ class TargetFile(Strict):
 
     description: str
     backend: str
+    flow: str = ""
+    power_mode: str = ""
     aliases: tuple[str, ...] = ()
     metric: Metric = "decode"
     dtype: Dtypes = ("fp32",)
@@ -60,6 +79,7 @@ class TargetFile(Strict):
     sources: tuple[str, ...] = ()
     options: dict[str, Any] = {}
     on_device: OnDevice | None = None
+    limits: LimitsTable | None = None
 
 
 def list_targets() -> dict[str, Target]:
@@ -159,11 +179,12 @@ def _read(path: Path) -> Target:
     if problems:
         raise _mistakes(problems, path)
     assert isinstance(file, TargetFile)
-    fields = file.model_dump(exclude={"on_device", "dtype"}) | {"dtypes": file.dtype}
+    fields = file.model_dump(exclude={"on_device", "dtype", "limits"}) | {"dtypes": file.dtype}
     on_device = file.on_device.model_dump() if file.on_device else {}
     if file.backend == "recorded":  # a table lies beside the target file that names it, wherever one stands
         fields["options"] = {**file.options, "table": str(path.parent / file.options["table"])}
-    return Target(name=path.stem, **fields, on_device=on_device)
+    limits = RuntimeLimits(**file.limits.model_dump()) if file.limits else NO_LIMITS
+    return Target(name=path.stem, **fields, on_device=on_device, limits=limits)
 
 
 def _check_options(backend: str, options: object, key: str, problems: list[str]) -> None:

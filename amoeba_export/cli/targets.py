@@ -38,10 +38,10 @@ def list_(as_json: AsJson = False) -> None:
     if as_json:
         print_json([_to_json(target) for target in found.values()])
         return
-    shown = table("target", "backend", "metric", "dtype", "formats", "what it is")
+    shown = table("target", "recommended for", "backend", "dtype", "formats", "what it is")
     for target in found.values():
-        names, dtypes, formats = map(", ".join, ((target.name, *target.aliases), target.dtypes, target.formats))
-        shown.add_row(names, target.backend, target.metric, dtypes, formats, target.description)
+        aliases, dtypes, formats = map(", ".join, (target.aliases, target.dtypes, target.formats))
+        shown.add_row(target.name, aliases, target.backend, dtypes, formats, target.description)
     answer().print(shown)
 
 
@@ -54,20 +54,32 @@ def show(name: Name, as_json: AsJson = False) -> None:
     if as_json:
         print_json(_to_json(target))
         return
+    console = answer()
+    console.print(titled(f"{target.name}: {target.description}", facts(_data_sheet(target))))
+
+
+def _data_sheet(target: Target) -> dict[str, str]:
+    """What a reader asks of a target, in that order: what it is, what it takes, how fast it is, who says so."""
+    from amoeba_export.backends import find_backend
+
     rows = {
-        "backend": target.backend,
-        "metric": target.metric,
-        "dtype": ", ".join(target.dtypes),
+        "flow": target.flow or target.backend,
+        "power mode": target.power_mode or "not set",
+        "recommended for": ", ".join(target.aliases) or "-",
         "formats": ", ".join(target.formats),
+        "dtype": ", ".join(target.dtypes),
+        "metric": target.metric,
         "align": f"{target.align} neurons",
         "memory limit": "unknown" if target.memory_limit_mb is None else f"{target.memory_limit_mb:g} MiB",
+        "limits": "; ".join(target.limits.in_words()) or "none known",
+        "latencies": {"measured": "measured here", "analytic": "estimated"}.get(
+            find_backend(target.backend).source, "recorded"
+        ),
     }
-    if target.aliases:
-        rows["also called"] = ", ".join(target.aliases)
     rows |= {name: value if isinstance(value, str) else json.dumps(value) for name, value in target.options.items()}
-    rows |= {f"source {number}": source for number, source in enumerate(target.sources, 1)}
-    console = answer()
-    console.print(titled(f"{target.name}: {target.description}", facts(rows)))
+    if target.on_device:
+        rows["on the device"] = f"measured with {target.on_device['backend']} (--host)"
+    return rows | {f"source {number}": source for number, source in enumerate(target.sources, 1)}
 
 
 @targets.command()

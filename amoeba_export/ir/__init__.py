@@ -11,6 +11,7 @@ from amoeba_export.ir.latency import (
     Workload,
     parse_megabytes,
 )
+from amoeba_export.ir.limits import NO_LIMITS, RuntimeLimits
 from amoeba_export.ir.plan import LayerPlan, Policy, Shape, SubnetPlan
 from amoeba_export.ir.progress import SILENT, Progress
 from amoeba_export.ir.refit import Refit
@@ -20,6 +21,7 @@ from amoeba_export.ir.supernet import Adapter, AdapterDelta, Family, InputId, Su
 from amoeba_export.ir.validate import validate
 
 __all__ = [
+    "NO_LIMITS",
     "SILENT",
     "Adapter",
     "AdapterDelta",
@@ -38,6 +40,7 @@ __all__ = [
     "Policy",
     "Progress",
     "Refit",
+    "RuntimeLimits",
     "Shape",
     "Source",
     "Strategy",

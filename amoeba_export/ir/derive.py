@@ -35,6 +35,7 @@ def derive_plan(
     *,
     policy: Policy = "uniform",
     align: int = 1,
+    head_multiple: int = 1,
     gate_widths: Sequence[float] = (),
     unit: Unit = "kv_group",
 ) -> SubnetPlan:
@@ -42,7 +43,8 @@ def derive_plan(
 
     `uniform`: every layer keeps the same counts. The attention count is the one nearest to the width (ties up, at least
     one unit); neurons then fill up so that the kept share of a layer's prunable weights is nearest to the width, in
-    multiples of `align`, at least one multiple. Which ones: the best of each layer.
+    multiples of `align`, at least one multiple. Which ones: the best of each layer. Query heads are a multiple of
+    `head_multiple` where units allow it; the policy `adaptive` does not look at it.
 
     `adaptive`: all layers of the supernet compete, as in the paper, so that a layer keeps the same units at every depth
     and the share is met over all layers, not exactly over the kept ones. A layer may keep no head, or no neuron.
@@ -64,7 +66,7 @@ def derive_plan(
         masks = _everything(architecture)
     elif strategy.importance is not None:
         if policy == "uniform":
-            masks = _uniform(strategy.importance, architecture, shape.width, align, unit)
+            masks = _uniform(strategy.importance, architecture, shape.width, align, head_multiple, unit)
         else:
             masks = _adaptive(strategy.importance, architecture, shape.width, align, unit)
     else:
@@ -218,9 +220,13 @@ def _aligned(count: float, align: int, size: int, *, least: int) -> int:
     return multiple
 
 
-def _uniform(importance: Importance, architecture: Architecture, width: float, align: int, unit: Unit) -> _Masks:
+def _uniform(
+    importance: Importance, architecture: Architecture, width: float, align: int, head_multiple: int, unit: Unit
+) -> _Masks:
     units_LU, params_U = _units(importance, architecture, unit)
-    num_units = max(1, _round_half_up(units_LU.shape[1] * width))
+    whole = units_LU.shape[1]
+    allowed = [count for count in range(1, whole + 1) if count * architecture.num_heads // whole % head_multiple == 0]
+    num_units = min(allowed or range(1, whole + 1), key=lambda count: (round(abs(count - whole * width), 9), -count))
     ffn_params = architecture.prunable_params() * width - params_U[:num_units].sum()
     num_neurons = _aligned(ffn_params / architecture.neuron_params, align, architecture.ffn_size, least=1)
     return _Masks(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from amoeba_export.errors import BadValue
+from amoeba_export.ir.limits import NO_LIMITS, RuntimeLimits
 
 Metric = Literal["decode", "prefill", "e2e"]
 """`decode`: time per output token at the workload's KV length. `prefill`: time to first token. `e2e`: both."""
@@ -30,7 +31,7 @@ class Workload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A device plus its deployment flow, from `targets/<name>.toml`.
+    """A device, the flow that runs models on it, and its power mode, from `targets/<name>.toml`.
 
     Attributes:
         backend: Key of the backend that measures or estimates it.
@@ -38,6 +39,9 @@ class Target:
         formats: Default `--format`; the first one is what the backend runs.
         align: FFN counts are multiples of this.
         memory_limit_mb: What a model may occupy, or None when unknown.
+        flow: The runtime, as people call it.
+        power_mode: Of the device, in which the figures hold; empty where there is one.
+        limits: What the runtime loads.
         options: The backend's own table, validated by the backend.
         on_device: Backend and options that measure the device when it can be reached; empty when `backend` does.
         sources: Where each figure comes from.
@@ -55,6 +59,9 @@ class Target:
     on_device: Mapping[str, Any] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
+    flow: str = ""
+    power_mode: str = ""
+    limits: RuntimeLimits = NO_LIMITS
 
     @property
     def dtype(self) -> str:

@@ -67,6 +67,7 @@ class Strategy:
         policy: The policy that `quality` was measured with.
         provenance: Recipe, data, seed, versions: what is needed to repeat it.
         identity: sha256 of the file it was read from, or of what it would be written as.
+        compensates: Whether its plans may have biases for what was removed. Not in the file: a target may forbid them.
     """
 
     model_id: str | None
@@ -85,10 +86,13 @@ class Strategy:
     policy: str = "uniform"
     provenance: Mapping[str, str] = field(default_factory=dict)
     identity: str | None = None
+    compensates: bool = True
 
     @property
     def compensation(self) -> Compensation:
         """Which blocks of its plans get a bias for what they lost: `wanda` importances know no means to make it of."""
+        if not self.compensates:
+            return "none"
         if self.importance is None:
             return "all"
         return "none" if self.importance.metric == "wanda" else "removed"

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
-from amoeba_export.errors import NothingFits
-from amoeba_export.ir import Budget, DenseArchitecture, Latency
+from amoeba_export.errors import NothingFits, NothingLoads
+from amoeba_export.ir import Budget, DenseArchitecture, Latency, LayerDims
 from amoeba_export.ir.pareto import pareto_front
 from amoeba_export.search.grid import grid_sketches
 from amoeba_export.search.layers import layers_sketches
@@ -57,11 +57,30 @@ def _sketches(problem: Problem, corrected: Corrected, limits: Limits) -> list[Sk
         policy = "adaptive" if strategy.policy == "adaptive" else "uniform"
     align, gate_widths = problem.align, problem.gate_widths
     sketches = grid_sketches(
-        strategy, architecture, policy=policy, align=align, gate_widths=gate_widths, unit=problem.unit
+        strategy,
+        architecture,
+        policy=policy,
+        align=align,
+        head_multiple=problem.head_multiple,
+        gate_widths=gate_widths,
+        unit=problem.unit,
     )
     if space == "layers" and strategy.importance is not None:
         sketches += layers_sketches(strategy, architecture, corrected, limits, align=align, gate_widths=gate_widths)
-    return sketches
+    return _loadable(problem, sketches)
+
+
+def _loadable(problem: Problem, sketches: list[Sketch]) -> list[Sketch]:
+    """Those that the target's runtime loads. Raises `NothingLoads` where it loads none."""
+    faults: dict[tuple[LayerDims, ...], list[str]] = {}
+    for sketch in sketches:
+        key = tuple(dict.fromkeys(sketch.dense.layers))
+        if key not in faults:
+            faults[key] = problem.runtime.problems(sketch.dense, problem.runtime_dtype)
+    kept = [sketch for sketch in sketches if not faults[tuple(dict.fromkeys(sketch.dense.layers))]]
+    if sketches and not kept:
+        raise NothingLoads(problem.runtime.runtime, next(iter(faults.values())))
+    return kept
 
 
 def _ranked(

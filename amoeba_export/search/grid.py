@@ -20,6 +20,7 @@ def grid_sketches(
     *,
     policy: Policy = "uniform",
     align: int = 1,
+    head_multiple: int = 1,
     gate_widths: Sequence[float] = (),
     unit: Unit = "kv_group",
 ) -> list[Sketch]:
@@ -31,7 +32,7 @@ def grid_sketches(
     surface = quality_surface(strategy)
     depths = sorted((strategy.num_layers - removed for removed in strategy.depth), reverse=True)
     sketches = []
-    for width, plan in _widths(strategy, architecture, policy, align, unit):
+    for width, plan in _widths(strategy, architecture, policy, align, head_multiple, unit):
         layers = dict(zip(plan.kept_layers, plan.dense(architecture).layers, strict=True))
         for depth in depths:
             shape = Shape(depth, width)
@@ -52,6 +53,7 @@ def grid_sketches(
                         shape,
                         policy=policy,
                         align=align,
+                        head_multiple=head_multiple,
                         gate_widths=tuple(gate_widths),
                         unit=unit,
                     ),
@@ -61,7 +63,7 @@ def grid_sketches(
 
 
 def _widths(
-    strategy: Strategy, architecture: Architecture, policy: Policy, align: int, unit: Unit
+    strategy: Strategy, architecture: Architecture, policy: Policy, align: int, head_multiple: int, unit: Unit
 ) -> list[tuple[float, SubnetPlan]]:
     """Widths that differ in what they keep, each with its plan at full depth.
 
@@ -77,7 +79,9 @@ def _widths(
     found: dict[tuple[tuple[int, int, int], ...], tuple[float, SubnetPlan]] = {}
     for width in sorted(widths, key=lambda width: (width not in measured, -width)):
         shape = Shape(architecture.num_layers, width)
-        plan = derive_plan(strategy, architecture, shape, policy=policy, align=align, unit=unit)
+        plan = derive_plan(
+            strategy, architecture, shape, policy=policy, align=align, head_multiple=head_multiple, unit=unit
+        )
         counts = tuple((len(layer.query_heads), len(layer.kv_heads), len(layer.ffn)) for layer in plan.layers)
         found.setdefault(counts, (width, plan))
     return list(found.values())

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from amoeba_export.errors import NothingFits
+from amoeba_export.errors import NothingFits, NothingLoads
 from amoeba_export.ir import DenseArchitecture
 from amoeba_export.search.grid import grid_sketches
 from amoeba_export.search.quality import quality_surface
@@ -64,7 +64,8 @@ def search_precisions(options: Sequence[Option], known: Found | None = None) -> 
     Raises:
         NothingFits: No precision has a candidate that fits; the error of the one that comes closest.
     """
-    best, failures = known, []
+    best = known
+    failures: list[NothingFits | NothingLoads] = []
     hopeful = [option for option in options if option.bound < math.inf]
     if not hopeful and known is None:  # to say what comes closest
         hopeful = [min(options, key=lambda one: one.full_use)]
@@ -73,7 +74,7 @@ def search_precisions(options: Sequence[Option], known: Found | None = None) -> 
             continue
         try:
             found = Found(dtype=option.dtype, worse_by=option.worse_by, search=option.search())
-        except NothingFits as error:
+        except (NothingFits, NothingLoads) as error:
             failures.append(error)
             continue
         if best is None or found.badness < best.badness:
@@ -96,7 +97,12 @@ def least_badness(problem: Problem, full_use: float) -> float:
     if problem.policy == "adaptive" or problem.space == "layers":
         return min((sign * value for value in problem.strategy.quality.values()), default=-1.0)
     sketches = grid_sketches(
-        problem.strategy, problem.architecture, align=problem.align, gate_widths=problem.gate_widths, unit=problem.unit
+        problem.strategy,
+        problem.architecture,
+        align=problem.align,
+        head_multiple=problem.head_multiple,
+        gate_widths=problem.gate_widths,
+        unit=problem.unit,
     )
     return min(
         (

@@ -6,7 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from amoeba_export.ir import Architecture, Budget, DenseArchitecture, Latency, Policy, Shape, Strategy, SubnetPlan
+from amoeba_export.ir import (
+    NO_LIMITS,
+    Architecture,
+    Budget,
+    DenseArchitecture,
+    Latency,
+    Policy,
+    RuntimeLimits,
+    Shape,
+    Strategy,
+    SubnetPlan,
+)
 from amoeba_export.ir.derive import Unit
 from amoeba_export.search.quality import Quality
 
@@ -36,6 +47,9 @@ class Problem:
         memory_mb: What a model occupies.
         memory_limit_mb: How much it may.
         dtype: The precision, where several are searched: messages name it.
+        head_multiple: Query heads of the grid are multiples of this.
+        runtime: What the target's runtime loads; nothing else is chosen.
+        runtime_dtype: The precision, for `runtime`.
     """
 
     strategy: Strategy
@@ -49,6 +63,9 @@ class Problem:
     memory_mb: Memory | None = None
     memory_limit_mb: float | None = None
     dtype: str | None = None
+    head_multiple: int = 1
+    runtime: RuntimeLimits = NO_LIMITS
+    runtime_dtype: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

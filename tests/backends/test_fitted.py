@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from amoeba_export.backends.fitted import DEVICES, Figures, Usual, fit_figures, leave_one_out, uncertainty_of, usual
-from amoeba_export.backends.points import Point, read_points
+from amoeba_export.backends.points import Point, by_group, read_points
+from amoeba_export.backends.targets import list_targets, read_target
 from amoeba_export.errors import BadRecord, InputError
 from amoeba_export.formats.sizes import weight_bytes
 from amoeba_export.locations import data_dir
-from benchmarks.analytic import markdown, rows_of, summary
+from benchmarks.analytic import _flow_errors, markdown, rows_of, summary
 
 WIDE = Usual(per_layer_ms=0.1, efficiency=0.7, efficiency_spread=100.0, noise=1e-4)
 HEADER = (
@@ -38,6 +39,31 @@ def test_the_published_points_are_explained_within_the_bars() -> None:
     assert found["prefill"]["worst"] <= 0.25
     assert min(metric["covered"] for metric in found.values()) >= 0.9
     assert all(one.source for one in points)
+
+
+FLOWS = {"edgellm": "TensorRT Edge-LLM", "vllm": "vLLM", "llamacpp": "llama.cpp"}
+
+
+def test_target_files_have_the_figures_of_the_fit() -> None:
+    """Those with points. `jetson-orin-nano-edgellm` is the board whose memory runs at 68 GB/s, as its points are."""
+    points = read_points(data_dir("targets") / "points.csv")
+    errors = _flow_errors(points)
+    checked = 0
+    for (device, flow), group in by_group(points).items():
+        name = f"{device.removesuffix('-68gbs')}-{flow}"
+        if name not in list_targets():
+            continue
+        target, known = read_target(name), DEVICES[device]
+        found = fit_figures(group, bandwidth_gb_s=known.bandwidth_gb_s, prior=usual(device, flow))
+        assert target.flow == FLOWS[flow]
+        assert target.options["bandwidth_gb_s"] == known.bandwidth_gb_s
+        assert target.options["bandwidth_efficiency"] == pytest.approx(found.efficiency, rel=1e-3)
+        assert target.options["per_layer_ms"] == pytest.approx(found.per_layer_ms, rel=1e-3)
+        if found.compute_tflops:
+            assert target.options["compute_tflops"] == pytest.approx(found.compute_tflops, rel=1e-2)
+        assert target.options["uncertainty"] >= uncertainty_of(errors[flow, known.is_cpu]) - 1e-9
+        checked += 1
+    assert checked == 8
 
 
 def test_figures_that_made_the_points_are_found_again() -> None:

@@ -8,35 +8,76 @@ from amoeba_export.backends import find_backend, list_backends
 from amoeba_export.backends.targets import graph_options, list_targets, over_ssh, parse_options, read_target
 from amoeba_export.errors import DamagedFile, InputError, NotFound, TargetUnavailable, UnknownName
 from amoeba_export.formats import FORMATS
+from amoeba_export.ir import RuntimeLimits
 
 SHIPPED = (
     "cpu",
-    "h100",
-    "jetson-agx-orin",
-    "jetson-orin-nano",
-    "jetson-orin-nx",
+    "h100-vllm",
+    "jetson-agx-orin-edgellm",
+    "jetson-agx-orin-llamacpp",
+    "jetson-agx-orin-vllm",
+    "jetson-agx-thor-edgellm",
+    "jetson-agx-thor-vllm",
+    "jetson-orin-nano-edgellm",
+    "jetson-orin-nano-llamacpp",
+    "jetson-orin-nx-edgellm",
+    "jetson-orin-nx-llamacpp",
+    "jetson-orin-nx-vllm",
+    "llamacpp-cpu",
     "openvino-cpu",
-    "raspberry-pi-5",
-    "rtx-4090",
+    "raspberry-pi-5-llamacpp",
+    "raspberry-pi-5-onnxruntime",
+    "rtx-4090-llamacpp",
+    "rtx-4090-vllm",
 )
 
 
 def test_the_targets_that_amoeba_ships() -> None:
     targets = list_targets()
-    assert set(SHIPPED) <= set(targets)
+    assert set(SHIPPED) == set(targets)
     for target in targets.values():
         backend = find_backend(target.backend)
         assert target.sources, f"{target.name} does not say where its figures come from"
         assert set(target.formats) <= set(FORMATS)
         if backend.containers:
             assert target.formats[0] in backend.containers
-        if backend.source != "measured":
-            assert target.on_device, f"{target.name} is estimated and does not say how it would be measured"
+        assert target.flow
+        if target.flow == "llama.cpp":
+            assert target.formats[0] == "gguf"
+        if target.flow in ("vLLM", "TensorRT Edge-LLM"):
+            assert target.formats == ("safetensors",)
+            assert (target.limits.ffn_multiple, target.limits.query_multiple) == (128, 128)
+
+
+def test_plain_names_are_the_flow_that_is_recommended_there() -> None:
+    plain = {alias: target.name for target in list_targets().values() for alias in target.aliases}
+    assert plain == {
+        "h100": "h100-vllm",
+        "jetson": "jetson-orin-nano-llamacpp",
+        "jetson-agx-orin": "jetson-agx-orin-llamacpp",
+        "jetson-agx-thor": "jetson-agx-thor-vllm",
+        "jetson-orin-nano": "jetson-orin-nano-llamacpp",
+        "jetson-orin-nx": "jetson-orin-nx-llamacpp",
+        "raspberry-pi-5": "raspberry-pi-5-llamacpp",
+        "rtx-4090": "rtx-4090-llamacpp",
+    }
+
+
+def test_limits_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "board.toml"
+    head = 'description = "mine"\nbackend = "onnxruntime"\n[limits]\nruntime = "R"\n'
+    path.write_text(head + "hidden_by_heads = true\noutput_biases = false\n")
+    assert read_target(path).limits == RuntimeLimits(runtime="R", hidden_by_heads=True, output_biases=())
+    path.write_text(head + "output_biases = true\n")
+    assert read_target(path).limits.takes_output_biases("qwen3")
+    path.write_text(head + "ffn_multipel = 128\n")
+    with pytest.raises(InputError, match=r"limits\.ffn_multipel: there is no such key\. Did you mean 'ffn_multiple'"):
+        read_target(path)
 
 
 def test_an_alias_names_the_same_target() -> None:
-    assert read_target("jetson") == read_target("jetson-orin-nano")
-    assert read_target("jetson").name == "jetson-orin-nano"
+    assert read_target("jetson") == read_target("jetson-orin-nano") == read_target("jetson-orin-nano-llamacpp")
+    assert read_target("jetson").name == "jetson-orin-nano-llamacpp"
 
 
 def test_an_unknown_target_lists_the_known_ones() -> None:
@@ -100,15 +141,15 @@ def test_a_host_is_measured_with_the_flow_that_the_target_names() -> None:
     assert target.backend == "ssh"
     options = parse_options(target)
     assert (options.host, options.port, options.identity) == ("me@board", 2222, Path("key"))
-    assert options.backend == "onnxruntime"
-    assert options.options == {"providers": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
+    assert options.backend == "llamacpp"
+    assert options.options == {"gpu_layers": 999}
     assert parse_options(over_ssh(read_target("cpu"), "me@board")).backend == "onnxruntime"
 
 
 def test_the_flow_decides_how_a_graph_is_spelled() -> None:
     assert graph_options(read_target("cpu"), "fp32") == {"dialect": "ort"}
-    assert graph_options(read_target("jetson"), "fp32") == {"dialect": "ort"}
-    remote = over_ssh(read_target("jetson"), "me@board")
+    assert graph_options(read_target("raspberry-pi-5-onnxruntime"), "fp32") == {"dialect": "ort"}
+    remote = over_ssh(read_target("raspberry-pi-5-onnxruntime"), "me@board")
     assert graph_options(remote, "fp32") == {"dialect": "ort"}
     assert graph_options(read_target("openvino-cpu"), "fp32") == {"dialect": "standard"}
     assert graph_options(read_target("openvino-cpu"), "int4")["dialect"] == "ort"

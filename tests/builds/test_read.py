@@ -19,8 +19,12 @@ KEYS = (
     "quality_floor, recipe, require_measured, seed, shape, strategy, target, throughput, workload."
 )
 TARGETS = (
-    "Choose one of: cpu, h100, jetson, jetson-agx-orin, jetson-orin-nano, jetson-orin-nx, openvino-cpu, "
-    "raspberry-pi-5, rtx-4090."
+    "Choose one of: cpu, h100, h100-vllm, jetson, jetson-agx-orin, jetson-agx-orin-edgellm, "
+    "jetson-agx-orin-llamacpp, jetson-agx-orin-vllm, jetson-agx-thor, jetson-agx-thor-edgellm, "
+    "jetson-agx-thor-vllm, jetson-orin-nano, jetson-orin-nano-edgellm, jetson-orin-nano-llamacpp, "
+    "jetson-orin-nx, jetson-orin-nx-edgellm, jetson-orin-nx-llamacpp, jetson-orin-nx-vllm, llamacpp-cpu, "
+    "openvino-cpu, raspberry-pi-5, raspberry-pi-5-llamacpp, raspberry-pi-5-onnxruntime, rtx-4090, "
+    "rtx-4090-llamacpp, rtx-4090-vllm."
 )
 
 CASES: dict[str, tuple[str, list[str]]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -42,28 +43,36 @@ def test_targets_are_listed_on_stdout(amoeba: Amoeba, words: list[str]) -> None:
     run = amoeba(*words)
     assert (run.code, run.err) == (0, "")
     header, *rows = run.out.splitlines()
-    assert header.split() == ["target", "backend", "metric", "dtype", "formats", "what", "it", "is"]
+    assert header.split() == ["target", "recommended", "for", "backend", "dtype", "formats", "what", "it", "is"]
     assert "cpu" in [row.split()[0] for row in rows]
-    assert "jetson-orin-nano, jetson" in run.out
+    assert any(row.split()[:3] == ["jetson-orin-nano-llamacpp", "jetson,", "jetson-orin-nano"] for row in rows)
 
 
 def test_targets_as_json(amoeba: Amoeba) -> None:
     run = amoeba("targets", "list", "--json")
-    assert {"cpu", "jetson-orin-nano"} <= {target["name"] for target in json.loads(run.out)}
-    assert json.loads(amoeba("targets", "show", "jetson", "--json").out)["name"] == "jetson-orin-nano"
+    assert {"cpu", "jetson-orin-nano-llamacpp"} <= {target["name"] for target in json.loads(run.out)}
+    assert json.loads(amoeba("targets", "show", "jetson", "--json").out)["name"] == "jetson-orin-nano-llamacpp"
 
 
 def test_one_target_is_shown_with_its_sources(amoeba: Amoeba) -> None:
     run = amoeba("targets", "show", "jetson")
     assert run.code == 0
-    assert "backend" in run.out
-    assert "source 1" in run.out
+    sheet = dict(
+        re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in run.out.splitlines()[1:] if "  " in line.strip()
+    )
+    assert sheet["flow"] == "llama.cpp"
+    assert sheet["power mode"] == "25 W (nvpmodel -m 1)"
+    assert sheet["recommended for"] == "jetson, jetson-orin-nano"
+    assert sheet["formats"] == "gguf, safetensors"
+    assert sheet["limits"].startswith("biases on o_proj and down_proj of llama, mistral, qwen2 only")
+    assert sheet["uncertainty"] == "0.3"
+    assert {"source 1", "bandwidth_gb_s", "latencies"} <= set(sheet)
 
 
 def test_a_target_that_can_be_used(amoeba: Amoeba) -> None:
     run = amoeba("targets", "check", "jetson")
     assert (run.code, run.err) == (0, "")
-    assert run.out.startswith("jetson-orin-nano can be estimated (analytic).")
+    assert run.out.startswith("jetson-orin-nano-llamacpp can be estimated (analytic).")
     assert json.loads(amoeba("targets", "check", "jetson", "--json").out)["ok"] is True
 
 
@@ -103,9 +112,9 @@ def test_doctor_says_what_there_is(amoeba: Amoeba) -> None:
     ]
     assert data["packages"]["torch"]["version"]
     assert data["packages"]["ray"]["extra"] == "ray"
-    assert data["targets"]["jetson-orin-nano"]["source"] == "analytic"
+    assert data["targets"]["jetson-orin-nano-llamacpp"]["source"] == "analytic"
     assert "pytest" not in data["packages"]
-    for name in ("torch", "cpu", "jetson-orin-nano", data["cache"]["path"]):
+    for name in ("torch", "cpu", "jetson-orin-nano-llamacpp", data["cache"]["path"]):
         assert name in run.out
 
 

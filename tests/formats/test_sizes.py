@@ -94,7 +94,7 @@ def test_an_estimate_reads_these_bytes(supernets: dict[str, Supernet]) -> None:
     """By the bandwidth alone, a step is as long as the weights take to be read."""
     base = supernets["llama-mha"].architecture
     dense = SubnetPlan.full(base).dense(base)
-    target = read_target("raspberry-pi-5")
+    target = read_target("raspberry-pi-5-onnxruntime")
     subjects = [Subject(dense=dense, dtype=dtype) for dtype in ("fp32", "int8")]
     wide, narrow = measure_latency(subjects, Workload(prompt_tokens=1), target=target)
     assert isinstance(wide, Latency)
