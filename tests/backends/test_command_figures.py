@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from random import Random
 
 import pytest
 from pydantic import ValidationError
@@ -77,6 +78,7 @@ def test_the_unit_that_is_printed() -> None:
     [
         ("tg.avg", REPORT, "tg has no key 'avg'. Did you mean 'avg.ts'? It has: avg.ts, samples"),
         ("run[0]", REPORT, "the JSON has no key 'run'. Did you mean 'runs'? It has: off, runs, tg, who"),
+        ("ms", json.dumps({"m" * 9999: 1, "mx": 2}), "the JSON has no key 'ms'. It has: mx"),
         ("runs.ms", REPORT, "runs is [{'ms': 4}, {'ms': 5}], which has no key 'ms'"),
         ("runs[7].ms", REPORT, "runs has 2 items, and no [7]"),
         ("tg[0]", REPORT, "tg is {'avg.ts': 80.5, 'samples': [1, 2, 3]}, not a list"),
@@ -106,6 +108,8 @@ def test_json_without_the_figure(path: str, text: str, reason: str) -> None:
         ("Decode: 12,5", "'12,5' is not a number"),
         ("Decode: nan", "'nan' is not a number"),
         ("Decode: 1e999", "it is inf ms, which cannot be"),
+        ("Decode: e2", "'e2' is not a number"),
+        ("Decode: 1,2", "'1,2' is not a number"),
         ("Decode: .", "'.' is not a number"),
     ],
 )
@@ -143,3 +147,28 @@ def test_a_figure_that_cannot_be_looked_for(settings: dict[str, str], reason: st
     with pytest.raises(ValidationError) as caught:
         Figure.model_validate(settings)
     assert reason in str(caught.value)
+
+
+def test_whatever_is_printed_has_samples_or_a_reason() -> None:
+    """Output that is almost right, damaged in every way: no other error, no long message."""
+    paths = {"a[0].b": "ms", "[*].ts": "tok/s", "a[*].b": "s", 'a["x.y"]': "us", "a": "ms"}
+    figures = [Figure.model_validate({"json_path": path, "unit": unit}) for path, unit in paths.items()]
+    figures += [Figure(regex=r"D: (?P<value>\S+)(?: (?P<unit>\S+))?"), Figure(regex=r"(\d*)x|(\d+) ms", unit="ms")]
+    texts = ['{"a": [{"b": 1}, {"b": 2}]}', '[{"ts": 3}]', '{"a": {"x.y": 1e5}}', "D: 12 ms\nD: 5 s", 'log\n{"a": 4}']
+    pieces = [*'"{}[]:,-.e', "1e999", "NaN", "9" * 5000, "\x00", "\u202e", "\r", "\n", "D: ", "true", '"":']
+    random = Random(0)
+    found = longest = 0
+    for _ in range(4000):
+        text = random.choice(texts)
+        for _ in range(random.randrange(4)):
+            position = random.randrange(len(text) + 1)
+            text = text[:position] + random.choice(pieces) + text[position + random.randrange(3) :]
+        try:
+            samples = random.choice(figures).samples_ms(text, tokens=8)
+        except NoFigure as error:
+            longest = max(longest, len(str(error)))
+        else:
+            assert samples and all(sample >= 0 for sample in samples)
+            found += 1
+    assert found > 50
+    assert 0 < longest < 700

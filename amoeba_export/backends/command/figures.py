@@ -6,6 +6,7 @@ import math
 import re
 import time
 from collections.abc import Callable
+from itertools import islice
 from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
@@ -34,7 +35,7 @@ MOST_TEXT = 2**20
 
 MOST_MATCHING_S = 10.0
 
-_NUMBER = re.compile(r"[+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)?(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3})?")
+_NUMBER = re.compile(r"[+-]?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 _STEP = re.compile(r"""\[(-?[0-9]{1,9}|\*)\]|\["([^"]+)"\]|(?:^|\.)([^.\[\]"]+)""")
 
 
@@ -163,7 +164,7 @@ def parse_json(text: str) -> Any:
 
 
 def _number(text: str | None) -> float:
-    if not text or not _NUMBER.fullmatch(text) or not re.search("[0-9]", text):
+    if not text or not _NUMBER.fullmatch(text):
         raise NoFigure(f"{shown(text)} is not a number")
     return float(text.replace(",", ""))
 
@@ -203,8 +204,9 @@ def _member(key: str) -> _Step:
         if not isinstance(value, dict):
             raise NoFigure(f"{place} is {shown(value)}, which has no key '{key}'")
         if key not in value:
-            known = ", ".join(sorted(map(str, value))[:12]) or "none"
-            raise NoFigure(f"{place} has no key '{key}'.{nearest(key, map(str, value))} It has: {known}")
+            known = sorted(other for other in islice(value, 200) if len(other) <= 40)  # a stranger may have printed it
+            listed = ", ".join(known[:12]) or "none"
+            raise NoFigure(f"{place} has no key '{key}'.{nearest(key, known)} It has: {listed}")
         return [value[key]]
 
     return step
