@@ -473,6 +473,17 @@ class EstimateRefused(TargetError):
         )
 
 
+class RefitDiffers(InputError):
+    """A plan names a refit by content, and another one is at hand."""
+
+    def __init__(self, named: str, found: str, *, was_given: bool) -> None:
+        how = "the one given is" if was_given else "made again on this machine it is"
+        super().__init__(
+            f"The plan names the refit {named[:12]}, and {how} {found[:12]}.",
+            next_step="Give the file with --refit FILE: the last bits of a fit differ between processors.",
+        )
+
+
 class TargetUnavailable(TargetError):
     """A target that cannot be used here and now: a runtime, a device, a host or a table is missing."""
 

@@ -38,6 +38,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("AMOEBA_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def _no_refit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cuts keep their weights unless a test asks for a refit: most are about something else."""
+    monkeypatch.setattr("amoeba_export.application.request.DEFAULT_REFIT", "off")
+
+
 @pytest.fixture(scope="session")
 def tiny_dirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One saved tiny model per family. Read-only: copy before you damage one."""

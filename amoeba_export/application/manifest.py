@@ -15,11 +15,12 @@ from amoeba_export.artifact import (
     FullModelRecord,
     LatencyRecord,
     Manifest,
+    RefitRecord,
     ShapeRecord,
     VerificationRecord,
     tool_versions,
 )
-from amoeba_export.ir import Supernet
+from amoeba_export.ir import SubnetPlan, Supernet
 from amoeba_export.ir.dtype import float_name
 from amoeba_export.search import quality_surface
 from amoeba_export.verify import VerifyReport
@@ -36,11 +37,19 @@ def make_manifest(fitted: Fitted, report: VerifyReport) -> Manifest:
         latency=_latency(settings, fitted),
         quality=_quality(fitted),
         reference=reference_records(session, fitted.wholes),
+        refit=_refit(session, fitted.plan),
         verification=verification_record(report),
         inputs=supernet.inputs,
         tool=tool_versions(),
         dims=dims_of(supernet),
     )
+
+
+def _refit(session: Session, plan: SubnetPlan) -> RefitRecord | None:
+    held = session.supernet.refit_of(plan)
+    if held is None:
+        return None
+    return RefitRecord(kind=held.kind, sha256=held.identity, losses=held.losses)
 
 
 def verification_record(report: VerifyReport) -> VerificationRecord:

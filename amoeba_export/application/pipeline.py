@@ -10,6 +10,7 @@ from amoeba_export.application.choose import Chooser
 from amoeba_export.application.costs import is_measured
 from amoeba_export.application.fit import Fitted, fit_budget, fit_plan
 from amoeba_export.application.manifest import make_manifest, reference_records
+from amoeba_export.application.recovery import recovered, with_named_refit
 from amoeba_export.application.request import ExportRequest, Settings, resolve
 from amoeba_export.application.selection import given_plan, with_strategy
 from amoeba_export.application.session import open_session
@@ -82,14 +83,15 @@ def export(
         session = check_containers(open_session(settings, progress=progress))
         build = Assembler(staging=staging, cut=cut)
         if replay is not None:
-            session = with_strategy(session)
-            build(session, replay.plan)
-            fitted = Fitted(session=session, plan=replay.plan)
+            session, plan = with_named_refit(with_strategy(session), replay.plan)
+            build(session, plan)
+            fitted = Fitted(session=session, plan=plan)
         elif settings.is_search:
-            fitted = fit_budget(session, build)
+            fitted = recovered(fit_budget(session, build), build)
         else:
             session = with_strategy(session)
-            fitted = fit_plan(session, given_plan(session), build)
+            session, plan = with_named_refit(session, given_plan(session))
+            fitted = recovered(fit_plan(session, plan, build), build)
         session = fitted.session
         report = verify_artifact(staging.folder, session.supernet, fitted.plan, progress=progress)
         manifest = make_manifest(fitted, report)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from amoeba_export.formats import FORMATS
 from amoeba_export.ir import Architecture, Budget, Metric, Policy, Shape, SubnetPlan, Target, Workload, parse_megabytes
 from amoeba_export.ir.dtype import AUTO, DTYPE_NAMES
 from amoeba_export.reading import read_json_object
+from amoeba_export.refit import HEAL_RECIPE, OFF, HealSettings, shipped_refits
 
 _S = TypeVar("_S")
 _T = TypeVar("_T")
@@ -31,6 +33,9 @@ class ExportRequest:
         latency: `50ms` or `75%` of `metric`; several with their metrics as `decode=50ms,prefill=300ms`.
         throughput: The least decode speed, such as `30tok/s`, of all sequences of the batch together.
         memory: The most that the model may occupy, such as `900MB`, where that is less than the target allows.
+        refit: `off`, `fast`, `full`, or the file that a given plan names.
+        heal: How long to distil what was refitted from the full model, such as `20m` or `2Mtok`.
+        calibration_data: Texts of the user's own domain, for half of the tokens of a refit.
     """
 
     model: str = "demo"
@@ -46,6 +51,9 @@ class ExportRequest:
     strategy: Path | None = None
     recipe: str = "quick"
     seed: int = 0
+    refit: str | None = None
+    heal: str | None = None
+    calibration_data: tuple[Path, ...] = ()
     adapters: tuple[Path, ...] = ()
     shape: str | None = None
     plan: Path | None = None
@@ -78,6 +86,9 @@ class Settings:
     policy: Policy
     formats: tuple[str, ...]
     dtype: str | None
+    refit: str
+    refit_file: Path | None
+    heal: HealSettings | None
     out: Path
 
     @property
@@ -150,6 +161,8 @@ def resolve(request: ExportRequest) -> Settings:
     memory_mb = attempt(parse_megabytes, request.memory)
     shape = attempt(Shape.parse, request.shape)
     plan = attempt(read_plan, request.plan)
+    healing = attempt(read_heal, request.heal)
+    refit_file = Path(request.refit) if request.refit and is_refit_file(request.refit) else None
     problems += _conflicts(request)
     if problems:
         raise problems[0] if len(problems) == 1 else Problems(problems)
@@ -169,6 +182,9 @@ def resolve(request: ExportRequest) -> Settings:
         policy=request.policy,  # type: ignore[arg-type]
         formats=tuple(dict.fromkeys(formats)),
         dtype=request.dtype or default_dtype(request, target),
+        refit=DEFAULT_REFIT if refit_file else refit_of(request),
+        refit_file=refit_file,
+        heal=healing,
         out=request.out or Path("dist") / default_name(request),
     )
 
@@ -193,6 +209,12 @@ def _bad_values(request: ExportRequest, metric: str) -> list[AmoebaError]:
     names += [("format", name, tuple(FORMATS)) for name in request.formats or ()]
     names += [("dtype", request.dtype, (*DTYPE_NAMES, AUTO))] if request.dtype else []
     problems += [UnknownName(kind, name, known) for kind, name, known in names if name not in known]
+    try:
+        check_refit(refit_of(request))
+    except AmoebaError as error:
+        problems.append(error)
+    if request.heal and request.refit == OFF:
+        problems.append(BadValue("--heal", request.heal, "used with a refit: it starts there"))
     if request.percentile not in (50, 90):
         problems.append(BadValue("--percentile", str(request.percentile), "50 or 90"))
     counts = {"prompt": request.prompt_tokens, "generate": request.generate_tokens, "batch": request.batch}
@@ -200,6 +222,43 @@ def _bad_values(request: ExportRequest, metric: str) -> list[AmoebaError]:
         BadValue(f"--{flag}", str(number), "a whole number above 0") for flag, number in counts.items() if number < 1
     ]
     return problems
+
+
+def read_heal(text: str) -> HealSettings:
+    """Read `20m`, `90s` or `1h`, or a number of tokens such as `2Mtok` or `500ktok`. Raises `BadValue`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h|tok|ktok|Mtok)", text.strip())
+    if not match or not float(match[1]):
+        raise BadValue("--heal", text, "a time such as 20m, or tokens such as 2Mtok")
+    number, unit = float(match[1]), match[2]
+    if unit in _SECONDS:
+        return HealSettings(tokens=MOST_TOKENS, seconds=number * _SECONDS[unit])
+    return HealSettings(tokens=max(1, round(number * _TOKENS[unit])))
+
+
+def refit_of(request: ExportRequest) -> str:
+    """`off`, a recipe's name, or a file: what is asked for, or what a cut gets when nothing is said."""
+    return request.refit or DEFAULT_REFIT
+
+
+def is_refit_file(text: str) -> bool:
+    """Whether `--refit` names a file, and not a recipe."""
+    return text.endswith(".safetensors")
+
+
+def check_refit(text: str) -> None:
+    """Raise `UnknownName` for what is neither `off`, a shipped recipe nor a file."""
+    known = (OFF, *(name for name in shipped_refits() if name != HEAL_RECIPE))
+    if not is_refit_file(text) and text not in known:
+        raise UnknownName("refit", text, known)
+
+
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+_TOKENS = {"tok": 1, "ktok": 1000, "Mtok": 1_000_000}
+MOST_TOKENS = 1_000_000_000
+"""Where only the time is limited."""
+
+DEFAULT_REFIT = "full"
+"""What a cut gets when nothing is said."""
 
 
 def _read_budget(text: str, metric: str, percentile: int) -> Budget:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from amoeba_export.application.manifest import verification_record
 from amoeba_export.application.recheck import check_story, recheck
+from amoeba_export.application.recovery import holding_refit
 from amoeba_export.application.selection import STRATEGY_NAME
 from amoeba_export.artifact import Manifest, VerificationRecord, sha256_file, verify_checksums
 from amoeba_export.cache import Cache
@@ -42,6 +43,7 @@ def verify(
     model: str | None = None,
     strategy: Path | None = None,
     adapters: tuple[Path, ...] = (),
+    refit: Path | None = None,
     checksums_only: bool = False,
     progress: Progress = SILENT,
 ) -> Verified:
@@ -54,6 +56,7 @@ def verify(
         model: The supernet; None for what the manifest names.
         strategy: The strategy that it was cut by; None for the cached one.
         adapters: Those that it was cut with; empty for what lies where the manifest's names say.
+        refit: The refit that it was made with; None for the cached one.
         checksums_only: Only compare the files with the manifest and the provenance statement; needs no supernet.
         progress: Told what is being compared.
 
@@ -78,6 +81,7 @@ def verify(
     supernet = load_supernet(name, adapters=adapters, strategy=strategy, progress=progress)
     if differences := _differences(manifest, supernet):
         raise OtherInputs(artifact, differences)
+    supernet = holding_refit(supernet, plan, refit, Cache(), progress=progress)
     record = verification_record(recheck(artifact, manifest, plan, supernet, progress=progress))
     return Verified(artifact=artifact, manifest=manifest, plan=plan, verification=record)
 

@@ -143,6 +143,22 @@ class VerificationRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RefitRecord:
+    """How the weights were fitted after the cut.
+
+    Attributes:
+        kind: `refit` by least squares, `heal` by distillation from there.
+        sha256: Of the file with the fitted weights.
+        losses: Text -> `full`, `cut` (before it was fitted) and `refit`: nats per token on tokens that nothing was
+            fitted on. `mix` is of the texts that were fitted, the others are from other sources.
+    """
+
+    kind: str
+    sha256: str
+    losses: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """The content of `amoeba.json`.
 
@@ -152,6 +168,7 @@ class Manifest:
         quality: The calibrated metric of this shape, such as `{"loss": 3.2}`, with what rounding adds where precisions
             were weighed; of the whole model, measured on a text where nothing was calibrated. None if it is not known.
         reference: The uncut model in each precision, that of relative budgets first; empty without a search.
+        refit: How the weights were fitted after the cut. None, and not in the JSON, where they were not.
         files: Every file but the manifest, sorted by path.
         tool: Versions of amoeba and of what it computed with.
         dims: Of the supernet, all but its `config`: with the plan, they are the dims of what is in the artifact.
@@ -168,6 +185,7 @@ class Manifest:
     tool: Mapping[str, str]
     dims: Mapping[str, Any]
     reference: tuple[FullModelRecord, ...] = ()
+    refit: RefitRecord | None = None
     schema_version: int = MANIFEST_SCHEMA
 
     def architecture(self) -> Architecture:
@@ -193,6 +211,8 @@ class Manifest:
         """The JSON object, `schema_version` first."""
         data = dataclasses.asdict(self)
         data["verification"] = self.verification and self.verification.to_json()
+        if self.refit is None:
+            del data["refit"]
         return {"schema_version": data.pop("schema_version"), **data}
 
     def to_text(self) -> str:

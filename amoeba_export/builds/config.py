@@ -57,6 +57,11 @@ class Shared(Table):
     strategy: str | None = Field(default=None, description="A strategy file. Left out: calibrated with the recipe.")
     recipe: str = Field(default="quick", description="The calibration recipe: a name or a TOML file.")
     seed: int = Field(default=0, description="Of the calibration.")
+    refit: str | None = Field(
+        default=None, description="How what stays is fitted: off, fast, full, or the refit file of the plan."
+    )
+    heal: str | None = Field(default=None, description="A distillation after it, such as 20m or 2Mtok.")
+    calibration_data: tuple[str, ...] = Field(default=(), description="Texts of your own domain to fit on.")
     quality_floor: float | None = Field(
         default=None, description="Worst accepted value of the calibrated metric: highest loss, lowest accuracy."
     )

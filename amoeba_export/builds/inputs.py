@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from amoeba_export.application.request import ExportRequest, is_refit_file, refit_of
 from amoeba_export.artifact import MANIFEST_NAME, read_manifest, tool_versions
 from amoeba_export.backends.targets import read_target
 from amoeba_export.builds.entry import Entry, LockedEntry
@@ -19,11 +20,24 @@ from amoeba_export.ir import InputId, Target
 from amoeba_export.load.demo import demo_gguf
 from amoeba_export.load.identity import file_sha256
 from amoeba_export.load.locate import locate_model
+from amoeba_export.refit import HEAL_RECIPE, OFF, load_refit_recipe
 
 FORMAT = 1
 """Raise it when the same inputs give another artifact than before."""
 
-_NOT_CONTENT = ("model", "target", "strategy", "recipe", "adapters", "plan", "out", "force", "dry_run")
+_NOT_CONTENT = (
+    "model",
+    "target",
+    "strategy",
+    "recipe",
+    "refit",
+    "calibration_data",
+    "adapters",
+    "plan",
+    "out",
+    "force",
+    "dry_run",
+)
 """Settings that name files: their content counts, not what they are called. And where the result goes."""
 
 
@@ -43,6 +57,7 @@ def entry_inputs(entry: Entry, cache: Cache) -> tuple[InputId, ...]:
     else:
         sha256 = load_recipe(request.recipe).identity
         found.append(InputId(role="recipe", id=f"{Path(request.recipe).stem}, seed {request.seed}", sha256=sha256))
+    found += _recovery_inputs(request, cache)
     if request.plan is not None:
         plan = request.plan / "plan.json" if request.plan.is_dir() else request.plan
         found.append(InputId(role="plan", id=plan.name, sha256=file_sha256(plan, cache_dir=cache.root)))
@@ -53,6 +68,18 @@ def entry_inputs(entry: Entry, cache: Cache) -> tuple[InputId, ...]:
     settings["quality_floor"] = entry.quality_floor
     found.append(InputId(role="settings", id=entry.name, sha256=_digest(settings)))
     return tuple(found)
+
+
+def _recovery_inputs(request: ExportRequest, cache: Cache) -> list[InputId]:
+    """The recipes of refit and healing with their texts, or the refit file."""
+    refit = refit_of(request)
+    if refit == OFF:
+        return []
+    if is_refit_file(refit):
+        return [InputId(role="refit", id=Path(refit).name, sha256=file_sha256(Path(refit), cache_dir=cache.root))]
+    names = [refit, *([HEAL_RECIPE] if request.heal else [])]
+    recipes = {name: load_refit_recipe(name).with_texts(request.calibration_data) for name in names}
+    return [InputId(role="refit", id=name, sha256=recipe.identity) for name, recipe in recipes.items()]
 
 
 def fingerprint(inputs: Iterable[InputId]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from amoeba_export.application.request import ExportRequest, read_plan
+from amoeba_export.application.request import ExportRequest, check_refit, is_refit_file, read_heal, read_plan
 from amoeba_export.backends.targets import read_target
 from amoeba_export.builds.config import BuildEntry, BuildFile, ModelTable, Shared, WorkloadTable
 from amoeba_export.builds.entry import Entry
@@ -179,13 +179,18 @@ class _Reader:
         if not values["recipe"].endswith(".toml") and values["recipe"] not in recipes:
             hint = nearest(values["recipe"], recipes)
             self.add(where("recipe"), f"there is no recipe named '{values['recipe']}'.{hint}", _choices(recipes))
-        for adapter in values["adapters"]:
-            self._exists(where("adapters"), adapter)
+        for key in ("adapters", "calibration_data"):
+            for path in values[key]:
+                self._exists(where(key), path)
+        if (healing := values["heal"]) is not None:
+            self._attempt(where("heal"), lambda: read_heal(healing))
+        if (refit := values["refit"]) is not None:
+            self._attempt(where("refit"), lambda: check_refit(refit))
         if (memory := values["memory"]) is not None:
             self._attempt(where("memory"), lambda: parse_megabytes(memory))
         if own.plan is not None and self._exists((*place, "plan"), own.plan):
             self._attempt((*place, "plan"), lambda: read_plan(self._at(own.plan or "")))
-        recipe = values["recipe"]
+        recipe, refit = values["recipe"], values["refit"]
         request = ExportRequest(
             model=model,
             target=target,
@@ -200,6 +205,9 @@ class _Reader:
             strategy=self._at(values["strategy"]) if values["strategy"] else None,
             recipe=str(self._at(recipe)) if recipe.endswith(".toml") else recipe,
             seed=values["seed"],
+            refit=str(self._at(refit)) if refit and is_refit_file(refit) else refit,
+            heal=values["heal"],
+            calibration_data=tuple(map(self._at, values["calibration_data"])),
             adapters=tuple(map(self._at, values["adapters"])),
             shape=own.shape,
             plan=self._at(own.plan) if own.plan else None,

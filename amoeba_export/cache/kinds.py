@@ -43,6 +43,7 @@ _CALIBRATION = Algorithm(name="calibration", version=2)
 _WRITING = Algorithm(name="writing", version=1)
 """The format writers: graphs, quantization, equalization."""
 _COMPARING = Algorithm(name="comparing", version=2)
+_REFITTING = Algorithm(name="refitting", version=1)
 _MEASURING = Algorithm(name="measuring", version=2)
 _REFINING = Algorithm(name="refining", version=1)
 
@@ -70,4 +71,21 @@ REFINED_TABLES = Kind(name="refined-tables", made_by=(_WRITING, _MEASURING, _REF
 FULL_MODELS = Kind(name="full-models", made_by=(_WRITING, _MEASURING))
 """Latencies of an uncut model on a device in each precision, of one run."""
 
-KINDS = (DIGESTS, MODELS, CALIBRATION, STRATEGIES, ROUNDING, FULL_MODELS, COST_TABLES, REFINED_TABLES)
+REFITS = Kind(name="refits", made_by=(_REFITTING,), is_large=True)
+"""Refits and healed weights, by the sha256 of the file."""
+
+RECOVERIES = Kind(name="recoveries", made_by=(_REFITTING,))
+"""Which refit came of a model, a plan, a recipe and a seed."""
+
+KINDS = (
+    DIGESTS,
+    MODELS,
+    CALIBRATION,
+    STRATEGIES,
+    ROUNDING,
+    FULL_MODELS,
+    COST_TABLES,
+    REFINED_TABLES,
+    REFITS,
+    RECOVERIES,
+)

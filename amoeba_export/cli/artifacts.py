@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import RenderableType
 
-from amoeba_export.artifact import FileEntry, FullModelRecord, LatencyRecord, Manifest, VerificationRecord
+from amoeba_export.artifact import FileEntry, FullModelRecord, LatencyRecord, Manifest, RefitRecord, VerificationRecord
 from amoeba_export.cli.console import facts, milliseconds, percent, size, table, titled
 from amoeba_export.ir import Latency
 
@@ -28,6 +28,8 @@ def result_table(manifest: Manifest, *, full: Latency | None = None) -> Renderab
         rows |= reference_rows(manifest.reference)
     if manifest.quality:
         rows["quality"] = _quality(manifest.quality)
+    if manifest.refit:
+        rows |= _refit_rows(manifest.refit)
     if manifest.verification:
         rows["verified"] = verified(manifest.verification)
     target = f" for {manifest.latency.target}" if manifest.latency else ""
@@ -100,6 +102,16 @@ def _latency_rows(latency: LatencyRecord, full: Latency | None) -> dict[str, str
     if latency.budget_ms is not None and latency.actual_ms is not None:
         rows["used"] = f"{percent(latency.actual_ms / latency.budget_ms)} of the budget"
     return rows
+
+
+def _refit_rows(refit: RefitRecord) -> dict[str, str]:
+    """Losses on text that nothing was fitted on: as it was cut, as it is shipped, and those of the full model."""
+    name = "healed" if refit.kind == "heal" else "refitted"
+    lines = [
+        f"{text}: loss {losses['cut']:.3f} to {losses['refit']:.3f}  (full model {losses['full']:.3f})"
+        for text, losses in refit.losses.items()
+    ]
+    return {name: "\n".join(lines)}
 
 
 def _quality(quality: Mapping[str, float]) -> str:

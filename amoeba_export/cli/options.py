@@ -91,6 +91,33 @@ RecipeName = Annotated[
         rich_help_panel="Subnet",
     ),
 ]
+RefitName = Annotated[
+    str | None,
+    typer.Option(
+        "--refit",
+        metavar="off|fast|full|FILE",
+        help="Fit what stays to do the work of what is cut. FILE: that of the plan. Left out: full.",
+        rich_help_panel="Quality",
+    ),
+]
+HealFor = Annotated[
+    str | None,
+    typer.Option(
+        "--heal",
+        metavar="20m|2Mtok",
+        help="Then distil it from the full model, for so long or so many tokens.",
+        rich_help_panel="Quality",
+    ),
+]
+CalibrationData = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--calibration-data",
+        metavar="F",
+        help="Text or JSONL of your own domain: half of the tokens that are fitted. Repeatable.",
+        rich_help_panel="Quality",
+    ),
+]
 Seed = Annotated[
     int, typer.Option("--seed", metavar="N", help="Of the calibration's draw of samples.", rich_help_panel="Subnet")
 ]

@@ -22,6 +22,10 @@ def verify(
         typer.Option("--strategy", metavar="F", help="The strategy that it was cut by, if it is not in the cache."),
     ] = None,
     adapter: Adapters = None,
+    refit: Annotated[
+        Path | None,
+        typer.Option("--refit", metavar="F", help="The refit that it was made with, if it is not in the cache."),
+    ] = None,
     checksums_only: Annotated[
         bool,
         typer.Option(
@@ -42,6 +46,7 @@ def verify(
         model=model,
         strategy=strategy,
         adapters=tuple(adapter or ()),
+        refit=refit,
         checksums_only=checksums_only,
         progress=Talk(),
     )

@@ -122,6 +122,13 @@ class SubnetPlan:
         facts = {key: value for key, value in self.to_json().items() if key not in _ORIGIN}
         return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
+    def keeps_everything(self, architecture: Architecture) -> bool:
+        """Whether nothing is cut."""
+        return len(self.layers) == architecture.num_layers and all(
+            len(layer.query_heads) == architecture.num_heads and len(layer.ffn) == architecture.ffn_size
+            for layer in self.layers
+        )
+
     @property
     def kept_layers(self) -> tuple[int, ...]:
         """Supernet indices of the kept layers."""

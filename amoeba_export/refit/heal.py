@@ -10,7 +10,6 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from amoeba_export.model.merged import MergedTensors
 from amoeba_export.model.samples import Batch
 from amoeba_export.model.workplace import open_workplace
 from amoeba_export.refit.data import RefitData, read_data
-from amoeba_export.refit.recipe import RefitRecipe
+from amoeba_export.refit.recipe import HealSettings, RefitRecipe
 from amoeba_export.refit.stage import Refitted, adapter_ids, writer_biases
 from amoeba_export.refit.student import Student
 
@@ -37,23 +36,6 @@ CHECKS = 12
 PATIENCE = 3
 """Looks without a better held-out loss before it ends."""
 SAVE_SECONDS = 120.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HealSettings:
-    """How long and how.
-
-    Attributes:
-        tokens: Tokens to train on; the texts are gone through again when they are shorter.
-        seconds: Ends it earlier. The learning rate falls with whichever runs out first.
-        learning_rate: The highest, of AdamW; it falls with a cosine to a tenth.
-        rows: Samples a step.
-    """
-
-    tokens: int = 2_000_000
-    seconds: float | None = None
-    learning_rate: float = 2e-4
-    rows: int = 4
 
 
 def heal(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +15,12 @@ from amoeba_export.model.data import DataRecipe
 from amoeba_export.model.recipes import located, read_recipe, shipped
 
 KIND = "refit"
+
+OFF = "off"
+"""Instead of a recipe: weights stay as they were cut."""
+
+HEAL_RECIPE = "heal"
+"""The texts of a distillation."""
 
 
 class _Table(BaseModel):
@@ -55,6 +63,17 @@ class RefitRecipe(_Table):
     mix: tuple[Share, ...]
     other: tuple[Share, ...]
 
+    def with_texts(self, files: Sequence[Path]) -> RefitRecipe:
+        """The same with texts of the user's own domain: they get half of the tokens, in equal parts.
+
+        A `.jsonl` file has documents in its field `text`.
+        """
+        if not files:
+            return self
+        total = sum(share.share for share in self.mix)
+        own = tuple(Share(file=str(path.resolve()), share=total / len(files)) for path in files)
+        return self.model_copy(update={"mix": (*self.mix, *own)})
+
     @property
     def identity(self) -> str:
         """sha256 of every setting and data file that decides the result."""
@@ -70,6 +89,23 @@ class RefitRecipe(_Table):
         for data in (*facts["mix"], *facts["other"]):
             data["file"] = data["file"] and Path(data["file"]).name
         return facts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealSettings:
+    """How long and how.
+
+    Attributes:
+        tokens: Tokens to train on; the texts are gone through again when they are shorter.
+        seconds: Ends it earlier. The learning rate falls with whichever runs out first.
+        learning_rate: The highest, of AdamW; it falls with a cosine to a tenth.
+        rows: Samples a step.
+    """
+
+    tokens: int = 2_000_000
+    seconds: float | None = None
+    learning_rate: float = 2e-4
+    rows: int = 4
 
 
 def shipped_refits() -> tuple[str, ...]:

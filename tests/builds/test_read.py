@@ -15,8 +15,9 @@ from amoeba_export.cli.app import main
 
 OK = '[[build]]\nname = "a"\ntarget = "cpu"\nlatency = "80%"\n'
 KEYS = (
-    "Choose one of: adapters, dtype, formats, latency, memory, metric, name, out, percentile, plan, policy, "
-    "quality_floor, recipe, require_measured, seed, shape, strategy, target, throughput, workload."
+    "Choose one of: adapters, calibration_data, dtype, formats, heal, latency, memory, metric, name, out, "
+    "percentile, plan, policy, quality_floor, recipe, refit, require_measured, seed, shape, strategy, target, "
+    "throughput, workload."
 )
 TARGETS = (
     "Choose one of: cpu, h100, h100-vllm, jetson, jetson-agx-orin, jetson-agx-orin-edgellm, "

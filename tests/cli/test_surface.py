@@ -19,7 +19,10 @@ EXPORT_AND_SEARCH = (
 )
 SURFACE = {
     "amoeba": "--version --debug --install-completion --show-completion",
-    "amoeba export": f"{EXPORT_AND_SEARCH} --shape --plan --require-measured --out --force --dry-run",
+    "amoeba export": (
+        f"{EXPORT_AND_SEARCH} --refit --heal --calibration-data --shape --plan --require-measured --out --force "
+        "--dry-run"
+    ),
     "amoeba search": EXPORT_AND_SEARCH,
     "amoeba init": "AMOEBA.TOML --force",
     "amoeba build": "AMOEBA.TOML --locked --engine --only --jobs --json",
@@ -42,7 +45,7 @@ SURFACE = {
         "ARTIFACT... --target --prompt --generate --batch --rounds --baseline --metric --fail-if-slower --plot --json"
     ),
     "amoeba inspect": "FILE|DIR --json",
-    "amoeba verify": "ARTIFACT --model --strategy --adapter --checksums-only --json",
+    "amoeba verify": "ARTIFACT --model --strategy --adapter --refit --checksums-only --json",
     "amoeba import": "UPSTREAM.npy MODEL --out --json",
     "amoeba targets": "",
     "amoeba targets list": "--json",

@@ -14,8 +14,9 @@ from amoeba_export.ir import Policy, Shape, SubnetPlan, Supernet
 from amoeba_export.ir.derive import derive_plan
 from amoeba_export.load import load_supernet
 from amoeba_export.load.refit import write_refit
-from amoeba_export.refit import RefitRecipe, Refitted, refit
+from amoeba_export.refit import RefitRecipe
 from amoeba_export.refit.data import read_data
+from amoeba_export.refit.stage import Refitted, refit
 from tests.materialize.subnets import noise_strategy
 from tests.model.models import save_tokenizer
 from tests.tiny import VOCAB, save_tiny

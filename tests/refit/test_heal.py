@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM
 from amoeba_export.ir import SubnetPlan, Supernet
 from amoeba_export.load.refit import write_refit
 from amoeba_export.materialize import materialize_subnet
-from amoeba_export.refit import RefitRecipe, Refitted
-from amoeba_export.refit.heal import HealSettings, heal
+from amoeba_export.refit import HealSettings, RefitRecipe
+from amoeba_export.refit.heal import heal
+from amoeba_export.refit.stage import Refitted
 from amoeba_export.verify import masked_logits
 from tests.materialize.subnets import write
 from tests.refit.models import IDS, Stopping, cut, fitted, loss_of, opened

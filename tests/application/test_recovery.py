@@ -1,0 +1,165 @@
+"""A refit on its way through an export: cached, named in plan, manifest and inputs, replayed, verified."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from amoeba_export import ExportRequest, export
+from amoeba_export.application.pipeline import Replay
+from amoeba_export.application.request import read_heal
+from amoeba_export.errors import BadValue, RefitDiffers, UnknownName
+from amoeba_export.ir import SubnetPlan
+from amoeba_export.refit import RefitRecipe
+from tests.listener import Listener
+from tests.model.models import save_tokenizer
+from tests.tiny import save_tiny
+
+
+@pytest.fixture
+def tiny_recipe(monkeypatch: pytest.MonkeyPatch, recipe: RefitRecipe) -> None:
+    """All refit recipes are a small one on words that the tiny tokenizer knows."""
+    monkeypatch.setattr("amoeba_export.application.recovery.load_refit_recipe", lambda name: recipe)
+
+
+@pytest.fixture
+def request_(
+    tmp_path: Path, tiny_recipe: None, texts: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> ExportRequest:
+    monkeypatch.setenv("AMOEBA_CACHE", str(tmp_path / "cache"))
+    model = save_tiny(tmp_path / "model")
+    save_tokenizer(model)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f'[data]\nfile = "{texts[0]}"\nwindow = 32\nsamples = 4\nheldout = 2\n[depth]\nmax_removed = 1\n',
+        encoding="utf-8",
+    )
+    return ExportRequest(
+        model=str(model),
+        shape="3x0.6",
+        recipe=str(recipe),
+        refit="full",
+        out=tmp_path / "out",
+        formats=("safetensors",),
+    )
+
+
+def plan_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+    return found
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "safetensors" / "model.safetensors").read_bytes()
+
+
+def test_an_export_is_refitted_and_says_so_everywhere(request_: ExportRequest, tmp_path: Path) -> None:
+    listener = Listener()
+    result = export(request_, progress=listener)
+    manifest = json.loads((tmp_path / "out" / "amoeba.json").read_text(encoding="utf-8"))
+    named = plan_of(tmp_path / "out")["refit_id"]
+    assert manifest["refit"]["sha256"] == named == result.plan.refit_id
+    assert manifest["refit"]["kind"] == "refit" and set(manifest["refit"]["losses"]) == {"mix", "another"}
+    assert [item["sha256"] for item in manifest["inputs"] if item["role"] == "refit"] == [named]
+    assert any(note.startswith("Refitted: loss on") for note in listener.notes)
+    bare = export(dataclasses.replace(request_, refit="off", out=tmp_path / "bare"))
+    assert bare.plan.refit_id is None and "refit_id" not in plan_of(tmp_path / "bare")
+    assert "refit" not in json.loads((tmp_path / "bare" / "amoeba.json").read_text(encoding="utf-8"))
+    assert weights(tmp_path / "bare") != weights(tmp_path / "out")
+
+
+def test_the_second_time_it_comes_from_the_cache(request_: ExportRequest, tmp_path: Path) -> None:
+    export(request_)
+    listener = Listener()
+    export(dataclasses.replace(request_, out=tmp_path / "again"), progress=listener)
+    assert not any(note.startswith("Refitting") for note in listener.notes)
+    assert weights(tmp_path / "again") == weights(tmp_path / "out")
+
+
+def test_a_plan_that_names_a_refit_is_exported_with_it(request_: ExportRequest, tmp_path: Path) -> None:
+    result = export(request_)
+    given = dataclasses.replace(request_, shape=None, plan=tmp_path / "out", out=tmp_path / "again")
+    export(given)
+    assert weights(tmp_path / "again") == weights(tmp_path / "out")
+    replayed = dataclasses.replace(request_, out=tmp_path / "replayed")
+    export(replayed, replay=Replay(plan=result.plan))
+    assert weights(tmp_path / "replayed") == weights(tmp_path / "out")
+    export(dataclasses.replace(given, refit="off", out=tmp_path / "bare"))
+    assert weights(tmp_path / "bare") != weights(tmp_path / "out")
+
+
+def test_a_plan_whose_refit_is_gone_has_it_made_again_and_compared(
+    request_: ExportRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = export(request_)
+    monkeypatch.setenv("AMOEBA_CACHE", str(tmp_path / "empty"))
+    replayed = dataclasses.replace(request_, out=tmp_path / "replayed")
+    export(replayed, replay=Replay(plan=result.plan))
+    assert weights(tmp_path / "replayed") == weights(tmp_path / "out")
+    other = dataclasses.replace(result.plan, refit_id="0" * 64)
+    with pytest.raises(RefitDiffers, match="made again on this machine"):
+        export(dataclasses.replace(replayed, out=tmp_path / "other"), replay=Replay(plan=other))
+
+
+def test_healing_starts_at_the_refit_and_replaces_it(request_: ExportRequest, tmp_path: Path) -> None:
+    result = export(dataclasses.replace(request_, heal="2ktok"))
+    manifest = result.manifest
+    assert manifest is not None and manifest.refit is not None and manifest.refit.kind == "heal"
+    assert len([item for item in manifest.inputs if item.role == "refit"]) == 1
+    held = result.supernet.refits[result.plan.refit_id or ""]
+    assert held.settings["start"] in result.supernet.refits
+    dense = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "safetensors")
+    embedding = dense.model.embed_tokens.weight.detach()
+    torch.testing.assert_close(embedding, held.tensors.read("model.embed_tokens.weight"))
+
+
+def test_verify_finds_the_refit_and_misses_it(request_: ExportRequest, tmp_path: Path, amoeba: Any) -> None:
+    result = export(request_)
+    words = ("verify", tmp_path / "out", "--model", request_.model)
+    assert amoeba(*words).code == 0
+    root = Path(os.environ["AMOEBA_CACHE"])
+    (file,) = (path for path in root.rglob("refit.safetensors"))
+    content = file.read_bytes()
+    file.unlink()
+    missing = amoeba(*words)
+    assert missing.code == 3 and "--refit" in missing.err
+    (tmp_path / "refit.safetensors").write_bytes(content)
+    assert amoeba(*words, "--refit", tmp_path / "refit.safetensors").code == 0
+    assert result.plan.refit_id is not None
+
+
+def test_a_model_that_cannot_be_refitted_is_exported_as_it_is_cut(
+    request_: ExportRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default, with a warning; not where a refit was asked for."""
+    monkeypatch.setattr("amoeba_export.application.request.DEFAULT_REFIT", "full")
+    result = export(dataclasses.replace(request_, refit="off"))
+    given = tmp_path / "out" / "plan.json"
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (Path(request_.model) / name).unlink()
+    listener = Listener()
+    asked = dataclasses.replace(request_, shape=None, plan=given, refit=None, out=tmp_path / "again")
+    assert export(asked, progress=listener).plan == result.plan
+    assert any(warning.startswith("The weights are not refitted") for warning in listener.notes)
+
+
+def test_nothing_is_refitted_where_nothing_is_cut(request_: ExportRequest) -> None:
+    assert export(dataclasses.replace(request_, shape="4x1")).plan.refit_id is None
+
+
+def test_what_may_be_asked_for() -> None:
+    assert read_heal("20m").seconds == 1200 and read_heal("1.5h").seconds == 5400
+    assert read_heal("2Mtok").tokens == 2_000_000 and read_heal("500 ktok").tokens == 500_000
+    for wrong in ("20", "0m", "fast", "2 M", "-1m"):
+        with pytest.raises(BadValue):
+            read_heal(wrong)
+    with pytest.raises(UnknownName):
+        export(ExportRequest(shape="3x0.6", refit="fats"))
+    assert SubnetPlan.__dataclass_fields__["refit_id"].default is None
