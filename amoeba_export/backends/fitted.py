@@ -16,9 +16,6 @@ import numpy as np
 
 from amoeba_export.backends.points import Point
 
-_LAYER_SPREAD = 0.25
-"""How much the cost of a layer differs between devices of a kind of flow, as a log-normal's sigma."""
-
 _ROUNDS = 100
 _CONVERGED = 1e-10
 
@@ -30,12 +27,13 @@ class Usual:
     Attributes:
         per_layer_ms: Of launching a layer.
         efficiency: Share of the peak bandwidth.
-        efficiency_spread: How much that differs between devices, as a log-normal's sigma.
+        layer_spread, efficiency_spread: How much these differ between devices, as a log-normal's sigma.
         noise: Relative scatter of published runs of one model.
     """
 
     per_layer_ms: float
     efficiency: float
+    layer_spread: float = 0.25
     efficiency_spread: float = 0.1
     noise: float = 0.03
 
@@ -115,7 +113,7 @@ def fit_figures(points: Sequence[Point], *, bandwidth_gb_s: float, prior: Usual)
     """The figures of one device and flow from its points; `prior` where there are none."""
     decodes = [point for point in points if point.kind == "decode"]
     start = np.log([prior.per_layer_ms, prior.efficiency])
-    precision = np.array([_LAYER_SPREAD, prior.efficiency_spread]) ** -2.0
+    precision = np.array([prior.layer_spread, prior.efficiency_spread]) ** -2.0
     found = start.copy()
     works = [point.work() for point in decodes]
     layers = np.array([work.layers for work in works])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from amoeba_export.cli.artifacts import command
 from amoeba_export.cli.completion import complete_targets
 from amoeba_export.cli.console import answer, facts, print_json, table, titled
 from amoeba_export.cli.options import AsJson
@@ -109,6 +111,53 @@ def check(name: Name, as_json: AsJson = False) -> None:
     if not as_json:
         says = "can be measured here" if backend.source == "measured" else f"can be estimated ({backend.source})"
         answer().print(titled(f"{target.name} {says}.", facts(device)))
+
+
+@targets.command()
+def fit(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The target file to write, ending in .toml.")],
+    points: Annotated[
+        Path, typer.Option("--points", metavar="CSV", help="Measured speeds, in the columns of targets/points.csv.")
+    ],
+    like: Annotated[
+        str | None,
+        typer.Option(
+            "--like",
+            metavar="NAME|FILE",
+            help="A target that has the same formats, limits and memory. Default: <device>-<flow> of the points.",
+            autocompletion=complete_targets,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a target file of measurements of your own: its figures are fitted to them."""
+    from amoeba_export.backends.points import read_points
+    from amoeba_export.backends.target_file import fit_target, write_target
+
+    found = fit_target(read_points(points), name=file.stem, like=like)
+    write_target(found.target, file)
+    if as_json:
+        rows = [
+            {
+                "model": point.model,
+                "weights": point.weights,
+                "metric": point.kind,
+                "measured_ms": point.milliseconds,
+                "fitted_ms": fitted_ms,
+                "left_out_error": error,
+            }
+            for point, fitted_ms, error in found.rows
+        ]
+        print_json({"file": str(file), "target": _to_json(found.target), "points": rows})
+        return
+    shown = table("model", "weights", "metric", "measured", "fitted", "left out")
+    for point, fitted_ms, error in found.rows:
+        left_out = "-" if error is None else f"{100 * error:+.1f} %"
+        times = f"{point.milliseconds:.4g} ms", f"{fitted_ms:.4g} ms"
+        shown.add_row(point.model, point.weights, point.kind, *times, left_out)
+    console = answer()
+    console.print(shown)
+    console.print(f"\nnext: {command('amoeba', 'targets', 'show', file)}")
 
 
 def _to_json(target: Target) -> dict[str, object]:

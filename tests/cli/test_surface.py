@@ -51,6 +51,7 @@ SURFACE = {
     "amoeba targets list": "--json",
     "amoeba targets show": "NAME|FILE --json",
     "amoeba targets check": "NAME|FILE --json",
+    "amoeba targets fit": "FILE --points --like --json",
     "amoeba doctor": "--json",
 }
 
