@@ -22,6 +22,7 @@ from amoeba_export.errors import AmoebaError, DamagedFile, InputError, NotLocked
 from amoeba_export.ir import InputId, LayerPlan, Policy, Shape, SubnetPlan
 from amoeba_export.reading import check_schema, decode, read_toml
 from amoeba_export.reading.bounds import MAX_SIZES, shown
+from amoeba_export.replacing import replace_text
 
 LOCK_SCHEMA = 1
 MAX_BYTES = 64 * 2**20
@@ -39,9 +40,7 @@ def write_lock(path: Path, entries: Sequence[LockedEntry]) -> None:
     text = _HEAD + "".join(map(_entry_text, entries))
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    replace_text(path, text)
 
 
 def read_lock(path: Path) -> dict[str, LockedEntry]:

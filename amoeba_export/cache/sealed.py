@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+
+from amoeba_export.replacing import replacing
 
 SEAL_NAME = "seal.json"
 """sha256 of every other file of an entry."""
@@ -36,9 +37,8 @@ def is_sound(folder: Path, digest_of: Callable[[Path], str]) -> bool:
 
 def write_sealed(path: Path, content: bytes) -> None:
     """Write `content` below its sha256, in one rename."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_bytes(f"{hashlib.sha256(content).hexdigest()}\n".encode() + content)
-    part.replace(path)
+    with replacing(path, shared=True, durable=False) as part:
+        part.write_bytes(f"{hashlib.sha256(content).hexdigest()}\n".encode() + content)
 
 
 def read_sealed(path: Path) -> bytes | None:

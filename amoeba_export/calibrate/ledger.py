@@ -16,6 +16,7 @@ from amoeba_export.cache.sealed import sealed_line, unsealed_line
 from amoeba_export.calibrate.evaluator import Cut, Scorer
 from amoeba_export.ir import SILENT, Progress
 from amoeba_export.model.samples import Samples
+from amoeba_export.replacing import replacing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -99,9 +100,8 @@ class Ledger:
         if len(sound) < len(whole):
             progress.note(f"{len(whole) - len(sound)} lines of {path} are damaged; these scores are computed again.")
         if len(sound) < len(whole) or unfinished:
-            part = path.with_suffix(".part")
-            part.write_bytes(b"".join(line + b"\n" for line in sound))
-            part.replace(path)
+            with replacing(path) as part:
+                part.write_bytes(b"".join(line + b"\n" for line in sound))
 
 
 def one_by_one(samples: Samples) -> list[range]:

@@ -71,12 +71,13 @@ def init(
     from amoeba_export.artifact import check_file_destination
     from amoeba_export.builds.template import TEMPLATE
     from amoeba_export.errors import OutputExists
+    from amoeba_export.replacing import replace_text
 
     check_file_destination(config)
     if config.exists() and not force:
         raise OutputExists(config)
     config.parent.mkdir(parents=True, exist_ok=True)
-    config.write_text(TEMPLATE, encoding="utf-8")
+    replace_text(config, TEMPLATE)
     answer().print(f"Wrote {config}.\nnext: amoeba build{'' if config == Path(CONFIG_NAME) else f' {config}'}")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from amoeba_export.evaluate.choices import TaskScore
 from amoeba_export.ir import InputId, Shape
 from amoeba_export.ir.pareto import pareto_front
 from amoeba_export.reading import WrongValue, check_schema, decode, read_json_object
+from amoeba_export.replacing import replace_text
 
 QUALITY_NAME = "quality.json"
 """In the folder of the adapter that was measured, where a search looks for it."""
@@ -108,13 +108,7 @@ class QualityFile:
 
     def write(self, path: Path) -> None:
         """Replace `path` in one rename."""
-        staged = path.with_name(f".{path.name}.staged")
-        with staged.open("w", encoding="utf-8") as file:
-            json.dump(self.to_json(), file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        staged.replace(path)
+        replace_text(path, json.dumps(self.to_json(), indent=2) + "\n")
 
 
 def read_quality(path: Path) -> QualityFile:

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from amoeba_export import leftovers
 from amoeba_export.errors import InputError, NotReplaceable, OutputExists, UsageError
 from amoeba_export.finetune.adapter import CONFIG
+from amoeba_export.replacing import replace_text
 
 KEPT = 2
 """Checkpoints that stay. The last but one is for the case that a disk loses the last."""
@@ -67,7 +68,7 @@ class Run:
             self._check_facts(facts)
         else:
             self._checkpoints.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.folder / "run.json", json.dumps(facts, indent=2) + "\n")
+            replace_text(self.folder / "run.json", json.dumps(facts, indent=2) + "\n")
 
     @classmethod
     def joined(cls, out: Path) -> Run:
@@ -146,7 +147,7 @@ class Run:
         lines = self.log_file.read_text(encoding="utf-8").splitlines(keepends=True) if self.log_file.exists() else []
         records = [json.loads(line) for line in lines if line.endswith("\n")]
         kept = [record for record in records if record["step"] <= step]
-        write_atomically(self.log_file, "".join(json.dumps(record) + "\n" for record in kept))
+        replace_text(self.log_file, "".join(json.dumps(record) + "\n" for record in kept))
         return kept
 
     def publish(self, fill: Callable[[Path], None]) -> None:
@@ -172,16 +173,6 @@ class Run:
 
     def _complete(self) -> list[Path]:
         return list(self._checkpoints.glob("step-*"))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text`: what is there is the old content or the new one."""
-    staged = path.with_name(f".{path.name}.staged")
-    with staged.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    staged.replace(path)
 
 
 def _move(staged: Path, place: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from amoeba_export.ir import Refit, TensorSpec
 from amoeba_export.ir.safetensors_header import safetensors_header
 from amoeba_export.load.checkpoint import open_file
 from amoeba_export.reading import check_schema, parse_json_object
+from amoeba_export.replacing import replacing
 
 SCHEMA = 1
 _METADATA = "amoeba_refit"
@@ -47,19 +47,12 @@ def write_refit(
     kinds = dict.fromkeys((spec.name for spec in specs), dtype)
     header, _, size_bytes = safetensors_header(specs, kinds, metadata={_METADATA: text})
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with part.open("wb") as file:
-            file.write(header)
-            for spec, (name, weight) in zip(specs, weights, strict=True):
-                assert (spec.name, spec.shape) == (name, tuple(weight.shape)), (spec, name, weight.shape)
-                file.write(weight.detach().to(dtype).contiguous().reshape(-1).view(torch.uint8).numpy().data)
-            file.flush()
-            os.fsync(file.fileno())
-            assert file.tell() == size_bytes, (file.tell(), size_bytes)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path, shared=True) as part, part.open("wb") as file:
+        file.write(header)
+        for spec, (name, weight) in zip(specs, weights, strict=True):
+            assert (spec.name, spec.shape) == (name, tuple(weight.shape)), (spec, name, weight.shape)
+            file.write(weight.detach().to(dtype).contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        assert file.tell() == size_bytes, (file.tell(), size_bytes)
     return read_refit(path)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from amoeba_export.errors import DamagedFile, InputError, NotFound, WrongModel
 from amoeba_export.ir import FixedWidth, Importance, Policy, Shape, Strategy, Supernet
 from amoeba_export.ir.belongs import STRATEGY_DIMS, identity_difference, strategy_differences
 from amoeba_export.reading import check_schema, decode, dim_problems, parse_json_object
+from amoeba_export.replacing import replacing
 
 SCHEMA = 1
 _METADATA = "amoeba_strategy"
@@ -34,15 +34,8 @@ def write_strategy(strategy: Strategy, path: Path) -> Strategy:
     """
     content = _serialize(strategy)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path, shared=True) as part:
+        part.write_bytes(content)
     return dataclasses.replace(strategy, identity=hashlib.sha256(content).hexdigest())
 
 

@@ -21,6 +21,7 @@ from amoeba_export.cache.sealed import file_digest, read_sealed, write_sealed
 from amoeba_export.ir import SILENT, Progress
 from amoeba_export.model.layers import LayerStack
 from amoeba_export.model.samples import Samples
+from amoeba_export.replacing import replacing
 
 Observe = Callable[[int, nn.Module], AbstractContextManager[None]]
 """Called around the forwards of one layer, with its index and its module."""
@@ -139,14 +140,14 @@ class StateFile:
 
     def write(self, batches: Iterable[torch.Tensor]) -> None:
         """Write all batches; the file appears when the last one is written."""
-        part, digest = self.path.with_suffix(".part"), hashlib.sha256()
-        with part.open("wb") as file:
-            for batch in batches:
-                content = batch.cpu().contiguous().numpy().view(np.uint8).reshape(-1).data
-                digest.update(content)
-                file.write(content)
-        write_sealed(_seal(self.path), digest.hexdigest().encode())
-        part.replace(self.path)
+        digest = hashlib.sha256()
+        with replacing(self.path, durable=False) as part:
+            with part.open("wb") as file:
+                for batch in batches:
+                    content = batch.cpu().contiguous().numpy().view(np.uint8).reshape(-1).data
+                    digest.update(content)
+                    file.write(content)
+            write_sealed(_seal(self.path), digest.hexdigest().encode())
 
     def remove(self) -> None:
         """Let go of the disk."""

@@ -17,6 +17,7 @@ from amoeba_export.profile.features import Counts, dims_of, features
 from amoeba_export.profile.fit import Fit
 from amoeba_export.reading import check_schema, decode, dim_problems, read_json_object
 from amoeba_export.reading.bounds import MAX_SIZES, shown
+from amoeba_export.replacing import replace_text
 
 TABLE_SCHEMA = 1
 SHORTEST_MS, LONGEST_MS = 1e-9, 1e12
@@ -86,8 +87,8 @@ def table_from_json(data: Mapping[str, Any], *, where: str | Path = "cost table"
 
 
 def write_table(table: CostTable, path: Path) -> None:
-    """Write `table` as JSON."""
-    path.write_text(json.dumps(table_to_json(table), indent=1) + "\n", encoding="utf-8")
+    """Write `table` as JSON, at once or not at all."""
+    replace_text(path, json.dumps(table_to_json(table), indent=1) + "\n")
 
 
 def read_table(path: Path) -> CostTable:

@@ -8,6 +8,7 @@ from amoeba_export.builds.outcome import REPORT_NAME, BuildReport
 from amoeba_export.builds.report.junit import junit_xml
 from amoeba_export.builds.report.page import html_page
 from amoeba_export.builds.report.summary import markdown_summary
+from amoeba_export.replacing import replace_text
 
 JUNIT_NAME = "junit.xml"
 SUMMARY_NAME = "summary.md"
@@ -32,12 +33,6 @@ def write_reports(report: BuildReport, folder: Path) -> list[Path]:
         (folder / name).unlink(missing_ok=True)
     made = []
     for name, text in zip(NAMES, texts, strict=True):
-        path = folder / name
-        part = folder / f".{name}.part"
-        try:
-            part.write_text(text, encoding="utf-8")
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-        made.append(path)
+        replace_text(folder / name, text)
+        made.append(folder / name)
     return made
