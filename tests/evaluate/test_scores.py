@@ -211,7 +211,7 @@ def test_a_bad_item_is_named_by_its_line(tmp_path: Path, record: object, message
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("x", "This file is damaged or not what its name says: not TOML"),
+        ("x", "This file is damaged or not what its name says: it is not TOML ("),
         ("x = 1", "This is not a task file: it has no [[task]]."),
         ("[[task]]\nfil = 'a'", "This is not a task file: task 1 has a key 'fil'; it can have name, file"),
         ("[[task]]\nname = 'a'", "This is not a task file: task 1 names no file."),
