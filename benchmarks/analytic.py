@@ -27,6 +27,8 @@ def rows_of(points: list[Point], checks: list[Point]) -> list[Row]:
     rows: list[Row] = []
     flow_errors = _flow_errors(points)
     others = by_group(checks)
+    if unknown := sorted(set(others) - set(by_group(points))):
+        raise SystemExit(f"nothing is fitted to {unknown}: name devices and flows as targets/points.csv does")
     for (device, flow), group in by_group(points).items():
         known, prior = DEVICES[device], usual(device, flow)
         figures = fit_figures(group, bandwidth_gb_s=known.bandwidth_gb_s, prior=prior)
