@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from amoeba_export.application import dtype, pipeline, selection
+from amoeba_export.application import pipeline, rounding, selection
 from amoeba_export.application.pipeline import export
 from amoeba_export.application.request import ExportRequest
 from amoeba_export.cache.kinds import COST_TABLES, REFINED_TABLES, ROUNDING, STRATEGIES, Kind
 from amoeba_export.ir import Shape, Supernet
-from tests.application.test_pipeline import model, target
+from tests.application.test_pipeline import model, target, write_target
 from tests.listener import Listener, flip_bit
 from tests.search.strategies import own_strategy
 
@@ -45,13 +45,13 @@ def calibrated(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def compared(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The folders that were compared to measure what rounding costs."""
     folders: list[Path] = []
-    verify: Callable[..., object] = dtype.verify_artifact
+    verify: Callable[..., object] = rounding.verify_artifact
 
     def counting(folder: Path, *args: object, **settings: object) -> object:
         folders.append(folder)
         return verify(folder, *args, **settings)
 
-    monkeypatch.setattr(dtype, "verify_artifact", counting)
+    monkeypatch.setattr(rounding, "verify_artifact", counting)
     return folders
 
 
@@ -59,6 +59,7 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 def test_a_flipped_bit_is_noticed_and_mended(
     model: Path, target: Path, cache: Path, calibrated: list[str], compared: list[Path], tmp_path: Path, kind: Kind
 ) -> None:
+    write_target(tmp_path, dtypes={"fp32": 1.0, "int8": 0.95})
     request = ExportRequest(
         model=str(model), target=str(target), latency="80%", dtype="auto", out=tmp_path / "out", force=True
     )
