@@ -27,7 +27,10 @@ FAMILIES = tuple(name for name in _CLASSES if name != AMOEBA)
 """The families whose function the formats here know how to write."""
 
 _CARRIED = ("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "attention_dropout", "hidden_act")
-_NOT_CARRIED = ("_name_or_path", "transformers_version", "torch_dtype", "auto_map", "rope_scaling", "pretraining_tp")
+_NOT_CARRIED = (
+    *("_name_or_path", "transformers_version", "torch_dtype", "auto_map", "rope_scaling", "pretraining_tp"),
+    *("attn_implementation", "_attn_implementation"),  # may name code, and says how to compute, not what
+)
 
 
 def check_family(dense: DenseArchitecture) -> None:

@@ -47,6 +47,7 @@ def test_the_keys_are_the_documented_ones() -> None:
         "files",
         "tool",
         "dims",
+        "reference",
     ]
     assert data["shape"] == {
         "depth": 1,
@@ -63,6 +64,7 @@ def test_the_keys_are_the_documented_ones() -> None:
         "target": "cpu",
         "workload": {"prompt_tokens": 128, "generate_tokens": 128, "batch": 1},
         "uncertainty": 0.05,
+        "full_dtype": None,
         "device": {"threads": "2"},
     }
     assert data["verification"] == {"max_abs_diff": 1e-5, "max_rel_diff": 1e-6, "greedy_tokens_equal": True}

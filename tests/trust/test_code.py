@@ -33,6 +33,10 @@ def mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "it-ran"
 
 
+PI = "raspberry-pi-5-onnxruntime"
+"""Estimated, and its container is ONNX."""
+
+
 def command(name: str, place: Place, out: Path) -> list[Any]:
     """A command line that reads a model as far as it can."""
     formats = ("--format", "safetensors,onnx")
@@ -54,7 +58,16 @@ def command(name: str, place: Place, out: Path) -> list[Any]:
     )
     return {
         "inspect": ["inspect", place.model],
-        "search": ["search", place.model, "--strategy", place.strategy, "--target", "jetson", "--latency", "90%"],
+        "search": [
+            "search",
+            place.model,
+            "--strategy",
+            place.strategy,
+            "--target",
+            "raspberry-pi-5-onnxruntime",
+            "--latency",
+            "90%",
+        ],
         "calibrate": ["calibrate", place.model, "--recipe", place.recipe, "--out", out],
         "evaluate": ["evaluate", place.model, "--text", place.text, "--window", 16, "--windows", 2],
         "finetune": ["finetune", place.model, "--strategy", place.strategy, "--data", place.data, "--out", out, *few],
