@@ -8,7 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,10 +38,15 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("AMOEBA_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
-@pytest.fixture(autouse=True)
-def _no_refit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cuts keep their weights unless a test asks for a refit: most are about something else."""
-    monkeypatch.setattr("amoeba_export.application.request.DEFAULT_REFIT", "off")
+@pytest.fixture(autouse=True, scope="session")
+def _no_refit() -> Iterator[None]:
+    """Cuts keep their weights unless a test asks for a refit: most are about something else.
+
+    A process that a test starts knows nothing of it and has to be told.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("amoeba_export.application.request.DEFAULT_REFIT", "off")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -57,7 +57,8 @@ from amoeba_export.artifact import verify_checksums
 
 inputs, place = map(Path, sys.argv[1:])
 out = place / "out"
-request = dict(model=str(inputs / "model"), strategy=inputs / "strategy.safetensors", shape="3x0.5", out=out)
+model, strategy = str(inputs / "model"), inputs / "strategy.safetensors"
+request = dict(model=model, strategy=strategy, shape="3x0.5", refit="off", out=out)
 
 def start():
     # Nothing was computed here before: a fork has only the thread that made it, and would wait for the others.
@@ -111,7 +112,22 @@ def test_a_kill_at_any_moment_leaves_a_whole_artifact_or_none(inputs: Path, tmp_
 
 def export_words(inputs: Path, out: Path, *words: object) -> list[str]:
     model, strategy = inputs / "model", inputs / "strategy.safetensors"
-    return [str(word) for word in ("export", model, "--strategy", strategy, "--shape", "3x0.5", "--out", out, *words)]
+    return [
+        str(word)
+        for word in (
+            "export",
+            model,
+            "--strategy",
+            strategy,
+            "--shape",
+            "3x0.5",
+            "--refit",
+            "off",
+            "--out",
+            out,
+            *words,
+        )
+    ]
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("safetensors", "fp32"), ("onnx", "fp32"), ("onnx", "int8")])
@@ -181,8 +197,8 @@ for name, dtypes, options in (
         folder.mkdir()
         write_formats(materialize_subnet(supernet, plan), folder, {name: dtype}, options={name: options})
         found[folder.name] = {file.path: file.sha256 for file in list_files(folder)}
-request = ExportRequest(model=str(model), strategy=strategy, shape="3x0.5", formats=("safetensors", "onnx"))
-export(dataclasses.replace(request, out=place / "out"))
+request = ExportRequest(model=str(model), strategy=strategy, shape="3x0.5", refit="off", out=place / "out")
+export(dataclasses.replace(request, formats=("safetensors", "onnx")))
 whole = {file.path: file.sha256 for file in list_files(place / "out")}
 del whole["amoeba.json"]
 found["export"] = whole

@@ -23,6 +23,7 @@ path = "model"
 [defaults]
 strategy = "strategy.safetensors"
 formats = ["safetensors"]
+refit = "off"
 """
 TWO = """\
 [[build]]

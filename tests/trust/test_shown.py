@@ -25,9 +25,9 @@ from tests.trust.planted import renew_checksums
 
 Amoeba = Callable[..., Run]
 
-EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\rhidden\u202e\x00"
+EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\rhidden\u202e"
 """Sets the window's title, clears the screen, colours with one byte, goes back to the start, turns the direction."""
-SPELLED = r"\x1b]0;owned\x07\x1b[2J\x9b31m\x0dhidden\u202e\x00"
+SPELLED = r"\x1b]0;owned\x07\x1b[2J\x9b31m\x0dhidden\u202e"
 SEEN = SPELLED.replace(r"\x07", "").replace(r"\x0d", "")
 """rich leaves out a few characters itself."""
 
