@@ -32,10 +32,14 @@ VERSION = 1
 WARM_UP = 0.03
 """Share of the steps in which the learning rate rises."""
 CHECKS = 12
-"""How often the held-out loss is looked at."""
+"""How often the held-out loss is looked at, at most."""
+CHECK_SPACING = 5
+"""Times the held-out tokens that are trained on between two looks: a look costs a tenth of that."""
 PATIENCE = 3
 """Looks without a better held-out loss before it ends."""
 SAVE_SECONDS = 120.0
+SHOWN = 100
+"""Steps of the progress that is shown: hundredths of the budget, whatever limits it."""
 
 
 def heal(
@@ -172,8 +176,8 @@ class _Run:
         num_steps = max(1, self._settings.tokens // per_step)
         if not self._state["checks"]:
             self._check()
-        with progress.track("Healing", num_steps) as advance:
-            advance(self._state["step"])
+        shown = 0
+        with progress.track("Healing", SHOWN) as advance:
             for rows in self._draws(num_steps):
                 share = self._share(num_steps)
                 if share >= 1:
@@ -181,8 +185,10 @@ class _Run:
                 self._step(rows, share)
                 self._state["step"] += 1
                 self._state["seconds"] = self._clock() - started
-                advance(1)
-                if self._share(num_steps) * CHECKS >= self._state["checks"]:
+                done = min(SHOWN, int(SHOWN * self._share(num_steps)))
+                advance(done - shown)
+                shown = done
+                if self._is_time_to_check(num_steps):
                     self._check()
                     if self._state["since_best"] >= PATIENCE:
                         progress.note("The held-out loss no longer falls.")
@@ -194,6 +200,13 @@ class _Run:
         with torch.no_grad():
             for name, weight in self._student.weights():
                 weight.copy_(self._best[name])
+
+    def _is_time_to_check(self, num_steps: int) -> bool:
+        """Whether the share of the budget and the tokens since the last look are those of the next one."""
+        held_out = sum(batch.tokens_BT.numel() for batch in self._data.judge.batches)
+        checks = int(self._state["checks"])
+        is_spaced = self.tokens_done >= CHECK_SPACING * held_out * checks
+        return is_spaced and self._share(num_steps) * CHECKS >= checks
 
     def _share(self, num_steps: int) -> float:
         """How much of the budget is used up, of that which runs out first."""
