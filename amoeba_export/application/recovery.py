@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,20 +35,27 @@ ID_NAME = "id.json"
 def recovered(fitted: Fitted, build: Build) -> Fitted:
     """`fitted` with fitted weights, built and measured again; unchanged where nothing was cut, or with `--refit off`.
 
+    A plan that names a refit keeps it. With `--heal`, it is healed from there.
+
     Raises:
-        InputError: `--refit` was given and the texts of its recipe cannot be used with this model.
+        InputError: `--refit` or `--heal` was given and the texts of its recipe cannot be used with this model.
     """
     session, plan = fitted.session, fitted.plan
     settings = session.settings
-    if settings.refit == OFF or plan.refit_id is not None or plan.keeps_everything(session.architecture):
+    if plan.keeps_everything(session.architecture):
+        if settings.heal is not None:
+            session.progress.warn("Nothing is cut, so nothing is healed.")
         return fitted
-    try:
-        session, (plan,) = refitted(session, [plan], settings.refit)
-    except InputError as error:
-        if settings.request.refit is not None:
-            raise
-        session.progress.warn(f"The weights are not refitted: {error.what} '--refit off' says that this is wanted.")
+    if settings.refit == OFF or (plan.refit_id is not None and settings.heal is None):
         return fitted
+    if plan.refit_id is None:
+        try:
+            session, (plan,) = refitted(session, [plan], settings.refit)
+        except InputError as error:
+            if settings.request.refit is not None or settings.heal is not None:
+                raise
+            session.progress.warn(f"The weights are not refitted: {error.what} '--refit off' says that this is wanted.")
+            return fitted
     if settings.heal is not None:
         session, plan = healed(session, plan, settings.heal)
     folder = build(session, plan)
@@ -205,14 +214,12 @@ def _cached(session: Session, facts: Mapping[str, Any]) -> Refit | None:
 
 def _put(session: Session, made: Refitted, facts: Mapping[str, Any]) -> Refit:
     """Keep what was made by its content, and its name by what it was made from."""
-    import tempfile
-
     with tempfile.TemporaryDirectory(prefix="amoeba-refit-") as scratch:
         path = Path(scratch) / REFIT_NAME
         held = write_refit(path, made.facts, made.specs, made.weights(), dtype=_dtype(session))
 
         def move(folder: Path) -> None:
-            (folder / REFIT_NAME).write_bytes(path.read_bytes())
+            shutil.copyfile(path, folder / REFIT_NAME)
 
         entry = session.cache.put(REFITS, {"sha256": held.identity}, move)
     name = json.dumps({"sha256": held.identity})

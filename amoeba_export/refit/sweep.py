@@ -96,9 +96,13 @@ class Sweep:
         kept = layer_idx in self._cuts[cut_idx].plan.kept_layers
         return kept and not self._layer_path(cut_idx, layer_idx).is_file()
 
-    def solved(self, cut_idx: int) -> list[dict[str, torch.Tensor]]:
-        """Per kept layer of a cut: `{writer}.weight` [D, C] and `{writer}.bias` [D], fp32, and the figures."""
-        return [load_file(self._layer_path(cut_idx, kept.source_layer)) for kept in self._cuts[cut_idx].plan.layers]
+    def solved(self, cut_idx: int) -> Iterator[dict[str, torch.Tensor]]:
+        """Per kept layer of a cut: `{writer}.weight` [D, C] and `{writer}.bias` [D], fp32, and the figures.
+
+        One layer at a time is read: all of a large model would not fit.
+        """
+        for kept in self._cuts[cut_idx].plan.layers:
+            yield load_file(self._layer_path(cut_idx, kept.source_layer))
 
     def last(self, cut_idx: int | None, batch_idx: int) -> torch.Tensor:
         """The stream after the last layer, of a cut or (None) of the full model. [B, T, D]."""

@@ -16,7 +16,6 @@ from amoeba_export import ExportRequest, export
 from amoeba_export.application.pipeline import Replay
 from amoeba_export.application.request import read_heal
 from amoeba_export.errors import BadValue, RefitDiffers, UnknownName
-from amoeba_export.ir import SubnetPlan
 from amoeba_export.refit import RefitRecipe
 from tests.listener import Listener
 from tests.model.models import save_tokenizer
@@ -150,8 +149,18 @@ def test_a_model_that_cannot_be_refitted_is_exported_as_it_is_cut(
     assert any(warning.startswith("The weights are not refitted") for warning in listener.notes)
 
 
+def test_a_plan_that_names_a_refit_is_healed_from_there(request_: ExportRequest, tmp_path: Path) -> None:
+    started = export(request_).plan.refit_id
+    given = dataclasses.replace(request_, shape=None, plan=tmp_path / "out", out=tmp_path / "healed", heal="2ktok")
+    result = export(given)
+    assert result.supernet.refits[result.plan.refit_id or ""].settings["start"] == started
+
+
 def test_nothing_is_refitted_where_nothing_is_cut(request_: ExportRequest) -> None:
-    assert export(dataclasses.replace(request_, shape="4x1")).plan.refit_id is None
+    listener = Listener()
+    asked = dataclasses.replace(request_, shape="4x1", heal="2ktok")
+    assert export(asked, progress=listener).plan.refit_id is None
+    assert "Nothing is cut, so nothing is healed." in listener.notes
 
 
 def test_what_may_be_asked_for() -> None:
@@ -162,4 +171,3 @@ def test_what_may_be_asked_for() -> None:
             read_heal(wrong)
     with pytest.raises(UnknownName):
         export(ExportRequest(shape="3x0.6", refit="fats"))
-    assert SubnetPlan.__dataclass_fields__["refit_id"].default is None
