@@ -108,11 +108,15 @@ class StateFile:
     Args:
         path: Where it lies.
         shapes: Of the batches, fp32.
+        sealed: Whether its sha256 is kept beside it. What no other process goes on from needs none.
         progress: Told when it is not what was written; it is removed then.
     """
 
-    def __init__(self, path: Path, shapes: Sequence[tuple[int, ...]], *, progress: Progress = SILENT) -> None:
+    def __init__(
+        self, path: Path, shapes: Sequence[tuple[int, ...]], *, sealed: bool = True, progress: Progress = SILENT
+    ) -> None:
         self.path = path
+        self._sealed = sealed
         self._progress = progress
         self._shapes = shapes
         self._offsets = [0]
@@ -145,9 +149,11 @@ class StateFile:
             with part.open("wb") as file:
                 for batch in batches:
                     content = batch.cpu().contiguous().numpy().view(np.uint8).reshape(-1).data
-                    digest.update(content)
+                    if self._sealed:
+                        digest.update(content)
                     file.write(content)
-            write_sealed(_seal(self.path), digest.hexdigest().encode())
+            if self._sealed:
+                write_sealed(_seal(self.path), digest.hexdigest().encode())
 
     def remove(self) -> None:
         """Let go of the disk."""

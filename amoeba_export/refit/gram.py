@@ -14,8 +14,7 @@ PANEL = 512
 class NormalEquations:
     """Weighted sums over tokens of x x', x y', x and y, in float64.
 
-    Products of one block are fp32, as its values are; only sums over blocks need more. A block of some thousand tokens
-    loses less than 1e-6 of its own sum.
+    Products of one block are fp32, as its values are; sums over blocks are float64.
 
     Args:
         num_inputs: C.

@@ -1,7 +1,6 @@
 """Heal: a short distillation of one cut from the full model, from its refit on. All weights of the cut are trained.
 
-The loss is the KL divergence of the cut's next-token distribution from the full model's, at every position. Published
-work finds it better than cross-entropy on the text, and most of its gain within the first million tokens.
+The loss is the KL divergence of the cut's next-token distribution from the full model's, at every position.
 """
 
 from __future__ import annotations

@@ -64,12 +64,11 @@ def solve_writer(
     before = error(w_DC, bias_D)
     best = Solution(w_DC=w_DC, bias_D=bias_D, strength=None, before=before / energy, after=before / energy)
     gram_CC, cross_CD = normal.reduce(w_DC, centre=bias_D is not None)
-    scale = float(gram_CC.diagonal().mean()) if len(gram_CC) else 0.0
+    diagonal_C = gram_CC.diagonal().clone()
+    scale = float(diagonal_C.mean()) if len(gram_CC) else 0.0
     for strength in strengths if scale > 0 else ():
-        damped_CC = gram_CC.clone()
-        damped_CC.diagonal().add_(strength * scale)
-        factor_CC, failed = torch.linalg.cholesky_ex(damped_CC)
-        del damped_CC
+        gram_CC.diagonal().copy_(diagonal_C + strength * scale)  # in place: a second one may not fit
+        factor_CC, failed = torch.linalg.cholesky_ex(gram_CC)
         if failed:
             continue
         fitted_DC = (w_DC.double() + torch.cholesky_solve(cross_CD, factor_CC).T).float().contiguous()

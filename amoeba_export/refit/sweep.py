@@ -155,7 +155,7 @@ class Sweep:
         cut, plan = self._cuts[cut_idx], self._cuts[cut_idx].plan
         position = plan.kept_layers.index(layer_idx)
         module = cut.stack.sliced_layer(plan.layers[position])
-        stream = StateFile(self._folder / f"cut-{cut_idx}-mid.f32", self._wide)
+        stream = StateFile(self._folder / f"cut-{cut_idx}-mid.f32", self._wide, sealed=False)
         out = self._cut_file(cut_idx, layer_idx)
         before = self._cut_file(cut_idx, plan.kept_layers[position - 1]) if position else None
         targets = (self._mid(layer_idx), self._boundary(self._next(cut_idx, layer_idx)))
@@ -201,7 +201,7 @@ class Sweep:
             result.write(entering(batch_idx) for batch_idx in range(len(self._data.batches)))
             return None
         shapes = [(*batch.tokens_BT.shape, num_inputs) for batch in self._data.batches]
-        inputs = StateFile(result.path.with_name(f"{result.path.stem}-inputs.f32"), shapes)
+        inputs = StateFile(result.path.with_name(f"{result.path.stem}-inputs.f32"), shapes, sealed=False)
         normal = NormalEquations(num_inputs, hidden_size, device)
         heldout_x: list[torch.Tensor] = []
         heldout_y: list[torch.Tensor] = []
