@@ -18,6 +18,7 @@ from amoeba_export.artifact import FullModelRecord, LatencyRecord, Manifest, Sta
 from amoeba_export.errors import EstimateRefused
 from amoeba_export.ir import SILENT, Progress, SubnetPlan, Supernet
 from amoeba_export.ir.dtype import AUTO
+from amoeba_export.refit import OFF
 from amoeba_export.search import SearchResult
 from amoeba_export.verify import verify_artifact
 
@@ -122,6 +123,8 @@ def resolve_settings(request: ExportRequest, progress: Progress) -> Settings:
     if request.require_measured and settings.target and not is_measured(settings.target):
         raise EstimateRefused(settings.target.name, settings.target.backend)
     progress.note(settings.summary)
+    if request.calibration_data and settings.refit == OFF:
+        progress.warn("--calibration-data is not used: it is the text of a refit, and '--refit off' leaves that out.")
     if settings.target and not is_measured(settings.target):
         progress.warn(
             f"Latencies of '{settings.target.name}' are estimates ({settings.target.backend}): no device is asked."

@@ -24,6 +24,7 @@ from amoeba_export.refit.data import RefitData, read_data
 from amoeba_export.refit.recipe import HealSettings, RefitRecipe
 from amoeba_export.refit.stage import Refitted, adapter_ids, writer_biases
 from amoeba_export.refit.student import Student
+from amoeba_export.replacing import replacing
 
 VERSION = 1
 """Raise it when the same inputs give other weights than before."""
@@ -250,13 +251,14 @@ class _Run:
             self._best = {name: weight.detach().clone() for name, weight in self._student.weights()}
 
     def _save(self) -> None:
-        part = self._checkpoint.with_suffix(".part")
-        weights = {name: weight.detach() for name, weight in self._student.weights()}
-        torch.save(
-            {"state": self._state, "weights": weights, "best": self._best, "optimizer": self._optimizer.state_dict()},
-            part,
-        )
-        part.replace(self._checkpoint)
+        held = {
+            "state": self._state,
+            "weights": {name: weight.detach() for name, weight in self._student.weights()},
+            "best": self._best,
+            "optimizer": self._optimizer.state_dict(),
+        }
+        with replacing(self._checkpoint) as part:
+            torch.save(held, part)
 
     def _load(self) -> None:
         if not self._checkpoint.is_file():

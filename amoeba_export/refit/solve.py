@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from amoeba_export.refit.gram import NormalEquations
+from amoeba_export.refit.gram import PANEL, NormalEquations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,15 +63,13 @@ def solve_writer(
     energy = max(float((heldout_y_TD.square().sum(dim=1) * heldout_weight_T).sum(dtype=torch.float64)), 1e-30)
     before = error(w_DC, bias_D)
     best = Solution(w_DC=w_DC, bias_D=bias_D, strength=None, before=before / energy, after=before / energy)
-    gram_CC, cross_CD = normal.reduce(w_DC, centre=bias_D is not None)
-    diagonal_C = gram_CC.diagonal().clone()
-    scale = float(diagonal_C.mean()) if len(gram_CC) else 0.0
+    cross_CD = normal.reduce(w_DC, centre=bias_D is not None)
+    scale = float(normal.diagonal().mean()) if normal.num_inputs else 0.0
     for strength in strengths if scale > 0 else ():
-        gram_CC.diagonal().copy_(diagonal_C + strength * scale)  # in place: a second one may not fit
-        factor_CC, failed = torch.linalg.cholesky_ex(gram_CC)
-        if failed:
+        factor_CC = normal.factor(strength * scale)
+        if factor_CC is None:
             continue
-        fitted_DC = (w_DC.double() + torch.cholesky_solve(cross_CD, factor_CC).T).float().contiguous()
+        fitted_DC = _changed(w_DC, factor_CC, cross_CD)
         del factor_CC
         fitted_D = None if bias_D is None else normal.intercept(fitted_DC).float()
         after = error(fitted_DC, fitted_D) / energy
@@ -83,3 +81,14 @@ def solve_writer(
         if after < best.after:
             best = Solution(w_DC=w_DC, bias_D=mean_D, strength=None, before=best.before, after=after)
     return best
+
+
+def _changed(w_DC: torch.Tensor, factor_CC: torch.Tensor, cross_CD: torch.Tensor) -> torch.Tensor:
+    """`w_DC` with the solution added, in fp32; some outputs at a time, so that no second [C, D] is made in float64."""
+    fitted_DC = torch.empty_like(w_DC, memory_format=torch.contiguous_format)
+    for start in range(0, len(w_DC), PANEL):
+        outputs = slice(start, start + PANEL)
+        change_CP = torch.linalg.solve_triangular(factor_CC, cross_CD[:, outputs], upper=False)
+        change_CP = torch.linalg.solve_triangular(factor_CC.T, change_CP, upper=True)
+        fitted_DC[outputs] = w_DC[outputs].double() + change_CP.T
+    return fitted_DC

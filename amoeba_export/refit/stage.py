@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from amoeba_export.errors import NotANumber
-from amoeba_export.ir import SILENT, Axis, LayerPlan, Progress, SubnetPlan, Supernet, TensorSpec
+from amoeba_export.ir import SILENT, Architecture, Axis, LayerPlan, Progress, SubnetPlan, Supernet, TensorSpec
 from amoeba_export.model.bias import compensation_bias
 from amoeba_export.model.head import Head, Objective
 from amoeba_export.model.layers import WRITERS, LayerStack
@@ -22,7 +22,10 @@ from amoeba_export.refit.data import RefitData, read_data
 from amoeba_export.refit.recipe import RefitRecipe
 from amoeba_export.refit.sweep import Cut, Sweep
 
-VERSION = 1
+MEMORY_BYTES = 3 * 2**29
+"""What the streams and the largest solve take together. What does not fit lies on disk."""
+
+VERSION = 2
 """Raise it when the same inputs give other weights than before."""
 
 _AXES: dict[str, Axis] = dict(zip(WRITERS, ("query", "ffn"), strict=True))
@@ -90,7 +93,15 @@ def refit(
     }
     with open_workplace(supernet.identity, cache_dir, progress=progress) as workplace:
         folder = workplace.folder_of(facts)
-        sweep = Sweep(full, cuts, data, folder, strengths=recipe.strengths)
+        sweep = Sweep(
+            full,
+            cuts,
+            data,
+            folder,
+            strengths=recipe.strengths,
+            memory_bytes=max(0, MEMORY_BYTES - _solve_bytes(supernet.architecture)),
+            progress=progress,
+        )
         num_layers = supernet.architecture.num_layers
         with progress.track(f"Refitting {' and '.join(str(plan.shape) for plan in plans)}", num_layers) as advance:
             for _ in sweep.layers():
@@ -106,6 +117,12 @@ def refit(
             made.append(_result(supernet, cut.plan, recipe, seed, sweep, cut_idx, losses))
         take(made)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _solve_bytes(architecture: Architecture) -> int:
+    """What solving the wider writer takes: panels, a factor, a cross product and a held-out part in fp32."""
+    num_inputs = max(architecture.num_heads * architecture.head_dim, architecture.ffn_size)
+    return 12 * num_inputs**2 + 24 * num_inputs * architecture.hidden_size
 
 
 def adapter_ids(supernet: Supernet) -> tuple[str, ...]:

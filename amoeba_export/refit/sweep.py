@@ -6,8 +6,9 @@ are solved already. So the error of a layer is seen, and answered, by the next o
 across dropped layers is that of ReplaceMe, arXiv 2505.02819). A token weighs as the next norm sees it: by the inverse
 mean square of the stream that is aimed at, so that the few tokens of huge norm do not decide alone.
 
-In memory at a time: one layer, one Gram matrix and its factor, the batches in flight, and the held-out tokens of one
-writer. The rest is on disk, and what is on disk is enough to go on after a stop.
+In memory are one layer, one Gram matrix and its factor, the held-out tokens of one writer, and the streams as far as
+they fit into a bound; the others are on disk. Solved layers are on disk in any case: a run that was stopped goes on
+from them.
 """
 
 from __future__ import annotations
@@ -17,15 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import nn
 
-from amoeba_export.ir import SubnetPlan
+from amoeba_export.cache.sealed import read_sealed, write_sealed
+from amoeba_export.ir import SILENT, Progress, SubnetPlan
 from amoeba_export.model.layers import WRITERS, LayerStack
-from amoeba_export.model.states import StateFile
 from amoeba_export.refit.data import RefitData
 from amoeba_export.refit.gram import NormalEquations
 from amoeba_export.refit.solve import Solution, solve_writer
+from amoeba_export.refit.streams import Room, Stream
 
 TINY = 1e-12
 """Keeps a token of zeros from weighing infinitely much."""
@@ -54,47 +56,94 @@ class Sweep:
         full: The teacher.
         cuts: What is refitted.
         data: Tokens.
-        folder: Holds states and finished layers. Another process with the same inputs goes on from there.
+        folder: Holds solved layers, and streams that do not fit in memory. Another process with the same inputs goes on
+            from there.
         strengths: Of the ridge; see `solve_writer`.
+        memory_bytes: What the streams may take in memory. Where they lie does not change a bit of the result.
+        progress: Told of a file that is not what was written; it is made again.
     """
 
     def __init__(
-        self, full: LayerStack, cuts: Sequence[Cut], data: RefitData, folder: Path, *, strengths: Sequence[float]
+        self,
+        full: LayerStack,
+        cuts: Sequence[Cut],
+        data: RefitData,
+        folder: Path,
+        *,
+        strengths: Sequence[float],
+        memory_bytes: int,
+        progress: Progress = SILENT,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._full, self._cuts, self._data, self._folder = full, cuts, data, folder
-        self._strengths = strengths
-        self._num_layers = full.architecture.num_layers
-        self._wide = [(*batch.tokens_BT.shape, full.architecture.hidden_size) for batch in data.batches]
+        self._strengths, self._progress = strengths, progress
+        self._num_layers, self._hidden_size = full.architecture.num_layers, full.architecture.hidden_size
+        shapes = [tuple(batch.tokens_BT.shape) for batch in data.batches]
+        self._room = Room(folder, shapes, memory_bytes=memory_bytes, device=full.device, progress=progress)
+        self._boundaries: dict[int, Stream] = {}
+        self._states: list[Stream | None] = [None] * len(cuts)
+        self._reached = 0
 
     @torch.no_grad()
     def layers(self) -> Iterator[int]:
-        """Go through the layers; yield each index when everything about it is on disk."""
-        first = self._first()
-        yield from range(first)
-        for layer_idx in range(first, self._num_layers):
-            waiting = [cut_idx for cut_idx in range(len(self._cuts)) if self._is_waiting(cut_idx, layer_idx)]
-            self._advance(layer_idx, mid=bool(waiting))
+        """Go through the layers; yield each index when what was solved of it is on disk."""
+        self._reached = start = self._start()
+        yield from range(start)
+        for layer_idx in range(start, self._num_layers):
+            keeping = [i for i, cut in enumerate(self._cuts) if layer_idx in cut.plan.kept_layers]
+            known = {i: self._read_layer(i, layer_idx) for i in keeping}
+            waiting = [i for i in keeping if known[i] is None]
+            mid = self._room.stream(f"full-{layer_idx:04d}-mid", self._hidden_size, sealed=False)
+            if waiting:
+                module = self._full.layer(layer_idx)
+                mid.write(
+                    self._full.block(module, WRITERS[0], self._read_full(layer_idx, batch_idx))
+                    for batch_idx in self._batches
+                )
+                del module
+            self._advance(layer_idx, mid if waiting else None)
             for boundary in range(layer_idx + 1, max([self._next(i, layer_idx) for i in waiting], default=0)):
                 self._advance(boundary)
-            for cut_idx in waiting:
-                self._solve(cut_idx, layer_idx)
+                if not self._is_aimed_at(boundary):
+                    self._boundary(boundary).remove()
+            for cut_idx in keeping:
+                self._through(cut_idx, layer_idx, mid, known[cut_idx])
+            mid.remove()
             self._boundary(layer_idx).remove()
-            self._mid(layer_idx).remove()
             yield layer_idx
 
-    def _first(self) -> int:
-        """The layer to begin with: the lowest that waits, or below it where the full stream is on disk."""
+    @property
+    def _batches(self) -> range:
+        return range(len(self._data.batches))
+
+    def _start(self) -> int:
+        """The highest boundary below all that waits where every stream is on disk, or 0.
+
+        Streams that were in memory are made again, with what is solved already.
+        """
         first = next(
-            (i for i in range(self._num_layers) if any(self._is_waiting(c, i) for c in range(len(self._cuts)))),
+            (
+                layer_idx
+                for layer_idx in range(self._num_layers)
+                if any(
+                    layer_idx in cut.plan.kept_layers and self._read_layer(i, layer_idx) is None
+                    for i, cut in enumerate(self._cuts)
+                )
+            ),
             self._num_layers,
         )
-        return next(boundary for boundary in range(first, -1, -1) if boundary == 0 or self._boundary(boundary).exists)
+        for boundary in range(first, 0, -1):
+            if self._boundary(boundary).is_on_disk:
+                states = [self._state_at(cut_idx, boundary) for cut_idx in range(len(self._cuts))]
+                if all(state is None or state.is_on_disk for state in states):
+                    self._states = states
+                    return boundary
+        return 0
 
-    def _is_waiting(self, cut_idx: int, layer_idx: int) -> bool:
-        """Whether a cut keeps a layer that is not solved yet."""
-        kept = layer_idx in self._cuts[cut_idx].plan.kept_layers
-        return kept and not self._layer_path(cut_idx, layer_idx).is_file()
+    def _state_at(self, cut_idx: int, boundary: int) -> Stream | None:
+        """The stream of a cut after its last layer below `boundary`; None where it has none: that is the embedding."""
+        below = [layer for layer in self._cuts[cut_idx].plan.kept_layers if layer < boundary]
+        return self._room.stream(f"cut-{cut_idx}-{below[-1]:04d}", self._hidden_size) if below else None
 
     def solved(self, cut_idx: int) -> Iterator[dict[str, torch.Tensor]]:
         """Per kept layer of a cut: `{writer}.weight` [D, C] and `{writer}.bias` [D], fp32, and the figures.
@@ -102,146 +151,174 @@ class Sweep:
         One layer at a time is read: all of a large model would not fit.
         """
         for kept in self._cuts[cut_idx].plan.layers:
-            yield load_file(self._layer_path(cut_idx, kept.source_layer))
+            layer = self._read_layer(cut_idx, kept.source_layer)
+            assert layer is not None, "asked for when all layers are solved"
+            yield layer
 
     def last(self, cut_idx: int | None, batch_idx: int) -> torch.Tensor:
         """The stream after the last layer, of a cut or (None) of the full model. [B, T, D]."""
         if cut_idx is None:
             return self._read_full(self._num_layers, batch_idx)
-        return self._cut_file(cut_idx, self._cuts[cut_idx].plan.layers[-1].source_layer).read(batch_idx)
+        return self._entering(cut_idx, batch_idx)
 
     def _next(self, cut_idx: int, layer_idx: int) -> int:
         """The next kept layer, or the end: the boundary that down_proj of `layer_idx` aims at."""
         later = [layer for layer in self._cuts[cut_idx].plan.kept_layers if layer > layer_idx]
         return later[0] if later else self._num_layers
 
-    def _boundary(self, boundary: int) -> StateFile:
-        return StateFile(self._folder / f"full-{boundary:04d}.f32", self._wide)
+    def _is_aimed_at(self, boundary: int) -> bool:
+        """Whether a cut goes on there; so boundaries within a run of layers that all cuts drop are not kept."""
+        return boundary == self._num_layers or any(boundary in cut.plan.kept_layers for cut in self._cuts)
 
-    def _mid(self, layer_idx: int) -> StateFile:
-        return StateFile(self._folder / f"full-{layer_idx:04d}-mid.f32", self._wide)
-
-    def _cut_file(self, cut_idx: int, layer_idx: int) -> StateFile:
-        return StateFile(self._folder / f"cut-{cut_idx}-{layer_idx:04d}.f32", self._wide)
+    def _boundary(self, boundary: int) -> Stream:
+        if boundary not in self._boundaries:
+            self._boundaries[boundary] = self._room.stream(f"full-{boundary:04d}", self._hidden_size)
+        return self._boundaries[boundary]
 
     def _layer_path(self, cut_idx: int, layer_idx: int) -> Path:
-        return self._folder / f"solved-{cut_idx}-{layer_idx:04d}.safetensors"
+        return self._folder / f"solved-{cut_idx}-{layer_idx:04d}"
+
+    def _read_layer(self, cut_idx: int, layer_idx: int) -> dict[str, torch.Tensor] | None:
+        """What was solved of a layer; None where it waits, or its file is not what was written."""
+        path = self._layer_path(cut_idx, layer_idx)
+        content = read_sealed(path)
+        if content is None:
+            if path.exists():
+                self._progress.note(f"{path} is damaged; it is computed again.")
+                path.unlink()
+            return None
+        return load(content)
 
     def _read_full(self, boundary: int, batch_idx: int) -> torch.Tensor:
         if boundary == 0:
             return self._full.embed(self._data.batches[batch_idx].tokens_BT)
-        return self._boundary(boundary).read(batch_idx).to(self._full.device)
+        return self._boundary(boundary).read(batch_idx)
 
-    def _advance(self, layer_idx: int, *, mid: bool = False) -> None:
-        """Take the full stream through one layer; `mid` keeps what is between its blocks, too."""
-        if self._boundary(layer_idx + 1).exists and (not mid or self._mid(layer_idx).exists):
+    def _entering(self, cut_idx: int, batch_idx: int) -> torch.Tensor:
+        """The stream of a cut as it enters its next layer. [B, T, D]."""
+        state = self._states[cut_idx]
+        if state is None:
+            return self._cuts[cut_idx].stack.embed(self._data.batches[batch_idx].tokens_BT)
+        return state.read(batch_idx)
+
+    def _advance(self, layer_idx: int, mid: Stream | None = None) -> None:
+        """Take the full stream through one layer, from between its blocks where that is there."""
+        if self._reached > layer_idx:
             return
-        module, num_batches = self._full.layer(layer_idx), range(len(self._data.batches))
-        if not mid:
-            self._boundary(layer_idx + 1).write(
-                self._full.run(module, self._read_full(layer_idx, batch_idx)) for batch_idx in num_batches
-            )
-            return
-        self._mid(layer_idx).write(
-            self._full.block(module, WRITERS[0], self._read_full(layer_idx, batch_idx)) for batch_idx in num_batches
-        )
+        module = self._full.layer(layer_idx)
         self._boundary(layer_idx + 1).write(
-            self._full.block(module, WRITERS[1], self._mid(layer_idx).read(batch_idx).to(self._full.device))
-            for batch_idx in num_batches
+            self._full.run(module, self._read_full(layer_idx, batch_idx))
+            if mid is None
+            else self._full.block(module, WRITERS[1], mid.read(batch_idx))
+            for batch_idx in self._batches
         )
+        self._reached = layer_idx + 1
 
-    def _solve(self, cut_idx: int, layer_idx: int) -> None:
-        """Solve both writers of a kept layer and take the cut's stream through it."""
-        cut, plan = self._cuts[cut_idx], self._cuts[cut_idx].plan
-        position = plan.kept_layers.index(layer_idx)
-        module = cut.stack.sliced_layer(plan.layers[position])
-        stream = StateFile(self._folder / f"cut-{cut_idx}-mid.f32", self._wide, sealed=False)
-        out = self._cut_file(cut_idx, layer_idx)
-        before = self._cut_file(cut_idx, plan.kept_layers[position - 1]) if position else None
-        targets = (self._mid(layer_idx), self._boundary(self._next(cut_idx, layer_idx)))
+    def _through(self, cut_idx: int, layer_idx: int, mid: Stream, known: dict[str, torch.Tensor] | None) -> None:
+        """Take a cut's stream through a layer that it keeps, solving its writers where they are not known."""
+        cut = self._cuts[cut_idx]
+        position = cut.plan.kept_layers.index(layer_idx)
+        module = cut.stack.sliced_layer(cut.plan.layers[position])
+        entered = self._states[cut_idx]
+        names = (f"cut-{cut_idx}-mid", f"cut-{cut_idx}-{layer_idx:04d}")
         tensors: dict[str, torch.Tensor] = {}
-        for writer, source, target, result in zip(WRITERS, (before, stream), targets, (stream, out), strict=True):
+        for writer, name in zip(WRITERS, names, strict=True):
             bias_D = cut.biases[position].get(writer)
-            solution = self._writer(cut, module, writer, bias_D, source, target, result)
-            if solution is not None:
-                tensors[f"{writer}.weight"] = solution.w_DC.cpu()
-                tensors[f"{writer}.figures"] = torch.tensor(
-                    [solution.before, solution.after, -1.0 if solution.strength is None else solution.strength]
-                )
-                if solution.bias_D is not None:
-                    tensors[f"{writer}.bias"] = solution.bias_D.cpu()
-        part = self._layer_path(cut_idx, layer_idx).with_suffix(".part")
-        save_file(tensors, part)
-        part.replace(self._layer_path(cut_idx, layer_idx))
-        stream.remove()
-        if before is not None:
-            before.remove()
+            weight_DC = _weight(module, writer, torch.zeros(self._hidden_size, 0, device=cut.stack.device))
+            num_inputs = weight_DC.shape[1]
+            result = self._room.stream(name, self._hidden_size, sealed=name == names[1])
+            if num_inputs or bias_D is not None:
+                inputs = self._room.stream(f"{name}-inputs", num_inputs, sealed=False)
+                if known is None:
+                    target = mid if writer == WRITERS[0] else self._boundary(self._next(cut_idx, layer_idx))
+                    solution = self._solve(cut_idx, module, writer, weight_DC, bias_D, target, inputs)
+                    tensors |= _tensors_of(writer, solution)
+                    weight_DC, bias_D = solution.w_DC, solution.bias_D
+                else:
+                    inputs.write(self._inputs(cut_idx, module, writer, num_inputs, i)[1] for i in self._batches)
+                    weight_DC = known[f"{writer}.weight"].to(weight_DC)
+                    bias_D = None if bias_D is None else known[f"{writer}.bias"].to(bias_D)
+                result.write(self._after(cut_idx, inputs, weight_DC, bias_D))
+                inputs.remove()
+            else:
+                result.write(self._entering(cut_idx, batch_idx) for batch_idx in self._batches)
+            before, self._states[cut_idx] = self._states[cut_idx], result
+            if before is not None and (before is not entered or before.is_in_memory):
+                before.remove()
+        if known is None:
+            write_sealed(self._layer_path(cut_idx, layer_idx), save(tensors))
+        if entered is not None:  # until here, a run that is stopped goes on from it
+            entered.remove()
 
-    def _writer(
+    def _inputs(
+        self, cut_idx: int, module: nn.Module, writer: str, num_inputs: int, batch_idx: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A batch of the cut's stream [B, T, D], and what enters the writer when it enters the block [B, T, C]."""
+        hidden_BTD = self._entering(cut_idx, batch_idx)
+        if not num_inputs:
+            return hidden_BTD, hidden_BTD.new_zeros(*hidden_BTD.shape[:2], 0)
+        return hidden_BTD, self._cuts[cut_idx].stack.writer_input(module, writer, hidden_BTD)
+
+    def _after(
+        self, cut_idx: int, inputs: Stream, weight_DC: torch.Tensor, bias_D: torch.Tensor | None
+    ) -> Iterator[torch.Tensor]:
+        """The stream after a writer, batch by batch."""
+        for batch_idx in self._batches:
+            added_BTD = inputs.take(batch_idx) @ weight_DC.T
+            added_BTD += self._entering(cut_idx, batch_idx)
+            yield added_BTD if bias_D is None else added_BTD.add_(bias_D)
+
+    def _solve(
         self,
-        cut: Cut,
+        cut_idx: int,
         module: nn.Module,
         writer: str,
+        weight_DC: torch.Tensor,
         bias_D: torch.Tensor | None,
-        source: StateFile | None,
-        target: StateFile,
-        result: StateFile,
-    ) -> Solution | None:
-        """Solve one writer and write the stream after it; None where the block is gone and has no bias either."""
-        device, hidden_size = cut.stack.device, cut.stack.architecture.hidden_size
-        weight_DC = _weight(module, writer, torch.zeros(hidden_size, 0, device=device))
+        target: Stream,
+        inputs: Stream,
+    ) -> Solution:
+        """Fit one writer, and keep what enters it in `inputs`."""
         num_inputs = weight_DC.shape[1]
-
-        def entering(batch_idx: int) -> torch.Tensor:
-            if source is None:
-                return cut.stack.embed(self._data.batches[batch_idx].tokens_BT)
-            return source.read(batch_idx).to(device)
-
-        if not num_inputs and bias_D is None:
-            result.write(entering(batch_idx) for batch_idx in range(len(self._data.batches)))
-            return None
-        shapes = [(*batch.tokens_BT.shape, num_inputs) for batch in self._data.batches]
-        inputs = StateFile(result.path.with_name(f"{result.path.stem}-inputs.f32"), shapes, sealed=False)
-        normal = NormalEquations(num_inputs, hidden_size, device)
-        heldout_x: list[torch.Tensor] = []
-        heldout_y: list[torch.Tensor] = []
-        heldout_weight: list[torch.Tensor] = []
+        normal = NormalEquations(num_inputs, self._hidden_size, weight_DC.device)
+        heldout: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
         def collect() -> Iterator[torch.Tensor]:
-            for batch_idx, batch in enumerate(self._data.batches):
-                hidden_BTD = entering(batch_idx)
-                x_BTC = hidden_BTD.new_zeros(*batch.tokens_BT.shape, 0)
-                if num_inputs:
-                    x_BTC = cut.stack.writer_input(module, writer, hidden_BTD)
-                aim_TD = target.read(batch_idx).to(device).flatten(0, 1)
-                weight_T = 1 / aim_TD.square().mean(dim=1).clamp_min(TINY)
-                y_TD = aim_TD - hidden_BTD.flatten(0, 1)
-                if batch_idx in self._data.fitted:
-                    normal.add(x_BTC.flatten(0, 1), y_TD, weight_T)
-                elif batch_idx in self._data.judging:
-                    heldout_x.append(x_BTC.flatten(0, 1))
-                    heldout_y.append(y_TD)
-                    heldout_weight.append(weight_T)
+            for batch_idx in self._batches:
+                hidden_BTD, x_BTC = self._inputs(cut_idx, module, writer, num_inputs, batch_idx)
+                if batch_idx in self._data.fitted or batch_idx in self._data.judging:
+                    aim_TD = target.read(batch_idx).flatten(0, 1)
+                    weight_T = 1 / aim_TD.square().mean(dim=1).clamp_min(TINY)
+                    tokens = (x_BTC.flatten(0, 1), aim_TD - hidden_BTD.flatten(0, 1), weight_T)
+                    if batch_idx in self._data.fitted:
+                        normal.add(*tokens)
+                    else:
+                        heldout.append(tokens)
                 yield x_BTC
 
         inputs.write(collect())
-        solution = solve_writer(
+        x_TC, y_TD, weight_T = (torch.cat(parts) for parts in zip(*heldout, strict=True))
+        return solve_writer(
             normal,
             weight_DC,
             bias_D=bias_D,
             strengths=self._strengths,
-            heldout_x_TC=torch.cat(heldout_x),
-            heldout_y_TD=torch.cat(heldout_y),
-            heldout_weight_T=torch.cat(heldout_weight),
+            heldout_x_TC=x_TC,
+            heldout_y_TD=y_TD,
+            heldout_weight_T=weight_T,
         )
 
-        def after(batch_idx: int) -> torch.Tensor:
-            hidden_BTD = entering(batch_idx) + inputs.read(batch_idx).to(device) @ solution.w_DC.T
-            return hidden_BTD if solution.bias_D is None else hidden_BTD + solution.bias_D
 
-        result.write(after(batch_idx) for batch_idx in range(len(self._data.batches)))
-        inputs.remove()
-        return solution
+def _tensors_of(writer: str, solution: Solution) -> dict[str, torch.Tensor]:
+    """What is kept of a solution."""
+    strength = -1.0 if solution.strength is None else solution.strength
+    tensors = {
+        f"{writer}.weight": solution.w_DC.cpu().contiguous(),
+        f"{writer}.figures": torch.tensor([solution.before, solution.after, strength]),
+    }
+    if solution.bias_D is not None:
+        tensors[f"{writer}.bias"] = solution.bias_D.cpu()
+    return tensors
 
 
 def _weight(module: nn.Module, writer: str, nothing_D0: torch.Tensor) -> torch.Tensor:

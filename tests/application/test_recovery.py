@@ -171,3 +171,10 @@ def test_what_may_be_asked_for() -> None:
             read_heal(wrong)
     with pytest.raises(UnknownName):
         export(ExportRequest(shape="3x0.6", refit="fats"))
+
+
+def test_a_text_that_nothing_is_fitted_on_is_said(request_: ExportRequest, texts: tuple[Path, Path]) -> None:
+    listener = Listener()
+    export(dataclasses.replace(request_, refit="off", calibration_data=(texts[0],)), progress=listener)
+    said = "--calibration-data is not used: it is the text of a refit, and '--refit off' leaves that out."
+    assert said in listener.notes

@@ -11,8 +11,9 @@ from amoeba_export.errors import DamagedFile, InputError, NotFound, WrongModel
 from amoeba_export.ir import Policy, SubnetPlan
 from amoeba_export.load.refit import read_refit
 from amoeba_export.materialize import materialize_subnet
-from amoeba_export.refit import RefitRecipe
+from amoeba_export.refit import RefitRecipe, stage
 from amoeba_export.verify import masked_logits
+from tests.listener import Listener
 from tests.materialize.subnets import noise_adapter, write
 from tests.refit.models import IDS, Stopping, cut, fitted, loss_of, opened
 from tests.tiny import FAMILIES
@@ -98,8 +99,12 @@ def test_plans_that_are_fitted_together_come_out_as_if_alone(tmp_path: Path, rec
     assert len({plan.refit_id for plan in together}) == 3
 
 
+@pytest.mark.parametrize("memory_bytes", [0, stage.MEMORY_BYTES])
 @pytest.mark.parametrize("after", [1, 2, 3])
-def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(tmp_path: Path, recipe: RefitRecipe, after: int) -> None:
+def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(
+    tmp_path: Path, recipe: RefitRecipe, after: int, memory_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "MEMORY_BYTES", memory_bytes)
     supernet = opened(tmp_path / "model")
     plans = [cut(supernet, "3x0.6"), cut(supernet, "2x0.8")]
     _, expected = fitted(supernet, plans, recipe, tmp_path / "whole")
@@ -108,6 +113,41 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(tmp_path: Path, recipe
     _, found = fitted(supernet, plans, recipe, tmp_path / "stopped", cache_dir=tmp_path / "cache")
     assert [plan.refit_id for plan in found] == [plan.refit_id for plan in expected]
     assert not list((tmp_path / "cache").rglob("*.f32"))
+
+
+def test_where_the_streams_lie_does_not_change_a_bit(
+    tmp_path: Path, recipe: RefitRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supernet = opened(tmp_path / "model")
+    plans = [cut(supernet, "3x0.6"), cut(supernet, "2x0.8")]
+    _, in_memory = fitted(supernet, plans, recipe, tmp_path / "memory")
+    one_stream = 4 * supernet.architecture.hidden_size * (4096 + 512 + 512)
+    for memory_bytes in (0, 3 * one_stream):
+        monkeypatch.setattr(stage, "MEMORY_BYTES", memory_bytes + stage._solve_bytes(supernet.architecture))
+        _, elsewhere = fitted(supernet, plans, recipe, tmp_path / f"disk-{memory_bytes}")
+        assert [plan.refit_id for plan in elsewhere] == [plan.refit_id for plan in in_memory]
+
+
+@pytest.mark.parametrize("pattern", ["solved-0-*", "*.f32"])
+def test_a_file_of_a_stopped_run_that_is_damaged_is_made_again(
+    tmp_path: Path, recipe: RefitRecipe, pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "MEMORY_BYTES", 0)
+    supernet = opened(tmp_path / "model")
+    plans = [cut(supernet, "4x0.6")]
+    _, expected = fitted(supernet, plans, recipe, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fitted(supernet, plans, recipe, tmp_path / "stopped", cache_dir=tmp_path / "cache", progress=Stopping(2))
+    damaged = list((tmp_path / "cache").rglob(pattern))
+    assert damaged
+    for path in damaged:
+        content = bytearray(path.read_bytes())
+        content[-3] ^= 0x40
+        path.write_bytes(content)
+    listener = Listener()
+    _, found = fitted(supernet, plans, recipe, tmp_path / "stopped", cache_dir=tmp_path / "cache", progress=listener)
+    assert any("is damaged" in note for note in listener.notes)
+    assert [plan.refit_id for plan in found] == [plan.refit_id for plan in expected]
 
 
 def test_a_refit_of_another_cut_is_refused(tmp_path: Path, recipe: RefitRecipe) -> None:
