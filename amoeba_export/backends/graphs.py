@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amoeba_export.errors import InputError, NotFound
+from amoeba_export.errors import NotFound
 from amoeba_export.ir import DenseArchitecture, LayerPlan, Shape, Subnet, SubnetPlan
 from amoeba_export.ir.dtype import DTYPES, FLOATS
 from amoeba_export.model.foreign_code import refuse_foreign_code
@@ -96,12 +96,14 @@ def prepare_safetensors(subject: Subject, folder: Path, options: Any) -> dict[st
 
 
 def prepare_gguf(subject: Subject, folder: Path, options: Any) -> dict[str, Any]:
-    """A GGUF file. Only artifacts: llama.cpp refuses a model without its tokenizer, which bare dims do not have."""
+    """A GGUF file; without an artifact, its header alone: the runner makes the weights where it runs."""
     if subject.artifact is None:
-        raise InputError(
-            f"llama.cpp cannot time {subject.label} without weights and tokenizer.",
-            next_step="Give an exported artifact, or profile with another backend of the device.",
-        )
+        from amoeba_export.formats import gguf
+        from amoeba_export.formats.gguf.random_weights import write_random
+
+        gguf.check(subject.dense, dtype=subject.dtype)
+        weights = write_random(subject.dense, folder, dtype=subject.dtype)
+        return {"folder": str(folder), "model": weights["file"], "weights": weights}
     found = artifact_folder(subject, "gguf")
     files = sorted(found.glob("*.gguf"))
     if not files:

@@ -22,7 +22,6 @@ RUNTIMES = {
     "torch": "torch",
     "llamacpp": "xllamacpp",
 }
-MEASURING = [name for name in RUNTIMES if name != "llamacpp"]  # llama.cpp needs an artifact with a tokenizer
 BAD_OPTIONS = {name: {"thread": 1} for name in RUNTIMES} | {
     "analytic": {"bandwidth": 1},
     "recorded": {"tables": "x.json"},
@@ -75,7 +74,7 @@ def test_an_available_backend_describes_its_device_the_same_way_twice(backend: s
     assert device == found.describe(target)
 
 
-@pytest.mark.parametrize("backend", [*MEASURING, "analytic", "recorded"])
+@pytest.mark.parametrize("backend", [*RUNTIMES, "analytic", "recorded"])
 def test_each_subject_has_its_result_in_order(backend: str, recorded_table: Path) -> None:
     target = target_of(backend, recorded_table)
     results = measure_latency([FULL, MIXED], SHORT, target=target, rounds=1)
@@ -90,7 +89,7 @@ def test_each_subject_has_its_result_in_order(backend: str, recorded_table: Path
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int4"])
-@pytest.mark.parametrize("backend", ["onnxruntime", "genai", "openvino"])
+@pytest.mark.parametrize("backend", ["onnxruntime", "genai", "openvino", "llamacpp"])
 def test_quantized_graphs_run(backend: str, dtype: str, recorded_table: Path) -> None:
     subject = dataclasses.replace(MIXED, dtype=dtype)
     (result,) = measure_latency([subject], SHORT, target=target_of(backend, recorded_table), rounds=1)

@@ -21,6 +21,7 @@ from amoeba_export.backends.targets import over_ssh, read_target
 from amoeba_export.errors import InputError, TargetUnavailable
 from amoeba_export.ir import Latency, Shape, Target
 from amoeba_export.load import write_strategy
+from tests.backends import llama_bench
 from tests.backends.models import FULL, MIXED, SHORT
 from tests.backends.sshd import KEYGEN, SSHD, Server, make_server
 from tests.search.strategies import own_strategy
@@ -74,6 +75,26 @@ def test_graphs_are_measured_there_and_nothing_is_left(server: Server, target: T
         assert result.device["host"] == "127.0.0.1"
         assert result.memory_mb
     assert ssh_backend.describe(target)["host"] == "127.0.0.1"
+    assert left_behind(server, tmp_path) == []
+
+
+@pytest.mark.parametrize("runs", ["wheel", "binary"])
+def test_llama_cpp_measures_there(runs: str, server: Server, target: Target, tmp_path: Path) -> None:
+    """Bare dims: a header goes there, and weights are made there."""
+    options: dict[str, object] = {"threads": 1}
+    if runs == "wheel":
+        pytest.importorskip("xllamacpp")
+    else:
+        program = tmp_path / "llama-bench"
+        program.write_text(f"#!/bin/sh\nexec '{sys.executable}' '{llama_bench.__file__}' \"$@\"\n")
+        program.chmod(0o755)
+        options["binary"] = str(program)
+    there = dataclasses.replace(target, options={**target.options, "backend": "llamacpp", "options": options})
+    results = measure_latency([FULL, MIXED], SHORT, target=there, rounds=1)
+    for result in results:
+        assert isinstance(result, Latency), result
+        assert result.device["runtime"].startswith("xllamacpp" if runs == "wheel" else "llama-bench")
+        assert result.device["host"] == "127.0.0.1"
     assert left_behind(server, tmp_path) == []
 
 

@@ -73,7 +73,7 @@ def measure_model(requests: Iterator[Mapping[str, Any]]) -> Iterator[Mapping[str
         samples = sample_ms(step, before=before, **settings)
         _rest()
         yield {"ms": samples}
-    yield {"memory_mb": peak_memory_mb()}
+    yield {"memory_mb": getattr(model, "peak_memory_mb", peak_memory_mb)()}
     model.close()
 
 

@@ -1,4 +1,4 @@
-"""llama.cpp, through the xllamacpp wheel: its server in this process, its own clock."""
+"""llama.cpp: the server of the xllamacpp wheel in this process, or a `llama-bench` program. Both keep the time."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
+from . import llama_bench
 from .device import physical_cores
 from .engines import Unavailable
-
-DECODE_TOKENS = 8
-"""Tokens of one decode sample. The cache grows meanwhile, so a sample starts half of them before the KV length."""
+from .llama_bench import DECODE_TOKENS
 
 
 def describe(options: Mapping[str, Any]) -> dict[str, str]:
-    """Version, devices and threads. Raises `Unavailable` when the wheel is not there."""
+    """Version, devices and threads. Raises `Unavailable` when the wheel or the program is not there."""
+    if options["binary"]:
+        return llama_bench.describe(options)
     try:
         import xllamacpp  # noqa: F401 - only whether it loads
     except ImportError as error:
         raise Unavailable(
-            f"xllamacpp cannot be imported ({error})", "Install it: pip install 'amoeba-export[llamacpp]'."
+            f"xllamacpp cannot be imported ({error})",
+            "Install it: pip install 'amoeba-export[llamacpp]'. Or name a llama-bench of yours in options.binary.",
         ) from None
     return {
         "runtime": f"xllamacpp {version('xllamacpp')}",
@@ -34,17 +36,17 @@ def in_main_memory(options: Mapping[str, Any]) -> bool:
     return bool(not options["gpu_layers"])
 
 
-def open_model(subject: Mapping[str, Any], workload: Mapping[str, int], options: Mapping[str, Any]) -> _Model:
+def open_model(subject: Mapping[str, Any], workload: Mapping[str, int], options: Mapping[str, Any]) -> Any:
     """Load the GGUF file `model` in `folder`."""
-    return _Model(subject, workload, options)
+    if workload["batch"] != 1:
+        raise ValueError("llama.cpp is timed with one sequence; use --batch 1")
+    return (llama_bench.Model if options["binary"] else _Model)(subject, workload, options)
 
 
 class _Model:
     def __init__(self, subject: Mapping[str, Any], workload: Mapping[str, int], options: Mapping[str, Any]) -> None:
         import xllamacpp
 
-        if workload["batch"] != 1:
-            raise ValueError("llama.cpp is timed with one sequence; use --batch 1")
         prompt = workload["prompt_tokens"]
         params = xllamacpp.CommonParams()
         params.model.path = os.path.join(subject["folder"], subject["model"])  # noqa: PTH118 - startup counts

@@ -20,6 +20,7 @@ def load_engine(name: str) -> Any:
 
     An engine has `describe(options) -> dict` (versions and what it runs on; raises `Unavailable`) and
     `open_model(subject, workload, options)`, which gives an object with `prefill()`, `decode()` and `close()`.
+    A model that works in a process of its own says what that took: `peak_memory_mb()`.
     With `in_main_memory(options)`, it can say that a model takes no other memory than what the system counts: then
     several are opened at once, each in a process of its own, as many as there is room for.
     A step returns when its work is done, None or the milliseconds it took by the runtime's own clock. `decode` always

@@ -174,7 +174,8 @@ def _fresh(subject: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     if weights:
         path = os.path.join(subject["folder"], weights["file"])  # noqa: PTH118 - runs where startup counts
         try:
-            write_weights(path, weights["regions"])
+            head = weights.get("head")
+            write_weights(path, weights["regions"], head=head and os.path.join(subject["folder"], head))  # noqa: PTH118
             yield subject
         finally:
             remove_weights(path)

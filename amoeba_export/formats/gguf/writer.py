@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
@@ -23,7 +25,7 @@ from amoeba_export.formats.gguf.layout import (
 )
 from amoeba_export.formats.gguf.tokenizer import add_tokenizer
 from amoeba_export.formats.reserved import ReservedFile
-from amoeba_export.ir import LayerDims, Subnet
+from amoeba_export.ir import Architecture, DenseArchitecture, LayerDims, Subnet
 from amoeba_export.ir.dtype import DTYPES
 
 MODEL_NAME = "model.gguf"
@@ -49,30 +51,18 @@ class GgufWriter:
         self._subnet = subnet
         self._folder = folder
         self._architecture = choose_architecture(dense)
-        _, file_type = QUANTIZATIONS[dtype]
-        self._layers = written_layers(dense, self._architecture, quantized=DTYPES[dtype].is_quantized)
         self._missing = {spec.name: spec.shape for spec in subnet.specs}
         self._equalizer = Equalizer(self._missing if is_equalized(dtype) else ())
         self._names = gguf.get_tensor_name_map(ARCHITECTURES[self._architecture], len(dense.layers))
         self._vectors: dict[str, torch.Tensor] = {}  # biases, which may be sums of two weights; written last
         path = folder / MODEL_NAME
-        header = gguf.GGUFWriter(path, self._architecture)
-        _add_hyperparameters(header, subnet, self._layers, file_type)
-        add_tokenizer(header, subnet)
-        self._tensors: dict[str, tuple[tuple[int, ...], gguf.GGMLQuantizationType, int]] = {}
-        position = 0
-        for name, shape in expected_tensors(dense, self._layers):
-            kind = tensor_type(dtype, name, shape)
-            size = tensor_bytes(shape, kind)
-            header.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=kind)
-            self._tensors[name] = (shape, kind, position)
-            position += gguf.GGUFWriter.ggml_pad(size, header.data_alignment)
-        data_start = _write_header(header)
-        content = path.read_bytes()
-        path.unlink()
-        self._data_start = data_start
-        self._file = ReservedFile(path, data_start + position)
-        self._file.write(content, 0)
+        name = f"{subnet.model_name} {subnet.plan.shape}"
+        placed = lay_out(
+            path, dense, dtype=dtype, name=name, add_vocabulary=lambda header: add_tokenizer(header, subnet)
+        )
+        self._tensors, self._data_start = placed.tensors, placed.data_start
+        self._file = ReservedFile(path, placed.size_bytes)
+        self._file.write(placed.header, 0)
         factors = rope_factors(dense)
         if factors is not None:
             self._write_rows("rope_freqs.weight", factors)
@@ -141,6 +131,44 @@ class GgufWriter:
             raise WeightsMismatch([f"{name} is missing" for name in self._missing], where=self._folder)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileLayout:
+    """A file before its weights.
+
+    Attributes:
+        header: Everything before the data.
+        tensors: Shape, type, and place after `data_start`, of every tensor.
+    """
+
+    header: bytes
+    tensors: Mapping[str, tuple[tuple[int, ...], gguf.GGMLQuantizationType, int]]
+    data_start: int
+    size_bytes: int
+
+
+def lay_out(
+    path: Path, dense: DenseArchitecture, *, dtype: str, name: str, add_vocabulary: Callable[[gguf.GGUFWriter], None]
+) -> FileLayout:
+    """The header of a file for `dense`, and the place of each tensor. `path` is written and removed again."""
+    architecture = choose_architecture(dense)
+    layers = written_layers(dense, architecture, quantized=DTYPES[dtype].is_quantized)
+    header = gguf.GGUFWriter(path, architecture)
+    _add_hyperparameters(header, dense.base, layers, name, QUANTIZATIONS[dtype][1])
+    add_vocabulary(header)
+    tensors: dict[str, tuple[tuple[int, ...], gguf.GGMLQuantizationType, int]] = {}
+    position = 0
+    for tensor, shape in expected_tensors(dense, layers):
+        kind = tensor_type(dtype, tensor, shape)
+        size = tensor_bytes(shape, kind)
+        header.add_tensor_info(tensor, shape, np.dtype(np.float32), size, raw_dtype=kind)
+        tensors[tensor] = (shape, kind, position)
+        position += gguf.GGUFWriter.ggml_pad(size, header.data_alignment)
+    data_start = _write_header(header)
+    content = path.read_bytes()
+    path.unlink()
+    return FileLayout(header=content, tensors=tensors, data_start=data_start, size_bytes=data_start + position)
+
+
 def tensor_type(dtype: str, name: str, shape: tuple[int, ...]) -> gguf.GGMLQuantizationType:
     """How a tensor is stored. Embeddings and output stay at 8 bits: at 4, a small model is ruined by them."""
     if len(shape) == 1:
@@ -173,11 +201,14 @@ def _write_header(header: gguf.GGUFWriter) -> int:
 
 
 def _add_hyperparameters(
-    header: gguf.GGUFWriter, subnet: Subnet, layers: tuple[LayerDims, ...], file_type: gguf.LlamaFileType
+    header: gguf.GGUFWriter,
+    base: Architecture,
+    layers: tuple[LayerDims, ...],
+    name: str,
+    file_type: gguf.LlamaFileType,
 ) -> None:
-    base = subnet.architecture.base
     header.add_type(gguf.GGUFType.MODEL)
-    header.add_name(f"{subnet.model_name} {subnet.plan.shape}")
+    header.add_name(name)
     header.add_file_type(file_type)
     header.add_quantization_version(gguf.GGML_QUANT_VERSION)
     header.add_vocab_size(base.vocab_size)
