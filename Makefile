@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test fuzz lint type bench compat clean
+.PHONY: setup demo test fuzz lint type docs bench compat clean
 
 setup: $(STAMP)
 
@@ -32,9 +32,21 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/codespell
 
 type: setup
 	$(BIN)/mypy
+
+# The site, in build/site. Its packages have an environment of their own: they need nothing of amoeba's.
+docs: build/docs/.installed
+	NO_MKDOCS_2_WARNING=1 build/docs/bin/mkdocs build --strict
+
+build/docs/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv build/docs
+	$(PYTHON) -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+		print("\n".join(project["optional-dependencies"]["docs"]))' > build/docs/requirements.txt
+	build/docs/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -r build/docs/requirements.txt
+	touch $@
 
 # About ten minutes on two cores. 'python -m benchmarks' lists all of them.
 bench: setup

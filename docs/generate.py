@@ -1,17 +1,30 @@
-"""Write what is made from the code: commands.md, errors.md, amoeba.schema.json, the layers. Tests compare them."""
+"""Write what is made from the code: the reference pages, the JSON schemas, the layers. Tests compare them."""
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import re
 import subprocess
 import sys
 import tomllib
+import typing
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from amoeba_export import errors
-from amoeba_export.builds.config import json_schema
+from pydantic import BaseModel, TypeAdapter
+
+from amoeba_export import api, errors
+from amoeba_export.artifact.manifest import Manifest
+from amoeba_export.backends.targets import LimitsTable, TargetFile
+from amoeba_export.builds.config import BuildFile, json_schema
+from amoeba_export.builds.outcome import BuildReport
+from amoeba_export.calibrate.recipe import Recipe
+from amoeba_export.evaluate.quality import ShapeQuality
+from amoeba_export.ir import RuntimeLimits, SubnetPlan, Target
+from amoeba_export.refit.recipe import RefitRecipe
 
 HERE = Path(__file__).parent
 ARCHITECTURE = HERE.parent / "ARCHITECTURE.md"
@@ -62,6 +75,172 @@ def schema_page() -> str:
     return json.dumps(json_schema(), indent=2) + "\n"
 
 
+SHAPE = {"type": "string", "pattern": r"^\d+x\d+(\.\d+)?$", "description": "DEPTHxWIDTH, such as 24x0.75"}
+
+EXPLAINED_BY = {TargetFile: Target, LimitsTable: RuntimeLimits}
+"""Models whose keys another class explains."""
+
+TOML_FILES: dict[str, tuple[type, str]] = {
+    "amoeba.toml": (BuildFile, "What `amoeba build` makes. [Build many artifacts](build.md) explains it."),
+    "A target": (
+        TargetFile,
+        "A device and its flow. [Targets](targets.md) explains it; `[options]` depend on the backend.",
+    ),
+    "A calibration recipe": (Recipe, "For `--recipe`. [Which weights stay](calibration.md) explains it."),
+    "A refit recipe": (RefitRecipe, "In `calibration/refit/`. [Recovery](refit.md) explains it."),
+}
+JSON_FILES: dict[str, tuple[type, str]] = {
+    "amoeba.json": (Manifest, "The manifest of an artifact: the last file that is written."),
+    "plan.json": (SubnetPlan, "Which weights a subnet keeps. `amoeba export --plan` replays it."),
+    "quality.json": (ShapeQuality, "One entry of `shapes`: what a shape is worth. `amoeba evaluate --grid` writes it."),
+    "build-report.json": (BuildReport, "What became of each entry of a build."),
+}
+
+
+def schema_of(kind: type) -> dict[str, Any]:
+    """The JSON schema of a dataclass or a pydantic model, with what docstrings say of its keys."""
+    schema: dict[str, Any] = TypeAdapter(kind).json_schema()
+    places = {kind.__name__: schema, **schema.get("$defs", {})}
+    for one in set(_reachable(kind)):
+        notes = _attributes(EXPLAINED_BY.get(one, one))
+        for key, node in places.get(one.__name__, {}).get("properties", {}).items():
+            node.pop("title", None)
+            note = notes.get(key) or notes.get(f"{key}s")
+            if note and "description" not in node:
+                node["description"] = note
+    if "Shape" in places and kind in (SubnetPlan, ShapeQuality):  # in these files a shape is a text
+        schema["$defs"]["Shape"] = SHAPE
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _reachable(kind: Any) -> Iterator[type]:
+    """A record and all records in its annotations."""
+    if isinstance(kind, type) and (dataclasses.is_dataclass(kind) or issubclass(kind, BaseModel)):
+        yield kind
+        for hint in typing.get_type_hints(kind).values():
+            yield from _reachable(hint)
+    for inside in typing.get_args(kind):
+        yield from _reachable(inside)
+
+
+def _attributes(kind: type) -> dict[str, str]:
+    """The section `Attributes` of the docstrings of a class and its bases."""
+    found: dict[str, str] = {}
+    for one in reversed(kind.__mro__):
+        section = (inspect.getdoc(one) or "").partition("Attributes:\n")[2] if "__doc__" in vars(one) else ""
+        for name, text in re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", section, re.MULTILINE):
+            found[name] = " ".join(text.split())
+    return found
+
+
+def files_page(title: str, intro: str, files: Mapping[str, tuple[type, str]], *, nothing: str) -> str:
+    """A page with a table of keys for each record of each file. `nothing` is what None is called in these files."""
+    lines = [f"# {title}", "", intro]
+    for name, (kind, about) in files.items():
+        schema = schema_of(kind)
+        records: dict[str, str] = {}
+        for key, node in _references(schema):
+            records.setdefault(node["$ref"].rpartition("/")[2], key)
+        anchors = {record: _anchor(name, key) for record, key in records.items()}
+        lines += ["", f"## {name}", "", about, "", *_keys(schema, anchors)]
+        for record, key in records.items():
+            node = schema["$defs"][record]
+            if "properties" in node:
+                lines += ["", f"### {name}: `{key}` {{#{anchors[record]}}}", "", *_keys(node, anchors)]
+    return re.sub(r"\bNone\b", nothing, "\n".join(lines)) + "\n"
+
+
+def _references(schema: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Every reference to a record with the key that has it, in the order of reading."""
+    found: list[tuple[str, Mapping[str, Any]]] = []
+
+    def look(node: Any, key: str) -> None:
+        if isinstance(node, dict) and "$ref" in node:
+            found.append((key, node))
+            record = schema["$defs"][node["$ref"].rpartition("/")[2]]
+            for name, inner in record.get("properties", {}).items():
+                look(inner, name)
+        elif isinstance(node, dict):
+            for inner in node.values():
+                look(inner, key)
+        elif isinstance(node, list):
+            for inner in node:
+                look(inner, key)
+
+    for name, node in schema["properties"].items():
+        look(node, name)
+    return found
+
+
+def _keys(node: Mapping[str, Any], anchors: Mapping[str, str]) -> list[str]:
+    rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for key, value in node["properties"].items():
+        default = "required" if key in node.get("required", ()) else _default(value.get("default"))
+        rows.append(f"| `{key}` | {_type(value, anchors)} | {default} | {value.get('description', '')} |")
+    return rows
+
+
+def _default(value: Any) -> str:
+    return "" if value is None or isinstance(value, dict) else f"`{json.dumps(value)}`"
+
+
+def _type(node: Mapping[str, Any], anchors: Mapping[str, str]) -> str:
+    """A JSON schema's type in words."""
+    if node.get("$ref", "").endswith("/Shape"):
+        return "text"
+    if "$ref" in node:
+        return f"[table](#{anchors[node['$ref'].rpartition('/')[2]]})"
+    if "anyOf" in node:
+        return " or ".join(_type(one, anchors) for one in node["anyOf"] if one.get("type") != "null")
+    if "enum" in node:
+        return ", ".join(f"`{value}`" for value in node["enum"])
+    if node.get("type") == "array":
+        return f"list of {_type(node['items'], anchors)}" if "items" in node else "list"
+    if node.get("type") == "object":
+        inside = node.get("additionalProperties")
+        return f"table of {_type(inside, anchors)}" if isinstance(inside, dict) else "table"
+    words = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false"}
+    return words.get(node.get("type", ""), "anything")
+
+
+def _anchor(file: str, name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", f"{file} {name}".lower()).strip("-")
+
+
+def toml_page() -> str:
+    """Every key of every file that people write."""
+    intro = "Keys of the files that you write. An unknown key is an error that names the nearest known one."
+    return files_page("TOML files", intro, TOML_FILES, nothing="left out")
+
+
+def json_page() -> str:
+    """Every key of every file that amoeba writes for programs."""
+    links = ", ".join(f"[{name}](schemas/{_schema_name(name)})" for name in JSON_FILES)
+    intro = f"Files for programs. A key that changes its meaning raises `schema_version`.\nJSON schemas: {links}."
+    return files_page("JSON files", intro, JSON_FILES, nothing="null")
+
+
+def _schema_name(file: str) -> str:
+    return {"amoeba.json": "manifest.schema.json"}.get(file, file.replace(".json", ".schema.json"))
+
+
+def api_page() -> str:
+    """The public Python API, for mkdocstrings."""
+    lines = [
+        "# Python API",
+        "",
+        "What `amoeba_export.api` has. [Use it from Python](python.md) shows each stage at work.",
+    ]
+    kinds = {"Stages": inspect.isfunction, "Types": inspect.isclass}
+    for title, is_one in kinds.items():
+        lines += ["", f"## {title}"]
+        for name in api.__all__:
+            value = getattr(api, name)
+            if is_one(value):
+                lines += ["", f"::: {value.__module__}.{value.__qualname__}"]
+    return "\n".join(lines) + "\n"
+
+
 def architecture_page() -> str:
     """ARCHITECTURE.md with the layers of import-linter's contract."""
     begin, end = "<!-- layers: written by docs/generate.py from pyproject.toml -->", "<!-- /layers -->"
@@ -86,10 +265,19 @@ def _layers() -> list[str]:
 PAGES = {
     "commands.md": commands_page,
     "errors.md": errors_page,
+    "toml.md": toml_page,
+    "json.md": json_page,
+    "api.md": api_page,
     "amoeba.schema.json": schema_page,
     "../ARCHITECTURE.md": architecture_page,
+    **{
+        f"schemas/{_schema_name(name)}": lambda kind=kind: json.dumps(schema_of(kind), indent=2) + "\n"
+        for name, (kind, _) in JSON_FILES.items()
+    },
 }
 
 if __name__ == "__main__":
     for name, make in PAGES.items():
-        (HERE / name).write_text(make(), encoding="utf-8")
+        path = HERE / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(make(), encoding="utf-8")

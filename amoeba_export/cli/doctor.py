@@ -62,7 +62,7 @@ def _packages() -> dict[str, dict[str, str | None]]:
         name = re.match(r"[\w.-]+", line)
         extra = re.search(r"""extra == ["']([\w-]+)""", line)
         assert name, line
-        if name[0] == DISTRIBUTION or name[0] in found or (extra and extra[1] in ("all", "dev")):
+        if name[0] == DISTRIBUTION or name[0] in found or (extra and extra[1] in ("all", "dev", "docs")):
             continue
         try:
             here = version(name[0])

@@ -1,0 +1,45 @@
+"""For MkDocs: links that leave `docs/` lead to the repository, and those to a page that is a symbolic link to the page.
+
+The Markdown files are read on GitHub, too, so their links are paths of the repository. A link to nothing is an error.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+
+_LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^()\s#]+)(#[^()\s]*)?(?=\))")
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """The page with its relative links as the site needs them."""
+    source = Path(page.file.abs_src_path)
+    return _LINK.sub(lambda match: resolved(match[1], source, config["repo_url"]) + (match[2] or ""), markdown)
+
+
+def resolved(link: str, source: Path, repo_url: str) -> str:
+    """Where `link` in the page `source` leads.
+
+    Raises:
+        FileNotFoundError: Nothing is there.
+    """
+    target = (source.resolve().parent / link).resolve()
+    if not target.exists():
+        raise FileNotFoundError(f"{source.name} links to {link}, which is not there")
+    inside = pages().get(target)
+    if inside is not None:
+        return os.path.relpath(inside, source.parent)
+    if target.is_relative_to(DOCS):
+        return os.path.relpath(target, source.parent)
+    kind = "tree" if target.is_dir() else "blob"
+    return f"{repo_url}/{kind}/main/{target.relative_to(ROOT).as_posix()}"
+
+
+def pages() -> dict[Path, Path]:
+    """Files outside of `docs/` that are pages of the site, and the links that make them pages."""
+    return {link.resolve(): link for link in DOCS.glob("*.md") if link.is_symlink()}
