@@ -251,9 +251,7 @@ def _all_measured(results: Sequence[Latency | TargetError]) -> list[Latency]:
 
 
 def _dims(supernet: Supernet) -> dict[str, object]:
-    dims = dataclasses.asdict(supernet.architecture)
-    del dims["config"]
-    return dims
+    return supernet.architecture.facts()
 
 
 def _label(dense: DenseArchitecture) -> str:

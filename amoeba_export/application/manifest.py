@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,9 +64,7 @@ def verification_record(report: VerifyReport) -> VerificationRecord:
 
 def dims_of(supernet: Supernet) -> dict[str, Any]:
     """What a manifest says of the dims of `supernet`."""
-    dims = dataclasses.asdict(supernet.architecture)
-    del dims["config"]
-    return dims
+    return supernet.architecture.facts()
 
 
 def _latency(settings: Settings, fitted: Fitted) -> LatencyRecord | None:

@@ -190,7 +190,7 @@ class Manifest:
 
     def architecture(self) -> Architecture:
         """The supernet's dims."""
-        return Architecture(**self.dims)
+        return Architecture.from_facts(self.dims)
 
     def with_files(self, files: Sequence[FileEntry]) -> Manifest:
         """A copy that lists `files`."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from amoeba_export.errors import NotFound
 from amoeba_export.ir import DenseArchitecture, LayerPlan, Shape, Subnet, SubnetPlan
 from amoeba_export.ir.dtype import DTYPES, FLOATS
+from amoeba_export.load.family_file import read_family
 from amoeba_export.model.foreign_code import refuse_foreign_code
 
 if TYPE_CHECKING:
@@ -128,6 +129,7 @@ def _as_subnet(dense: DenseArchitecture) -> Subnet:
     )
     return Subnet(
         architecture=dense,
+        family=read_family(base.family).family,
         plan=SubnetPlan(shape=Shape(len(layers), 1.0), policy="adaptive", layers=layers),
         specs=(),
         stream=lambda: iter(()),

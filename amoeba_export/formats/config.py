@@ -6,11 +6,12 @@ ours. The rest is `amoeba` (`modeling_amoeba.py`, beside the weights).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
-from amoeba_export.errors import UnsupportedModel
+from amoeba_export.errors import NotRepresentable, UnsupportedModel
 from amoeba_export.ir import DenseArchitecture, LayerDims, Subnet, SubnetPlan, TensorSpec
+from amoeba_export.ir.family import FEATURE_WORDS, FEATURES, Feature
 from amoeba_export.model.foreign_code import AUTO_MAP
 
 AMOEBA = "amoeba"
@@ -39,6 +40,17 @@ def check_family(dense: DenseArchitecture) -> None:
         raise UnsupportedModel(dense.base.family, FAMILIES)
 
 
+def check_features(container: str, dense: DenseArchitecture, computes: Collection[Feature]) -> None:
+    """Refuse a model with something that `container` does not compute.
+
+    Raises:
+        NotRepresentable: Naming what it is.
+    """
+    if missing := [FEATURE_WORDS[feature] for feature in FEATURES if feature in dense.base.features - set(computes)]:
+        reason = f"a {dense.base.family} with {', '.join(missing)} is not written as {container} yet"
+        raise NotRepresentable(container, reason, ("--format safetensors",))
+
+
 def container_type(dense: DenseArchitecture) -> str:
     """The `model_type` that holds `dense`.
 
@@ -54,7 +66,7 @@ def container_type(dense: DenseArchitecture) -> str:
     """
     check_family(dense)
     base = dense.base
-    if all(layer == base.layer_dims for layer in dense.layers):
+    if dense.has_whole_layers:
         return base.family
     dims = dense.layers[0]
     if not dense.is_uniform or not dims.num_heads or not dims.ffn_size:
@@ -135,7 +147,7 @@ def graph_config(subnet: Subnet, *, dtype: str) -> dict[str, Any]:
 
 
 def _named(dense: DenseArchitecture, model_type: str, plan: SubnetPlan, dtype: str) -> dict[str, Any]:
-    if model_type == dense.base.family and all(dims == dense.base.layer_dims for dims in dense.layers):
+    if model_type == dense.base.family and dense.has_whole_layers:
         config = _cut_in_depth(dense, plan)
     else:
         config = _built(dense, model_type)

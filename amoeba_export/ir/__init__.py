@@ -1,6 +1,7 @@
 """The types that stages share. Frozen, torch-free at import, and the only thing that two stages have in common."""
 
-from amoeba_export.ir.architecture import Architecture, Axis, DenseArchitecture, LayerDims
+from amoeba_export.ir.architecture import Architecture, DenseArchitecture, LayerDims
+from amoeba_export.ir.family import Axis, Family, LayerKind, Part, Role, Rope, TensorTemplate
 from amoeba_export.ir.latency import (
     Budget,
     Latency,
@@ -17,7 +18,7 @@ from amoeba_export.ir.progress import SILENT, Progress
 from amoeba_export.ir.refit import Refit
 from amoeba_export.ir.strategy import FixedWidth, Importance, Strategy
 from amoeba_export.ir.subnet import Subnet, TensorSpec, Writer
-from amoeba_export.ir.supernet import Adapter, AdapterDelta, Family, InputId, Supernet, TensorSource, TensorTemplate
+from amoeba_export.ir.supernet import Adapter, AdapterDelta, InputId, Supernet, TensorSource
 from amoeba_export.ir.validate import validate
 
 __all__ = [
@@ -35,11 +36,15 @@ __all__ = [
     "InputId",
     "Latency",
     "LayerDims",
+    "LayerKind",
     "LayerPlan",
     "Metric",
+    "Part",
     "Policy",
     "Progress",
     "Refit",
+    "Role",
+    "Rope",
     "RuntimeLimits",
     "Shape",
     "Source",

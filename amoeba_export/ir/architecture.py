@@ -6,13 +6,13 @@ dim, V vocabulary, R LoRA rank, E experts, L layers, T tokens, B batch, O out fe
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Axis = Literal["vocab", "hidden", "query", "kv", "ffn", "head_dim"]
-"""What one axis of a weight indexes. `query` is N * H long, `kv` is K * H long."""
-
+from amoeba_export.ir.family import Activation, Axis, Feature, LayerKind, QkNormScope, QueryTemperature, Rope
+from amoeba_export.reading import decode
 
 Compensation = Literal["none", "removed", "all"]
 """Which blocks of a cut have a bias for what they lost: none, those that lost heads or neurons, or all of them, as an
@@ -26,13 +26,40 @@ def has_compensation(compensation: Compensation, *, kept: int, whole: int) -> bo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """The dimensions of a supernet that decide shapes, cost and function. One family, every layer alike.
+    """The dims of a supernet, and the facts beside them, that decide shapes, cost and function.
+
+    Layers have the same dims. They may attend in different ways (`kinds`). Defaults are Llama's. One layer computes
+
+        x += residual_scale * attn_out_norm(o(attention(attn_in_norm(x))))
+        x += residual_scale * ffn_out_norm(down(activation(gate(h)) * up(h))),  h = ffn_in_norm(x)
+
+    where norms that a family does not have are left out; then logits = head(final_norm(x)) / logits_divisor.
 
     Attributes:
         family: Key of `load/architectures/*.toml`, equal to the source's `model_type`.
-        rope_scaling: The source's RoPE parameters other than the base, or None for plain RoPE.
-        sliding_window: Attention window in tokens, or None when every layer attends to everything.
-        config: The source's `config.json` as read, for what we carry over and do not interpret.
+        rope_theta: Base of RoPE. With several kinds of layers, that of the first kind; ask `layer_kinds`.
+        rope_scaling: The source's RoPE parameters other than the base, or None for plain RoPE. Likewise.
+        sliding_window: Attention window in tokens that all layers share, else None. Ask `layer_kinds`.
+        rotary_dims: Leading dims of each head that RoPE turns; None for all of them.
+        kinds: Where layers attend in different ways or are not rotated, each way once; else empty.
+        kind_of_layer: Per layer of the supernet, an index into `kinds`; empty where `kinds` is.
+        qk_norm: Whether there are norms of q and k, after the projection and before RoPE.
+        qk_norm_scope: What one of them runs over. With `whole`, cutting heads would change the statistic.
+        norm_offset: Added to the weight of every norm, q's and k's included: normed * (norm_offset + weight).
+        input_norms: Whether there are norms before the blocks (`attn_in_norm`, `ffn_in_norm`).
+        output_norms: Whether there are norms after the blocks, before the addition (`attn_out_norm`, `ffn_out_norm`).
+        activation: Of the FFN's gate.
+        attention_scale: What scores q k are multiplied by; None for head_dim ** -0.5. Ask `score_scale`.
+        attention_softcap: Scaled scores s become cap * tanh(s / cap) before the mask; None for no cap.
+        query_temperature: By what queries are multiplied, by position; None for nothing.
+        embedding_scale: What rows of the embedding are multiplied by, before layer 0. A tied head is not scaled.
+        embedding_scale_rounded: Whether that factor is rounded to the dtype in which the model runs.
+        residual_scale: What a block's output is multiplied by before it is added to the stream, its bias included.
+        logits_divisor: What logits are divided by.
+        final_softcap: Logits l become cap * tanh(l / cap), after the division; None for no cap.
+        containers: By container, what the family's file says of it.
+        config: The source's `config.json` as read, for what we carry over and do not interpret. Lists that have an
+            entry per layer are written out where layers differ.
     """
 
     family: str
@@ -53,7 +80,86 @@ class Architecture:
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    qk_norm_scope: QkNormScope = "head"
+    rotary_dims: int | None = None
+    kinds: tuple[LayerKind, ...] = ()
+    kind_of_layer: tuple[int, ...] = ()
+    norm_offset: float = 0.0
+    input_norms: bool = True
+    output_norms: bool = False
+    activation: Activation = "silu"
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    query_temperature: QueryTemperature | None = None
+    embedding_scale: float = 1.0
+    embedding_scale_rounded: bool = False
+    residual_scale: float = 1.0
+    logits_divisor: float = 1.0
+    final_softcap: float | None = None
+    containers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False, compare=False)
     config: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def layer_kinds(self) -> tuple[LayerKind, ...]:
+        """Every way in which layers attend: one for most models."""
+        if self.kinds:
+            return self.kinds
+        rope = Rope(theta=self.rope_theta, scaling=self.rope_scaling, dims=self.rotary_dims or self.head_dim)
+        name = "full_attention" if self.sliding_window is None else "sliding_attention"
+        return (LayerKind(name=name, window=self.sliding_window, rope=rope),)
+
+    def kind_index(self, source_layer: int) -> int:
+        """Index into `layer_kinds` of a layer of the supernet."""
+        return self.kind_of_layer[source_layer] if self.kinds else 0
+
+    def kind(self, source_layer: int) -> LayerKind:
+        """How a layer of the supernet attends."""
+        return self.layer_kinds[self.kind_index(source_layer)]
+
+    @property
+    def score_scale(self) -> float:
+        """What attention scores are multiplied by."""
+        return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
+
+    @property
+    def cuts_heads(self) -> bool:
+        """Whether a cut may drop heads: not where a norm runs over all of them."""
+        return not (self.qk_norm and self.qk_norm_scope == "whole")
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """What computes this model must know beyond Llama's layer."""
+        kinds = self.layer_kinds
+        needed: dict[Feature, bool] = {
+            "norm_offset": self.norm_offset != 0.0,
+            "output_norms": self.output_norms,
+            "no_input_norms": not self.input_norms,
+            "activation": self.activation != "silu",
+            "attention_scale": self.score_scale != self.head_dim**-0.5,
+            "attention_softcap": self.attention_softcap is not None,
+            "final_softcap": self.final_softcap is not None,
+            "whole_qk_norm": self.qk_norm and self.qk_norm_scope == "whole",
+            "partial_rotary": any(kind.rope is not None and kind.rope.dims != self.head_dim for kind in kinds),
+            "layer_kinds": len(kinds) > 1,
+            "no_rope": any(kind.rope is None for kind in kinds),
+            "embedding_scale": self.embedding_scale != 1.0,
+            "residual_scale": self.residual_scale != 1.0,
+            "logits_divisor": self.logits_divisor != 1.0,
+            "query_temperature": self.query_temperature is not None,
+        }
+        return frozenset(feature for feature, is_needed in needed.items() if is_needed)
+
+    def facts(self) -> dict[str, Any]:
+        """Dims and facts as JSON values: what `from_facts` reads. Facts that are Llama's are left out."""
+        everything = dataclasses.asdict(self)
+        del everything["config"], everything["containers"]
+        plain = {f.name: f.default for f in dataclasses.fields(self) if f.name in _FACTS}
+        return {key: value for key, value in everything.items() if key not in plain or value != plain[key]}
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> Architecture:
+        """Read what `facts` gave. Raises `WrongValue`."""
+        return decode(cls, dict(facts), "dims")
 
     @property
     def heads_per_kv(self) -> int:
@@ -62,7 +168,7 @@ class Architecture:
 
     @property
     def layer_dims(self) -> LayerDims:
-        """The dims that every layer of the uncut model has."""
+        """The dims that every layer of the uncut model has; its kind is the first one's."""
         return LayerDims(
             num_heads=self.num_heads,
             num_kv_heads=self.num_kv_heads,
@@ -76,7 +182,9 @@ class Architecture:
     @property
     def uncut(self) -> DenseArchitecture:
         """The whole model, as dims of a cut one."""
-        return DenseArchitecture(base=self, layers=(self.layer_dims,) * self.num_layers)
+        whole = self.layer_dims
+        layers = tuple(dataclasses.replace(whole, kind=self.kind_index(i)) for i in range(self.num_layers))
+        return DenseArchitecture(base=self, layers=layers)
 
     def axis_size(self, axis: Axis, layer: LayerDims | None = None) -> int:
         """Length of `axis` in the full model, or in a cut `layer`."""
@@ -107,7 +215,13 @@ class Architecture:
         return 3 * self.hidden_size
 
     def cut_layer(
-        self, num_heads: int, num_kv_heads: int, ffn_size: int, *, compensation: Compensation = "removed"
+        self,
+        num_heads: int,
+        num_kv_heads: int,
+        ffn_size: int,
+        *,
+        compensation: Compensation = "removed",
+        kind: int = 0,
     ) -> LayerDims:
         """A layer that keeps so many, with the source's biases and those of `compensation`."""
         return LayerDims(
@@ -118,6 +232,7 @@ class Architecture:
             o_bias=self.o_bias or has_compensation(compensation, kept=num_heads, whole=self.num_heads),
             gate_up_bias=self.mlp_bias,
             down_bias=self.mlp_bias or has_compensation(compensation, kept=ffn_size, whole=self.ffn_size),
+            kind=kind,
         )
 
     def prunable_params(self, layer: LayerDims | None = None) -> int:
@@ -132,7 +247,11 @@ class Architecture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerDims:
-    """The dims of one layer. Zero heads: no attention and no KV cache. Zero neurons: no FFN."""
+    """The dims of one layer. Zero heads: no attention and no KV cache. Zero neurons: no FFN.
+
+    Attributes:
+        kind: How it attends: an index into `Architecture.layer_kinds`.
+    """
 
     num_heads: int
     num_kv_heads: int
@@ -141,6 +260,15 @@ class LayerDims:
     o_bias: bool = False
     gate_up_bias: bool = False
     down_bias: bool = False
+    kind: int = 0
+
+
+_FACTS = (
+    *("qk_norm_scope", "rotary_dims", "kinds", "kind_of_layer", "norm_offset", "input_norms", "output_norms"),
+    *("activation", "attention_scale", "attention_softcap", "query_temperature", "embedding_scale"),
+    *("embedding_scale_rounded", "residual_scale", "logits_divisor", "final_softcap"),
+)
+"""Fields that are left out of JSON where they have their default, so that files of Llama's kind stay as they were."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,8 +285,18 @@ class DenseArchitecture:
 
     @property
     def is_uniform(self) -> bool:
-        """True when every layer has the same dims and the same biases."""
-        return len(set(self.layers)) <= 1
+        """True when every layer has the same dims and the same biases, however it attends."""
+        return len({dataclasses.replace(layer, kind=0) for layer in self.layers}) <= 1
+
+    @property
+    def has_whole_layers(self) -> bool:
+        """True when no layer lost or gained anything: a cut in depth at most."""
+        whole = self.base.layer_dims
+        return all(dataclasses.replace(layer, kind=0) == whole for layer in self.layers)
+
+    def kind(self, layer: LayerDims) -> LayerKind:
+        """How one of `layers` attends."""
+        return self.base.layer_kinds[layer.kind]
 
     @property
     def num_params(self) -> int:
@@ -171,9 +309,16 @@ class DenseArchitecture:
         """Weights of one layer. A block that is gone takes its norm with it; its output bias may stay."""
         base = self.base
         params = base.prunable_params(layer) + (layer.o_bias + layer.down_bias) * base.hidden_size
+        norms_D = base.input_norms + base.output_norms
         if layer.num_heads:
-            params += base.hidden_size + (2 * base.head_dim if base.qk_norm else 0)
+            params += norms_D * base.hidden_size + self._qk_norm_params(layer)
             params += layer.qkv_bias * (layer.num_heads + 2 * layer.num_kv_heads) * base.head_dim
         if layer.ffn_size:
-            params += base.hidden_size + layer.gate_up_bias * 2 * layer.ffn_size
+            params += norms_D * base.hidden_size + layer.gate_up_bias * 2 * layer.ffn_size
         return params
+
+    def _qk_norm_params(self, layer: LayerDims) -> int:
+        if not self.base.qk_norm:
+            return 0
+        heads = layer.num_heads + layer.num_kv_heads if self.base.qk_norm_scope == "whole" else 2
+        return heads * self.base.head_dim

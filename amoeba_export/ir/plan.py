@@ -166,7 +166,11 @@ class SubnetPlan:
             base=architecture,
             layers=tuple(
                 architecture.cut_layer(
-                    len(layer.query_heads), len(layer.kv_heads), len(layer.ffn), compensation=self.compensation
+                    len(layer.query_heads),
+                    len(layer.kv_heads),
+                    len(layer.ffn),
+                    compensation=self.compensation,
+                    kind=architecture.kind_index(layer.source_layer),
                 )
                 for layer in self.layers
             ),

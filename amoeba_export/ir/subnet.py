@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from amoeba_export.ir.architecture import DenseArchitecture
+from amoeba_export.ir.family import Family
 from amoeba_export.ir.plan import SubnetPlan
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSpec:
-    """One weight of a cut model, in the naming of stock transformers, layers renumbered from 0.
+    """One weight of a cut model, under its family's name, layers renumbered from 0.
 
     Attributes:
         dtype: What it has in a file that keeps the source's types, or None for `Subnet.source_dtype`.
@@ -32,9 +33,9 @@ class Subnet:
     """A cut model: dims, the plan it follows, and a stream of its weights.
 
     Attributes:
-        specs: Every weight, in stream order. Tied embeddings appear once, as `model.embed_tokens.weight`. A block
-            without heads (or neurons) has no projections and no norm; its output bias may remain as
-            `...o_proj.bias` (`...down_proj.bias`).
+        family: Says which role a name has, and which name a role.
+        specs: Every weight, in stream order. Tied embeddings appear once, as the embedding. A block without heads (or
+            neurons) has no projections and no norms; the bias of its writer may remain.
         stream: Opens the stream of (name, weight [shape of its spec]), each name exactly once, in the order of
             `specs`. Weights come in the source's dtype unless an adapter or bias made them; writers convert. The
             consumer may keep or drop them, never write into them.
@@ -44,6 +45,7 @@ class Subnet:
     """
 
     architecture: DenseArchitecture
+    family: Family
     plan: SubnetPlan
     specs: tuple[TensorSpec, ...]
     stream: Callable[[], Iterator[tuple[str, torch.Tensor]]]

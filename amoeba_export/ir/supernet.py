@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from amoeba_export.errors import InputError
-from amoeba_export.ir.architecture import Architecture, Axis
+from amoeba_export.ir.architecture import Architecture
 from amoeba_export.ir.dtype import written_as
+from amoeba_export.ir.family import Family
 from amoeba_export.ir.plan import SubnetPlan
 from amoeba_export.ir.refit import Refit
 
@@ -19,29 +20,6 @@ if TYPE_CHECKING:
     import torch
 
     from amoeba_export.ir.strategy import Strategy
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorTemplate:
-    """One weight of a family, as data: its name (with `{layer}`) and what each axis indexes.
-
-    Attributes:
-        when: The `Architecture` flag that says whether this weight exists (`qkv_bias`, `qk_norm`, ...), or None for
-            always. `untied` means: only when embeddings are not tied.
-    """
-
-    name: str
-    axes: tuple[Axis, ...]
-    when: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
-    """One model family: which weights it has. Read from `load/architectures/<model_type>.toml`."""
-
-    model_type: str
-    globals: tuple[TensorTemplate, ...]
-    layer: tuple[TensorTemplate, ...]
 
 
 class TensorSource(Protocol):

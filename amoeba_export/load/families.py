@@ -1,122 +1,37 @@
-"""Model families as data: `architectures/<model_type>.toml` says how to read a config and which weights follow."""
+"""From a config.json to an `Architecture`, and from that to the weights that a checkpoint must have."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import tomllib
-import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amoeba_export.errors import InputError, UnsupportedError, UnsupportedModel, nearest
-from amoeba_export.ir import Architecture, Axis, Family, TensorTemplate
-from amoeba_export.load.rope import read_rope, stretched_positions
-from amoeba_export.reading import WrongValue, decode, dim_problems
-from amoeba_export.reading.bounds import shown
-
-FOLDER = Path(__file__).parent / "architectures"
-
-EMBEDDING = "model.embed_tokens.weight"
+from amoeba_export.errors import InputError, UnsupportedError, UnsupportedModel
+from amoeba_export.ir import Architecture, Family, TensorTemplate
+from amoeba_export.load.family_file import FIELDS, FLAGS, FamilyFile, read_family, supported_families
+from amoeba_export.load.kinds import read_kinds
+from amoeba_export.load.rope import stretched_positions
+from amoeba_export.reading import dim_problems
+from amoeba_export.reading.bounds import MAX_FLOAT, shown
 
 BITSANDBYTES = "bitsandbytes"
 """The `quant_method` whose checkpoints can be cut: `quantized.py` reads them."""
 
-_TABLES = ("config", "defaults", "constants", "requires", "weights", "ignored", "window", "transformers")
-_FIELDS = tuple(f.name for f in dataclasses.fields(Architecture) if f.name not in ("family", "config", "rope_scaling"))
-_FLAGS = ("untied", *(f.name for f in dataclasses.fields(Architecture) if f.type == "bool"))
-_OPTIONAL = ("num_kv_heads", "head_dim", "sliding_window", "rope_theta")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FamilyFile:
-    """One `architectures/*.toml`, with what it extends merged in.
-
-    Attributes:
-        config: Architecture field -> key of config.json.
-        defaults: Architecture field -> its value where config.json leaves the key out.
-        constants: Architecture field -> its value, whatever config.json says.
-        requires: Key of config.json -> the only value that computes what we compute.
-        ignored: Names of saved buffers that are no weights, with `{layer}`.
-        window: How a sliding window is switched on, or empty when `config` alone says it.
-        nullable: Architecture fields that may be null in config.json.
-        even_heads: Whether the number of heads must divide the hidden size, whatever a head's size is.
-    """
-
-    family: Family
-    config: Mapping[str, str]
-    defaults: Mapping[str, Any]
-    constants: Mapping[str, Any]
-    requires: Mapping[str, Any]
-    ignored: tuple[str, ...]
-    window: Mapping[str, Any]
-    nullable: tuple[str, ...]
-    even_heads: bool
-
-
-def supported_families() -> tuple[str, ...]:
-    """Every `model_type` that has a file."""
-    return tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
-
-
-@functools.cache
-def read_family(model_type: str, folder: Path = FOLDER) -> FamilyFile:
-    """Read the file of one family.
-
-    Raises:
-        InputError: The file has a key that we do not know.
-    """
-    tables = _merged(model_type, folder)
-    where = folder / f"{model_type}.toml"
-    _check_keys(tables, ("model_type", "extends", *_TABLES), "a table", where)
-    for name in ("config", "defaults", "constants"):
-        _check_keys(tables[name], _FIELDS, f"in [{name}] a dimension", where)
-    _check_keys(tables["ignored"], ("names",), "in [ignored] a key", where)
-    _check_keys(tables["window"], ("enabled", "first_layer"), "in [window] a key", where)
-    _check_keys(tables["transformers"], ("nullable", "even_heads"), "in [transformers] a key", where)
-    templates = tuple(_template(name, entry, where) for name, entry in tables["weights"].items())
-    return FamilyFile(
-        family=Family(
-            model_type=model_type,
-            globals=tuple(t for t in templates if "{layer}" not in t.name),
-            layer=tuple(t for t in templates if "{layer}" in t.name),
-        ),
-        config=tables["config"],
-        defaults=tables["defaults"],
-        constants=tables["constants"],
-        requires=tables["requires"],
-        ignored=tuple(tables["ignored"].get("names", ())),
-        window=tables["window"],
-        nullable=tuple(tables["transformers"].get("nullable", ())),
-        even_heads=bool(tables["transformers"].get("even_heads", False)),
-    )
-
-
-def _merged(model_type: str, folder: Path) -> dict[str, Any]:
-    """The tables of a file over those of the file it extends, entry by entry."""
-    own = tomllib.loads((folder / f"{model_type}.toml").read_text(encoding="utf-8"))
-    parent = _merged(own["extends"], folder) if "extends" in own else {}
-    return own | {table: parent.get(table, {}) | own.get(table, {}) for table in _TABLES}
-
-
-def _check_keys(table: Mapping[str, Any], known: tuple[str, ...], kind: str, where: Path) -> None:
-    for key in table:
-        if key not in known:
-            raise InputError(
-                f"A family file has {kind} named '{key}', which means nothing.{nearest(key, known)}",
-                where=where,
-                next_step=f"Use one of: {', '.join(known)}.",
-            )
-
-
-def _template(name: str, entry: Mapping[str, Any], where: Path) -> TensorTemplate:
-    _check_keys(entry, ("axes", "when"), f"for the weight {name} a key", where)
-    _check_keys(dict.fromkeys(entry["axes"]), typing.get_args(Axis), f"for the weight {name} an axis", where)
-    if "when" in entry:
-        _check_keys({entry["when"]: None}, _FLAGS, f"for the weight {name} a condition", where)
-    return TensorTemplate(name=name, axes=tuple(entry["axes"]), when=entry.get("when"))
+_DEFAULTS = {f.name: f.default for f in dataclasses.fields(Architecture) if f.default is not dataclasses.MISSING}
+_OPTIONAL = ("num_kv_heads", "head_dim", *(name for name, value in _DEFAULTS.items() if value is None))
+_NUMBERS = (
+    *("norm_offset", "attention_scale", "attention_softcap", "embedding_scale", "residual_scale"),
+    *("logits_divisor", "final_softcap"),
+)
+"""Facts that are numbers, not sizes."""
+_ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_tanh": "gelu_tanh",
+}
+"""transformers' names of the activations that we compute."""
 
 
 def read_architecture(config: Mapping[str, Any], *, where: Path) -> tuple[Architecture, FamilyFile]:
@@ -124,22 +39,36 @@ def read_architecture(config: Mapping[str, Any], *, where: Path) -> tuple[Archit
 
     Raises:
         InputError: A required key is missing or is not a sensible number.
-        UnsupportedError: The family, the activation, the window or the RoPE is one that we do not compute.
+        UnsupportedError: The family, the activation, the windows or the RoPE is one that we do not compute.
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in supported_families():
         raise UnsupportedModel(model_type, supported_families(), where=where)
     file = read_family(model_type)
     _check_computable(config, file, where)
-    fields = {name: _value(name, config, file, where) for name in _FIELDS if name not in ("rope_theta",)}
+    fields = {name: _value(name, config, file, where) for name in FIELDS}
+    fields["activation"] = _activation(fields["activation"], file, where)
     _check_types(fields, where)
     fields["num_kv_heads"] = fields["num_kv_heads"] or fields["num_heads"]
     fields["head_dim"] = fields["head_dim"] or fields["hidden_size"] // fields["num_heads"]
-    fields["sliding_window"] = _window(fields["sliding_window"], fields["num_layers"], config, file, where)
+    for name, entry in file.config.items():
+        if not isinstance(entry, str) and fields[name] is not None:
+            fields[name] = float(fields[name]) ** entry.get("power", 1)
+    _refuse(dim_problems({"head_dim": fields["head_dim"]}), where)
     # What a subnet is written with is not quantized, nor is what it is compared with.
     config = {key: value for key, value in config.items() if key != "quantization_config"}
-    theta, scaling = read_rope(config, max_positions=fields["max_positions"], where=where)
-    architecture = Architecture(family=model_type, rope_theta=theta, rope_scaling=scaling, config=config, **fields)
+    kinds, lists = read_kinds(
+        config,
+        file,
+        num_layers=fields["num_layers"],
+        head_dim=fields["head_dim"],
+        max_positions=fields["max_positions"],
+        window=fields["sliding_window"],
+        where=where,
+    )
+    fields |= kinds
+    _check_kinds(kinds, where)
+    architecture = Architecture(family=model_type, config=config | lists, containers=file.containers, **fields)
     _check_dims(architecture, where)
     if file.even_heads and architecture.hidden_size % architecture.num_heads:
         raise _uneven_heads(architecture, file, where)
@@ -176,7 +105,7 @@ def _check_computable(config: Mapping[str, Any], file: FamilyFile, where: Path) 
 def _value(field: str, config: Mapping[str, Any], file: FamilyFile, where: Path) -> Any:
     if field in file.constants:
         return file.constants[field]
-    key = file.config.get(field)
+    key = file.key(field)
     if key is not None and config.get(key) is not None:
         return config[key]
     if key in config and field not in file.nullable:
@@ -192,6 +121,8 @@ def _value(field: str, config: Mapping[str, Any], file: FamilyFile, where: Path)
         return None
     if field in file.defaults:
         return file.defaults[field]
+    if field in _DEFAULTS and (key is None or key not in config):
+        return _DEFAULTS[field]
     raise InputError(
         f"The config of the model does not say '{key}'.",
         where=where,
@@ -200,7 +131,7 @@ def _value(field: str, config: Mapping[str, Any], file: FamilyFile, where: Path)
 
 
 def _uneven_heads(architecture: Architecture, file: FamilyFile, where: Path) -> UnsupportedError:
-    heads, hidden = (file.config[field] for field in ("num_heads", "hidden_size"))
+    heads, hidden = (file.key(field) for field in ("num_heads", "hidden_size"))
     next_step = f"Use a model whose {hidden} is a multiple of {heads}."
     if not architecture.qkv_bias and not architecture.mlp_bias:
         next_step = (
@@ -215,32 +146,17 @@ def _uneven_heads(architecture: Architecture, file: FamilyFile, where: Path) -> 
     )
 
 
-def _window(
-    window: int | None, num_layers: int, config: Mapping[str, Any], file: FamilyFile, where: Path
-) -> int | None:
-    """The window that all layers share, or None. `layer_types` and `first_layer` as in transformers' Qwen2Config."""
-    if not file.window or window is None:
-        return window
-    if not config.get(file.window["enabled"], False):
-        return None
-    first = file.window["first_layer"]
-    try:
-        first_layer = decode(int, config.get(first["key"], first["default"]), first["key"])
-        layer_types = decode(list[str], config.get("layer_types") or [], "layer_types")
-    except WrongValue as error:
-        raise _nonsense([str(error)], where) from error
-    layer_types = layer_types or [
-        "sliding_attention" if i >= first_layer else "full_attention" for i in range(num_layers)
-    ]
-    if set(layer_types) == {"full_attention"}:
-        return None
-    if set(layer_types) == {"sliding_attention"}:
-        return window
-    raise UnsupportedError(
-        f"Layers with different attention are not supported: {', '.join(sorted(set(layer_types)))}.",
-        where=where,
-        next_step="Use a model whose layers all attend to everything, or all through one window.",
-    )
+def _activation(name: object, file: FamilyFile, where: Path) -> str:
+    """Our name of an activation. Null stands for the family's own."""
+    name = file.defaults.get("activation", "silu") if name is None else name
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
+        key = file.key("activation")
+        raise UnsupportedError(
+            f"A {file.family.model_type} with {key} = {shown(name)} is not supported.",
+            where=where,
+            next_step=f"Use a model with {key} = {file.defaults.get('activation', 'silu')!r}.",
+        )
+    return _ACTIVATIONS[name]
 
 
 def _check_types(fields: Mapping[str, Any], where: Path) -> None:
@@ -248,19 +164,39 @@ def _check_types(fields: Mapping[str, Any], where: Path) -> None:
     given = {name: value for name, value in fields.items() if value is not None or name not in _OPTIONAL}
     problems = dim_problems(given)
     for name, value in given.items():
-        if name in _FLAGS and not isinstance(value, bool):
+        if name in FLAGS and not isinstance(value, bool):
             problems.append(f"{name} is {shown(value)}")
     eps = given["norm_eps"]
     if not isinstance(eps, int | float) or isinstance(eps, bool) or not 0 < eps < 1:
         problems.append(f"norm_eps is {shown(eps)}")
+    for name in _NUMBERS:
+        value = given.get(name)
+        if value is not None and (
+            not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= MAX_FLOAT
+        ):
+            problems.append(f"{name} is {shown(value)}")
+    problems += [
+        f"{name} is 0"
+        for name in ("attention_scale", "attention_softcap", "logits_divisor", "final_softcap")
+        if given.get(name) == 0
+    ]
     _refuse(problems, where)
 
 
 def _check_dims(architecture: Architecture, where: Path) -> None:
-    problems = dim_problems({"head_dim": architecture.head_dim})
-    if not problems and architecture.num_heads % architecture.num_kv_heads:
+    problems = []
+    if architecture.num_heads % architecture.num_kv_heads:
         problems.append(f"{architecture.num_heads} heads cannot share {architecture.num_kv_heads} KV heads evenly")
     _refuse(problems, where)
+
+
+def _check_kinds(fields: Mapping[str, Any], where: Path) -> None:
+    if names := {kind.name for kind in fields.get("kinds", ())}:
+        raise UnsupportedError(
+            f"Layers with different attention are not supported: {', '.join(sorted(names))}.",
+            where=where,
+            next_step="Use a model whose layers all attend to everything, or all through one window.",
+        )
 
 
 def _refuse(problems: Sequence[str], where: Path) -> None:
@@ -290,13 +226,7 @@ def expected_weights(family: Family, architecture: Architecture) -> dict[str, tu
 
 def tied_copies(family: Family, architecture: Architecture) -> dict[str, str]:
     """Name -> what it repeats, for weights that tied embeddings make superfluous and that some checkpoints have."""
-    return {head_name(family): EMBEDDING} if architecture.tied_embeddings else {}
-
-
-def head_name(family: Family) -> str:
-    """The weight of the head, which a model with tied embeddings does not have."""
-    (name,) = (template.name for template in family.globals if template.when == "untied")
-    return name
+    return {family.weight("head"): family.weight("embedding")} if architecture.tied_embeddings else {}
 
 
 def matrix_shapes(family: Family, architecture: Architecture) -> dict[str, tuple[int, int]]:

@@ -12,7 +12,8 @@ import torch
 from amoeba_export.errors import WrongModel
 from amoeba_export.ir import Architecture, Family, Progress, Supernet, TensorSource
 from amoeba_export.load.adapter_names import AdapterWeights
-from amoeba_export.load.families import EMBEDDING, expected_weights, head_name, read_family
+from amoeba_export.load.families import expected_weights
+from amoeba_export.load.family_file import read_family
 
 
 class Replaced:
@@ -22,10 +23,16 @@ class Replaced:
     """
 
     def __init__(
-        self, base: TensorSource, own: TensorSource, names: Mapping[str, str], copies: Mapping[str, str]
+        self,
+        base: TensorSource,
+        own: TensorSource,
+        names: Mapping[str, str],
+        copies: Mapping[str, str],
+        *,
+        embedding: str,
     ) -> None:
         """`names`: weight -> its name in `own`. `copies`: weight -> the weight of `base` that it starts from."""
-        self._base, self._own = base, own
+        self._base, self._own, self._embedding = base, own, embedding
         self._names, self._copies = dict(names), dict(copies)
 
     def names(self) -> Collection[str]:
@@ -40,7 +47,7 @@ class Replaced:
 
     def dtype(self, name: str) -> torch.dtype:
         """Of the model's weight that it stands for."""
-        return self._base.dtype(name if name in self._base.names() else EMBEDDING)
+        return self._base.dtype(name if name in self._base.names() else self._embedding)
 
     def read(self, name: str) -> torch.Tensor:
         """The whole weight. Raises `DamagedFile`, `NonFiniteWeights`."""
@@ -67,21 +74,21 @@ def with_own_weights(
         WrongModel: A weight of another shape; embedding and head with vocabularies of different sizes.
     """
     own, architecture = dict(weights.own), supernet.architecture
-    head = head_name(supernet.family)
-    sizes = {name: source.shape(own[name])[0] for name in (EMBEDDING, head) if name in own}
+    head, embedding = supernet.family.weight("head"), supernet.family.weight("embedding")
+    sizes = {name: source.shape(own[name])[0] for name in (embedding, head) if name in own}
     resized = any(size != architecture.vocab_size for size in sizes.values())
     if resized:
-        if architecture.tied_embeddings and EMBEDDING not in own:
-            own[EMBEDDING] = own.pop(head)  # one of two names of one weight
-        architecture = _with(architecture, vocab_size=source.shape(own.get(EMBEDDING, own.get(head, "")))[0])
+        if architecture.tied_embeddings and embedding not in own:
+            own[embedding] = own.pop(head)  # one of two names of one weight
+        architecture = _with(architecture, vocab_size=source.shape(own.get(embedding, own.get(head, "")))[0])
     copies: dict[str, str] = {}
     if architecture.tied_embeddings:
         # The embedding that the head was tied to: the model's, unless the adapter brings the one it was trained on.
-        is_base = EMBEDDING in own and (resized or ".base_layer." in own[EMBEDDING])
-        if _has_lora(weights, head) or _differ(supernet, own, source, head, is_base=is_base):
+        is_base = embedding in own and (resized or ".base_layer." in own[embedding])
+        if _has_lora(weights, embedding, head) or _differ(supernet, own, source, is_base=is_base):
             if head not in own:
-                own |= {head: own[EMBEDDING]} if is_base else {}
-                copies |= {} if is_base else {head: EMBEDDING}
+                own |= {head: own[embedding]} if is_base else {}
+                copies |= {} if is_base else {head: embedding}
             architecture = _with(architecture, tied_embeddings=False)
             progress.note(
                 f"The adapter {where.parent.name} parts the head of {supernet.name} from its embedding, to which it "
@@ -92,27 +99,28 @@ def with_own_weights(
     _check_shapes(expected_weights(supernet.family, architecture), own, copies, supernet.tensors, source, where)
     if not own and not copies:
         return supernet
-    tensors = Replaced(supernet.tensors, source, own, copies)
+    tensors = Replaced(supernet.tensors, source, own, copies, embedding=embedding)
     return dataclasses.replace(supernet, architecture=architecture, tensors=tensors, bare=supernet.bare or supernet)
 
 
 def _with(architecture: Architecture, **fields: Any) -> Architecture:
     """Other dims, in the config that they were read from too."""
-    keys = read_family(architecture.family).config
-    config = {**architecture.config, **{keys[field]: value for field, value in fields.items()}}
+    file = read_family(architecture.family)
+    config = {**architecture.config, **{str(file.key(field)): value for field, value in fields.items()}}
     return dataclasses.replace(architecture, config=config, **fields)
 
 
-def _has_lora(weights: AdapterWeights, head: str) -> bool:
-    return any(name.rpartition(".")[0] in weights.lora for name in (EMBEDDING, head))
+def _has_lora(weights: AdapterWeights, *names: str) -> bool:
+    return any(name.rpartition(".")[0] in weights.lora for name in names)
 
 
-def _differ(supernet: Supernet, own: Mapping[str, str], source: TensorSource, head: str, *, is_base: bool) -> bool:
+def _differ(supernet: Supernet, own: Mapping[str, str], source: TensorSource, *, is_base: bool) -> bool:
     """Whether what an adapter brings for a tied head and its embedding is two weights."""
-    if head not in own and (is_base or EMBEDDING not in own):
+    head, embedding = supernet.family.weight("head"), supernet.family.weight("embedding")
+    if head not in own and (is_base or embedding not in own):
         return False
     one, other = (
-        source.read(own[name]) if name in own else supernet.tensors.read(EMBEDDING) for name in (EMBEDDING, head)
+        source.read(own[name]) if name in own else supernet.tensors.read(embedding) for name in (embedding, head)
     )
     return one.shape != other.shape or not torch.equal(one.to(torch.float32), other.to(torch.float32))
 

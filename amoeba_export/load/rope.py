@@ -10,6 +10,7 @@ from amoeba_export.errors import InputError, UnsupportedError
 from amoeba_export.ir import Architecture
 from amoeba_export.reading.bounds import MAX_FLOAT, shown
 
+NO_NAMES: Mapping[str, str] = {}
 DEFAULT_THETA = 10000.0
 STRETCHED_TYPES = ("yarn", "longrope", "llama3")
 """Types that depend on the length that the model was first trained with."""
@@ -31,8 +32,15 @@ _OPTIONAL = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all
 """Null here means that the key is not there (transformers `modeling_rope_utils`)."""
 
 
-def read_rope(config: Mapping[str, Any], *, max_positions: int, where: Path) -> tuple[float, dict[str, Any] | None]:
-    """Base and scaling of a config.
+def read_rope(
+    config: Mapping[str, Any],
+    *,
+    max_positions: int,
+    where: Path,
+    default_theta: float | None = None,
+    renamed: Mapping[str, str] = NO_NAMES,
+) -> tuple[float, dict[str, Any] | None, float]:
+    """Base, scaling, and the share of each head that is rotated, of a config with one RoPE.
 
     Where both spellings are present, `rope_scaling` goes before `rope_parameters` and a base inside either goes before
     the top-level `rope_theta`: the order of transformers 5 (`RotaryEmbeddingConfigMixin`), which reads our output too.
@@ -41,13 +49,15 @@ def read_rope(config: Mapping[str, Any], *, max_positions: int, where: Path) -> 
         config: Of the model.
         max_positions: Stands for `original_max_position_embeddings` where a type needs it and the config leaves it out.
         where: The config's file.
+        default_theta: The base where the config has none; None for `DEFAULT_THETA`.
+        renamed: Old names of types.
 
     Returns:
-        The base, and the other parameters with `rope_type` among them, or None for plain RoPE.
+        The base; the other parameters with `rope_type` among them, or None for plain RoPE; the share.
 
     Raises:
         InputError: Parameters that are no table, or a number that its type needs is missing or is none.
-        UnsupportedError: RoPE that differs between layers, covers part of a head, or has an unknown type.
+        UnsupportedError: RoPE that differs between layers, or has an unknown type.
     """
     key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     given = config.get(key) or {}
@@ -60,23 +70,28 @@ def read_rope(config: Mapping[str, Any], *, max_positions: int, where: Path) -> 
             where=where,
             next_step="Use a model with one RoPE for all layers.",
         )
-    theta = parameters.pop("rope_theta", None) or config.get("rope_theta") or DEFAULT_THETA
+    theta = parameters.pop("rope_theta", None) or config.get("rope_theta") or default_theta or DEFAULT_THETA
     legacy_type = parameters.pop("type", "default")
     rope_type = parameters.setdefault("rope_type", legacy_type)
+    if rope_type in renamed:
+        rope_type = parameters["rope_type"] = renamed[rope_type]
     if rope_type not in KNOWN_TYPES:
         raise UnsupportedError(
             f"RoPE of type '{rope_type}' is not supported.",
             where=where,
             next_step=f"Use a model whose RoPE is one of: {', '.join(KNOWN_TYPES)}.",
         )
-    if parameters.pop("partial_rotary_factor", 1.0) != 1.0:
-        raise UnsupportedError(
-            "RoPE over a part of each head is not supported.",
-            where=where,
-            next_step="Use a model that rotates whole heads.",
-        )
+    share = parameters.pop("partial_rotary_factor", None)
+    share = config.get("partial_rotary_factor", 1.0) if share is None else share
+    share = 1.0 if share is None else share
+    if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share <= 1:
+        raise _nonsense(f"partial_rotary_factor is {shown(share)}", where)
     if rope_type in STRETCHED_TYPES:
+        # A config that says it outside, as Phi-3's do, is read that way by transformers.
+        outside = config.get("original_max_position_embeddings")
         parameters.setdefault("original_max_position_embeddings", max_positions)
+        if outside is not None:
+            parameters["original_max_position_embeddings"] = outside
         if parameters.get("factor", 1) is None:  # transformers takes the ratio of the two lengths
             del parameters["factor"]
             if rope_type == "yarn":
@@ -86,7 +101,7 @@ def read_rope(config: Mapping[str, Any], *, max_positions: int, where: Path) -> 
     for name in _NEEDED.get(rope_type, ()):
         if parameters.get(name) is None:
             raise _nonsense(f"{key}.{name} is null or missing, and RoPE of type {rope_type} needs it", where)
-    return float(theta), None if rope_type == "default" else parameters
+    return float(theta), None if rope_type == "default" else parameters, float(share)
 
 
 def _check_numbers(parameters: Mapping[str, Any], where: Path) -> None:

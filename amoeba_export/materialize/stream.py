@@ -54,6 +54,7 @@ def materialize_subnet(supernet: Supernet, plan: SubnetPlan, *, dtype: torch.dty
 
     return Subnet(
         architecture=plan.dense(supernet.architecture),
+        family=supernet.family,
         plan=plan,
         specs=tuple(subnet_specs(supernet, plan, dtype=dtype)),
         stream=stream,

@@ -84,7 +84,7 @@ class ExpectedWeights:
                 if self._exists(template) and (not gone or (part == "bias" and _is_output(stem))):
                     yield template.name.format(layer=position), (template, kept)
                 if part == "weight" and _is_output(stem) and compensated[template.axes[1]]:
-                    bias = TensorTemplate(name=f"{stem}.bias", axes=template.axes[:1])
+                    bias = TensorTemplate(name=f"{stem}.bias", role=template.role, axes=template.axes[:1])
                     yield bias.name.format(layer=position), (bias, kept)
 
     def _exists(self, template: TensorTemplate) -> bool:

@@ -38,7 +38,7 @@ class _Scattered:
                     if name == template.name:
                         self._templates[source] = template
                     elif source not in self._templates and name.format(layer=position) in self._in_file:
-                        self._templates[source] = TensorTemplate(name=name, axes=template.axes[:1])
+                        self._templates[source] = TensorTemplate(name=name, role=template.role, axes=template.axes[:1])
                     self._places[source] = position
 
     def names(self) -> Collection[str]:

@@ -23,6 +23,7 @@ from amoeba_export.ir import (
     SubnetPlan,
     TensorSpec,
 )
+from amoeba_export.load.family_file import read_family
 
 Weights = Mapping[str, Tensor]
 
@@ -65,6 +66,7 @@ def subnet_of(dense: DenseArchitecture, weights: Weights, source_folder: Path) -
     )
     return Subnet(
         architecture=dense,
+        family=read_family(dense.base.family).family,
         plan=SubnetPlan(shape=Shape(len(layers), 1.0), policy="adaptive", layers=layers),
         specs=tuple(TensorSpec(name=name, shape=tuple(weight.shape)) for name, weight in weights.items()),
         stream=lambda: iter(weights.items()),

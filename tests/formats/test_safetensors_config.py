@@ -11,7 +11,7 @@ from amoeba_export.errors import UnsupportedModel
 from amoeba_export.formats import FORMATS
 from amoeba_export.formats.config import FAMILIES, container_type, dense_config, graph_config, zero_biases
 from amoeba_export.ir import Architecture, DenseArchitecture, LayerDims, SubnetPlan
-from amoeba_export.load.families import supported_families
+from amoeba_export.load.family_file import supported_families
 from amoeba_export.materialize import materialize_subnet
 from tests.materialize.subnets import open_supernet, plan_for
 from tests.tiny import save_tiny

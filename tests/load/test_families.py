@@ -14,7 +14,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from amoeba_export.errors import InputError, UnsupportedError, UnsupportedModel
 from amoeba_export.formats.onnx.rope import rope_tables
 from amoeba_export.ir import Architecture
-from amoeba_export.load.families import expected_weights, matrix_shapes, read_architecture, read_family, tied_copies
+from amoeba_export.load.families import expected_weights, matrix_shapes, read_architecture, tied_copies
+from amoeba_export.load.family_file import read_family
 from tests.tiny import FAMILIES, tiny_config
 
 WHERE = Path("config.json")

@@ -10,20 +10,25 @@ from functools import partial
 from pathlib import Path
 
 from amoeba_export.errors import NotRepresentable
-from amoeba_export.formats.config import check_family
+from amoeba_export.formats.config import check_family, check_features
 from amoeba_export.formats.gguf.layout import choose_architecture, written_layers
 from amoeba_export.formats.gguf.writer import QUANTIZATIONS, GgufWriter, tensor_bytes, tensor_type
 from amoeba_export.formats.sizes import WeightBytes, sum_bytes
 from amoeba_export.ir import DenseArchitecture, Subnet
 from amoeba_export.ir.dtype import DTYPES
+from amoeba_export.ir.family import Feature
 
 default_dtype = "fp16"
 dtypes = tuple(QUANTIZATIONS)
+
+COMPUTES: frozenset[Feature] = frozenset()
+"""What is written here beyond Llama's layer."""
 
 
 def check(dense: DenseArchitecture, *, dtype: str) -> None:
     """Raise `NotRepresentable` when no architecture of llama.cpp computes `dense`, or `dtype` is not a GGUF type."""
     check_family(dense)
+    check_features("GGUF", dense, COMPUTES)
     if dtype not in QUANTIZATIONS:
         raise NotRepresentable(
             "GGUF", f"{dtype} is not one of its types", [f"--dtype {known}" for known in QUANTIZATIONS]

@@ -84,7 +84,7 @@ def choose_architecture(dense: DenseArchitecture) -> str:
     if not dense.is_uniform or not whole_blocks:
         return "deci"
     is_qwen2 = base.family == "qwen2" and rope_type != "llama3" and base.num_heads * base.head_dim == base.hidden_size
-    return "qwen2" if is_qwen2 and all(dims == base.layer_dims for dims in layers) else "llama"
+    return "qwen2" if is_qwen2 and dense.has_whole_layers else "llama"
 
 
 def _is_read(key: str, value: Any) -> bool:

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from amoeba_export.errors import NotRepresentable, UnknownName
-from amoeba_export.formats.config import check_family, graph_config
+from amoeba_export.formats.config import check_family, check_features, graph_config
 from amoeba_export.formats.onnx.genai import genai_config
 from amoeba_export.formats.onnx.ort import HEAD_MULTIPLE
 from amoeba_export.formats.onnx.precision import PRECISIONS
@@ -21,9 +21,13 @@ from amoeba_export.formats.sidecars import copy_generation_config, copy_license,
 from amoeba_export.formats.sizes import WeightBytes, sum_bytes
 from amoeba_export.ir import DenseArchitecture, Subnet
 from amoeba_export.ir.dtype import DTYPES
+from amoeba_export.ir.family import Feature
 
 default_dtype = "fp32"
 dtypes = tuple(PRECISIONS)
+
+COMPUTES: frozenset[Feature] = frozenset()
+"""What is written here beyond Llama's layer."""
 
 
 def check(dense: DenseArchitecture, *, dtype: str, dialect: str = "ort") -> None:
@@ -32,6 +36,7 @@ def check(dense: DenseArchitecture, *, dtype: str, dialect: str = "ort") -> None
     Any mix of layer widths, blocks without heads or neurons, and biases is fine.
     """
     check_family(dense)
+    check_features("ONNX", dense, COMPUTES)
     if dialect not in DIALECTS:
         raise UnknownName("ONNX dialect", dialect, DIALECTS)
     if dtype not in PRECISIONS:

@@ -20,7 +20,8 @@ import torch
 from amoeba_export.errors import DamagedFile, UnsupportedError
 from amoeba_export.gguf_file import GgufFile, GgufTensor
 from amoeba_export.ir import Architecture, TensorTemplate
-from amoeba_export.load.families import FamilyFile, expected_weights, read_architecture, read_family
+from amoeba_export.load.families import expected_weights, read_architecture
+from amoeba_export.load.family_file import FamilyFile, read_family
 from amoeba_export.load.gguf.metadata import FAMILIES, NEXT_STEP, PAIRED, LayerSize, Metadata
 from amoeba_export.load.gguf.rope import llama3_parameters
 
@@ -123,7 +124,7 @@ def _config(
         ),
     }
     if "sliding_window" in family.config and not family.window:
-        config[family.config["sliding_window"]] = None
+        config[str(family.key("sliding_window"))] = None
     for flag in ("qkv_bias", "o_bias", "mlp_bias"):
         if flag in family.config and flag not in family.constants:
             there = any(
@@ -132,7 +133,8 @@ def _config(
                 if template.when == flag
                 for idx in range(len(metadata.layers))
             )
-            config[family.config[flag]] = there or config.get(family.config[flag], False)
+            key = str(family.key(flag))
+            config[key] = there or config.get(key, False)
     return config
 
 

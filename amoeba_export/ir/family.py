@@ -1,0 +1,257 @@
+"""What decoder-only models differ in: the role of every weight, and the facts beside the dims.
+
+A room that works on weights asks for them by role (`Family.weight("o", 3)`) and asks `Architecture` for facts; it
+neither spells a weight's name nor compares a family's.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+Axis = Literal["vocab", "hidden", "query", "kv", "ffn", "head_dim"]
+"""What one axis of a weight indexes. `query` is N * H long, `kv` is K * H long."""
+
+Role = Literal[
+    "embedding",
+    "attn_in_norm",
+    "q",
+    "k",
+    "v",
+    "q_norm",
+    "k_norm",
+    "o",
+    "attn_out_norm",
+    "ffn_in_norm",
+    "gate",
+    "up",
+    "down",
+    "ffn_out_norm",
+    "final_norm",
+    "head",
+]
+"""What a module does. Outside the layers: `embedding`, `final_norm` and `head` (absent where it is tied).
+
+Attention: `attn_in_norm` (before q, k and v), `q`, `k`, `v`, `q_norm` and `k_norm` (of queries and keys, before RoPE),
+`o`, `attn_out_norm` (of what `o` gives, before it is added to the residual stream). The FFN likewise: down(act(gate(x))
+* up(x)) between `ffn_in_norm` and `ffn_out_norm`.
+"""
+
+Block = Literal["attention", "ffn"]
+"""What is cut away together: without heads, nothing of `attention` is left but the bias of `o`; likewise the FFN."""
+
+Part = Literal["weight", "bias"]
+
+LAYER_ROLES: Mapping[Block, tuple[Role, ...]] = {
+    "attention": ("attn_in_norm", "q", "k", "v", "q_norm", "k_norm", "o", "attn_out_norm"),
+    "ffn": ("ffn_in_norm", "gate", "up", "down", "ffn_out_norm"),
+}
+LINEARS: tuple[Role, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+"""The matrices of a layer: what heads and neurons are cut from, and what adapters change."""
+WRITERS: tuple[Role, ...] = ("o", "down")
+"""What writes into the residual stream, in the order of a layer. Only these get compensation biases."""
+READERS: Mapping[Role, tuple[Role, ...]] = {"attn_in_norm": ("q", "k", "v"), "ffn_in_norm": ("gate", "up")}
+"""Norm -> the matrices that read what it gives, and nothing else does."""
+
+_BLOCKS: Mapping[Role, Block] = {role: block for block, roles in LAYER_ROLES.items() for role in roles}
+
+
+def block_of(role: Role) -> Block | None:
+    """The block that a module of a layer belongs to; None outside the layers."""
+    return _BLOCKS.get(role)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorTemplate:
+    """One weight of a family, as data: its role, its name (with `{layer}`), and what each axis indexes.
+
+    Attributes:
+        when: The `Architecture` flag that says whether this weight exists (`qkv_bias`, `qk_norm`, ...), or None for
+            always. `untied` means: only when embeddings are not tied.
+    """
+
+    name: str
+    role: Role
+    axes: tuple[Axis, ...]
+    when: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fused:
+    """A module of the source's files that holds several of ours, one under the other.
+
+    It is split where it is read and put together where the source's own type is written; all else sees its parts.
+
+    Attributes:
+        module: Its name, with `{layer}`.
+        roles: What it holds, from the top.
+    """
+
+    module: str
+    roles: tuple[Role, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a weight is. `layer` is None outside the layers."""
+
+    role: Role
+    layer: int | None
+    part: Part
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """One model family: which weights it has. Read from `load/architectures/<model_type>.toml`.
+
+    The names hold for the supernet and for its cuts, whose layers are counted anew.
+    """
+
+    model_type: str
+    globals: tuple[TensorTemplate, ...]
+    layer: tuple[TensorTemplate, ...]
+    fused: tuple[Fused, ...] = ()
+
+    @property
+    def templates(self) -> tuple[TensorTemplate, ...]:
+        """Every weight, whether a model has it or not."""
+        return self.globals + self.layer
+
+    def has(self, role: Role) -> bool:
+        """Whether models of the family may have such a module."""
+        return role in _modules(self)
+
+    def module(self, role: Role, layer: int | None = None) -> str:
+        """Name of a module, such as `model.layers.3.self_attn.o_proj`. Raises `KeyError` where the family has none."""
+        return _modules(self)[role].format(layer=layer)
+
+    def weight(self, role: Role, layer: int | None = None) -> str:
+        """Name of a module's weight."""
+        return f"{self.module(role, layer)}.weight"
+
+    def bias(self, role: Role, layer: int | None = None) -> str:
+        """Name of a module's bias, which a cut may have where the source has none."""
+        return f"{self.module(role, layer)}.bias"
+
+    def find(self, name: str) -> Place | None:
+        """What the weight `name` is, in the supernet or a cut of it; None for a name that is none of this family's."""
+        if (match := _pattern(self).fullmatch(name)) is None:
+            return None
+        number, part = match["layer"], match["part"]
+        role = _roles(self).get((match["before"] or match["outside"], match["after"] or ""))
+        return None if role is None else Place(role, None if number is None else int(number), part)  # type: ignore[arg-type]
+
+    def place(self, name: str) -> Place:
+        """As `find`, for a name that must be one. Raises `KeyError`."""
+        if (found := self.find(name)) is None:
+            raise KeyError(name)
+        return found
+
+
+@functools.cache
+def _modules(family: Family) -> dict[Role, str]:
+    return {template.role: template.name.rpartition(".")[0] for template in reversed(family.templates)}
+
+
+@functools.cache
+def _roles(family: Family) -> dict[tuple[str, str], Role]:
+    """(name before the number of the layer, name after it) -> role."""
+    return {
+        (module.partition("{layer}")[0], module.partition("{layer}")[2]): role
+        for role, module in _modules(family).items()
+    }
+
+
+@functools.cache
+def _pattern(family: Family) -> re.Pattern[str]:
+    prefixes = {head for head, tail in _roles(family) if tail}
+    layers = "|".join(map(re.escape, sorted(prefixes))) or "(?!)"
+    return re.compile(rf"(?:(?P<before>{layers})(?P<layer>\d+)(?P<after>\..+)|(?P<outside>.+))\.(?P<part>weight|bias)")
+
+
+Activation = Literal["silu", "gelu_tanh"]
+"""Of the FFN: act(gate) * up. `gelu_tanh` is the approximation of GELU by tanh."""
+
+QkNormScope = Literal["head", "whole"]
+"""What one norm of q or k runs over: the dims of a head (weight [H]), or all heads together (weight [N * H])."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rope:
+    """Rotary position embedding of q and k.
+
+    Attributes:
+        theta: The base: pair i of R rotated dims turns by theta ** (-2 i / R) radians a token.
+        scaling: The other RoPE parameters in transformers' spelling (`rope_type`, `factor`, ...), or None for plain.
+        dims: Leading dims of each head that are rotated; the rest pass. They pair as i and i + dims / 2.
+    """
+
+    theta: float
+    scaling: Mapping[str, Any] | None = None
+    dims: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerKind:
+    """What layers that attend alike have in common.
+
+    Attributes:
+        name: As `layer_types` of a config calls it: `full_attention` or `sliding_attention`.
+        window: A token attends to itself and the `window - 1` tokens before it; None for all before it.
+        rope: None: q and k are not rotated.
+    """
+
+    name: str = "full_attention"
+    window: int | None = None
+    rope: Rope | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueryTemperature:
+    """Queries after RoPE are multiplied by 1 + beta * ln(1 + floor(position / length)) (Llama 4, Ministral 3)."""
+
+    beta: float
+    length: int
+
+
+Feature = Literal[
+    "norm_offset",
+    "output_norms",
+    "no_input_norms",
+    "activation",
+    "attention_scale",
+    "attention_softcap",
+    "final_softcap",
+    "whole_qk_norm",
+    "partial_rotary",
+    "layer_kinds",
+    "no_rope",
+    "embedding_scale",
+    "residual_scale",
+    "logits_divisor",
+    "query_temperature",
+]
+"""What a model may need beyond Llama's layer (with biases, a window for all layers, norms of q and k per head)."""
+
+FEATURES: tuple[Feature, ...] = get_args(Feature)
+
+FEATURE_WORDS: Mapping[Feature, str] = {
+    "norm_offset": "norms that multiply by 1 + weight",
+    "output_norms": "norms after its blocks",
+    "no_input_norms": "no norms before its blocks",
+    "activation": "another activation than SiLU",
+    "attention_scale": "an attention scale that is not head_dim ** -0.5",
+    "attention_softcap": "a soft cap on attention scores",
+    "final_softcap": "a soft cap on logits",
+    "whole_qk_norm": "norms over all heads of q and k",
+    "partial_rotary": "RoPE over a part of each head",
+    "layer_kinds": "layers that attend in different ways",
+    "no_rope": "layers without RoPE",
+    "embedding_scale": "scaled embeddings",
+    "residual_scale": "scaled residual branches",
+    "logits_divisor": "scaled logits",
+    "query_temperature": "queries scaled by their position",
+}
