@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from amoeba_export.application.calibrate import calibrate
     from amoeba_export.application.evaluate import EvaluateRequest, evaluate
     from amoeba_export.application.finetune import finetune
-    from amoeba_export.application.pipeline import ExportResult, export, search
+    from amoeba_export.application.pipeline import ExportResult, export, frontier, search
     from amoeba_export.application.profile import profile
     from amoeba_export.application.request import ExportRequest
     from amoeba_export.application.subjects import Grid
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from amoeba_export.evaluate.quality import QualityFile
     from amoeba_export.finetune import Finetuned, LowRankSettings, ObjectiveSettings, Settings
     from amoeba_export.ir import Progress, Shape, Strategy, Workload
+    from amoeba_export.ir.frontier import Frontier
     from amoeba_export.load import load_supernet
     from amoeba_export.profile import CostTable
 
@@ -38,7 +39,7 @@ _HOMES = {
     "application.calibrate": ("calibrate",),
     "application.evaluate": ("EvaluateRequest", "evaluate"),
     "application.finetune": ("finetune",),
-    "application.pipeline": ("ExportResult", "export", "search"),
+    "application.pipeline": ("ExportResult", "export", "frontier", "search"),
     "application.profile": ("profile",),
     "application.request": ("ExportRequest",),
     "application.subjects": ("Grid",),
@@ -50,6 +51,7 @@ _HOMES = {
     "evaluate.quality": ("QualityFile",),
     "finetune": ("Finetuned", "LowRankSettings", "ObjectiveSettings", "Settings"),
     "ir": ("Progress", "Shape", "Strategy", "Workload"),
+    "ir.frontier": ("Frontier",),
     "load": ("load_supernet",),
     "profile": ("CostTable",),
 }
@@ -65,6 +67,7 @@ __all__ = [
     "ExportRequest",
     "ExportResult",
     "Finetuned",
+    "Frontier",
     "Grid",
     "LowRankSettings",
     "ObjectiveSettings",
@@ -81,6 +84,7 @@ __all__ = [
     "evaluate",
     "export",
     "finetune",
+    "frontier",
     "load_supernet",
     "over_ssh",
     "profile",

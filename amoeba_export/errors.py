@@ -111,6 +111,16 @@ class BadValue(UsageError):
         super().__init__(f"{what} cannot be '{value}'.", where=where, next_step=f"Give {expected}.")
 
 
+class NothingToPick(UsageError):
+    """`--pick` names a number that the frontier does not have."""
+
+    def __init__(self, number: int, count: int) -> None:
+        super().__init__(
+            f"The frontier has no number {number}: its choices are 1 to {count}.",
+            next_step="'amoeba frontier' with the same settings shows them.",
+        )
+
+
 class Problems(UsageError):
     """Several bad settings, reported together. Its exit code is that of the first one."""
 

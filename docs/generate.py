@@ -24,6 +24,7 @@ from amoeba_export.builds.outcome import BuildReport
 from amoeba_export.calibrate.recipe import Recipe
 from amoeba_export.evaluate.quality import ShapeQuality
 from amoeba_export.ir import RuntimeLimits, SubnetPlan, Target
+from amoeba_export.ir.frontier import Frontier
 from amoeba_export.refit.recipe import RefitRecipe
 
 HERE = Path(__file__).parent
@@ -93,6 +94,10 @@ JSON_FILES: dict[str, tuple[type, str]] = {
     "amoeba.json": (Manifest, "The manifest of an artifact: the last file that is written."),
     "plan.json": (SubnetPlan, "Which weights a subnet keeps. `amoeba export --plan` replays it."),
     "quality.json": (ShapeQuality, "One entry of `shapes`: what a shape is worth. `amoeba evaluate --grid` writes it."),
+    "frontier.json": (
+        Frontier,
+        "What can be had on a target. `amoeba frontier --json` prints it, `--plot F.json` writes it.",
+    ),
     "build-report.json": (BuildReport, "What became of each entry of a build."),
 }
 

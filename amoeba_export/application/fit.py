@@ -127,8 +127,14 @@ def _is_enough(outcome: Outcome) -> bool:
     return outcome.use > 1 or outcome.is_decided
 
 
-def fit_plan(session: Session, plan: SubnetPlan, build: Build) -> Fitted:
+def fit_plan(session: Session, plan: SubnetPlan, build: Build, *, full_dtype: str | None = None) -> Fitted:
     """Build `plan`, and say how fast it is where there is a target.
+
+    Args:
+        session: In the precision to build.
+        plan: What to build.
+        build: Builds it.
+        full_dtype: Precision of the full model that it is measured beside; None means its own.
 
     Raises:
         BudgetMissed: There is a budget, and it is over it.
@@ -140,10 +146,10 @@ def fit_plan(session: Session, plan: SubnetPlan, build: Build) -> Fitted:
         return Fitted(session=session, plan=plan)
     if is_measured(settings.target):
         dense = plan.dense(session.architecture)
-        measured = _measure(session, dense, folder, enough=lambda outcome: outcome.is_decided)
+        measured = _measure(session, dense, folder, full_dtype=full_dtype, enough=lambda outcome: outcome.is_decided)
         fitted = Fitted(session=session, plan=plan, latency=measured.latency, full=measured.full)
     else:
-        fitted = _given(session, plan, make_predictor(session))
+        fitted = _given(session, plan, make_predictor(session), full_dtype=full_dtype)
     if not settings.budgets:
         return fitted
     assert fitted.latency and fitted.full

@@ -91,7 +91,7 @@ def _latency(settings: Settings, fitted: Fitted) -> LatencyRecord | None:
 def reference_records(session: Session, wholes: Sequence[Whole]) -> tuple[FullModelRecord, ...]:
     """What the uncut model would give in each precision, the one that relative budgets refer to first."""
     settings = session.settings
-    if not wholes or settings.budget is None:
+    if not wholes:
         return ()
     budgets, reference = settings.budgets, wholes[0].latency
     records = []
@@ -104,10 +104,10 @@ def reference_records(session: Session, wholes: Sequence[Whole]) -> tuple[FullMo
         records.append(
             FullModelRecord(
                 dtype=whole.dtype,
-                latency_ms=latency.of(settings.budget.metric, settings.budget.percentile),
+                latency_ms=latency.of(settings.metric, settings.percentile),
                 source=latency.source,
                 quality=quality and {quality[0]: rounded(*quality, whole.rise)},
-                keeps_budget=keeps,
+                keeps_budget=keeps if budgets else None,
             )
         )
     return tuple(records)

@@ -8,16 +8,18 @@ from dataclasses import dataclass, replace
 from amoeba_export.application.assemble import Assembler, Cutter, check_containers, container_dtypes, cut_alone
 from amoeba_export.application.choose import Chooser
 from amoeba_export.application.costs import is_measured
-from amoeba_export.application.fit import Fitted, fit_budget, fit_plan
+from amoeba_export.application.fit import Build, Fitted, fit_budget, fit_plan
 from amoeba_export.application.manifest import make_manifest, reference_records
 from amoeba_export.application.recovery import recovered, with_named_refit
 from amoeba_export.application.request import ExportRequest, Settings, resolve
 from amoeba_export.application.selection import given_plan, with_strategy
 from amoeba_export.application.session import open_session
+from amoeba_export.application.sweep import Pick, make_frontier, pick
 from amoeba_export.artifact import FullModelRecord, LatencyRecord, Manifest, Staging, check_destination
 from amoeba_export.errors import EstimateRefused
 from amoeba_export.ir import SILENT, Progress, SubnetPlan, Supernet
 from amoeba_export.ir.dtype import AUTO
+from amoeba_export.ir.frontier import Frontier
 from amoeba_export.refit import OFF
 from amoeba_export.search import SearchResult
 from amoeba_export.verify import verify_artifact
@@ -87,6 +89,8 @@ def export(
             session, plan = with_named_refit(with_strategy(session), replay.plan)
             build(session, plan)
             fitted = Fitted(session=session, plan=plan)
+        elif request.pick is not None:
+            fitted = recovered(_fit_pick(pick(session, request.pick), build), build)
         elif settings.is_search:
             fitted = recovered(fit_budget(session, build), build)
         else:
@@ -117,9 +121,25 @@ def search(request: ExportRequest, *, progress: Progress = SILENT) -> ExportResu
     return _plan_only(resolve_settings(request, progress), progress)
 
 
-def resolve_settings(request: ExportRequest, progress: Progress) -> Settings:
+def frontier(request: ExportRequest, *, measure: int = 0, progress: Progress = SILENT) -> Frontier:
+    """What can be had on the target: latency against quality of every shape and precision. Writes nothing but caches.
+
+    Args:
+        request: Its limits, if any, are lines in the picture. `ExportRequest.pick` takes a numbered choice.
+        measure: So many of the subnets on the frontier are measured.
+        progress: Told what is done.
+
+    Raises:
+        AmoebaError: As `search` does.
+    """
+    settings = resolve_settings(request, progress, needs_limit=False)
+    session = check_containers(open_session(settings, progress=progress))
+    return make_frontier(session, measure=measure)
+
+
+def resolve_settings(request: ExportRequest, progress: Progress, *, needs_limit: bool = True) -> Settings:
     """Read every setting, refuse what cannot be kept, and say what will be done."""
-    settings = resolve(request)
+    settings = resolve(request, needs_limit=needs_limit)
     if request.require_measured and settings.target and not is_measured(settings.target):
         raise EstimateRefused(settings.target.name, settings.target.backend)
     progress.note(settings.summary)
@@ -132,13 +152,24 @@ def resolve_settings(request: ExportRequest, progress: Progress) -> Settings:
     return settings
 
 
+def _fit_pick(picked: Pick, build: Build) -> Fitted:
+    """A choice of the frontier, built; what was expected of it is said with what it came to."""
+    fitted = fit_plan(picked.session, picked.plan, build, full_dtype=picked.wholes[0].dtype)
+    point = picked.point
+    return replace(fitted, predicted_ms=point.latency_ms, uncertainty=point.latency_error, wholes=picked.wholes)
+
+
 def _plan_only(settings: Settings, progress: Progress) -> ExportResult:
     if settings.request.dry_run:
         check_destination(settings.out, force=settings.request.force)
     session = check_containers(open_session(settings, progress=progress))
     if not settings.is_search:
-        session = with_strategy(session)
-        plan = given_plan(session)
+        if settings.request.pick is not None:
+            picked = pick(session, settings.request.pick)
+            session, plan = picked.session, picked.plan
+        else:
+            session = with_strategy(session)
+            plan = given_plan(session)
         container_dtypes(session, plan)
         return ExportResult(settings=session.settings, supernet=session.supernet, plan=plan)
     choose = Chooser(session)

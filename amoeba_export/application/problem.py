@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,18 +46,20 @@ def problem_of(session: Session, strategy: Strategy) -> Problem:
         policy=settings.policy,
         align=settings.align,
         gate_widths=session.supernet.gate_widths,
-        memory_mb=lambda dense: predict_memory_mb(
-            dense,
-            weight_bytes=weight_bytes(dense, settings.formats, dtype).total,
-            dtype=dtype,
-            workload=settings.workload,
-        ),
+        memory_mb=partial(memory_mb, session),
         memory_limit_mb=settings.memory_limit_mb,
         dtype=dtype if is_one_of_several else None,
         head_multiple=settings.head_multiple(session.architecture, dtype),
         runtime=session.target.limits,
         runtime_dtype=dtype,
     )
+
+
+def memory_mb(session: Session, dense: DenseArchitecture) -> float:
+    """What `dense` occupies in the session's dtype while it runs, in MiB."""
+    settings, dtype = session.settings, session.dtype
+    weights = weight_bytes(dense, settings.formats, dtype).total
+    return predict_memory_mb(dense, weight_bytes=weights, dtype=dtype, workload=settings.workload)
 
 
 def whole_quality(session: Session, whole: Whole) -> tuple[str, float] | None:

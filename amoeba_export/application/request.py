@@ -26,8 +26,8 @@ _T = TypeVar("_T")
 class ExportRequest:
     """The settings of one export as a user gives them. None means: the target's default.
 
-    Exactly one of a limit (`latency`, `throughput`), `shape` and `plan` chooses the subnet; with `shape` or `plan`, the
-    limits are checked. `target` may be left out only where nothing is to be measured.
+    Exactly one of a limit (`latency`, `throughput`), `shape`, `plan` and `pick` chooses the subnet; with one of the
+    last three, the limits are checked. `target` may be left out only where nothing is to be measured.
 
     Attributes:
         latency: `50ms` or `75%` of `metric`; several with their metrics as `decode=50ms,prefill=300ms`.
@@ -35,6 +35,7 @@ class ExportRequest:
         memory: The most that the model may occupy, such as `900MB`, where that is less than the target allows.
         refit: `off`, `fast`, `full`, or the file that a given plan names.
         heal: How long to distil what was refitted from the full model, such as `20m` or `2Mtok`.
+        pick: Number of a choice on the frontier that `amoeba frontier` shows for the same settings.
         calibration_data: Texts of the user's own domain, for half of the tokens of a refit.
     """
 
@@ -57,6 +58,7 @@ class ExportRequest:
     adapters: tuple[Path, ...] = ()
     shape: str | None = None
     plan: Path | None = None
+    pick: int | None = None
     policy: str = "uniform"
     formats: tuple[str, ...] | None = None
     dtype: str | None = None
@@ -97,9 +99,14 @@ class Settings:
         return self.budgets[0] if self.budgets else None
 
     @property
+    def percentile(self) -> int:
+        """Of the latencies that are compared."""
+        return self.budgets[0].percentile if self.budgets else self.request.percentile
+
+    @property
     def is_search(self) -> bool:
         """Whether nothing but limits says what the subnet is."""
-        return self.shape is None and self.plan is None
+        return self.shape is None and self.plan is None and self.request.pick is None
 
     @property
     def dtypes(self) -> tuple[str, ...]:
@@ -127,7 +134,13 @@ class Settings:
     def summary(self) -> str:
         """The resolved request in one line, said before any work."""
         request, work = self.request, self.workload
-        what = f"plan {request.plan}" if self.plan else f"shape {self.shape}" if self.shape else f"{self.policy} subnet"
+        what = f"{self.policy} subnet"
+        if self.shape or self.plan:
+            what = f"plan {request.plan}" if self.plan else f"shape {self.shape}"
+        elif request.pick:
+            what = f"number {request.pick} of the frontier"
+        elif not self.budgets:
+            what = "the frontier"
         limits = [text for text in (request.latency, request.throughput, request.memory) if text]
         limit = f" within {' and '.join(limits)} ({self.metric} p{request.percentile})" if limits else ""
         where = f" on {self.target.name}" if self.target else ""
@@ -135,8 +148,12 @@ class Settings:
         return f"{request.model}: {what}{limit}{where}{use} -> {', '.join(self.formats)} {self.dtype or ''}".rstrip()
 
 
-def resolve(request: ExportRequest) -> Settings:
+def resolve(request: ExportRequest, *, needs_limit: bool = True) -> Settings:
     """Look up and read every setting.
+
+    Args:
+        request: What is wanted.
+        needs_limit: Whether something must say how small the subnet is.
 
     Raises:
         AmoebaError: The problem when there is one; `Problems` that lists them when there are several.
@@ -163,7 +180,7 @@ def resolve(request: ExportRequest) -> Settings:
     plan = attempt(read_plan, request.plan)
     healing = attempt(read_heal, request.heal)
     refit_file = Path(request.refit) if request.refit and is_refit_file(request.refit) else None
-    problems += _conflicts(request)
+    problems += _conflicts(request, needs_limit=needs_limit)
     if problems:
         raise problems[0] if len(problems) == 1 else Problems(problems)
     budgets = tuple(budget for budget in read if budget)
@@ -269,26 +286,32 @@ def _read_budget(text: str, metric: str, percentile: int) -> Budget:
     return Budget.parse(value, metric=name.strip() if equals else metric, percentile=percentile)  # type: ignore[arg-type]
 
 
-def _conflicts(request: ExportRequest) -> list[AmoebaError]:
+def _conflicts(request: ExportRequest, *, needs_limit: bool) -> list[AmoebaError]:
     problems: list[AmoebaError] = []
-    if request.shape and request.plan:
-        problems.append(UsageError("--shape and --plan both choose the subnet.", next_step="Give one of them."))
+    given = {"--shape": request.shape, "--plan": request.plan, "--pick": request.pick}
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) > 1:
+        both = "both" if len(named) == 2 else "all"
+        problems.append(UsageError(f"{' and '.join(named)} {both} choose the subnet.", next_step="Give one of them."))
     limited = request.latency or request.throughput
-    if not (limited or request.shape or request.plan):
+    if needs_limit and not (limited or named):
         problems.append(
             UsageError(
                 "Nothing says how small the subnet should be.",
                 next_step="Give --latency (50ms, 75%), --throughput (30tok/s), --shape (24x0.75) or --plan (a file).",
             )
         )
-    if (limited or request.memory) and not request.target:
+    if request.pick is not None and request.pick < 1:
+        problems.append(BadValue("--pick", str(request.pick), "a number that 'amoeba frontier' shows"))
+    if (limited or request.memory or request.pick or not needs_limit) and not request.target:
         problems.append(
             UsageError(
                 "A limit needs a device to hold on.",
                 next_step="Give --target; 'amoeba targets' lists them.",
             )
         )
-    if request.dtype == AUTO and not (limited and not request.shape and not request.plan):
+    is_search = not (request.shape or request.plan) and (limited or request.pick or not needs_limit)
+    if request.dtype == AUTO and not is_search:
         problems.append(
             UsageError(
                 "--dtype auto is a search, and there is nothing to search under.",
@@ -313,7 +336,8 @@ def read_plan(path: Path) -> SubnetPlan:
 
 def default_name(request: ExportRequest) -> str:
     """The folder under `dist/` when `--out` is not given: model, target and size, such as `demo-cpu-75pct`."""
-    size = request.latency or request.throughput or request.shape or "plan"
+    picked = f"pick-{request.pick}" if request.pick else None
+    size = request.latency or request.throughput or request.shape or picked or "plan"
     for mark, word in (("%", "pct"), ("/", "-per-"), ("=", "-"), (",", "-"), (" ", "")):
         size = size.replace(mark, word)
     parts = (Path(request.model).name, Path(request.target).stem if request.target else None, size)

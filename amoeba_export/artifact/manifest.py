@@ -108,17 +108,17 @@ class FullModelRecord:
     """What the uncut model would give in one precision: what the artifact is to be compared with.
 
     Attributes:
-        latency_ms: The metric and percentile of the budget.
+        latency_ms: The metric and percentile of the artifact's `latency`.
         source: Whether `latency_ms` was measured (on a graph of its dims), or how the estimate came about.
         quality: The metric of the artifact's `quality`, rounding included; None where it is not known.
-        keeps_budget: Whether it would keep every budget.
+        keeps_budget: Whether it would keep every budget; None without one.
     """
 
     dtype: str
     latency_ms: float
     source: Source
     quality: Mapping[str, float] | None
-    keeps_budget: bool
+    keeps_budget: bool | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -71,6 +71,9 @@ REFINED_TABLES = Kind(name="refined-tables", made_by=(_WRITING, _MEASURING, _REF
 FULL_MODELS = Kind(name="full-models", made_by=(_WRITING, _MEASURING))
 """Latencies of an uncut model on a device in each precision, of one run."""
 
+FRONTIERS = Kind(name="frontiers", made_by=(_CALIBRATION, _WRITING, _MEASURING))
+"""What can be had of a model on a device, and the plan of every numbered choice."""
+
 REFITS = Kind(name="refits", made_by=(_REFITTING,), is_large=True)
 """Refits and healed weights, by the sha256 of the file."""
 
@@ -86,6 +89,7 @@ KINDS = (
     FULL_MODELS,
     COST_TABLES,
     REFINED_TABLES,
+    FRONTIERS,
     REFITS,
     RECOVERIES,
 )

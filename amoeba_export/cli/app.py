@@ -21,6 +21,7 @@ from amoeba_export.cli.entry import entry as entry
 from amoeba_export.cli.evaluate import evaluate
 from amoeba_export.cli.export import export, search
 from amoeba_export.cli.finetune import finetune
+from amoeba_export.cli.frontier import frontier
 from amoeba_export.cli.imports import import_strategy
 from amoeba_export.cli.inspect import inspect
 from amoeba_export.cli.profile import profile
@@ -44,6 +45,7 @@ app.command()(calibrate)
 app.command()(finetune)
 app.command()(evaluate)
 app.command()(search)
+app.command()(frontier)
 app.command()(profile)
 app.command()(bench)
 app.command()(inspect)

@@ -13,8 +13,9 @@ import typer
 from amoeba_export.cli.completion import complete_from
 from amoeba_export.cli.console import Talk, answer, milliseconds, percent, print_json, size, table
 from amoeba_export.cli.options import AsJson, OptionalTarget
-from amoeba_export.errors import BadValue, InputError, TargetError
+from amoeba_export.errors import BadValue, TargetError
 from amoeba_export.ir import Latency, Metric
+from amoeba_export.pictures import Ratio, check_picture, draw_ratios
 
 if TYPE_CHECKING:
     from amoeba_export.application.bench import Benched
@@ -73,6 +74,8 @@ def bench(
     from amoeba_export.application.bench import refuse_slower
 
     margin = None if fail_if_slower is None else _margin(fail_if_slower)
+    if plot:
+        check_picture(plot)
     talk = Talk()
     benched = run(
         [baseline, *artifacts] if baseline else artifacts,
@@ -133,30 +136,12 @@ def _show(benched: Sequence[Benched], metric: str) -> None:
 
 
 def _plot(benched: Sequence[Benched], metric: str, margin: float | None, path: Path) -> None:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise InputError(
-            "The plot needs matplotlib, which is not installed.",
-            next_step="Install it with: pip install 'amoeba-export[report]', or leave --plot out.",
-        ) from error
-    drawn = [(str(one.artifact), one.comparison) for one in benched if one.comparison is not None][::-1]
-    figure = Figure(figsize=(7, 1.2 + 0.5 * len(drawn)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for height, (_, one) in enumerate(drawn):
-        ends = [[one.ratio - one.low], [one.high - one.ratio]] if math.isfinite(one.high) else None
-        axes.errorbar(one.ratio, height, xerr=ends, fmt="o", capsize=4, color="C0")
-    axes.axvline(1.0, color="0.5", linewidth=1)
-    if margin is not None:
-        axes.axvline(1 + margin, color="C3", linewidth=1, linestyle="--", label=f"{percent(margin)} slower")
-        axes.legend()
-    axes.set_yticks(range(len(drawn)), [name for name, _ in drawn])
-    axes.set_ylim(-0.5, len(drawn) - 0.5)
-    axes.set_xlabel(f"{metric} time over that of {drawn[-1][0]}, with 90 % interval")
-    axes.grid(axis="x", alpha=0.3)
-    figure.savefig(path, dpi=120, metadata={"Software": None} if path.suffix.lower() == ".png" else None)
+    ratios = []
+    for one in benched:
+        if (comparison := one.comparison) is not None:
+            low, high = (comparison.low, comparison.high) if math.isfinite(comparison.high) else (None, None)
+            ratios.append(Ratio(name=str(one.artifact), ratio=comparison.ratio, low=low, high=high))
+    draw_ratios(ratios, path, what=metric, margin=margin)
 
 
 def _to_json(one: Benched, margin: float | None) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def evaluate(
     from amoeba_export.application.evaluate import EvaluateRequest
     from amoeba_export.application.evaluate import evaluate as run
     from amoeba_export.application.subjects import Grid
-    from amoeba_export.evaluate import plot_pareto
+    from amoeba_export.pictures import check_picture
 
     request = EvaluateRequest(
         model=model_or_default(model),
@@ -133,13 +133,33 @@ def evaluate(
         container=container,
         out=out,
     )
+    if plot:
+        check_picture(plot)
     file = run(request, progress=Talk())
     if plot:
-        plot_pareto(file.shapes, plot)
+        _plot(file, plot)
     if as_json:
         print_json(file.to_json())
     else:
         _show(file)
+
+
+def _plot(file: QualityFile, path: Path) -> None:
+    from amoeba_export.evaluate import pareto
+    from amoeba_export.pictures import SizedPoint, draw_sizes
+
+    by_text = all(shape.perplexity is not None for shape in file.shapes)
+    front = {shape.shape for shape in pareto(file.shapes)}
+    points = [
+        SizedPoint(
+            name=str(shape.shape),
+            millions=shape.num_params / 1e6,
+            quality=(shape.perplexity if by_text else shape.task_average) or 0.0,
+            on_front=shape.shape in front,
+        )
+        for shape in file.shapes
+    ]
+    draw_sizes(points, path, metric="perplexity" if by_text else "mean task accuracy")
 
 
 def _show(file: QualityFile) -> None:

@@ -75,6 +75,15 @@ def export(
             "--plan", metavar="F", help="No search: the plan.json of an earlier artifact.", rich_help_panel="Subnet"
         ),
     ] = None,
+    pick: Annotated[
+        int | None,
+        typer.Option(
+            "--pick",
+            metavar="N",
+            help="No search: choice N of the frontier that 'amoeba frontier' shows with the same options.",
+            rich_help_panel="Subnet",
+        ),
+    ] = None,
     policy: PolicyName = "uniform",
     formats: Formats = None,
     dtype: SearchedDtype = None,
@@ -127,6 +136,7 @@ def export(
         adapters=tuple(adapter or ()),
         shape=shape,
         plan=plan,
+        pick=pick,
         policy=policy,
         formats=split_commas(formats),
         dtype=dtype,

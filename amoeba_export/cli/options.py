@@ -118,6 +118,14 @@ CalibrationData = Annotated[
         rich_help_panel="Quality",
     ),
 ]
+PlotFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--plot",
+        metavar="F",
+        help="Draw latency against quality: .png, .svg or .pdf, a page as .html, data as .json. Repeatable.",
+    ),
+]
 Seed = Annotated[
     int, typer.Option("--seed", metavar="N", help="Of the calibration's draw of samples.", rich_help_panel="Subnet")
 ]

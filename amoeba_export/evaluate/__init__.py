@@ -5,7 +5,7 @@ from amoeba_export.evaluate.harness import Harness
 from amoeba_export.evaluate.measure import Measurement, Subject, measure_quality
 from amoeba_export.evaluate.model import ArtifactModel, LanguageModel
 from amoeba_export.evaluate.perplexity import TextScore, measure_perplexity, read_windows
-from amoeba_export.evaluate.quality import QualityFile, ShapeQuality, pareto, plot_pareto, read_quality
+from amoeba_export.evaluate.quality import QualityFile, ShapeQuality, pareto, read_quality
 from amoeba_export.evaluate.tasks import Task, read_tasks, task_names
 
 __all__ = [
@@ -22,7 +22,6 @@ __all__ = [
     "measure_perplexity",
     "measure_quality",
     "pareto",
-    "plot_pareto",
     "read_quality",
     "read_tasks",
     "read_windows",

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from amoeba_export.errors import DamagedFile, InputError
+from amoeba_export.errors import DamagedFile
 from amoeba_export.evaluate.choices import TaskScore
 from amoeba_export.ir import InputId, Shape
 from amoeba_export.ir.pareto import pareto_front
@@ -144,40 +144,3 @@ def pareto(shapes: Sequence[ShapeQuality]) -> list[ShapeQuality]:
 
     front = [shapes[i] for i in pareto_front([(shape.num_params, badness(shape)) for shape in shapes])]
     return sorted(front, key=lambda shape: shape.num_params, reverse=True)
-
-
-def plot_pareto(shapes: Sequence[ShapeQuality], path: Path) -> None:
-    """Draw every shape over its size, and the front.
-
-    Raises:
-        InputError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise InputError(
-            "The plot needs matplotlib, which is not installed.",
-            next_step="Install it with: pip install 'amoeba-export[report]', or leave --plot out.",
-        ) from error
-    by_text = all(shape.perplexity is not None for shape in shapes)
-
-    def points(some: Sequence[ShapeQuality]) -> tuple[list[float], list[float]]:
-        heights = [(shape.perplexity if by_text else shape.task_average) or 0.0 for shape in some]
-        return [shape.num_params / 1e6 for shape in some], heights
-
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.plot(*points(shapes), linestyle="none", marker="o", alpha=0.4, label="shapes")
-    axes.plot(*points(pareto(shapes)), marker="o", label="not beaten by any other")
-    for shape in pareto(shapes):
-        x, y = points([shape])
-        axes.annotate(str(shape.shape), (x[0], y[0]), textcoords="offset points", xytext=(4, 4), fontsize=7)
-    if by_text:
-        axes.set_yscale("log")
-    axes.set_xlabel("weights of the dense model (millions)")
-    axes.set_ylabel("perplexity" if by_text else "mean task accuracy")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120, metadata={"Software": None})

@@ -20,10 +20,11 @@ EXPORT_AND_SEARCH = (
 SURFACE = {
     "amoeba": "--version --debug --install-completion --show-completion",
     "amoeba export": (
-        f"{EXPORT_AND_SEARCH} --refit --heal --calibration-data --shape --plan --require-measured --out --force "
+        f"{EXPORT_AND_SEARCH} --refit --heal --calibration-data --shape --plan --pick --require-measured --out --force "
         "--dry-run"
     ),
     "amoeba search": EXPORT_AND_SEARCH,
+    "amoeba frontier": f"{EXPORT_AND_SEARCH} --measure --plot",
     "amoeba init": "AMOEBA.TOML --force",
     "amoeba build": "AMOEBA.TOML --locked --engine --only --jobs --json",
     "amoeba cache": "",

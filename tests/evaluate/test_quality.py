@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from amoeba_export.errors import DamagedFile, InputError
-from amoeba_export.evaluate import QualityFile, ShapeQuality, TaskScore, pareto, plot_pareto, read_quality
+from amoeba_export.evaluate import QualityFile, ShapeQuality, TaskScore, pareto, read_quality
 from amoeba_export.ir import InputId, Shape
 
 
@@ -56,15 +56,6 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
     path.write_text('{"schema_version": 9}')
     with pytest.raises(InputError, match="schema version 9"):
         read_quality(path)
-
-
-def test_the_plot_is_a_picture_and_the_same_each_time(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    shapes = [quality("4x1", 100, None, 0.6), quality("2x1", 60, None, 0.5)]
-    for name in ("a.png", "b.png"):
-        plot_pareto(shapes, tmp_path / name)
-    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
 def test_the_values_are_losses_where_a_text_was_measured_and_else_accuracies() -> None:

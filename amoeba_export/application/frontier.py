@@ -1,0 +1,158 @@
+"""What searches looked at, as points of latency and quality: the data of every picture, table and pick."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from amoeba_export.application.costs import is_measured
+from amoeba_export.application.problem import memory_mb, rounded, whole_quality
+from amoeba_export.application.session import Session
+from amoeba_export.application.wholes import Whole
+from amoeba_export.backends import find_backend
+from amoeba_export.ir import DenseArchitecture, Latency, Shape
+from amoeba_export.ir.frontier import Frontier, FrontierLimit, FrontierPoint, LatencySource, numbered
+from amoeba_export.search import Candidate, Found
+
+NEAR, NEAR_ON_FRONT = 0.05, 0.01
+"""Points of one precision that are nearer to each other in latency are drawn as one: those of a depth, off its front,
+and those on it."""
+
+Taken = tuple[str, DenseArchitecture]
+"""Precision and dims of a choice."""
+
+
+def frontier_of(
+    session: Session, wholes: Sequence[Whole], searches: Iterable[Found], chosen: Taken | None = None
+) -> Frontier:
+    """What `searches`, one a precision, looked at, beside the full model in every precision.
+
+    Args:
+        session: With the strategy that the searches rest on, if there was one.
+        wholes: The one that relative budgets refer to first.
+        searches: Precisions that were not searched have their full model alone.
+        chosen: What was taken.
+    """
+    listed = list(searches)
+    metric, higher_is_better = _judged_by(session, wholes, listed)
+    points = [_whole_point(session, one, metric, wholes[0].latency, chosen) for one in wholes]
+    found = [point for point in points if point is not None]
+    limits = _limits(session, wholes[0].latency)
+    for one in listed:
+        found += _points(session, one, limits, chosen)
+    settings = session.settings
+    return Frontier(
+        model=session.supernet.name,
+        target=session.target.name,
+        metric=settings.metric,
+        percentile=settings.percentile,
+        workload=settings.workload,
+        quality_metric=metric,
+        higher_is_better=higher_is_better,
+        reference_dtype=wholes[0].dtype,
+        limits=limits,
+        points=numbered(found, higher_is_better=higher_is_better),
+    )
+
+
+def _limits(session: Session, reference: Latency) -> tuple[FrontierLimit, ...]:
+    """Budgets that are about what the picture shows."""
+    settings = session.settings
+    lines = []
+    for budget in settings.budgets:
+        if (budget.metric, budget.percentile) == (settings.metric, settings.percentile):
+            limit_ms = budget.resolve(reference.of(budget.metric, budget.percentile))
+            share = f"{100 * budget.fraction:g}%, " if budget.fraction else ""
+            lines.append(FrontierLimit(label=f"{share}{limit_ms:.4g} ms", latency_ms=limit_ms))
+    return tuple(lines)
+
+
+def _judged_by(session: Session, wholes: Sequence[Whole], searches: Sequence[Found]) -> tuple[str, bool]:
+    """The quality metric, and whether more of it is better."""
+    if searches:
+        return searches[0].search.quality_metric, searches[0].search.higher_is_better
+    known = whole_quality(session, wholes[0])
+    return (known[0], known[0] == "accuracy") if known else ("loss", False)
+
+
+def _whole_point(
+    session: Session, whole: Whole, metric: str, reference: Latency, chosen: Taken | None
+) -> FrontierPoint | None:
+    """The full model in one precision; None where its quality is not known in terms of `metric`."""
+    known = whole_quality(session, whole)
+    if known is None or known[0] != metric:
+        return None
+    settings = session.settings
+    is_first = whole.rise == 0 and whole.latency is reference
+    if metric not in ("loss", "perplexity") and not is_first:
+        return None
+    fits = all(
+        whole.latency.of(one.metric, one.percentile) <= one.resolve(reference.of(one.metric, one.percentile))
+        for one in settings.budgets
+    )
+    return FrontierPoint(
+        dtype=whole.dtype,
+        shape=str(Shape(session.architecture.num_layers, 1.0)),
+        is_whole=True,
+        latency_ms=whole.latency.of(settings.metric, settings.percentile),
+        latency_error=whole.latency.uncertainty or 0.0,
+        latency_source=whole.latency.source,
+        quality=rounded(metric, known[1], whole.rise),
+        quality_source="measured",
+        memory_mb=memory_mb(session.in_dtype(whole.dtype), session.full),
+        fits=fits,
+        chosen=chosen == (whole.dtype, session.full),
+    )
+
+
+def _points(
+    session: Session, found: Found, limits: Sequence[FrontierLimit], chosen: Taken | None
+) -> list[FrontierPoint]:
+    """The subnets of one search that a picture needs; those that break the memory limit are not among them."""
+    search, limit_mb = found.search, session.settings.memory_limit_mb
+    most_ms = min((limit.latency_ms for limit in limits if limit.latency_ms), default=math.inf)
+    sign = -1.0 if search.higher_is_better else 1.0
+    kept = [
+        one
+        for one in search.candidates
+        if one.dense != session.full and (limit_mb is None or one.memory_mb is None or one.memory_mb <= limit_mb)
+    ]
+    points = {
+        id(one): FrontierPoint(
+            dtype=found.dtype,
+            shape=str(one.shape),
+            policy=one.policy,
+            latency_ms=one.predicted_ms,
+            latency_error=one.uncertainty,
+            latency_source=_source(session, one),
+            quality=one.quality.value + sign * found.worse_by,
+            quality_source=one.quality.source,
+            memory_mb=one.memory_mb,
+            fits=one.fits and one.predicted_ms <= most_ms,
+            chosen=chosen == (found.dtype, one.dense),
+        )
+        for one in kept
+    }
+    return _thinned(kept, points, sign)
+
+
+def _thinned(kept: Sequence[Candidate], points: Mapping[int, FrontierPoint], sign: float) -> list[FrontierPoint]:
+    """Near copies off the precision's own front are left out: a picture shows the same without them."""
+    last_ms: dict[int, float] = {}  # of each depth; 0: of the front
+    least = float("inf")
+    shown = []
+    for one in sorted(kept, key=lambda one: (one.predicted_ms, sign * one.quality.value)):
+        point = points[id(one)]
+        line, near = one.shape.depth, NEAR
+        if sign * one.quality.value < least:
+            least, line, near = sign * one.quality.value, 0, NEAR_ON_FRONT
+        if point.chosen or one.predicted_ms >= (1 + near) * last_ms.get(line, 0.0):
+            shown.append(point)
+            last_ms[line] = one.predicted_ms
+    return shown
+
+
+def _source(session: Session, one: Candidate) -> LatencySource:
+    if not is_measured(session.target):
+        return find_backend(session.target.backend).source
+    return "predicted" if one.uncertainty else "measured"

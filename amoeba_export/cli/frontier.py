@@ -1,0 +1,103 @@
+"""`amoeba frontier`: latency against quality of every shape and precision on a target."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from amoeba_export.cli.artifacts import command
+from amoeba_export.cli.choices import frontier_table
+from amoeba_export.cli.console import Talk, answer, print_json, titled
+from amoeba_export.cli.options import (
+    Adapters,
+    AsJson,
+    Batch,
+    Formats,
+    Generate,
+    Latency,
+    Memory,
+    MetricName,
+    Model,
+    Percentile,
+    PlotFiles,
+    PolicyName,
+    Prompt,
+    RecipeName,
+    SearchedDtype,
+    Seed,
+    StrategyFile,
+    Target,
+    Throughput,
+    model_or_default,
+    split_commas,
+)
+
+
+def frontier(
+    target: Target,
+    model: Model = None,
+    latency: Latency = None,
+    throughput: Throughput = None,
+    memory: Memory = None,
+    metric: MetricName = None,
+    percentile: Percentile = 50,
+    prompt: Prompt = 128,
+    generate: Generate = 128,
+    batch: Batch = 1,
+    strategy: StrategyFile = None,
+    recipe: RecipeName = "quick",
+    seed: Seed = 0,
+    adapter: Adapters = None,
+    policy: PolicyName = "uniform",
+    formats: Formats = None,
+    dtype: SearchedDtype = None,
+    measure: Annotated[
+        int,
+        typer.Option("--measure", metavar="N", min=0, help="Measure so many subnets of the frontier, spread over it."),
+    ] = 0,
+    plot: PlotFiles = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what can be had on a target: latency against quality.
+
+    Every shape in every precision, and the full model in each. A budget is a line in the picture.
+
+    The choices that nothing beats are numbered; export --pick takes a number, with the same options.
+    """
+    from amoeba_export.application import pipeline
+    from amoeba_export.application.request import ExportRequest
+    from amoeba_export.pictures import check_frontier_file, write_frontiers
+
+    request = ExportRequest(
+        model=model_or_default(model),
+        target=target,
+        latency=latency,
+        throughput=throughput,
+        memory=memory,
+        metric=metric,
+        percentile=percentile,
+        prompt_tokens=prompt,
+        generate_tokens=generate,
+        batch=batch,
+        strategy=strategy,
+        recipe=recipe,
+        seed=seed,
+        adapters=tuple(adapter or ()),
+        policy=policy,
+        formats=split_commas(formats),
+        dtype=dtype,
+    )
+    files = [check_frontier_file(path) for path in plot or ()]
+    found = pipeline.frontier(request, measure=measure, progress=Talk())
+    for path in files:
+        write_frontiers([found], path)
+    if as_json:
+        print_json(found.to_json())
+        return
+    console = answer()
+    console.print(titled(f"{found.model} on {found.target}", frontier_table(found, numbers=True)))
+    if found.numbered:
+        call = command("amoeba", "export", *([model] if model else []), "--target", target, "--pick", "N")
+        console.print()
+        console.print(f"next: {call}")

@@ -1,0 +1,187 @@
+"""Latency against quality of everything that was looked at on one target: what a picture, a table and a pick need."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from amoeba_export.errors import DamagedFile
+from amoeba_export.ir.latency import Metric, Workload
+from amoeba_export.ir.pareto import pareto_front
+from amoeba_export.reading import check_schema, decode
+
+FRONTIER_SCHEMA = 1
+
+ALIKE = 0.03
+"""Models on the frontier whose latencies differ by less than this share are one choice: noise is as large."""
+
+MOST_NUMBERED = 12
+"""Choices between the fastest and the slowest, besides full models: as many as a table shows."""
+
+LatencySource = Literal["measured", "predicted", "recorded", "analytic"]
+QualitySource = Literal["measured", "refitted", "interpolated", "predicted", "proxy"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontierPoint:
+    """One model: a shape in a precision.
+
+    Attributes:
+        number: 1 for the fastest of the distinct choices on the frontier, 2 for the next; None for every other point.
+        is_whole: Nothing is cut.
+        latency_ms: The frontier's metric at its percentile.
+        latency_error: Relative half-width of `latency_ms`; 0 where it was measured.
+        latency_source: `measured` on a graph of its dims; `predicted` by a cost table; else how it is estimated.
+        quality: The frontier's quality metric, rounding included.
+        quality_error: Half-width of `quality`, or None where it is not known.
+        on_frontier: No other point is at least as fast and as good, and better in one of the two.
+        fits: It keeps the limits of the search, and is on the right side of every line.
+        chosen: A search took it.
+    """
+
+    number: int | None = None
+    dtype: str
+    shape: str
+    policy: str = "uniform"
+    is_whole: bool = False
+    latency_ms: float
+    latency_error: float = 0.0
+    latency_source: LatencySource = "predicted"
+    quality: float
+    quality_error: float | None = None
+    quality_source: QualitySource = "interpolated"
+    memory_mb: float | None = None
+    on_frontier: bool = False
+    fits: bool = True
+    chosen: bool = False
+
+    @property
+    def name(self) -> str:
+        """`23x0.88 in int8`, `full model in int8`."""
+        return f"{'full model' if self.is_whole else self.shape} in {self.dtype}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontierLimit:
+    """A line in the picture: a budget of latency or of quality; exactly one of the two is set."""
+
+    label: str
+    latency_ms: float | None = None
+    quality: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frontier:
+    """What was looked at on one target, under one workload.
+
+    Attributes:
+        metric: What `latency_ms` is, at `percentile`.
+        quality_metric: What `quality` is.
+        limits: Lines in the picture.
+        points: The fastest first. Near copies of what is listed are left out.
+        reference_dtype: Precision of the full model that budgets as a share of it refer to.
+    """
+
+    model: str
+    target: str
+    metric: Metric
+    percentile: int
+    workload: Workload
+    quality_metric: str
+    higher_is_better: bool
+    reference_dtype: str
+    limits: tuple[FrontierLimit, ...]
+    points: tuple[FrontierPoint, ...]
+    schema_version: int = FRONTIER_SCHEMA
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """Precisions that have points, in the order of their full models: the slowest first."""
+        wholes = [point.dtype for point in reversed(self.points) if point.is_whole]
+        return tuple(dict.fromkeys((*wholes, *(point.dtype for point in reversed(self.points)))))
+
+    @property
+    def numbered(self) -> tuple[FrontierPoint, ...]:
+        """The distinct choices on the frontier, the fastest first."""
+        return tuple(point for point in self.points if point.number is not None)
+
+    @property
+    def wholes(self) -> tuple[FrontierPoint, ...]:
+        """The full model in each precision."""
+        return tuple(point for point in self.points if point.is_whole)
+
+    @property
+    def chosen(self) -> FrontierPoint | None:
+        """What a search took, where there was one."""
+        return next((point for point in self.points if point.chosen), None)
+
+    def badness(self, point: FrontierPoint) -> float:
+        """Quality such that smaller is better."""
+        return -point.quality if self.higher_is_better else point.quality
+
+    def line(self, dtype: str) -> tuple[FrontierPoint, ...]:
+        """Points of one precision that no other point of it beats, the fastest first."""
+        own = [point for point in self.points if point.dtype == dtype]
+        return tuple(own[i] for i in pareto_front([(one.latency_ms, self.badness(one)) for one in own]))
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object, `schema_version` first. Rounded: the last bit of a machine's arithmetic does not show."""
+        data = dataclasses.asdict(self)
+        return {"schema_version": data.pop("schema_version"), **_rounded(data)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], *, where: str | Path) -> Frontier:
+        """Read what `to_json` wrote.
+
+        Raises:
+            InputError: It is of another version.
+            DamagedFile: It is something else.
+        """
+        check_schema(data, FRONTIER_SCHEMA, what="frontier", where=where, next_step="Run 'amoeba frontier' again.")
+        try:
+            return decode(cls, data)
+        except ValueError as error:
+            raise DamagedFile(where, f"it is not a frontier ({error})") from error
+
+
+def numbered(points: Iterable[FrontierPoint], *, higher_is_better: bool) -> tuple[FrontierPoint, ...]:
+    """`points`, the fastest first, with the frontier found and its distinct choices numbered.
+
+    Of points on the frontier that are within `ALIKE` of each other in latency (or further, where that would be more
+    than `MOST_NUMBERED` choices), the best has the number. The fastest, full models and what was chosen always have
+    one.
+    """
+    ordered = sorted(points, key=lambda one: (one.latency_ms, one.dtype, one.shape))
+    sign = -1.0 if higher_is_better else 1.0
+    front = pareto_front([(one.latency_ms, sign * one.quality) for one in ordered])
+    shown = _distinct([ordered[i] for i in front], front)
+    numbers = {i: number for number, i in enumerate(shown, start=1)}
+    return tuple(
+        dataclasses.replace(one, number=numbers.get(i), on_frontier=i in set(front)) for i, one in enumerate(ordered)
+    )
+
+
+def _distinct(front: Sequence[FrontierPoint], positions: Sequence[int]) -> list[int]:
+    """Positions of the points that get a number, the fastest first. `front` is the fastest first."""
+    if not front:
+        return []
+    step = max(ALIKE, (front[-1].latency_ms / front[0].latency_ms) ** (1 / MOST_NUMBERED) - 1)
+    kept: list[int] = []
+    last_ms = float("inf")
+    for point, position in zip(reversed(front), reversed(positions), strict=True):
+        is_far = point.latency_ms * (1 + step) <= last_ms
+        if is_far or point.is_whole or point.chosen or position == positions[0]:
+            kept.append(position)
+            last_ms = point.latency_ms
+    return kept[::-1]
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    return [_rounded(one) for one in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,155 @@
+"""A frontier as a page draws it: where every mark goes. Colours and type are those of the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from amoeba_export.ir.frontier import Frontier, FrontierPoint
+from amoeba_export.pictures.axes import Scale, Tick, linear_axis, ratio_axis
+from amoeba_export.quantities import milliseconds, percent
+
+LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 14.0, 40.0
+MOST_COLOURS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A point.
+
+    Attributes:
+        colour: Position of its precision, a class on the page; None for what is dominated.
+        number: Of a distinct choice on the frontier.
+        whole: The full model.
+        latency: Ends of its latency's error bar, in pixels; None where there is none.
+        quality: The same of its quality.
+        label, label_at: Beside a full model.
+    """
+
+    x: float
+    y: float
+    colour: int | None
+    title: str
+    number: int | None = None
+    whole: bool = False
+    chosen: bool = False
+    latency: tuple[float, float] | None = None
+    quality: tuple[float, float] | None = None
+    label: str = ""
+    label_at: Literal["right", "above"] = "right"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What one precision can do, as a polyline."""
+
+    colour: int
+    points: str
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A budget: a vertical line at `x` or a horizontal one at `y`."""
+
+    label: str
+    x: float | None = None
+    y: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FrontierPicture:
+    """Latency to the right, quality upwards or downwards as its axis says."""
+
+    title: str
+    width: float
+    height: float
+    x_label: str
+    y_label: str
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    lines: tuple[Line, ...]
+    marks: tuple[Mark, ...]
+    limits: tuple[Limit, ...]
+    left: float = LEFT
+    right: float = RIGHT
+    top: float = TOP
+    bottom: float = BOTTOM
+
+
+def frontier_picture(frontier: Frontier, *, width: float = 380.0, height: float = 270.0) -> FrontierPicture:
+    """Where everything goes in a picture so large."""
+    limits_ms = [limit.latency_ms for limit in frontier.limits if limit.latency_ms]
+    floors = [limit.quality for limit in frontier.limits if limit.quality is not None]
+    shown = list(visible(frontier))
+    x_ticks, x_of = ratio_axis([*(one.latency_ms for one in shown), *limits_ms], LEFT, width - RIGHT)
+    values = [one.quality for one in shown] + floors
+    axis = ratio_axis if frontier.quality_metric == "perplexity" else linear_axis
+    y_ticks, y_of = axis(values, height - BOTTOM, TOP)
+    colours = {dtype: i % MOST_COLOURS for i, dtype in enumerate(frontier.dtypes)}
+    lines = []
+    for dtype in frontier.dtypes:
+        line = [one for one in frontier.line(dtype) if one in shown]
+        path = " ".join(f"{x_of(one.latency_ms):.1f},{y_of(one.quality):.1f}" for one in line)
+        lines.append(Line(colours[dtype], path))
+    marks = [_mark(frontier, one, colours[one.dtype], x_of, y_of, width) for one in shown]
+    return FrontierPicture(
+        title=f"{frontier.model} on {frontier.target}",
+        width=width,
+        height=height,
+        x_label=f"{frontier.metric} p{frontier.percentile}, ms (logarithmic)",
+        y_label=f"{frontier.quality_metric}, {'higher' if frontier.higher_is_better else 'lower'} is better",
+        x_ticks=x_ticks,
+        y_ticks=y_ticks,
+        lines=tuple(lines),
+        marks=tuple(sorted(marks, key=lambda mark: (mark.chosen, mark.whole, mark.number is not None))),
+        limits=tuple(
+            Limit(
+                limit.label,
+                x_of(limit.latency_ms) if limit.latency_ms else None,
+                y_of(limit.quality) if limit.quality is not None else None,
+            )
+            for limit in frontier.limits
+        ),
+    )
+
+
+def visible(frontier: Frontier) -> Iterable[FrontierPoint]:
+    """Points that a picture has room for: none that is much worse than the worst of the frontier."""
+    worst = max((frontier.badness(one) for one in frontier.points if one.on_frontier or one.is_whole), default=math.inf)
+    best = min((frontier.badness(one) for one in frontier.points), default=0.0)
+    return (one for one in frontier.points if frontier.badness(one) <= worst + 0.1 * (worst - best) or one.chosen)
+
+
+def told(frontier: Frontier, point: FrontierPoint) -> str:
+    """One point in words."""
+    error = f" ± {percent(point.latency_error)}" if point.latency_error else ""
+    spread = f" ± {point.quality_error:.2g}" if point.quality_error else ""
+    number = f"{point.number}: " if point.number else ""
+    return (
+        f"{number}{point.name}, {milliseconds(point.latency_ms)}{error} ({point.latency_source}), "
+        f"{frontier.quality_metric} {point.quality:.4g}{spread} ({point.quality_source})"
+    )
+
+
+def _mark(frontier: Frontier, point: FrontierPoint, colour: int, x_of: Scale, y_of: Scale, width: float) -> Mark:
+    latency = quality = None
+    if point.number and point.latency_error:
+        low, high = (point.latency_ms * factor for factor in (1 - point.latency_error, 1 + point.latency_error))
+        latency = max(LEFT, x_of(max(low, 0.01 * point.latency_ms))), min(width - RIGHT, x_of(high))
+    if point.number and point.quality_error:
+        quality = y_of(point.quality - point.quality_error), y_of(point.quality + point.quality_error)
+    return Mark(
+        x=x_of(point.latency_ms),
+        y=y_of(point.quality),
+        colour=colour if point.on_frontier else None,
+        title=told(frontier, point),
+        number=point.number,
+        whole=point.is_whole,
+        chosen=point.chosen,
+        latency=latency,
+        quality=quality,
+        label=point.dtype if point.is_whole else "",
+        label_at="right" if x_of(point.latency_ms) < width - RIGHT - 50 else "above",
+    )

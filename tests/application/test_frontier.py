@@ -1,0 +1,198 @@
+"""The frontier of a machine whose every latency and loss is known."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from amoeba_export import ExportRequest, export
+from amoeba_export.application import pipeline
+from amoeba_export.artifact import read_manifest
+from amoeba_export.errors import NothingToPick, Problems, UsageError
+from amoeba_export.ir import Shape
+from amoeba_export.ir.frontier import MOST_NUMBERED, Frontier, FrontierPoint, numbered
+from tests.application.test_pipeline import FASTER, RISES, model, precisions, strategy, target
+
+__all__ = ["model", "precisions", "strategy", "target"]
+
+
+@pytest.fixture
+def request_of(model: Path, strategy: Path, precisions: Path) -> ExportRequest:
+    return ExportRequest(model=str(model), strategy=strategy, target=str(precisions))
+
+
+def test_every_precision_has_its_full_model_and_its_line(request_of: ExportRequest):
+    found = pipeline.frontier(request_of)
+    assert found.dtypes == ("fp32", "int8", "int4")
+    assert (found.quality_metric, found.higher_is_better, found.reference_dtype) == ("loss", False, "fp32")
+    wholes = {point.dtype: point for point in found.wholes}
+    full_ms = wholes["fp32"].latency_ms
+    for dtype, factor in FASTER.items():
+        assert wholes[dtype].latency_ms == pytest.approx(factor * full_ms)
+        assert wholes[dtype].quality == pytest.approx(4.0 + RISES[dtype])
+        assert wholes[dtype].latency_source == "measured"
+        shapes = {point.shape for point in found.points if point.dtype == dtype}
+        assert {"4x1", "2x0.5"} <= shapes
+        smallest = next(point for point in found.points if (point.dtype, point.shape) == (dtype, "2x0.5"))
+        assert smallest.quality == pytest.approx(10 - 2 - 2 * 0.5 + RISES[dtype])
+        line = found.line(dtype)
+        assert [one.latency_ms for one in line] == sorted(one.latency_ms for one in line)
+        assert [one.quality for one in line] == sorted((one.quality for one in line), reverse=True)
+
+
+def test_nothing_beats_what_is_on_the_frontier_and_the_rest_is_beaten(request_of: ExportRequest):
+    found = pipeline.frontier(request_of)
+    for point in found.points:
+        beaten = any(
+            other.latency_ms <= point.latency_ms
+            and other.quality <= point.quality
+            and (other.latency_ms, other.quality) != (point.latency_ms, point.quality)
+            for other in found.points
+        )
+        assert point.on_frontier != beaten, point
+    assert [point.number for point in found.numbered] == list(range(1, len(found.numbered) + 1))
+    assert all(point.on_frontier for point in found.numbered)
+    assert {"int8", "fp32"} <= {point.dtype for point in found.numbered if point.is_whole}
+
+
+def test_a_budget_is_a_line_and_restricts_nothing(request_of: ExportRequest):
+    free = pipeline.frontier(request_of)
+    limited = pipeline.frontier(dataclasses.replace(request_of, latency="50%"))
+    (limit,) = limited.limits
+    full_ms = next(point.latency_ms for point in free.wholes if point.dtype == "fp32")
+    assert limit.latency_ms == pytest.approx(0.5 * full_ms)
+    assert limit.label == f"50%, {0.5 * full_ms:.4g} ms"
+    assert [(p.dtype, p.shape, p.latency_ms, p.number) for p in limited.points] == [
+        (p.dtype, p.shape, p.latency_ms, p.number) for p in free.points
+    ]
+
+
+def test_the_json_reads_back(request_of: ExportRequest):
+    found = pipeline.frontier(request_of)
+    data = json.loads(json.dumps(found.to_json()))
+    assert next(iter(data)) == "schema_version"
+    again = Frontier.from_json(data, where="here")
+    assert again.to_json() == found.to_json()
+
+
+def test_a_pick_is_built_as_it_was_shown(request_of: ExportRequest, tmp_path: Path):
+    found = pipeline.frontier(request_of)
+    point = next(one for one in found.numbered[1:] if not one.is_whole)
+    result = export(dataclasses.replace(request_of, pick=point.number, refit="off", out=tmp_path / "out"))
+    manifest = read_manifest(tmp_path / "out")
+    assert (manifest.dtype, str(manifest.shape.shape)) == (point.dtype, point.shape)
+    assert manifest.latency is not None
+    assert manifest.latency.measured_ms is not None
+    assert manifest.latency.measured_ms["p50"] == pytest.approx(point.latency_ms, rel=0.1)
+    assert manifest.latency.predicted_ms == pytest.approx(point.latency_ms, rel=1e-5)
+    assert manifest.latency.full_dtype == "fp32"
+    assert manifest.quality is not None
+    assert manifest.quality["loss"] == pytest.approx(point.quality, abs=1e-5)
+    assert [(one.dtype, one.keeps_budget) for one in manifest.reference] == [(name, None) for name in FASTER]
+    assert result.settings.dtype == point.dtype
+
+
+def test_a_full_model_can_be_picked(request_of: ExportRequest, tmp_path: Path):
+    found = pipeline.frontier(request_of)
+    point = next(one for one in found.numbered if one.is_whole and one.dtype == "int8")
+    export(dataclasses.replace(request_of, pick=point.number, out=tmp_path / "out"))
+    manifest = read_manifest(tmp_path / "out")
+    assert (manifest.dtype, manifest.shape.shape) == ("int8", Shape(4, 1.0))
+
+
+def test_a_pick_without_a_frontier_makes_one_and_says_so(request_of: ExportRequest, tmp_path: Path):
+    notes: list[str] = []
+
+    class Listener:
+        def note(self, message: str) -> None:
+            notes.append(message)
+
+        def __getattr__(self, name: str) -> object:
+            from amoeba_export.ir import SILENT
+
+            return getattr(SILENT, name)
+
+    request = dataclasses.replace(request_of, pick=1, dry_run=True, out=tmp_path / "out")
+    first = export(request, progress=Listener())  # type: ignore[arg-type]
+    assert "No frontier is kept for these settings: it is made now." in notes
+    notes.clear()
+    again = export(request, progress=Listener())  # type: ignore[arg-type]
+    assert not any("made now" in note for note in notes)
+    assert any(note.startswith("Number 1 of the frontier: 2x0.5 in int4, ") for note in notes)
+    assert first.plan == again.plan
+    assert first.plan.shape == Shape(2, 0.5)
+
+
+def test_a_number_that_is_not_there_is_named(request_of: ExportRequest):
+    count = len(pipeline.frontier(request_of).numbered)
+    with pytest.raises(NothingToPick) as caught:
+        export(dataclasses.replace(request_of, pick=99, dry_run=True))
+    assert caught.value.what == f"The frontier has no number 99: its choices are 1 to {count}."
+
+
+@pytest.mark.parametrize("more", [{"shape": "3x0.5"}, {"plan": Path("plan.json")}])
+def test_a_pick_is_the_only_choice(request_of: ExportRequest, more: dict[str, object]):
+    with pytest.raises((UsageError, Problems)) as caught:
+        export(dataclasses.replace(request_of, pick=1, **more))
+    assert "both choose the subnet" in str(caught.value)
+
+
+def test_what_is_measured_is_no_prediction_any_more(request_of: ExportRequest):
+    """Three are asked about; what they took is what the frontier says of them, without an error."""
+    before = pipeline.frontier(request_of)
+    after = pipeline.frontier(request_of, measure=3)
+    measured = [point for point in after.points if point.latency_source == "measured" and not point.is_whole]
+    assert len(measured) == 3
+    assert all(point.latency_error == 0 for point in measured)
+    at = {(point.dtype, point.shape): point.latency_ms for point in before.points}
+    for point in measured:
+        assert point.latency_ms == pytest.approx(at[point.dtype, point.shape], rel=0.1)
+
+
+def test_an_estimate_is_not_measured(model: Path, strategy: Path):
+    request = ExportRequest(model=str(model), strategy=strategy, target="jetson")
+    with pytest.raises(UsageError) as caught:
+        pipeline.frontier(request, measure=2)
+    assert caught.value.what.startswith("--measure needs a device")
+
+
+def test_the_layers_own_search_is_a_frontier_too(request_of: ExportRequest):
+    found = pipeline.frontier(dataclasses.replace(request_of, policy="adaptive", dtype="fp32"))
+    assert {point.dtype for point in found.points if not point.is_whole} == {"fp32"}
+    assert "adaptive" in {point.policy for point in found.points}
+    assert len(found.numbered) >= 3
+
+
+def point(latency_ms: float, quality: float, **more: object) -> FrontierPoint:
+    return FrontierPoint(dtype="fp32", shape=f"{latency_ms}", latency_ms=latency_ms, quality=quality, **more)  # type: ignore[arg-type]
+
+
+def test_near_copies_share_a_number_and_the_best_of_them_has_it():
+    found = numbered([point(10, 3.0), point(9.9, 3.1), point(9.0, 3.2), point(8.95, 5.0)], higher_is_better=False)
+    assert [(one.latency_ms, one.number, one.on_frontier) for one in found] == [
+        (8.95, 1, True),
+        (9.0, 2, True),
+        (9.9, None, True),
+        (10, 3, True),
+    ]
+
+
+def test_there_are_no_more_numbers_than_a_table_holds():
+    many = [point(1.01**i, 100.0 - i) for i in range(300)]
+    found = numbered(many, higher_is_better=False)
+    numbers = [one.number for one in found if one.number]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert MOST_NUMBERED - 2 <= len(numbers) <= MOST_NUMBERED + 2
+
+
+def test_full_models_and_what_was_chosen_always_have_a_number():
+    near = [point(10, 3.0), point(9.99, 3.1, is_whole=True), point(9.98, 3.2, chosen=True)]
+    assert [one.number for one in numbered(near, higher_is_better=False)] == [1, 2, 3]
+
+
+def test_more_may_be_better():
+    found = numbered([point(1, 0.3), point(2, 0.5), point(3, 0.4)], higher_is_better=True)
+    assert [one.on_frontier for one in found] == [True, True, False]
