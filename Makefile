@@ -21,8 +21,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/amoeba export demo --target cpu --latency 75% --out dist/demo-cpu-75 --force
 
+# One process a core: most tests use one thread.
 test: setup
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 # 10,000 damaged files a reader, in child processes with bounds on time and memory: hours. What breaks lies in build/fuzz.
 fuzz: setup

@@ -44,7 +44,8 @@ class AmoebaError(Exception):
             lines.append(f"  where: {self.where}")
         if self.next_step is not None:
             lines.append(f"  next:  {self.next_step}")
-        return "\n".join(lines)
+        # A name out of a damaged file may hold half characters, which no stream takes.
+        return "\n".join(lines).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class UsageError(AmoebaError):

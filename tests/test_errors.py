@@ -88,3 +88,7 @@ def test_what_belongs_to_another_model_says_how_it_differs() -> None:
         "  where: s.safetensors\n"
         "  next:  Use the strategy that belongs to this model, or make a new one."
     )
+
+
+def test_half_characters_of_a_damaged_name_are_spelled_out() -> None:
+    assert str(AmoebaError("It has \udc80.", where="a\ud800")).encode() == b"It has \\udc80.\n  where: a\\ud800"

@@ -19,7 +19,7 @@ from amoeba_export.evaluate.perplexity import read_windows
 from amoeba_export.formats.write import write_formats
 from amoeba_export.locations import data_dir
 from amoeba_export.materialize import materialize_subnet
-from amoeba_export.model.opening import read_tokenizer
+from amoeba_export.model.tokenizer import open_tokenizer
 from amoeba_export.verify import masked_logits, verify_artifact
 from amoeba_export.verify.reload import OPENERS
 
@@ -125,7 +125,7 @@ def _windows(session: Session) -> list[list[int]]:
     length = min(WINDOW, architecture.max_positions)
     return read_windows(
         data_dir("calibration") / TEXT,
-        read_tokenizer(folder),
+        open_tokenizer(folder),
         window=length,
         limit=min(MOST_WINDOWS, max(1, room)),
     )

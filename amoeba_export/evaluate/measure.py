@@ -15,7 +15,7 @@ from amoeba_export.evaluate.perplexity import measure_perplexity, read_windows
 from amoeba_export.evaluate.quality import QualityFile, ShapeQuality, read_quality
 from amoeba_export.evaluate.tasks import Task
 from amoeba_export.ir import SILENT, Progress, Shape
-from amoeba_export.model.samples import open_tokenizer
+from amoeba_export.model.tokenizer import open_tokenizer
 
 MAX_LENGTH = 2048
 """Tokens of a task's longest row, unless the model takes fewer."""

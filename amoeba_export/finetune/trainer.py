@@ -33,7 +33,7 @@ from amoeba_export.finetune.step import GateNoise, Losses, SandwichStep, noise_s
 from amoeba_export.ir import SILENT, Progress, Shape, Supernet
 from amoeba_export.ir.derive import derive_plan
 from amoeba_export.ir.dtype import DTYPES
-from amoeba_export.model.samples import open_tokenizer
+from amoeba_export.model.tokenizer import open_tokenizer
 from amoeba_export.version import __version__
 
 

@@ -14,7 +14,7 @@ import torch
 
 from amoeba_export.errors import InputError, TooFewSamples
 from amoeba_export.model.data import LETTERS, DataRecipe, Item, read_documents, read_items, source_name
-from amoeba_export.model.opening import read_tokenizer
+from amoeba_export.model.tokenizer import open_tokenizer
 
 SEGMENT = 16
 """Tokens of text that make one score."""
@@ -116,19 +116,6 @@ def read_samples(recipe: DataRecipe, folder: Path, *, seed: int) -> tuple[Sample
     if recipe.kind == "choices":
         return choice_samples(read_items(recipe), tokenizer, recipe, rng)
     return text_samples(read_documents(recipe), tokenizer, recipe, rng)
-
-
-def open_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a model folder. Raises `InputError`."""
-    try:
-        tokenizer: Tokenizer = read_tokenizer(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"The model has no tokenizer that can be read: {str(error).splitlines()[0]}",
-            where=folder,
-            next_step="Put the tokenizer files of the model into its folder.",
-        ) from error
-    return tokenizer
 
 
 def text_samples(

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from amoeba_export.errors import TooFewSamples
 from amoeba_export.model.data import read_documents, read_items, source_name
-from amoeba_export.model.samples import Batch, Samples, Tokenizer, in_a_row, open_tokenizer, text_batches, windows_of
+from amoeba_export.model.samples import Batch, Samples, Tokenizer, in_a_row, text_batches, windows_of
+from amoeba_export.model.tokenizer import open_tokenizer
 from amoeba_export.refit.recipe import RefitRecipe, Share
 
 

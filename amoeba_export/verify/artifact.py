@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from amoeba_export.errors import AmoebaError, NotFound, NotRunnable, NumbersDiffer
 from amoeba_export.ir import SILENT, Progress, SubnetPlan, Supernet
 from amoeba_export.model.loading import ONE_AT_A_TIME
-from amoeba_export.model.opening import read_tokenizer
+from amoeba_export.model.tokenizer import open_tokenizer
 from amoeba_export.verify.expected import ExpectedWeights
 from amoeba_export.verify.gguf_tokens import check_tokens
 from amoeba_export.verify.graph import Answer, Reference, ask, graph_problems, reference_of, rope_problem, step_problems
@@ -235,5 +235,5 @@ def _text_ids(folder: Path) -> list[int]:
         # Any sensible tokens will do, and transformers takes 1.5 s to make its tokenizer from this file.
         return Tokenizer.from_file(str(folder / "tokenizer.json")).encode(_TEXT).ids
     # Not verbose: it would warn of a text that is longer than the model takes, and only the start of it is used.
-    ids: list[int] = read_tokenizer(folder)(_TEXT, verbose=False).input_ids
+    ids: list[int] = open_tokenizer(folder)(_TEXT, verbose=False).input_ids
     return ids

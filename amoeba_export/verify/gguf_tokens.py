@@ -11,7 +11,7 @@ from amoeba_export.errors import TokensDiffer
 from amoeba_export.gguf_file import open_gguf
 from amoeba_export.llama_cpp.tokens import differences, hard_texts, questions
 from amoeba_export.model.loading import ONE_AT_A_TIME
-from amoeba_export.model.opening import read_tokenizer
+from amoeba_export.model.tokenizer import open_tokenizer
 
 
 def check_tokens(folder: Path, tokenizer_folder: Path) -> None:
@@ -28,7 +28,7 @@ def check_tokens(folder: Path, tokenizer_folder: Path) -> None:
     if fields.get("tokenizer.ggml.model", "none") == "none" or not llama_cpp.is_installed():
         return
     with ONE_AT_A_TIME:
-        tokenizer = read_tokenizer(tokenizer_folder)
+        tokenizer = open_tokenizer(tokenizer_folder)
 
     def encode(text: str) -> list[int]:
         return list(tokenizer(text, verbose=False).input_ids)

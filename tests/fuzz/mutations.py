@@ -243,8 +243,37 @@ def _zip(content: bytes) -> st.SearchStrategy[bytes]:
     return st.one_of(one(pickled), one(pickled), one(pickled), st.sampled_from(sorted(members)).flatmap(one), without)
 
 
+_WORDS = tuple(
+    value.to_bytes(size, "little", signed=value < 0)
+    for size, values in ((4, (0, 1, 7, 8, 9, 12, 255, 2**31, 2**32 - 1)), (8, (0, 1, 2**16, 2**32, 2**63, 2**64 - 1)))
+    for value in values
+)
+"""Counts, lengths and types of values that few readers expect."""
+
+
+def _gguf(content: bytes) -> st.SearchStrategy[bytes]:
+    """One to three words of the header become others: counts, lengths, types, dims, offsets, figures."""
+    header = content.rindex(b"output_norm.weight") + 64
+
+    def changed(changes: list[tuple[int, bytes]]) -> bytes:
+        made = bytearray(content)
+        for where, word in changes:
+            made[where : where + len(word)] = word
+        return bytes(made)
+
+    return st.lists(st.tuples(st.integers(4, header), st.sampled_from(_WORDS)), min_size=1, max_size=3).map(changed)
+
+
 def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-_FORMS = {"json": _json, "toml": _toml, "jsonl": _jsonl, "safetensors": _safetensors, "npy": _npy, "zip": _zip}
+_FORMS = {
+    "json": _json,
+    "toml": _toml,
+    "jsonl": _jsonl,
+    "safetensors": _safetensors,
+    "npy": _npy,
+    "zip": _zip,
+    "gguf": _gguf,
+}

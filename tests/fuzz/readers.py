@@ -6,6 +6,7 @@ A crash that waits behind the reader counts as the reader's: it promised sound c
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,8 +28,12 @@ from amoeba_export.finetune.data import read_examples
 from amoeba_export.ir import Shape, SubnetPlan, Supernet, validate
 from amoeba_export.ir.derive import derive_plan
 from amoeba_export.load import check_strategy, import_upstream, load_supernet, read_strategy
+from amoeba_export.load.refit import read_refit
+from amoeba_export.materialize.inputs import check_inputs
 from amoeba_export.model.data import DataRecipe, read_documents, read_items
+from amoeba_export.model.tokenizer import open_tokenizer
 from amoeba_export.profile import read_table
+from amoeba_export.refit.recipe import load_refit_recipe
 from tests.fuzz.valid import MODEL
 
 
@@ -94,6 +99,26 @@ def strategy(file: Path) -> None:
     check_strategy(found, made)
     for shape in (Shape(3, 0.5), Shape(4, 0.75), *list(found.quality)[:2]):
         validate(derive_plan(found, made.architecture, shape), made.architecture)
+
+
+def refit(file: Path) -> None:
+    found = read_refit(file)
+    made = model(file.parent.parent / "config")
+    cut = dataclasses.replace(
+        read_plan(file.parent.parent / "plan" / "plan.json"), refit_id=found.identity, model_id=made.identity
+    )
+    check_inputs(dataclasses.replace(made, refits={found.identity: found}), [cut])
+    for name in found.tensors.names():
+        found.tensors.read(name)
+
+
+def refit_recipe(file: Path) -> None:
+    found = load_refit_recipe(file)
+    assert found.identity
+
+
+def tokenizer(file: Path) -> None:
+    open_tokenizer(file.parent)
 
 
 def plan(file: Path) -> None:
@@ -217,6 +242,11 @@ READERS = {
     "npy": Reader("npy/dp_selection_strategy.npy", upstream, "npy"),
     "strategy": Reader("strategy/strategy.safetensors", strategy, "safetensors"),
     "fixed": Reader("fixed/strategy.safetensors", strategy, "safetensors"),
+    "refit": Reader("refit/refit.safetensors", refit, "safetensors"),
+    "refitrecipe": Reader("refitrecipe/recipe.toml", refit_recipe, "toml"),
+    "gguf": Reader("gguf/model.gguf", gguf, "gguf"),
+    "tokenizer": Reader("tokenizer/tokenizer.json", tokenizer, "json"),
+    "tokconf": Reader("tokenizer/tokenizer_config.json", tokenizer, "json"),
     "plan": Reader("plan/plan.json", plan, "json"),
     "table": Reader("table/table.json", table, "json"),
     "manifest": Reader("artifact/amoeba.json", artifact, "json"),

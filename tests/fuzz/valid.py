@@ -27,8 +27,12 @@ from amoeba_export.evaluate import QualityFile, ShapeQuality, TaskScore
 from amoeba_export.ir import Architecture, InputId, Shape, SubnetPlan, Workload
 from amoeba_export.ir.derive import derive_plan
 from amoeba_export.load import load_supernet, write_strategy
+from amoeba_export.load.refit import write_refit
+from amoeba_export.materialize.walk import subnet_specs
 from amoeba_export.profile import design_graphs, fit_cost_table, write_table
 from tests.artifact.manifests import manifest
+from tests.formats.bpe import save_bpe
+from tests.load.gguf_files import write_gguf
 from tests.profile.machines import Machine
 from tests.search.strategies import imported_strategy, own_strategy
 from tests.tiny import save_tiny, tiny_model
@@ -43,6 +47,9 @@ def make_valid(root: Path) -> None:
     # A cost table, a plan and a strategy name dims, so all of them are of the same tiny model.
     architecture = load_supernet(str(root / "config"), cache_dir=root / "cache").architecture
     (root / "config" / "generation_config.json").write_text('{"eos_token_id": [1, 2], "do_sample": true, "top_k": 5}')
+    save_bpe(save_tiny(root / "tokenizer"))
+    (root / "gguf").mkdir()
+    write_gguf(root / "gguf" / "model.gguf")
     for kind in ("weights", "index"):
         shutil.copytree(root / "config", root / kind)
     tiny_model().save_pretrained(root / "index", max_shard_size="100KB")
@@ -91,6 +98,7 @@ def _plans(root: Path, architecture: Architecture) -> None:
     machine, workload = Machine(), Workload()
     graphs = design_graphs(architecture, align=1)
     table = fit_cost_table([(one, machine.measure(one, workload)) for one in graphs], target="cpu", dtype="fp32")
+    _refit(root, plan)
     (root / "table").mkdir()
     write_table(table, root / "table" / "table.json")
     _artifact(root / "artifact", plan)
@@ -102,6 +110,19 @@ def _plans(root: Path, architecture: Architecture) -> None:
     (root / "lock").mkdir()
     write_lock(root / "lock" / "amoeba.lock", [entry])
     _report(root / "report", plan, architecture)
+
+
+def _refit(root: Path, plan: SubnetPlan) -> None:
+    """Zeros for every writer into the residual stream of the plan's cut."""
+    supernet = load_supernet(str(root / "config"), cache_dir=root / "cache")
+    specs = [spec for spec in subnet_specs(supernet, plan) if ".o_proj." in spec.name or ".down_proj." in spec.name]
+    facts = {
+        "geometry": plan.geometry, "model_id": supernet.identity, "adapters": [], "kind": "refit",
+        "settings": {"recipe": "fast", "tokens": 256, "seed": 0},
+        "losses": {"text": {"full": 3.0, "cut": 4.0, "refit": 3.5}},
+    }  # fmt: skip
+    zeros = [(spec.name, torch.zeros(spec.shape)) for spec in specs]
+    write_refit(root / "refit" / "refit.safetensors", facts, specs, zeros, dtype=torch.float32)
 
 
 def _artifact(folder: Path, plan: SubnetPlan) -> None:
@@ -167,6 +188,8 @@ def _settings(root: Path) -> None:
         "target/target.toml": 'description = "x"\nbackend = "onnxruntime"\naliases = ["y"]\nalign = 8\n'
         "memory_limit_mb = 512.5\n[options]\nthreads = 2\n",
         "recorded/target.toml": 'description = "x"\nbackend = "recorded"\n[options]\ntable = "table.json"\n',
+        "refitrecipe/recipe.toml": 'description = "x"\ntokens = 512\nstrengths = [0.1, 1.0]\n[[mix]]\n'
+        'file = "data.jsonl"\nshare = 0.5\n[[other]]\nfile = "data.jsonl"\nfields = ["text"]\n',
         "tasktoml/tasks.toml": '[[task]]\nname = "a"\nfile = "data.jsonl"\nprompt = "{question} {choices[0]}"\n'
         'metric = "accuracy_norm"\n[[task]]\nfile = "data.jsonl"\nstyle = "lettered"\nname = "b"\n',
         "build/amoeba.toml": 'out = "dist"\n[model]\npath = "model"\n[workload]\nprompt_tokens = 32\n[defaults]\n'
@@ -179,5 +202,6 @@ def _settings(root: Path) -> None:
         path.write_text(text)
     item = {"question": "Which?", "choices": ["a", "b"], "answer": 1}
     (root / "tasktoml" / "data.jsonl").write_text(json.dumps(item) + "\n")
-    (root / "recipe" / "data.jsonl").write_text('{"text": "One text."}\n')
+    for kind in ("recipe", "refitrecipe"):
+        (root / kind / "data.jsonl").write_text('{"text": "One text."}\n')
     (root / "build" / "model").mkdir()

@@ -428,6 +428,14 @@ def test_a_missing_weight_is_not_made_up(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.usefixtures("llama_cpp_too")
+def test_a_model_without_numbers_is_refused(tmp_path: Path) -> None:
+    model = tiny_model("llama", vocab_size=len(TOKENS))
+    model.model.norm.weight.data.fill_(3e38)
+    write_gguf(tmp_path / "nan.gguf", model=model)
+    assert "llama.cpp computes no number (NaN) after" in refusal(tmp_path / "nan.gguf", SourceDisagrees)
+
+
 def test_another_architecture_is_named(tmp_path: Path) -> None:
     write_gguf(tmp_path / "phi.gguf", arch="phi3")
     assert refusal(tmp_path / "phi.gguf") == "Models of type 'phi3' are not supported."
