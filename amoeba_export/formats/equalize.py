@@ -10,7 +10,8 @@ So columns are multiplied by factors, and what makes their inputs is divided by 
 
 The idea is cross-layer equalization (Nagel et al., 2019, arXiv:1906.04721), with exponents that differ by matrix as in
 AWQ (Lin et al., 2023, arXiv:2306.00978), but from weights alone: no data is needed. Not applied to o, which loses
-little as it is, nor to lm_head, which shares its matrix with the embedding.
+little as it is, nor to lm_head, which shares its matrix with the embedding, nor to columns of a matrix that is rounded
+already and would be rounded a second time (`formats/grid.py`).
 
 Mean KL divergence from fp32 of SmolLM2-135M with only one group in 4 bits, without and with factors, on two texts
 (`python -m benchmarks.equalize`): v 0.080 and 0.102 to 0.014 and 0.018, with q and k 0.103 and 0.127 to 0.040 and
@@ -41,6 +42,7 @@ _OCTAVES = 8
 _FACTORS = np.array([2.0 ** (i / _STEPS) for i in range(-_OCTAVES * _STEPS, _OCTAVES * _STEPS + 1)], np.float32)
 
 _Vector = npt.NDArray[np.float64]
+_IsKept = Callable[[torch.Tensor], bool]
 _Weights = Mapping[str, torch.Tensor]
 _Named = tuple[str, torch.Tensor]
 
@@ -62,17 +64,23 @@ def is_equalized(dtype: str) -> bool:
 class Equalizer:
     """Takes the weights of a cut model in any order and gives them back scaled, a group as soon as it is complete."""
 
-    def __init__(self, names: Iterable[str]) -> None:
-        """`names` are all weights that will come, named as in stock transformers; none if nothing is to be scaled."""
+    def __init__(self, names: Iterable[str], *, is_kept: _IsKept | None = None) -> None:
+        """Nothing is read yet.
+
+        Args:
+            names: All weights that will come, named as in stock transformers; none if nothing is to be scaled.
+            is_kept: Whether the columns of a matrix must stay as they are. None: of none.
+        """
+        is_kept = is_kept or (lambda _: False)
         known = set(names)
         self._groups: dict[str, _Group] = {}
         for name in known:
             layer, found, _ = name.partition(".self_attn.q_proj.weight")
             if found:
-                self._add(_attention(layer))
+                self._add(_attention(layer, is_kept))
             layer, found, _ = name.partition(".mlp.down_proj.weight")
             if found:
-                self._add(_mlp(layer, biased=f"{layer}.mlp.up_proj.bias" in known))
+                self._add(_mlp(layer, is_kept, biased=f"{layer}.mlp.up_proj.bias" in known))
 
     def _add(self, group: _Group) -> None:
         self._groups |= dict.fromkeys(group.names, group)
@@ -92,11 +100,14 @@ class Equalizer:
             yield from group.scale(held)
 
 
-def _attention(layer: str) -> _Group:
+def _attention(layer: str, is_kept: _IsKept) -> _Group:
     norm = f"{layer}.input_layernorm.weight"
     q, k, v = (f"{layer}.self_attn.{part}_proj.weight" for part in "qkv")
 
     def scale(held: _Weights) -> Iterator[_Named]:
+        if any(is_kept(held[name]) for name in (q, k, v)):
+            yield from held.items()
+            return
         factor_D = _factors(-0.75 * _levels(held[v]) - 0.25 * _levels(held[q], held[k]))
         yield norm, held[norm].float() / factor_D
         for name in (q, k, v):
@@ -105,16 +116,20 @@ def _attention(layer: str) -> _Group:
     return _Group((norm, q, k, v), scale)
 
 
-def _mlp(layer: str, *, biased: bool) -> _Group:
+def _mlp(layer: str, is_kept: _IsKept, *, biased: bool) -> _Group:
     norm, bias = f"{layer}.post_attention_layernorm.weight", f"{layer}.mlp.up_proj.bias"
     gate, up, down = (f"{layer}.mlp.{part}_proj.weight" for part in ("gate", "up", "down"))
 
     def scale(held: _Weights) -> Iterator[_Named]:
         gain_D = held[norm].float()
         factor_D = _factors(-0.75 * _levels(held[up]) - 0.5 * _levels(held[gate]))
+        if any(is_kept(held[name]) for name in (gate, up)):
+            factor_D = torch.ones_like(factor_D)
         # A row of up with its gain says how large what it makes is likely to be.
         made_F = _levels(held[up].float() * gain_D, dim=1)
         factor_F = _factors(0.5 * made_F - _levels(held[down]))
+        if is_kept(held[down]):
+            factor_F = torch.ones_like(factor_F)
         yield norm, gain_D / factor_D
         yield gate, held[gate].float() * factor_D
         yield up, (held[up].float() * factor_D).div_(factor_F[:, None])

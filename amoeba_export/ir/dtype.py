@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 if TYPE_CHECKING:
     import torch
 
-DtypeName = Literal["fp32", "fp16", "bf16", "int8", "int4"]
+DtypeName = Literal["fp32", "fp16", "bf16", "int8", "int4-mixed", "int4"]
 
 DTYPE_NAMES: tuple[DtypeName, ...] = get_args(DtypeName)
 
@@ -30,7 +30,7 @@ class Dtype:
     """One precision of weights.
 
     Attributes:
-        bits: Of one number, without the scales of quantized ones.
+        bits: Of one number of a layer's matrices, without the scales of quantized ones.
         torch_name: torch's name of its floats; of a quantized one, of what it is computed with.
         safetensors_name: The same in the header of a safetensors file.
         is_quantized: Weights are integers with a scale per block, so the artifact computes another function, within
@@ -63,6 +63,7 @@ DTYPES: Mapping[str, Dtype] = MappingProxyType(
         "fp16": Dtype(bits=16, torch_name="float16", safetensors_name="F16"),
         "bf16": Dtype(bits=16, torch_name="bfloat16", safetensors_name="BF16"),
         "int8": Dtype(bits=8, torch_name="float32", safetensors_name="F32", is_quantized=True),
+        "int4-mixed": Dtype(bits=4, torch_name="float32", safetensors_name="F32", is_quantized=True),
         "int4": Dtype(bits=4, torch_name="float32", safetensors_name="F32", is_quantized=True),
     }
 )

@@ -125,12 +125,12 @@ class OpenedOnnx:
 
 
 def _dtype(graph: onnx.GraphProto, path: Path) -> str:
-    """`int4` or `int8` when the graph has quantized matmuls, else the dtype of its embedding and linears."""
+    """`int4`, `int8` or what mixes both when the graph has such matmuls, else the dtype of embedding and linears."""
     bits = {
         one.i for node in graph.node if node.op_type == "MatMulNBits" for one in node.attribute if one.name == "bits"
     }
     if bits:
-        return f"int{min(bits)}"
+        return "int4-mixed" if bits == {4, 8} else f"int{min(bits)}"
     matrices = [tensor.data_type for tensor in graph.initializer if len(tensor.dims) == 2 and ".weight" in tensor.name]
     kinds = {_NAMES.get(kind) for kind in matrices}
     if len(kinds) != 1 or None in kinds:

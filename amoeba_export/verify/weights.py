@@ -33,6 +33,9 @@ SMALLEST = {"fp32": 2.0**-149, "fp16": 2.0**-25, "bf16": 2.0**-133}
 PRECISION = ("int4", "int8", "bf16", "fp16", "fp32")
 """From coarse to fine."""
 
+COARSEST = {"int4-mixed": "int4"}
+"""What the coarsest weights are stored in, of a dtype that is not named after it."""
+
 _STEP_SLACK = 1e-3
 """Of a step: what computing the scale in another order does to values half-way between two integers."""
 
@@ -114,7 +117,7 @@ def check_storage(folder: Path, dtypes: Mapping[str, str], opened: Opened, expec
     loaded = getattr(opened, "loaded_dtype", None)
     for name, stored in dtypes.items():
         rank = PRECISION.index(stored)
-        if rank < PRECISION.index(opened.dtype) and stored != expected.source_dtype(name):
+        if rank < PRECISION.index(COARSEST.get(opened.dtype, opened.dtype)) and stored != expected.source_dtype(name):
             raise NumbersDiffer(folder, [f"{name} is stored in {stored}, and the file says {opened.dtype}"])
         if loaded not in (None, "fp32", stored):
             raise NumbersDiffer(folder, [f"{name} is stored in {stored}, and config.json says to load it as {loaded}"])

@@ -120,7 +120,7 @@ def test_four_bits_lose_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     errors = []
     for folder in ("with", "without"):
         if folder == "without":
-            monkeypatch.setattr(writer, "Equalizer", lambda names: Equalizer(()))
+            monkeypatch.setattr(writer, "Equalizer", lambda names, **_: Equalizer(()))
         written = write_onnx(subnet_of(dense, weights, tmp_path), tmp_path / folder, dtype="int4")
         errors.append(float((OnnxDecoder(written)(ids) - exact).norm()))
     assert errors[0] < 0.8 * errors[1]

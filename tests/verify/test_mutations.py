@@ -27,6 +27,7 @@ ARTIFACTS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "onnx-standard": ("qwen3", "full", "fp16", {"dialect": "standard"}),
     "onnx-int8": ("mistral", "uniform", "int8", {}),
     "onnx-int4": ("llama", "uniform", "int4", {}),
+    "onnx-int4-mixed": ("llama", "uniform", "int4-mixed", {}),
     "gguf": ("qwen2", "full", "fp16", {}),
     "gguf-deci-int8": ("llama", "bare", "int8", {}),
     "gguf-int4": ("llama", "uniform", "int4", {}),
@@ -100,7 +101,7 @@ GOOD = [
     for plan in ("full", "uniform", "adaptive", "bare")
     for format_name, dtypes in (
         ("safetensors", ("fp32", "fp16", "bf16")),
-        ("onnx", ("fp32", "fp16", "bf16", "int8", "int4")),
+        ("onnx", ("fp32", "fp16", "bf16", "int8", "int4-mixed", "int4")),
         ("gguf", ("fp32", "fp16", "bf16", "int8", "int4")),
     )
     for dtype in dtypes

@@ -48,6 +48,13 @@ def check(dense: DenseArchitecture, *, dtype: str, dialect: str = "ort") -> None
             f"and without it there are no {dtype} weights",
             ("--dtype fp16", "--dtype fp32", f"--format gguf --dtype {dtype}"),
         )
+    linear, hidden_size = PRECISIONS[dtype].linear, dense.base.hidden_size
+    if linear and linear.has_offsets and hidden_size % linear.block_size:
+        raise NotRepresentable(
+            f"{dtype} in ONNX",
+            f"the hidden size {hidden_size} is no multiple of {linear.block_size}, the size of its blocks",
+            ("--dtype int4", "--dtype int8"),
+        )
     if dialect == "standard" and PRECISIONS[dtype].linear:
         raise NotRepresentable(
             "ONNX without onnxruntime's operators",
@@ -92,7 +99,7 @@ def open_writer(
     Args:
         subnet: The cut model.
         folder: Where the files go.
-        dtype: `fp32`, `fp16`, `bf16`; `int8` and `int4` quantize weights only.
+        dtype: `fp32`, `fp16`, `bf16`; `int8`, `int4-mixed` and `int4` quantize weights only.
         dialect: `ort` for onnxruntime (CPU, CUDA), `standard` for everything else. A model whose heads onnxruntime's
             attention does not take is written in `standard`, which onnxruntime runs too.
         last_logits: Compute the logits of the last position only: `logits` is [batch, 1, vocab].

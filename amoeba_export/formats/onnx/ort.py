@@ -69,6 +69,7 @@ class OrtDialect:
         self._embedding: Matrix | None = None
         self._rows: _Rows | None = None
         self._rope: tuple[Value, Value] | None = None
+        self._summed: dict[Value, Value] = {}
 
     def embed(self, input_ids: Value) -> Value:
         """See `Dialect`.
@@ -294,17 +295,33 @@ class OrtDialect:
         if matrix.scales is None or matrix.encoding is None:
             product = self._recorder.op("FusedMatMul", [x, weight], name=node, domain=_CONTRIB, transB=1)
             return product if bias_O is None else self._recorder.op("Add", [product, bias_O], name=f"{node}/bias")
-        inputs: list[Value | None] = [x, weight, self._recorder.stored(matrix.scales)]
-        if bias_O is not None:
-            inputs += [None, None, bias_O]
+        columns, zero_points = matrix.columns, None
+        if matrix.zero_points is not None:
+            x, zero_points = self._with_sums(x, matrix), self._recorder.stored(matrix.zero_points)
+            columns += matrix.encoding.num_blocks(columns)
+        inputs: list[Value | None] = [x, weight, self._recorder.stored(matrix.scales), zero_points, None, bias_O]
+        while inputs[-1] is None:
+            inputs.pop()
         return self._recorder.op(
             "MatMulNBits",
             inputs,
             name=node,
             domain=_CONTRIB,
-            K=matrix.columns,
+            K=columns,
             N=matrix.rows,
             bits=matrix.encoding.bits,
             block_size=matrix.encoding.block_size,
             accuracy_level=INT8_ACCURACY,
         )
+
+    def _with_sums(self, x: Value, matrix: Matrix) -> Value:
+        """`x` [batch, sequence, in], then the sums of its blocks of channels, which offsets are weights of."""
+        assert matrix.encoding is not None
+        if x not in self._summed:
+            op, constant = self._recorder.op, self._recorder.constant
+            size = matrix.encoding.block_size
+            split = constant(f"blocks_{matrix.columns}_{size}", [0, 0, matrix.columns // size, size])
+            blocks = op("Reshape", [x, split], name=f"{x.name}/blocks")
+            sums = op("ReduceSum", [blocks, constant("last_axis", [-1])], name=f"{x.name}/sums", keepdims=0)
+            self._summed[x] = op("Concat", [x, sums], name=f"{x.name}/with_sums", axis=-1)
+        return self._summed[x]

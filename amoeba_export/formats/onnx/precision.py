@@ -14,15 +14,31 @@ class Blockwise:
     """Integers with one scale per block along the input axis.
 
     Attributes:
-        block_size: Weights that share one scale: a power of two from 16 on. Zero is the integer in the middle.
+        block_size: Weights that share one scale: a power of two from 16 on.
+        has_offsets: Each block has a zero point and an offset, see `quantize.py`. Without, zero is the integer in the
+            middle.
     """
 
     bits: int
     block_size: int
+    has_offsets: bool = False
 
     def num_blocks(self, columns: int) -> int:
-        """Blocks along an input axis of `columns`; the last one may be padded."""
+        """Blocks of weights along an input axis of `columns`; the last one may be padded."""
         return -(-columns // self.block_size)
+
+    def num_stored_blocks(self, columns: int) -> int:
+        """The same with those of the offsets, which follow: one more column for each block."""
+        blocks = self.num_blocks(columns)
+        return blocks + self.num_blocks(blocks) if self.has_offsets else blocks
+
+    def zero_point_bytes(self, columns: int) -> int:
+        """Of one row: two zero points a byte."""
+        return -(-self.num_stored_blocks(columns) // 2) if self.has_offsets else 0
+
+    def for_columns(self, columns: int) -> Blockwise:
+        """The same without offsets where a block would be weights and offsets at once."""
+        return dataclasses.replace(self, has_offsets=False) if columns % self.block_size else self
 
     @property
     def blob_bytes(self) -> int:
@@ -60,7 +76,9 @@ class Precision:
         number = self.activation.bitwidth // 8
         if encoding is None:
             return rows * columns * number
-        return rows * encoding.num_blocks(columns) * (encoding.blob_bytes + number)
+        encoding = encoding.for_columns(columns)
+        blocks = encoding.num_stored_blocks(columns)
+        return rows * (blocks * (encoding.blob_bytes + number) + encoding.zero_point_bytes(columns))
 
 
 PRECISIONS = {
@@ -68,6 +86,9 @@ PRECISIONS = {
     "fp16": Precision(activation=DataType.FLOAT16),
     "bf16": Precision(activation=DataType.BFLOAT16),
     "int8": Precision(activation=DataType.FLOAT, linear=Blockwise(8, 64), head=Blockwise(8, 64)),
+    "int4-mixed": Precision(
+        activation=DataType.FLOAT, linear=Blockwise(4, 32, has_offsets=True), head=Blockwise(8, 32)
+    ),
     "int4": Precision(activation=DataType.FLOAT, linear=Blockwise(4, 32), head=Blockwise(4, 32)),
 }
 

@@ -68,6 +68,7 @@ class Blocks:
     shape: tuple[int, ...]
     packed: Region
     scales: Region
+    zero_points: Region | None
     row_start: int
     encoding: Blockwise
 
@@ -77,6 +78,8 @@ class Blocks:
             made = quantize_rows(rows.float(), self.encoding)
             file.write(self.packed, self.row_start + start, made.packed)
             file.write(self.scales, self.row_start + start, made.scales.astype(self.scales.dtype.numpy(), copy=False))
+            if self.zero_points is not None and made.zero_points is not None:
+                file.write(self.zero_points, self.row_start + start, made.zero_points)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +90,7 @@ class Matrix:
     columns: int
     region: Region
     scales: Region | None = None
+    zero_points: Region | None = None
     encoding: Blockwise | None = None
 
 
@@ -123,11 +127,19 @@ class WeightStore:
             region = self.layout.reserve(name, self.precision.activation, (rows, columns))
             self._place_rows(parts, lambda size, start: Plain((size, columns), region, start))
             return Matrix(rows=rows, columns=columns, region=region)
-        blocks = encoding.num_blocks(columns)
+        encoding = encoding.for_columns(columns)
+        blocks = encoding.num_stored_blocks(columns)
         packed = self.layout.reserve(f"{name}_q{encoding.bits}", DataType.UINT8, (rows, blocks, encoding.blob_bytes))
         scales = self.layout.reserve(f"{name}_scales", self.precision.activation, (rows, blocks))
-        self._place_rows(parts, lambda size, start: Blocks((size, columns), packed, scales, start, encoding))
-        return Matrix(rows=rows, columns=columns, region=packed, scales=scales, encoding=encoding)
+        zero_points = None
+        if row_bytes := encoding.zero_point_bytes(columns):
+            zero_points = self.layout.reserve(f"{name}_zero_points", DataType.UINT8, (rows, row_bytes))
+        self._place_rows(
+            parts, lambda size, start: Blocks((size, columns), packed, scales, zero_points, start, encoding)
+        )
+        return Matrix(
+            rows=rows, columns=columns, region=packed, scales=scales, zero_points=zero_points, encoding=encoding
+        )
 
     def turned(self, name: str, rows: int, columns: int) -> Value:
         """One weight [rows, columns] stored as [columns, rows]."""

@@ -17,6 +17,7 @@ from amoeba_export.formats.onnx.decoder import Dialect, record_decoder
 from amoeba_export.formats.onnx.graph import Recorder
 from amoeba_export.formats.onnx.ort import HEAD_MULTIPLE, OrtDialect
 from amoeba_export.formats.onnx.precision import PRECISIONS
+from amoeba_export.formats.onnx.quantize import is_rounded
 from amoeba_export.formats.onnx.random_weights import fill_random
 from amoeba_export.formats.onnx.standard import StandardDialect
 from amoeba_export.formats.onnx.weights import WeightStore
@@ -51,7 +52,9 @@ class OnnxWriter:
         self._folder = folder
         self._graph, self._store = _record(dense, spelling)
         self._missing = dict(self._store.placements)
-        self._equalizer = Equalizer(self._missing if is_equalized(spelling.dtype) else ())
+        linear = PRECISIONS[spelling.dtype].linear
+        is_kept = partial(is_rounded, encoding=linear) if linear else None
+        self._equalizer = Equalizer(self._missing if is_equalized(spelling.dtype) else (), is_kept=is_kept)
         self._file = DataFile(folder / DATA_NAME, self._store.layout.size_bytes)
         for region, values in self._store.tables:
             self._file.write(region, 0, values)

@@ -54,8 +54,11 @@ class OnnxWeights:
             for node, i, name in readers
             if node.op_type == "MatMulNBits" and i == 1
         }
-        if any(node.op_type == "MatMulNBits" and i == 3 and name for node, i, name in readers):
-            raise DamagedFile(self._path, "its integers have zero points")
+        self._zero_points = {
+            node.input[1]: node.input[3]
+            for node in graph.node
+            if node.op_type == "MatMulNBits" and len(node.input) > 3 and node.input[3]
+        }
         self._turned = {name for node, i, name in readers if node.op_type == "MatMul" and i == 1}
         self._parts: dict[str, _Part] = {}
         for name in tuple(self._tensors):
@@ -121,24 +124,40 @@ class OnnxWeights:
     def _integers(
         self, match: re.Match[str], packed: np.ndarray[Any, Any], rows: slice, expected: tuple[int, ...]
     ) -> Stored:
-        bits, name = int(match["bits"]), match["name"]
+        """Blocks of integers, with zero points where their node reads some.
+
+        Then as many columns follow as there are blocks: the offset of each, as a weight of the sum of its inputs.
+        """
+        bits, name, columns = int(match["bits"]), match["name"], expected[1]
         scales = self.array(f"{name}_scales")
-        steps = _float(scales).reshape(scales.shape[0], -1)[rows]
-        packed = packed.reshape(steps_rows := scales.shape[0], steps.shape[1], -1)
+        num_rows = scales.shape[0]
+        steps = _float(scales).reshape(num_rows, -1)[rows]
+        packed = packed.reshape(num_rows, steps.shape[1], -1)
         block = packed.shape[2] * 8 // bits
-        said = self._blocks.get(match.string, {"bits": bits, "block_size": block, "K": expected[1], "N": steps_rows})
-        facts = {"bits": bits, "block_size": block, "K": expected[1], "N": steps_rows}
-        if any(said.get(key) != value for key, value in facts.items()) or steps.shape[1] != -(-expected[1] // block):
+        blocks, zero_name = -(-columns // block), self._zero_points.get(match.string)
+        offsets = blocks if zero_name else 0
+        facts = {"bits": bits, "block_size": block, "K": columns + offsets, "N": num_rows}
+        said = self._blocks.get(match.string, facts)
+        all_blocks = blocks + -(-offsets // block)
+        if any(said.get(key) != value for key, value in facts.items()) or steps.shape[1] != all_blocks:
             raise DamagedFile(self._path, f"{name} has other blocks than its node says")
-        values = packed[rows]
-        if bits == 4:
-            values = np.stack([values & 15, values >> 4], axis=-1)
-        whole = torch.from_numpy(values.reshape(*steps.shape, block).astype(np.float32)) - 2 ** (bits - 1)
+        if offsets and (bits != 4 or columns % block):
+            raise DamagedFile(self._path, f"{name} has zero points, which it cannot have")
+        whole = torch.from_numpy(_integers_of(packed[rows], bits).astype(np.float32))
+        if zero_name:
+            zero_points = self.array(zero_name).reshape(num_rows, -1)[rows]
+            if zero_points.shape[1] != -(-all_blocks // 2):
+                raise DamagedFile(self._path, f"{name} has {zero_points.shape[1]} bytes of zero points a row")
+            whole -= torch.from_numpy(_integers_of(zero_points, 4)[:, :all_blocks, None].astype(np.float32))
+        else:
+            whole -= 2 ** (bits - 1)
         whole *= steps[..., None]
+        if offsets:
+            whole = whole[:, :blocks] + whole[:, blocks:].flatten(1)[:, :blocks, None]
         return Stored(
-            values=whole.reshape(len(steps), -1)[:, : expected[1]],
+            values=whole.flatten(1)[:, :columns],
             dtype=f"int{bits}",
-            steps=steps,
+            steps=steps[:, :blocks],
             block=block,
             half_steps=scales.dtype != np.float32,
         )
@@ -148,6 +167,13 @@ class OnnxWeights:
         if name not in self._tensors:
             raise DamagedFile(self._path, f"it has no {name}")
         return initializer(self._tensors[name], self._path)
+
+
+def _integers_of(packed: np.ndarray[Any, Any], bits: int) -> np.ndarray[Any, Any]:
+    """What bytes hold: themselves, or two integers of 4 bits each, the first in the lower half."""
+    if bits == 8:
+        return packed
+    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
 
 
 def read_model(path: Path) -> onnx.ModelProto:
