@@ -13,7 +13,7 @@ from amoeba_export.application.rounding import Rounding, measure_rounding
 from amoeba_export.application.session import Session
 from amoeba_export.backends import Subject, find_backend, measure_latency
 from amoeba_export.cache.kinds import FULL_MODELS
-from amoeba_export.errors import NumbersDiffer, TargetError, UsageError
+from amoeba_export.errors import NotRepresentable, NumbersDiffer, TargetError, UsageError
 from amoeba_export.ir import Latency
 from amoeba_export.ir.dtype import AUTO
 from amoeba_export.reading.decode import decode
@@ -43,7 +43,7 @@ def measure_wholes(session: Session) -> tuple[Whole, ...]:
     """The uncut model in every precision that may be chosen, and then in those of the target, for comparison.
 
     The first one is what a share of the full model refers to. A precision that the target cannot run, or that breaks
-    the limits of `amoeba verify`, is left out.
+    the limits of `amoeba verify`, is left out, as one that cannot be written here.
 
     Raises:
         TargetError: The target can run none that may be chosen.
@@ -59,14 +59,14 @@ def measure_wholes(session: Session) -> tuple[Whole, ...]:
     dtypes = tuple(dict.fromkeys((*allowed, *auto.settings.dtypes)))
     latencies = _latencies(session, dtypes)
     found: list[Whole] = []
-    failure: NumbersDiffer | TargetError | None = None
+    failure: NumbersDiffer | NotRepresentable | TargetError | None = None
     for dtype in dtypes:
         latency = latencies[dtype]
         try:
             if isinstance(latency, TargetError):
                 raise latency
             rounding = measure_rounding(session.in_dtype(dtype)) if len(dtypes) > 1 else None
-        except (NumbersDiffer, TargetError) as error:
+        except (NumbersDiffer, NotRepresentable, TargetError) as error:
             if failure is None and dtype in allowed:
                 failure = error
             session.progress.note(f"{dtype} is left out. {error.what}")

@@ -30,8 +30,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from amoeba_export.ir.dtype import DTYPES
-
 _STEPS = 4
 """Factors are powers of two to the multiples of 1 / this: coarse, so that the last bit of a sum, which depends on the
 order in which a processor adds, all but never changes the file."""
@@ -56,9 +54,12 @@ class _Group:
     held: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
+EQUALIZED = ("int4", "int4-mixed")
+
+
 def is_equalized(dtype: str) -> bool:
-    """Whether files in a `--dtype` are: 8 bits lose nothing that would be worth it."""
-    return DTYPES[dtype].bits < 8
+    """Whether files in a `--dtype` are: 8 bits lose nothing that would be worth it, K-quants have scales enough."""
+    return dtype in EQUALIZED
 
 
 class Equalizer:

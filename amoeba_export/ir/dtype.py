@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 if TYPE_CHECKING:
     import torch
 
-DtypeName = Literal["fp32", "fp16", "bf16", "int8", "int4-mixed", "int4"]
+DtypeName = Literal["fp32", "fp16", "bf16", "int8", "q6_k", "q5_k_m", "int4-mixed", "q4_k_m", "int4"]
 
 DTYPE_NAMES: tuple[DtypeName, ...] = get_args(DtypeName)
 
@@ -63,11 +63,14 @@ DTYPES: Mapping[str, Dtype] = MappingProxyType(
         "fp16": Dtype(bits=16, torch_name="float16", safetensors_name="F16"),
         "bf16": Dtype(bits=16, torch_name="bfloat16", safetensors_name="BF16"),
         "int8": Dtype(bits=8, torch_name="float32", safetensors_name="F32", is_quantized=True),
+        "q6_k": Dtype(bits=6, torch_name="float32", safetensors_name="F32", is_quantized=True),
+        "q5_k_m": Dtype(bits=5, torch_name="float32", safetensors_name="F32", is_quantized=True),
         "int4-mixed": Dtype(bits=4, torch_name="float32", safetensors_name="F32", is_quantized=True),
+        "q4_k_m": Dtype(bits=4, torch_name="float32", safetensors_name="F32", is_quantized=True),
         "int4": Dtype(bits=4, torch_name="float32", safetensors_name="F32", is_quantized=True),
     }
 )
-"""By `--dtype`, finest first."""
+"""By `--dtype`, finest first. Those that begin with q are llama.cpp's mixtures, by its names."""
 
 FLOATS: Mapping[str, Dtype] = MappingProxyType(
     {name: dtype for name, dtype in DTYPES.items() if not dtype.is_quantized}

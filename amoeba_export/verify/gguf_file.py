@@ -25,6 +25,9 @@ _FILE_TYPES = {
     gguf.LlamaFileType.MOSTLY_F16: "fp16",
     gguf.LlamaFileType.MOSTLY_BF16: "bf16",
     gguf.LlamaFileType.MOSTLY_Q8_0: "int8",
+    gguf.LlamaFileType.MOSTLY_Q6_K: "q6_k",
+    gguf.LlamaFileType.MOSTLY_Q5_K_M: "q5_k_m",
+    gguf.LlamaFileType.MOSTLY_Q4_K_M: "q4_k_m",
     gguf.LlamaFileType.MOSTLY_Q4_0: "int4",
 }
 _BIASES = {

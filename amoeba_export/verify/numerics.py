@@ -22,10 +22,28 @@ MAX_ROUNDING = {"fp32": (1e-2, 1e-6)}
 this. With activations of 22,500 (SmolLM2-135M, from layer 9 on) the last bit of fp32 is 0.002: some cuts turn it into
 0.1 % of a single logit, at a KL divergence of 1e-8."""
 
-MAX_KL = {"fp16": 0.01, "bf16": 0.1, "int8": 0.05, "int4-mixed": 0.5, "int4": 1.0}
+MAX_KL = {
+    "fp16": 0.01,
+    "bf16": 0.1,
+    "int8": 0.05,
+    "q6_k": 0.1,
+    "q5_k_m": 0.3,
+    "int4-mixed": 0.5,
+    "q4_k_m": 1.0,
+    "int4": 1.0,
+}
 """Mean KL divergence to the unrounded subnet, in nats per token."""
 
-MAX_PERPLEXITY_RATIO = {"fp16": 1.02, "bf16": 1.1, "int8": 1.1, "int4-mixed": 1.5, "int4": 2.0}
+MAX_PERPLEXITY_RATIO = {
+    "fp16": 1.02,
+    "bf16": 1.1,
+    "int8": 1.1,
+    "q6_k": 1.2,
+    "q5_k_m": 1.4,
+    "int4-mixed": 1.5,
+    "q4_k_m": 2.0,
+    "int4": 2.0,
+}
 """Perplexity on the text, relative to the unrounded subnet's."""
 
 

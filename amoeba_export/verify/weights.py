@@ -21,6 +21,7 @@ import torch
 from amoeba_export.errors import NumbersDiffer, WeightsMismatch
 from amoeba_export.verify.expected import Expected, ExpectedWeights
 from amoeba_export.verify.opened import Opened
+from amoeba_export.verify.searched import limits
 from amoeba_export.verify.stored import StoredWeights
 from amoeba_export.verify.stored.tensor import BITS, Stored
 
@@ -30,7 +31,7 @@ HALF_ULP = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
 SMALLEST = {"fp32": 2.0**-149, "fp16": 2.0**-25, "bf16": 2.0**-133}
 """Half the distance of the smallest numbers, or more."""
 
-PRECISION = ("int4", "int8", "bf16", "fp16", "fp32")
+PRECISION = ("int4", "q4_k_m", "q5_k_m", "q6_k", "int8", "bf16", "fp16", "fp32")
 """From coarse to fine."""
 
 COARSEST = {"int4-mixed": "int4"}
@@ -139,7 +140,12 @@ def deviation(found: Stored, expected: Expected, *, recorded: bool = False) -> s
     values, wanted = found.values, expected.values
     if values.shape != wanted.shape:
         return f"is {list(values.shape)}, not {list(wanted.shape)}"
-    if found.steps is None:
+    if found.searched is not None:
+        allowed, problem = limits(found, wanted)
+        if problem is not None:
+            return problem
+        limit = allowed + expected.slack
+    elif found.steps is None:
         limit = wanted.abs() * HALF_ULP[found.dtype] + SMALLEST[found.dtype] + expected.slack
     else:
         largest = 2 ** (BITS[found.dtype] - 1)

@@ -11,12 +11,14 @@ from pathlib import Path
 
 from amoeba_export.errors import NotRepresentable
 from amoeba_export.formats.config import check_family, check_features
-from amoeba_export.formats.gguf.layout import choose_architecture, written_layers
+from amoeba_export.formats.gguf.k_quants import K_QUANTS
+from amoeba_export.formats.gguf.layout import choose_architecture, expected_tensors, written_layers
 from amoeba_export.formats.gguf.writer import QUANTIZATIONS, GgufWriter, tensor_bytes, tensor_type
 from amoeba_export.formats.sizes import WeightBytes, sum_bytes
-from amoeba_export.ir import DenseArchitecture, Subnet
+from amoeba_export.ir import DenseArchitecture, LayerDims, Subnet
 from amoeba_export.ir.dtype import DTYPES
 from amoeba_export.ir.family import Feature
+from amoeba_export.llama_cpp.quantizer import has_quantizer
 
 default_dtype = "fp16"
 dtypes = tuple(QUANTIZATIONS)
@@ -33,15 +35,24 @@ def check(dense: DenseArchitecture, *, dtype: str) -> None:
         raise NotRepresentable(
             "GGUF", f"{dtype} is not one of its types", [f"--dtype {known}" for known in QUANTIZATIONS]
         )
+    if dtype in K_QUANTS and not has_quantizer():
+        raise NotRepresentable(
+            "GGUF",
+            f"{dtype} is rounded by llama.cpp's own quantizer, and the package that carries it is not installed",
+            ["pip install 'amoeba-export[llamacpp]'", "--dtype int8", "--dtype int4"],
+        )
     choose_architecture(dense)
 
 
 def weight_bytes(dense: DenseArchitecture, *, dtype: str) -> WeightBytes:
     """See `Format`. What llama.cpp or a quantized row needs besides the plan's weights is in it."""
     layers = written_layers(dense, choose_architecture(dense), quantized=DTYPES[dtype].is_quantized)
+    if dtype in K_QUANTS:
+        return _mixture_bytes(dense, layers, dtype)
 
     def matrix(name: str, rows: int, columns: int) -> int:
-        return tensor_bytes((rows, columns), tensor_type(dtype, name, (rows, columns)))
+        kind = tensor_type(dtype, name, (rows, columns), layers, tied=dense.base.tied_embeddings)
+        return tensor_bytes((rows, columns), kind)
 
     return sum_bytes(
         DenseArchitecture(base=dense.base, layers=layers),
@@ -51,13 +62,26 @@ def weight_bytes(dense: DenseArchitecture, *, dtype: str) -> WeightBytes:
     )
 
 
+def _mixture_bytes(dense: DenseArchitecture, layers: tuple[LayerDims, ...], dtype: str) -> WeightBytes:
+    """Tensor by tensor: a type depends on the layer's place."""
+    tied = dense.base.tied_embeddings
+    sizes = {
+        name: tensor_bytes(shape, tensor_type(dtype, name, shape, layers, tied=tied))
+        for name, shape in expected_tensors(dense, layers)
+    }
+    embedding = sizes.pop("token_embd.weight")
+    head = embedding if tied else sizes.pop("output.weight")
+    return WeightBytes(layers=sum(sizes.values()), head=head, embedding=0 if tied else embedding)
+
+
 def open_writer(subnet: Subnet, folder: Path, *, dtype: str = default_dtype) -> GgufWriter:
     """Start writing `subnet` as `model.gguf`.
 
     Args:
         subnet: The cut model.
         folder: Where the file goes.
-        dtype: `fp32`, `fp16`, `bf16`; `int8` is Q8_0, `int4` is Q4_0 with embeddings and output in Q8_0.
+        dtype: `fp32`, `fp16`, `bf16`; `int8` is Q8_0, `int4` is Q4_0 with embeddings and output in Q8_0. `q4_k_m`,
+            `q5_k_m` and `q6_k` are llama.cpp's mixtures, rounded by llama.cpp.
 
     Raises:
         NotRepresentable: See `check`; or the tokenizer is one that llama.cpp does not know.

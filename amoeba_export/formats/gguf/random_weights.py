@@ -22,6 +22,11 @@ _FLOATS = {_Type.F32: "fp32", _Type.F16: "fp16", _Type.BF16: "bf16"}
 _SCALES: dict[gguf.GGMLQuantizationType, tuple[int, ...]] = {
     _Type.Q8_0: (0,),
     _Type.Q4_0: (0,),
+    _Type.Q5_0: (0,),
+    _Type.Q5_1: (0, 2),
+    _Type.Q4_K: (0, 2),
+    _Type.Q5_K: (0, 2),
+    _Type.Q6_K: (208,),
 }
 """Where in a block its fp16 scales lie, as in ggml-common.h. The rest are integers."""
 

@@ -6,13 +6,16 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from amoeba_export.errors import NotRepresentable, WeightsMismatch
 from amoeba_export.formats.equalize import Equalizer, is_equalized
+from amoeba_export.formats.gguf.k_quants import K_QUANTS, k_quant_type
 from amoeba_export.formats.gguf.layout import (
     ARCHITECTURES,
     BLOCK,
@@ -27,6 +30,7 @@ from amoeba_export.formats.gguf.tokenizer import add_tokenizer
 from amoeba_export.formats.reserved import ReservedFile
 from amoeba_export.ir import Architecture, DenseArchitecture, LayerDims, Subnet
 from amoeba_export.ir.dtype import DTYPES
+from amoeba_export.llama_cpp.quantizer import quantize_rows
 
 MODEL_NAME = "model.gguf"
 
@@ -35,6 +39,9 @@ QUANTIZATIONS = {
     "fp16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
     "bf16": (gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
     "int8": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
+    "q6_k": (K_QUANTS["q6_k"], gguf.LlamaFileType.MOSTLY_Q6_K),
+    "q5_k_m": (K_QUANTS["q5_k_m"], gguf.LlamaFileType.MOSTLY_Q5_K_M),
+    "q4_k_m": (K_QUANTS["q4_k_m"], gguf.LlamaFileType.MOSTLY_Q4_K_M),
     "int4": (gguf.GGMLQuantizationType.Q4_0, gguf.LlamaFileType.MOSTLY_Q4_0),
 }
 """`--dtype` -> type of matrices, and what the file says it mostly is. Norms and biases are F32."""
@@ -49,6 +56,7 @@ class GgufWriter:
     def __init__(self, subnet: Subnet, folder: Path, *, dtype: str) -> None:
         dense = subnet.architecture
         self._subnet = subnet
+        self._dtype = dtype
         self._folder = folder
         self._architecture = choose_architecture(dense)
         self._missing = {spec.name: spec.shape for spec in subnet.specs}
@@ -116,11 +124,18 @@ class GgufWriter:
             if rows.shape[1] < shape[1]:
                 rows = torch.nn.functional.pad(rows, (0, shape[1] - rows.shape[1]))
             with np.errstate(over="ignore"):  # found below, by name
-                data = gguf.quantize(rows.contiguous().numpy(), kind)
+                data = self._rounded(rows.contiguous().numpy(), kind)
             if data.dtype == np.float16 and not np.isfinite(data).all():
                 raise NotRepresentable("fp16", f"values of {name} exceed its range", ("--dtype bf16", "--dtype fp32"))
             offset = self._data_start + position + start * row_bytes
             self._file.write(np.ascontiguousarray(data).view(np.uint8).reshape(-1).data, offset)
+
+    def _rounded(self, rows: npt.NDArray[np.float32], kind: gguf.GGMLQuantizationType) -> npt.NDArray[Any]:
+        """By llama.cpp itself where a mixture of its own is written."""
+        if self._dtype in K_QUANTS and kind is not gguf.GGMLQuantizationType.F16:
+            return quantize_rows(rows, int(kind), gguf.GGML_QUANT_SIZES[kind])
+        rounded: npt.NDArray[Any] = gguf.quantize(rows, kind)
+        return rounded
 
     def close(self) -> None:
         """See `Writer`. Raises `WeightsMismatch` when a weight was not given."""
@@ -158,7 +173,7 @@ def lay_out(
     tensors: dict[str, tuple[tuple[int, ...], gguf.GGMLQuantizationType, int]] = {}
     position = 0
     for tensor, shape in expected_tensors(dense, layers):
-        kind = tensor_type(dtype, tensor, shape)
+        kind = tensor_type(dtype, tensor, shape, layers, tied=dense.base.tied_embeddings)
         size = tensor_bytes(shape, kind)
         header.add_tensor_info(tensor, shape, np.dtype(np.float32), size, raw_dtype=kind)
         tensors[tensor] = (shape, kind, position)
@@ -169,10 +184,14 @@ def lay_out(
     return FileLayout(header=content, tensors=tensors, data_start=data_start, size_bytes=data_start + position)
 
 
-def tensor_type(dtype: str, name: str, shape: tuple[int, ...]) -> gguf.GGMLQuantizationType:
+def tensor_type(
+    dtype: str, name: str, shape: tuple[int, ...], layers: tuple[LayerDims, ...], *, tied: bool
+) -> gguf.GGMLQuantizationType:
     """How a tensor is stored. Embeddings and output stay at 8 bits: at 4, a small model is ruined by them."""
     if len(shape) == 1:
         return gguf.GGMLQuantizationType.F32
+    if dtype in K_QUANTS:
+        return k_quant_type(dtype, name, shape[-1], layers, tied=tied)
     if DTYPES[dtype].is_quantized:
         if shape[-1] % BLOCK:
             return gguf.GGMLQuantizationType.F16

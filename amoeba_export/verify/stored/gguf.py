@@ -7,7 +7,8 @@ in the FFN bias before it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import gguf
@@ -15,7 +16,8 @@ import numpy as np
 import torch
 
 from amoeba_export.errors import DamagedFile
-from amoeba_export.verify.stored.tensor import Shapes, Stored
+from amoeba_export.verify.stored.k_quants import BLOCKS, NAMES, scales_of
+from amoeba_export.verify.stored.tensor import Searched, Shapes, Stored
 
 _DTYPES = {
     gguf.GGMLQuantizationType.F32: "fp32",
@@ -23,6 +25,7 @@ _DTYPES = {
     gguf.GGMLQuantizationType.BF16: "bf16",
     gguf.GGMLQuantizationType.Q8_0: "int8",
     gguf.GGMLQuantizationType.Q4_0: "int4",
+    **NAMES,
 }
 _BLOCK = 32
 _ADDED = ("rope_freqs.weight",)
@@ -91,23 +94,38 @@ class GgufWeights:
             raise DamagedFile(self._path, f"{tensor.name} is of type {kind.name}")
         shape = tuple(int(size) for size in reversed(tensor.shape))
         values = torch.from_numpy(gguf.dequantize(tensor.data, kind).copy()).reshape(shape)
+        searched = scales_of(kind, tensor.data, shape[0]) if kind in NAMES else None
         steps = (
             _steps(tensor, shape) if kind in (gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q4_0) else None
         )
         if self._in_pairs and (".self_attn.q_proj." in name or ".self_attn.k_proj." in name):
             values = self._halves(values)
             steps = None if steps is None else self._halves(steps)
+            searched = None if searched is None else _each(searched, self._halves)
         if (expected := self._shapes.get(name)) is not None:
-            values, steps = self._cut(name, values, steps, expected)
-        return Stored(values=values, dtype=_DTYPES[kind], steps=steps, block=_BLOCK, half_steps=True)
+            values, steps = self._cut(name, values, steps, expected, has_offsets=kind is gguf.GGMLQuantizationType.Q5_1)
+            searched = None if searched is None else _each(searched, lambda part: part[: expected[0]])
+        block = BLOCKS.get(kind, _BLOCK)
+        return Stored(values=values, dtype=_DTYPES[kind], steps=steps, block=block, half_steps=True, searched=searched)
 
     def _cut(
-        self, name: str, values: torch.Tensor, steps: torch.Tensor | None, expected: tuple[int, ...]
+        self,
+        name: str,
+        values: torch.Tensor,
+        steps: torch.Tensor | None,
+        expected: tuple[int, ...],
+        *,
+        has_offsets: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The plan's part of a tensor. What lies beyond must be zero."""
+        """The plan's part of a tensor. What lies beyond must be zero.
+
+        Integers with offsets have no zero. Their columns beyond are multiplied with neurons whose own weights are.
+        """
         shape = tuple(values.shape)
         if len(shape) != len(expected) or any(have < want for have, want in zip(shape, expected, strict=True)):
             raise DamagedFile(self._path, f"{name} is {list(shape)}, and the plan keeps {list(expected)}")
+        if has_offsets:
+            values = values[:, : expected[1]]
         kept = values[tuple(slice(size) for size in expected)]
         if kept.numel() != values.numel() and int(values.count_nonzero()) != int(kept.count_nonzero()):
             raise DamagedFile(
@@ -119,6 +137,17 @@ class GgufWeights:
         """Rows of heads from neighbouring pairs to halves."""
         heads = w.reshape(-1, self._head_dim // 2, 2, *w.shape[1:])
         return heads.transpose(1, 2).reshape(w.shape)
+
+
+def _each(scales: Searched, change: Callable[[torch.Tensor], torch.Tensor]) -> Searched:
+    """`scales` with every one of them changed alike."""
+    return dataclasses.replace(
+        scales,
+        steps=change(scales.steps),
+        offsets=None if scales.offsets is None else change(scales.offsets),
+        unit=change(scales.unit),
+        offset_unit=change(scales.offset_unit),
+    )
 
 
 def _steps(tensor: gguf.ReaderTensor, shape: tuple[int, ...]) -> torch.Tensor:

@@ -15,15 +15,39 @@ BITS = {"int8": 8, "int4": 4}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Searched:
+    """Scales that were chosen by a search, each [rows, blocks].
+
+    Attributes:
+        levels: Integers that a value may have: 0 and up with offsets, as many on both sides of 0 without.
+        steps: Of the integers; of either sign.
+        offsets: What is subtracted from them, or None.
+        unit: What a step is a multiple of; 0 where it is stored as a number of its own.
+        offset_unit: The same of an offset.
+        together: Blocks that share a unit; 0 for none.
+        scale_levels: Units of the largest step.
+    """
+
+    levels: int
+    steps: torch.Tensor
+    offsets: torch.Tensor | None
+    unit: torch.Tensor
+    offset_unit: torch.Tensor
+    together: int = 0
+    scale_levels: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
     """One weight as a file has it.
 
     Attributes:
         values: What the runtime computes with, in fp32.
-        dtype: `fp32`, `fp16`, `bf16`, `int8` or `int4`.
+        dtype: The `--dtype` that is stored like it.
         steps: Of integers: the scale of each block along the last axis [rows, blocks].
         block: Of integers: values that share a scale. The last block may reach beyond the values.
         half_steps: Of integers: whether scales are stored in 16 bits.
+        searched: Of integers whose scales are no plain function of their block: the scales, in place of `steps`.
     """
 
     values: torch.Tensor
@@ -31,6 +55,7 @@ class Stored:
     steps: torch.Tensor | None = None
     block: int = 0
     half_steps: bool = False
+    searched: Searched | None = None
 
 
 class StoredWeights(Protocol):
