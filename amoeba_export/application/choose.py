@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -10,12 +11,24 @@ from functools import partial
 from amoeba_export.application.costs import is_measured, make_predictor
 from amoeba_export.application.loadable import say_cost
 from amoeba_export.application.problem import Known, problem_of, smallest_known, whole_strategy, worse_by_rounding
+from amoeba_export.application.prospects import (
+    WITHIN,
+    Prospects,
+    Searched,
+    at_best,
+    densified,
+    measure_prospects,
+    nats,
+    shortlist,
+    weighs_refits,
+)
 from amoeba_export.application.selection import deeper, with_strategy
 from amoeba_export.application.session import Session
 from amoeba_export.application.trials import Choice, Trial, seen_in
 from amoeba_export.application.wholes import Whole, measure_wholes
-from amoeba_export.errors import NothingFits, NothingLoads
-from amoeba_export.ir import DenseArchitecture
+from amoeba_export.errors import InputError, NothingFits, NothingLoads
+from amoeba_export.ir import DenseArchitecture, Shape, Strategy
+from amoeba_export.refit import OFF
 from amoeba_export.search import (
     Found,
     Option,
@@ -45,6 +58,8 @@ class Chooser:
         self._calibrated: Session | None = None
         self._may_deepen = True
         self._predictors: dict[str, Predictor] = {}
+        self._prospects: Prospects | None = None
+        self._has_compared = False
         self.wholes = measure_wholes(session)
 
     def __call__(self, history: Sequence[Trial] = ()) -> Choice:
@@ -95,13 +110,13 @@ class Chooser:
     def _among_all(self, history: Sequence[Trial], *, margin: bool) -> Choice:
         """The best of all subnets and of the whole model, in all precisions."""
         session = self._calibrated = self._calibrated or with_strategy(self._opened)
-        candidates = self._candidates
-        if quality_surface(session.strategy).metric not in ("loss", "perplexity"):
-            candidates = candidates[:1]  # what rounding costs is known as a loss, and cannot be weighed
+        known = self._best_whole(session, history, margin=margin)
+        strategies = self._strategies(session, known, history, margin=margin)
         options = []
-        for one in candidates:
-            problem = problem_of(session.in_dtype(one.dtype), session.strategy)
-            worse_by, full_use = worse_by_rounding(session.strategy, one), self._use(one)
+        for one in self._weighed(session):
+            strategy = strategies[one.dtype]
+            problem = problem_of(session.in_dtype(one.dtype), strategy)
+            worse_by, full_use = worse_by_rounding(strategy, one), self._use(one)
             options.append(
                 Option(
                     dtype=one.dtype,
@@ -111,23 +126,82 @@ class Chooser:
                     search=partial(self._search, session, problem, one.dtype, history, margin=margin),
                 )
             )
-        found = search_precisions(options, self._best_whole(session, history, margin=margin))
+        found = search_precisions(options, known)
+        session = session.with_supernet(dataclasses.replace(session.supernet, strategy=strategies[found.dtype]))
         return Choice(session=session.in_dtype(found.dtype), found=found)
+
+    def _weighed(self, session: Session) -> list[Whole]:
+        """The precisions that can be compared: what rounding costs is known as a loss."""
+        candidates = self._candidates
+        return candidates if quality_surface(session.strategy).metric in ("loss", "perplexity") else candidates[:1]
 
     def _search(
         self, session: Session, problem: Problem, dtype: str, history: Sequence[Trial], *, margin: bool
     ) -> SearchResult:
         """One precision, with its own cost table."""
-        if dtype not in self._predictors:
-            self._predictors[dtype] = make_predictor(session.in_dtype(dtype))
         seen = self._seen(dtype, history, margin=margin)
-        result = search_plan(problem, self._predictors[dtype], seen)
+        result = search_plan(problem, self._predictor(session, dtype), seen)
         if not history:
             say_cost(session, problem, self._predictors[dtype], seen, result)
         if not history and len(self._candidates) > 1:
             best, quality = result.best, f"{result.quality_metric} {result.best.quality.value:.4g} before rounding"
             session.progress.note(f"In {dtype}: {best.shape} at {best.predicted_ms:.4g} ms, {quality}.")
-        return result
+        return self._prospects.told(result) if self._prospects else result
+
+    def _predictor(self, session: Session, dtype: str) -> Predictor:
+        if dtype not in self._predictors:
+            self._predictors[dtype] = make_predictor(session.in_dtype(dtype))
+        return self._predictors[dtype]
+
+    def _strategies(
+        self, session: Session, known: Found | None, history: Sequence[Trial], *, margin: bool
+    ) -> dict[str, Strategy]:
+        """The strategy of the session for each precision: with what shapes are worth once they are refitted.
+
+        A shortlist is refitted once for each calibration. Where no cut can beat the whole model, nothing is.
+        """
+        prior, dtypes = session.strategy, [one.dtype for one in self._candidates]
+        if self._opened.settings.refit == OFF or not weighs_refits(prior):
+            return dict.fromkeys(dtypes, prior)
+        prior = densified(prior)
+        if not self._has_compared:
+            self._prospects = self._compare(session, prior, known, history, margin=margin)
+            self._has_compared = True
+        if self._prospects is None:
+            return dict.fromkeys(dtypes, prior)
+        return {dtype: self._prospects.strategy(prior, dtype) for dtype in dtypes}
+
+    def _compare(
+        self, session: Session, prior: Strategy, known: Found | None, history: Sequence[Trial], *, margin: bool
+    ) -> Prospects | None:
+        """Refit the shortlist; None where there is none, or where the texts cannot be used with this model."""
+        metric, full = prior.quality_metric, prior.quality[Shape(prior.num_layers, 1.0)]
+        rises = {one.dtype: one.rise for one in self._candidates}
+        to_beat = nats(metric, full) + rises[known.dtype] if known else None
+        bounds = {}
+        for one in self._candidates:
+            problem = problem_of(session.in_dtype(one.dtype), prior)
+            bounds[one.dtype] = at_best(metric, least_badness(problem, self._use(one)), full) + one.rise
+        options: list[Searched] = []
+        limit = math.inf if to_beat is None else to_beat
+        for dtype, bound in sorted(bounds.items(), key=lambda item: item[1]):
+            if bound >= limit:
+                continue
+            problem = problem_of(session.in_dtype(dtype), prior)
+            with suppress(NothingFits, NothingLoads):
+                result = search_plan(
+                    problem, self._predictor(session, dtype), self._seen(dtype, history, margin=margin)
+                )
+                options.append(Searched(dtype=dtype, worse_by=rises[dtype], search=result))
+                limit = min([limit, *(line.expected + WITHIN for line in options[-1].lines(full))])
+        chosen = shortlist(options, full, to_beat=to_beat)
+        if not chosen:
+            return None
+        try:
+            return measure_prospects(session, chosen, full)
+        except InputError as error:
+            session.progress.note(f"Shapes are compared as they are cut, not refitted: {error.what}")
+            return None
 
     def _deepened(self, history: Sequence[Trial]) -> bool:
         """Calibrate down to smaller subnets, once, if the smallest would fit. Whether there is more to choose now."""
@@ -139,7 +213,7 @@ class Chooser:
         if smallest is None or not any(self._would_fit(smallest, dtype, history) for dtype in self._predictors):
             return False
         session.progress.note("Nothing that the calibration knows fits: calibrating deeper and narrower.")
-        self._calibrated = deeper(self._opened)
+        self._calibrated, self._has_compared, self._prospects = deeper(self._opened), False, None
         return self._calibrated is not None
 
     def _would_fit(self, dense: DenseArchitecture, dtype: str, history: Sequence[Trial]) -> bool:

@@ -10,7 +10,8 @@ from amoeba_export.application.choose import Chooser
 from amoeba_export.application.costs import is_measured
 from amoeba_export.application.fit import Build, Fitted, fit_budget, fit_plan
 from amoeba_export.application.manifest import make_manifest, reference_records
-from amoeba_export.application.recovery import recovered, with_named_refit
+from amoeba_export.application.recovery import recovered
+from amoeba_export.application.refits import with_named_refit
 from amoeba_export.application.request import ExportRequest, Settings, resolve
 from amoeba_export.application.selection import given_plan, with_strategy
 from amoeba_export.application.session import open_session

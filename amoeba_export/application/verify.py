@@ -8,7 +8,7 @@ from pathlib import Path
 
 from amoeba_export.application.manifest import verification_record
 from amoeba_export.application.recheck import check_story, recheck
-from amoeba_export.application.recovery import holding_refit
+from amoeba_export.application.refits import holding_refit
 from amoeba_export.application.selection import STRATEGY_NAME
 from amoeba_export.artifact import Manifest, VerificationRecord, sha256_file, verify_checksums
 from amoeba_export.cache import Cache

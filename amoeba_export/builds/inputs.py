@@ -20,7 +20,7 @@ from amoeba_export.ir import InputId, Target
 from amoeba_export.load.demo import demo_gguf
 from amoeba_export.load.identity import file_sha256
 from amoeba_export.load.locate import locate_model
-from amoeba_export.refit import HEAL_RECIPE, OFF, load_refit_recipe
+from amoeba_export.refit import HEAL_RECIPE, OFF, SHORTLIST_RECIPE, load_refit_recipe
 
 FORMAT = 1
 """Raise it when the same inputs give another artifact than before."""
@@ -77,7 +77,8 @@ def _recovery_inputs(request: ExportRequest, cache: Cache) -> list[InputId]:
         return []
     if is_refit_file(refit):
         return [InputId(role="refit", id=Path(refit).name, sha256=file_sha256(Path(refit), cache_dir=cache.root))]
-    names = [refit, *([HEAL_RECIPE] if request.heal else [])]
+    is_search = request.shape is None and request.plan is None
+    names = dict.fromkeys([refit, *([SHORTLIST_RECIPE] if is_search else []), *([HEAL_RECIPE] if request.heal else [])])
     recipes = {name: load_refit_recipe(name).with_texts(request.calibration_data) for name in names}
     return [InputId(role="refit", id=name, sha256=recipe.identity) for name, recipe in recipes.items()]
 

@@ -3,6 +3,22 @@
 `stage.refit` fits, `heal.heal` distils from there on. Recipes are read here without torch.
 """
 
-from amoeba_export.refit.recipe import HEAL_RECIPE, OFF, HealSettings, RefitRecipe, load_refit_recipe, shipped_refits
+from amoeba_export.refit.recipe import (
+    HEAL_RECIPE,
+    OFF,
+    SHORTLIST_RECIPE,
+    HealSettings,
+    RefitRecipe,
+    load_refit_recipe,
+    shipped_refits,
+)
 
-__all__ = ["HEAL_RECIPE", "OFF", "HealSettings", "RefitRecipe", "load_refit_recipe", "shipped_refits"]
+__all__ = [
+    "HEAL_RECIPE",
+    "OFF",
+    "SHORTLIST_RECIPE",
+    "HealSettings",
+    "RefitRecipe",
+    "load_refit_recipe",
+    "shipped_refits",
+]

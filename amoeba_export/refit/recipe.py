@@ -19,6 +19,9 @@ KIND = "refit"
 OFF = "off"
 """Instead of a recipe: weights stay as they were cut."""
 
+SHORTLIST_RECIPE = "fast"
+"""Of the refits by which a search compares shapes."""
+
 HEAL_RECIPE = "heal"
 """The texts of a distillation."""
 

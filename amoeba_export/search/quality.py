@@ -10,8 +10,9 @@ from typing import Literal, NamedTuple
 
 from amoeba_export.ir import Shape, Strategy
 
-QualitySource = Literal["measured", "interpolated", "proxy"]
-"""`proxy`: the strategy has no measured quality, and the kept share of the weights stands in for it."""
+QualitySource = Literal["measured", "interpolated", "proxy", "refitted", "predicted"]
+"""`proxy`: the strategy has no measured quality, and the kept share of the weights stands in for it. `refitted`:
+measured of the refitted shape; `predicted`: from other shapes that were refitted."""
 
 KEPT_WEIGHTS = "kept_weights"
 

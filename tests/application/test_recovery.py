@@ -25,7 +25,7 @@ from tests.tiny import save_tiny
 @pytest.fixture
 def tiny_recipe(monkeypatch: pytest.MonkeyPatch, recipe: RefitRecipe) -> None:
     """All refit recipes are a small one on words that the tiny tokenizer knows."""
-    monkeypatch.setattr("amoeba_export.application.recovery.load_refit_recipe", lambda name: recipe)
+    monkeypatch.setattr("amoeba_export.application.refits.load_refit_recipe", lambda name: recipe)
 
 
 @pytest.fixture

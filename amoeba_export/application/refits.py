@@ -1,0 +1,215 @@
+"""Fitted weights of plans: found in the cache by content, or made and kept there. Plans name them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from amoeba_export.application.session import Session
+from amoeba_export.cache import Cache
+from amoeba_export.cache.kinds import RECOVERIES, REFITS
+from amoeba_export.errors import NotFound, RefitDiffers
+from amoeba_export.ir import SILENT, InputId, Progress, Refit, SubnetPlan, Supernet
+from amoeba_export.load.refit import read_refit, write_refit
+from amoeba_export.materialize import materialize_subnet
+from amoeba_export.refit import HEAL_RECIPE, OFF, HealSettings, RefitRecipe, load_refit_recipe
+from amoeba_export.refit.heal import heal
+from amoeba_export.refit.stage import Refitted, adapter_ids, refit
+
+REFIT_NAME = "refit.safetensors"
+ID_NAME = "id.json"
+
+
+def refitted(session: Session, plans: Sequence[SubnetPlan], recipe_name: str) -> tuple[Session, list[SubnetPlan]]:
+    """The plans with the names of their refits, and a session that has these: found in the cache, or made together."""
+    recipe = load_refit_recipe(recipe_name).with_texts(session.settings.request.calibration_data)
+    seed = session.settings.request.seed
+    facts = {plan.geometry: _facts(session, plan, recipe, kind="refit") for plan in plans}
+    found = {geometry: _cached(session, one) for geometry, one in facts.items()}
+    missing = {plan.geometry: plan for plan in plans if found[plan.geometry] is None}
+    if missing:
+        session.progress.note(
+            f"Refitting with the recipe '{recipe.name}': {recipe.tokens} tokens, {len(missing)} plan(s)."
+        )
+
+        def keep(made: Sequence[Refitted]) -> None:
+            for one in made:
+                found[one.plan.geometry] = _put(session, one, facts[one.plan.geometry])
+
+        refit(
+            session.supernet,
+            list(missing.values()),
+            recipe,
+            take=keep,
+            seed=seed,
+            cache_dir=session.cache.root,
+            progress=session.progress,
+        )
+    named = []
+    for plan in plans:
+        held = found[plan.geometry]
+        assert held is not None, "made or found above"
+        session.progress.note(told(held))
+        session = _with(session, held)
+        named.append(dataclasses.replace(plan, refit_id=held.identity))
+    return session, named
+
+
+def healed(session: Session, plan: SubnetPlan, settings: HealSettings) -> tuple[Session, SubnetPlan]:
+    """The plan with the name of what healing made of its refit, and a session that has it."""
+    recipe = load_refit_recipe(HEAL_RECIPE).with_texts(session.settings.request.calibration_data)
+    facts = _facts(session, plan, recipe, kind="heal") | {
+        "start": plan.refit_id,
+        "settings": dataclasses.asdict(settings),
+    }
+    held = _cached(session, facts)
+    if held is None:
+        kept: list[Refit] = []
+        heal(
+            session.supernet,
+            plan,
+            materialize_subnet(session.supernet, plan).specs,
+            recipe,
+            settings,
+            take=lambda made: kept.append(_put(session, made, facts)),
+            seed=session.settings.request.seed,
+            cache_dir=session.cache.root,
+            progress=session.progress,
+        )
+        (held,) = kept
+    session.progress.note(told(held))
+    return _with(session, held), dataclasses.replace(plan, refit_id=held.identity)
+
+
+def with_named_refit(session: Session, plan: SubnetPlan) -> tuple[Session, SubnetPlan]:
+    """A session that has the refit that a given plan names; with `--refit off`, the plan without it.
+
+    It is the file that `--refit` names, or that of the cache with the same content, or made again and compared.
+
+    Raises:
+        RefitDiffers: The file is another one, or what was made again has other bits, as on another processor.
+    """
+    settings = session.settings
+    if plan.refit_id is None:
+        return session, plan
+    bare = dataclasses.replace(plan, refit_id=None)
+    if settings.refit == OFF:
+        return session, bare
+    held = (
+        read_refit(settings.refit_file)
+        if settings.refit_file
+        else find_refit(session.cache, plan.refit_id, progress=session.progress)
+    )
+    if held is None:
+        made, (named,) = refitted(session, [bare], settings.refit)
+        if settings.heal is not None:
+            made, named = healed(made, named, settings.heal)
+        assert named.refit_id is not None
+        held = made.supernet.refits[named.refit_id]
+    if held.identity != plan.refit_id:
+        raise RefitDiffers(plan.refit_id, held.identity, was_given=settings.refit_file is not None)
+    return _with(session, held), plan
+
+
+def find_refit(cache: Cache, identity: str, *, progress: Progress = SILENT) -> Refit | None:
+    """The refit with this content, if the cache has it."""
+    folder = cache.get(REFITS, {"sha256": identity}, progress=progress)
+    return None if folder is None else read_refit(folder / REFIT_NAME)
+
+
+def holding_refit(
+    supernet: Supernet, plan: SubnetPlan, file: Path | None, cache: Cache, *, progress: Progress = SILENT
+) -> Supernet:
+    """`supernet` with the refit that `plan` names: from the file, or by its content from the cache.
+
+    Raises:
+        NotFound: Neither has it.
+        RefitDiffers: The file is another one.
+    """
+    if plan.refit_id is None:
+        return supernet
+    held = read_refit(file) if file else find_refit(cache, plan.refit_id, progress=progress)
+    if held is None:
+        raise NotFound(
+            "The refit that the artifact was made with",
+            f"sha256 {plan.refit_id}",
+            next_step="Say where it is with --refit; the cache does not have it.",
+        )
+    if held.identity != plan.refit_id:
+        raise RefitDiffers(plan.refit_id, held.identity, was_given=True)
+    return dataclasses.replace(supernet, refits={**supernet.refits, held.identity: held})
+
+
+def told(held: Refit) -> str:
+    """What a refit did, in one line."""
+    texts = "; ".join(
+        f"on '{text}' {losses['cut']:.3f} to {losses['refit']:.3f} (full model {losses['full']:.3f})"
+        for text, losses in held.losses.items()
+    )
+    return f"{'Healed' if held.kind == 'heal' else 'Refitted'}: loss {texts}."
+
+
+def _facts(session: Session, plan: SubnetPlan, recipe: RefitRecipe, *, kind: str) -> dict[str, Any]:
+    """What a recovery is looked up by."""
+    strategy = session.supernet.strategy
+    return {
+        "kind": kind,
+        "model": session.supernet.identity,
+        "adapters": list(adapter_ids(session.supernet)),
+        "strategy": strategy.identity if strategy else None,
+        "plan": plan.geometry,
+        "recipe": recipe.identity,
+        "seed": session.settings.request.seed,
+    }
+
+
+def _cached(session: Session, facts: Mapping[str, Any]) -> Refit | None:
+    folder = session.cache.get(RECOVERIES, facts, progress=session.progress)
+    if folder is None:
+        return None
+    return find_refit(session.cache, str(json.loads((folder / ID_NAME).read_text(encoding="utf-8"))["sha256"]))
+
+
+def _put(session: Session, made: Refitted, facts: Mapping[str, Any]) -> Refit:
+    """Keep what was made by its content, and its name by what it was made from."""
+    with tempfile.TemporaryDirectory(prefix="amoeba-refit-") as scratch:
+        path = Path(scratch) / REFIT_NAME
+        held = write_refit(path, made.facts, made.specs, made.weights(), dtype=_dtype(session))
+
+        def move(folder: Path) -> None:
+            shutil.copyfile(path, folder / REFIT_NAME)
+
+        entry = session.cache.put(REFITS, {"sha256": held.identity}, move)
+    name = json.dumps({"sha256": held.identity})
+    session.cache.put(RECOVERIES, facts, _writing(name), again=True)
+    return read_refit(entry / REFIT_NAME)
+
+
+def _writing(text: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / ID_NAME).write_text(text, encoding="utf-8")
+
+    return write
+
+
+def _dtype(session: Session) -> torch.dtype:
+    """What fitted weights are kept in: the type of the source."""
+    return session.supernet.dtype
+
+
+def _with(session: Session, held: Refit) -> Session:
+    """`session` whose supernet has a refit, once, as one more input."""
+    supernet = session.supernet
+    if held.identity in supernet.refits:
+        return session
+    entry = InputId(role="refit", id=f"{held.kind}, recipe {held.settings.get('recipe')}", sha256=held.identity)
+    inputs = (*(item for item in supernet.inputs if item.role != "refit"), entry)
+    refits = {**supernet.refits, held.identity: held}
+    return session.with_supernet(dataclasses.replace(supernet, refits=refits, inputs=inputs))
