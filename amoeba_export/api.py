@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from amoeba_export.application.finetune import finetune
     from amoeba_export.application.pipeline import ExportResult, export, frontier, search
     from amoeba_export.application.profile import profile
+    from amoeba_export.application.refit import heal, refit
     from amoeba_export.application.request import ExportRequest
     from amoeba_export.application.subjects import Grid
     from amoeba_export.application.verify import Verified, verify
@@ -41,6 +42,7 @@ _HOMES = {
     "application.finetune": ("finetune",),
     "application.pipeline": ("ExportResult", "export", "frontier", "search"),
     "application.profile": ("profile",),
+    "application.refit": ("heal", "refit"),
     "application.request": ("ExportRequest",),
     "application.subjects": ("Grid",),
     "application.verify": ("Verified", "verify"),
@@ -85,10 +87,12 @@ __all__ = [
     "export",
     "finetune",
     "frontier",
+    "heal",
     "load_supernet",
     "over_ssh",
     "profile",
     "read_target",
+    "refit",
     "refuse_slower",
     "search",
     "verify",

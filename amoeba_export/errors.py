@@ -484,6 +484,16 @@ class EstimateRefused(TargetError):
         )
 
 
+class NothingIsCut(UsageError):
+    """A refit of a plan that keeps everything."""
+
+    def __init__(self, plan: str) -> None:
+        super().__init__(
+            f"The plan '{plan}' keeps everything, so there is nothing to fit.",
+            next_step="Give a plan that cuts something, such as the plan.json of an artifact.",
+        )
+
+
 class RefitDiffers(InputError):
     """A plan names a refit by content, and another one is at hand."""
 

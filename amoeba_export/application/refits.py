@@ -91,12 +91,16 @@ def healed(session: Session, plan: SubnetPlan, settings: HealSettings) -> tuple[
 def with_named_refit(session: Session, plan: SubnetPlan) -> tuple[Session, SubnetPlan]:
     """A session that has the refit that a given plan names; with `--refit off`, the plan without it.
 
-    It is the file that `--refit` names, or that of the cache with the same content, or made again and compared.
+    It is the file that `--refit` names, or that of the cache with the same content, or made again and compared. A plan
+    that names none gets the file's.
 
     Raises:
         RefitDiffers: The file is another one, or what was made again has other bits, as on another processor.
     """
     settings = session.settings
+    if plan.refit_id is None and settings.refit_file:
+        given = read_refit(settings.refit_file)
+        return _with(session, given), dataclasses.replace(plan, refit_id=given.identity)
     if plan.refit_id is None:
         return session, plan
     bare = dataclasses.replace(plan, refit_id=None)

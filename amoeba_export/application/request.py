@@ -310,6 +310,13 @@ def _conflicts(request: ExportRequest, *, needs_limit: bool) -> list[AmoebaError
                 next_step="Give --target; 'amoeba targets' lists them.",
             )
         )
+    if request.refit and is_refit_file(request.refit) and not (request.shape or request.plan or request.pick):
+        problems.append(
+            UsageError(
+                "--refit FILE has the weights of one cut, and a search may choose another.",
+                next_step="Give the --plan or --shape that it was made for.",
+            )
+        )
     is_search = not (request.shape or request.plan) and (limited or request.pick or not needs_limit)
     if request.dtype == AUTO and not is_search:
         problems.append(

@@ -25,6 +25,7 @@ from amoeba_export.cli.frontier import frontier
 from amoeba_export.cli.imports import import_strategy
 from amoeba_export.cli.inspect import inspect
 from amoeba_export.cli.profile import profile
+from amoeba_export.cli.refit import heal, refit
 from amoeba_export.cli.stop import INTERRUPTED, SAYS, stoppable, was_interrupted
 from amoeba_export.cli.streams import forgiving_streams
 from amoeba_export.cli.targets import targets
@@ -46,6 +47,8 @@ app.command()(finetune)
 app.command()(evaluate)
 app.command()(search)
 app.command()(frontier)
+app.command()(refit)
+app.command()(heal)
 app.command()(profile)
 app.command()(bench)
 app.command()(inspect)

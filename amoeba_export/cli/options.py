@@ -96,7 +96,7 @@ RefitName = Annotated[
     typer.Option(
         "--refit",
         metavar="off|fast|full|FILE",
-        help="Fit what stays to do the work of what is cut. FILE: that of the plan. Left out: full.",
+        help="Fit what stays to do the work of what is cut. FILE: weights fitted before. Left out: full.",
         rich_help_panel="Quality",
     ),
 ]

@@ -14,8 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from amoeba_export import ExportRequest, export
 from amoeba_export.application.pipeline import Replay
+from amoeba_export.application.refit import heal as heal_alone
+from amoeba_export.application.refit import refit as refit_alone
 from amoeba_export.application.request import read_heal
-from amoeba_export.errors import BadValue, RefitDiffers, UnknownName
+from amoeba_export.errors import BadValue, NothingIsCut, RefitDiffers, UnknownName, UsageError
 from amoeba_export.refit import RefitRecipe
 from tests.listener import Listener
 from tests.model.models import save_tokenizer
@@ -178,3 +180,36 @@ def test_a_text_that_nothing_is_fitted_on_is_said(request_: ExportRequest, texts
     export(dataclasses.replace(request_, refit="off", calibration_data=(texts[0],)), progress=listener)
     said = "--calibration-data is not used: it is the text of a refit, and '--refit off' leaves that out."
     assert said in listener.notes
+
+
+def test_a_refit_made_by_itself_is_what_export_makes(request_: ExportRequest, tmp_path: Path) -> None:
+    result = export(request_)
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps(dataclasses.replace(result.plan, refit_id=None).to_json()), encoding="utf-8")
+    made = {"model": request_.model, "plan": plan, "recipe": request_.recipe}
+    held = refit_alone(**made, out=tmp_path / "refit.safetensors")
+    assert held.identity == result.plan.refit_id
+    given = {**made, "refit": str(tmp_path / "refit.safetensors")}
+    export(ExportRequest(**given, out=tmp_path / "given", formats=("safetensors",)))
+    assert weights(tmp_path / "given") == weights(tmp_path / "out")
+    healed = heal_alone(**given, heal="2ktok", out=tmp_path / "healed.safetensors")
+    assert healed.kind == "heal" and healed.settings["start"] == held.identity
+    export(
+        ExportRequest(
+            **made, refit=str(tmp_path / "healed.safetensors"), out=tmp_path / "healed", formats=("safetensors",)
+        )
+    )
+    assert plan_of(tmp_path / "healed")["refit_id"] == healed.identity
+
+
+def test_a_refit_of_nothing_is_refused(request_: ExportRequest, tmp_path: Path) -> None:
+    bare = dataclasses.replace(request_, shape="4x1", refit="off", out=tmp_path / "whole")
+    export(bare)
+    with pytest.raises(NothingIsCut, match="keeps everything"):
+        refit_alone(request_.model, plan=tmp_path / "whole", recipe=request_.recipe, out=tmp_path / "f.safetensors")
+
+
+def test_a_refit_file_needs_its_cut(request_: ExportRequest, tmp_path: Path) -> None:
+    searched = dataclasses.replace(request_, shape=None, target="cpu", latency="75%", refit="f.safetensors")
+    with pytest.raises(UsageError, match="has the weights of one cut"):
+        export(searched)

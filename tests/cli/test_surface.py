@@ -23,8 +23,10 @@ SURFACE = {
         f"{EXPORT_AND_SEARCH} --refit --heal --calibration-data --shape --plan --pick --require-measured --out --force "
         "--dry-run"
     ),
-    "amoeba search": EXPORT_AND_SEARCH,
+    "amoeba search": f"{EXPORT_AND_SEARCH} --refit --calibration-data",
     "amoeba frontier": f"{EXPORT_AND_SEARCH} --measure --plot",
+    "amoeba refit": "MODEL --plan --out --refit --calibration-data --strategy --recipe --adapter --seed --json",
+    "amoeba heal": "MODEL --plan --out --heal --refit --calibration-data --strategy --recipe --adapter --seed --json",
     "amoeba init": "AMOEBA.TOML --force",
     "amoeba build": "AMOEBA.TOML --locked --engine --only --jobs --json",
     "amoeba cache": "",

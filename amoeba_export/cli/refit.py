@@ -1,0 +1,120 @@
+"""`amoeba refit` and `amoeba heal`: fitted weights of a plan, as a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from amoeba_export.cli.artifacts import command
+from amoeba_export.cli.console import Talk, answer, facts, print_json, table, titled
+from amoeba_export.cli.options import (
+    Adapters,
+    AsJson,
+    CalibrationData,
+    Model,
+    RecipeName,
+    Seed,
+    StrategyFile,
+    model_or_default,
+)
+
+if TYPE_CHECKING:
+    from amoeba_export.ir import Refit
+
+PlanFile = Annotated[
+    Path, typer.Option("--plan", metavar="F", help="The plan.json of an artifact, or what 'search --json' printed.")
+]
+WeightsFile = Annotated[Path, typer.Option("--out", metavar="F", help="Where to write refit.safetensors.")]
+
+
+def refit(
+    plan: PlanFile,
+    out: WeightsFile,
+    model: Model = None,
+    refit: Annotated[str, typer.Option("--refit", metavar="fast|full", help="How many tokens are fitted.")] = "full",
+    calibration_data: CalibrationData = None,
+    strategy: StrategyFile = None,
+    recipe: RecipeName = "quick",
+    adapter: Adapters = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Fit what stays of a cut to do the work of what is gone.
+
+    A run that was stopped goes on where it was when the same command is given again.
+    """
+    from amoeba_export.application.refit import refit as run
+
+    name = model_or_default(model)
+    held = run(
+        name,
+        plan=plan,
+        out=out,
+        refit=refit,
+        strategy=strategy,
+        recipe=recipe,
+        adapters=tuple(adapter or ()),
+        calibration_data=tuple(calibration_data or ()),
+        seed=seed,
+        progress=Talk(),
+    )
+    _show(held, name, plan, out, as_json=as_json)
+
+
+def heal(
+    plan: PlanFile,
+    out: WeightsFile,
+    duration: Annotated[
+        str, typer.Option("--heal", metavar="20m|2Mtok", help="For so long, or for so many tokens.")
+    ] = "20m",
+    model: Model = None,
+    refit: Annotated[
+        str,
+        typer.Option("--refit", metavar="fast|full|FILE", help="Where it starts, if the plan does not name its refit."),
+    ] = "full",
+    calibration_data: CalibrationData = None,
+    strategy: StrategyFile = None,
+    recipe: RecipeName = "quick",
+    adapter: Adapters = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Distil a cut from the full model, from its refit on.
+
+    A run that was stopped goes on where it was when the same command is given again.
+    """
+    from amoeba_export.application.refit import heal as run
+
+    name = model_or_default(model)
+    held = run(
+        name,
+        plan=plan,
+        out=out,
+        heal=duration,
+        refit=refit,
+        strategy=strategy,
+        recipe=recipe,
+        adapters=tuple(adapter or ()),
+        calibration_data=tuple(calibration_data or ()),
+        seed=seed,
+        progress=Talk(),
+    )
+    _show(held, name, plan, out, as_json=as_json)
+
+
+def _show(held: Refit, model: str, plan: Path, out: Path, *, as_json: bool) -> None:
+    if as_json:
+        losses = {text: dict(values) for text, values in held.losses.items()}
+        print_json({"out": str(out), "kind": held.kind, "sha256": held.identity, "losses": losses})
+        return
+    console = answer()
+    console.print(titled(str(out), facts({"kind": held.kind, "sha256": held.identity})))
+    console.print()
+    shown = table("text", "full model", "before", "after", right=("full model", "before", "after"))
+    for text, values in held.losses.items():
+        shown.add_row(text, *(f"{values[name]:.4f}" for name in ("full", "cut", "refit")))
+    console.print(titled("Held-out loss", shown))
+    console.print()
+    console.print(f"next: {command('amoeba', 'export', model, '--plan', plan, '--refit', out)}")
