@@ -27,7 +27,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("run")
     save_bpe(save_tiny(root / "model"))
     formats = ("safetensors", "onnx", "gguf")
-    whole = ExportRequest(model=str(root / "model"), shape="4x1", dtype="fp32", formats=formats, out=root / "dist/small")
+    whole = ExportRequest(
+        model=str(root / "model"), shape="4x1", dtype="fp32", formats=formats, out=root / "dist/small"
+    )
     export(whole)
     return root
 

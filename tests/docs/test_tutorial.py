@@ -1,4 +1,4 @@
-"""`examples/tutorial.sh`, which is the tutorial, from top to bottom: on a tiny model, with fewer steps and other shapes."""
+"""`examples/tutorial.sh`, from top to bottom: on a tiny model, with fewer steps and other shapes."""
 
 from __future__ import annotations
 
