@@ -216,8 +216,8 @@ def test_constants_with_qk_norms_are_refused(supernets: dict[str, Supernet]) -> 
 
 
 def test_an_unknown_rope_is_refused(supernets: dict[str, Supernet]) -> None:
-    assert refusal(dense_of(supernets["llama"], "full", rope_scaling={"rope_type": "longrope"})) == (
-        "GGUF cannot hold this plan: RoPE of type longrope is not written there.\n"
+    assert refusal(dense_of(supernets["llama"], "full", rope_scaling={"rope_type": "dynamic", "factor": 2.0})) == (
+        "GGUF cannot hold this plan: RoPE of type dynamic is not written there.\n"
         "  next:  Use one of: --format safetensors, --format onnx."
     )
 

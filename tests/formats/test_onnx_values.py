@@ -205,7 +205,9 @@ def adaptive(**overrides: Any) -> DenseArchitecture:
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-@pytest.mark.parametrize("overrides", [{}, {"qk_norm": True}, {"qkv_bias": True, "tied_embeddings": True}], ids=str)
+@pytest.mark.parametrize(
+    "overrides", [{}, {"qk_norm": True, "family": "qwen3"}, {"qkv_bias": True, "tied_embeddings": True}], ids=str
+)
 def test_layers_may_differ_in_everything(overrides: dict[str, Any], dialect: str, tmp_path: Path) -> None:
     dense = adaptive(**overrides)
     weights = random_weights(dense)

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from amoeba_export.errors import InputError, UnsupportedError, UnsupportedModel
-from amoeba_export.formats.onnx.rope import rope_tables
+from amoeba_export.formats.onnx.rope import rope_table
 from amoeba_export.ir import Architecture
 from amoeba_export.load.families import expected_weights, matrix_shapes, read_architecture, tied_copies
 from amoeba_export.load.family_file import read_family
@@ -207,10 +207,12 @@ def test_nulls_in_yarn_compute_what_transformers_computes(nulls: tuple[str, ...]
     frequencies, factor = ROPE_INIT_FUNCTIONS["yarn"](theirs)
     architecture = read(config)
     assert architecture.rope_scaling is not None and None not in architecture.rope_scaling.values()
-    cos, sin = rope_tables(architecture)
-    angles = torch.arange(len(cos))[:, None] * frequencies
-    assert torch.equal(torch.from_numpy(cos), angles.cos() * factor)
-    assert torch.equal(torch.from_numpy(sin), angles.sin() * factor)
+    (kind,) = architecture.layer_kinds
+    assert kind.rope is not None
+    table = rope_table(kind.rope, architecture.max_positions)
+    angles = torch.arange(len(table.cos))[:, None] * frequencies
+    assert torch.equal(torch.from_numpy(table.cos), angles.cos() * factor)
+    assert torch.equal(torch.from_numpy(table.sin), angles.sin() * factor)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +230,9 @@ def test_nulls_in_yarn_compute_what_transformers_computes(nulls: tuple[str, ...]
 def test_yarn_reaches_as_far_as_it_stretches(scaling: dict[str, Any] | None, written: int, meant: int):
     architecture = read(small(rope_scaling=scaling, max_position_embeddings=written))
     assert architecture.max_positions == meant
-    assert len(rope_tables(architecture)[0]) == meant
+    (kind,) = architecture.layer_kinds
+    assert kind.rope is not None
+    assert len(rope_table(kind.rope, architecture.max_positions).cos) == meant
 
 
 @pytest.mark.parametrize(

@@ -10,27 +10,23 @@ from functools import partial
 from pathlib import Path
 
 from amoeba_export.errors import NotRepresentable
-from amoeba_export.formats.config import check_family, check_features
+from amoeba_export.formats.config import check_family
 from amoeba_export.formats.gguf.k_quants import K_QUANTS
 from amoeba_export.formats.gguf.layout import choose_architecture, expected_tensors, written_layers
 from amoeba_export.formats.gguf.writer import QUANTIZATIONS, GgufWriter, tensor_bytes, tensor_type
 from amoeba_export.formats.sizes import WeightBytes, sum_bytes
 from amoeba_export.ir import DenseArchitecture, LayerDims, Subnet
 from amoeba_export.ir.dtype import DTYPES
-from amoeba_export.ir.family import Feature
+from amoeba_export.llama_cpp.architectures import LlamaCppArchitecture
 from amoeba_export.llama_cpp.quantizer import has_quantizer
 
 default_dtype = "fp16"
 dtypes = tuple(QUANTIZATIONS)
 
-COMPUTES: frozenset[Feature] = frozenset()
-"""What is written here beyond Llama's layer."""
-
 
 def check(dense: DenseArchitecture, *, dtype: str) -> None:
     """Raise `NotRepresentable` when no architecture of llama.cpp computes `dense`, or `dtype` is not a GGUF type."""
     check_family(dense)
-    check_features("GGUF", dense, COMPUTES)
     if dtype not in QUANTIZATIONS:
         raise NotRepresentable(
             "GGUF", f"{dtype} is not one of its types", [f"--dtype {known}" for known in QUANTIZATIONS]
@@ -46,9 +42,10 @@ def check(dense: DenseArchitecture, *, dtype: str) -> None:
 
 def weight_bytes(dense: DenseArchitecture, *, dtype: str) -> WeightBytes:
     """See `Format`. What llama.cpp or a quantized row needs besides the plan's weights is in it."""
-    layers = written_layers(dense, choose_architecture(dense), quantized=DTYPES[dtype].is_quantized)
+    architecture = choose_architecture(dense)
+    layers = written_layers(dense, architecture, quantized=DTYPES[dtype].is_quantized)
     if dtype in K_QUANTS:
-        return _mixture_bytes(dense, layers, dtype)
+        return _mixture_bytes(dense, architecture, layers, dtype)
 
     def matrix(name: str, rows: int, columns: int) -> int:
         kind = tensor_type(dtype, name, (rows, columns), layers, tied=dense.base.tied_embeddings)
@@ -62,12 +59,14 @@ def weight_bytes(dense: DenseArchitecture, *, dtype: str) -> WeightBytes:
     )
 
 
-def _mixture_bytes(dense: DenseArchitecture, layers: tuple[LayerDims, ...], dtype: str) -> WeightBytes:
+def _mixture_bytes(
+    dense: DenseArchitecture, architecture: LlamaCppArchitecture, layers: tuple[LayerDims, ...], dtype: str
+) -> WeightBytes:
     """Tensor by tensor: a type depends on the layer's place."""
     tied = dense.base.tied_embeddings
     sizes = {
         name: tensor_bytes(shape, tensor_type(dtype, name, shape, layers, tied=tied))
-        for name, shape in expected_tensors(dense, layers)
+        for name, shape in expected_tensors(dense, architecture, layers)
     }
     embedding = sizes.pop("token_embd.weight")
     head = embedding if tied else sizes.pop("output.weight")

@@ -23,6 +23,7 @@ K_QUANTS: Mapping[str, gguf.GGMLQuantizationType] = MappingProxyType(
 _SMALLER_BLOCKS = {_Type.Q4_K: _Type.Q5_0, _Type.Q5_K: _Type.Q5_1, _Type.Q6_K: _Type.Q8_0}
 
 _BETTER = _Type.Q6_K
+_WITH_V = {_Type.Q4_K: _Type.Q5_K, _Type.Q5_K: _Type.Q6_K}
 
 
 def k_quant_type(
@@ -46,6 +47,8 @@ def k_quant_type(
             idx, count = sum(one.num_heads > 0 for one in layers[:idx]), sum(one.num_heads > 0 for one in layers)
         if idx < count // 8 or idx >= 7 * count // 8 or (idx - count // 8) % 3 == 2:
             kind = _BETTER
+    elif name.endswith(".attn_qkv.weight"):  # v is in it
+        kind = _WITH_V.get(kind, kind)
     if columns % _block(kind):
         kind = _SMALLER_BLOCKS.get(kind, kind)
     return kind if columns % _block(kind) == 0 else _Type.F16

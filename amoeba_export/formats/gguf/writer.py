@@ -15,21 +15,22 @@ import torch
 
 from amoeba_export.errors import NotRepresentable, WeightsMismatch
 from amoeba_export.formats.equalize import Equalizer, is_equalized
+from amoeba_export.formats.gguf.hyperparameters import add_hyperparameters
 from amoeba_export.formats.gguf.k_quants import K_QUANTS, k_quant_type
 from amoeba_export.formats.gguf.layout import (
-    ARCHITECTURES,
     BLOCK,
     choose_architecture,
     expected_tensors,
     permute_pairs,
+    q_factor,
     rope_factors,
     written_layers,
-    yarn_magnitude,
 )
 from amoeba_export.formats.gguf.tokenizer import add_tokenizer
 from amoeba_export.formats.reserved import ReservedFile
-from amoeba_export.ir import Architecture, DenseArchitecture, LayerDims, Subnet
+from amoeba_export.ir import DenseArchitecture, LayerDims, Role, Subnet
 from amoeba_export.ir.dtype import DTYPES
+from amoeba_export.llama_cpp.architectures import gguf_place
 from amoeba_export.llama_cpp.quantizer import quantize_rows
 
 MODEL_NAME = "model.gguf"
@@ -61,7 +62,8 @@ class GgufWriter:
         self._architecture = choose_architecture(dense)
         self._missing = {spec.name: spec.shape for spec in subnet.specs}
         self._equalizer = Equalizer(self._missing if is_equalized(dtype) else ())
-        self._names = gguf.get_tensor_name_map(ARCHITECTURES[self._architecture], len(dense.layers))
+        self._layers = written_layers(dense, self._architecture, quantized=DTYPES[dtype].is_quantized)
+        self._q_factor = q_factor(self._architecture, dense)
         self._vectors: dict[str, torch.Tensor] = {}  # biases, which may be sums of two weights; written last
         path = folder / MODEL_NAME
         name = f"{subnet.model_name} {subnet.plan.shape}"
@@ -71,9 +73,8 @@ class GgufWriter:
         self._tensors, self._data_start = placed.tensors, placed.data_start
         self._file = ReservedFile(path, placed.size_bytes)
         self._file.write(placed.header, 0)
-        factors = rope_factors(dense)
-        if factors is not None:
-            self._write_rows("rope_freqs.weight", factors)
+        for tensor, factors in rope_factors(dense).items():
+            self._write_rows(tensor, factors)
 
     def accept(self, name: str, weight: torch.Tensor) -> None:
         """See `Writer`.
@@ -95,23 +96,47 @@ class GgufWriter:
 
     def _place(self, name: str, weight: torch.Tensor) -> None:
         """Write a matrix; keep a vector for `close`."""
-        target = str(self._names.get_name(name, try_suffixes=(".weight", ".bias")))
-        idx = int(target.split(".")[1]) if target.startswith("blk.") else -1
-        if self._architecture in ("llama", "deci") and ".attn_q." in target:
-            weight = permute_pairs(weight, self._subnet.architecture.layers[idx].num_heads)
-        if self._architecture in ("llama", "deci") and ".attn_k." in target:
-            weight = permute_pairs(weight, self._subnet.architecture.layers[idx].num_kv_heads)
-        if target not in self._tensors:  # the constant of a removed attention block
-            assert target == f"blk.{idx}.attn_output.bias", target
-            target = f"blk.{idx - 1}.ffn_down.bias"
+        dense, place = self._subnet.architecture, self._subnet.family.place(name)
+        target = gguf_place(self._architecture, place.role, place.layer, place.part)
+        tensor = target.tensor
+        if place.layer is not None:
+            weight = self._as_llama_cpp_has_it(weight, place.role, dense.layers[place.layer])
+        if self._is_norm(place.role) and dense.base.norm_offset:
+            weight = weight.to(torch.float32) + dense.base.norm_offset
+        if place.role == self._scaled_role and self._q_factor != 1.0:
+            weight = weight.to(torch.float32) * self._q_factor
+        if tensor not in self._tensors:  # the constant of a removed attention block
+            assert place.role == "o" and place.part == "bias" and place.layer, name
+            tensor = gguf_place(self._architecture, "down", place.layer - 1, "bias").tensor
         if weight.dim() == 1:
-            present = self._vectors.get(target)
+            present = self._vectors.get(tensor)
             value = weight.to(torch.float32)
-            self._vectors[target] = value if present is None else present + value
+            self._vectors[tensor] = value if present is None else present + value
         else:
-            self._write_rows(target, weight)
+            first = sum(self._rows_of(role, place.layer) for role in target.before)
+            self._write_rows(tensor, weight, first_row=first)
 
-    def _write_rows(self, name: str, weight: torch.Tensor) -> None:
+    def _as_llama_cpp_has_it(self, weight: torch.Tensor, role: Role, dims: LayerDims) -> torch.Tensor:
+        """Rows of q and k as RoPE wants them."""
+        heads = {"q": dims.num_heads, "k": dims.num_kv_heads}
+        return permute_pairs(weight, heads[role]) if self._architecture.in_pairs and role in heads else weight
+
+    def _rows_of(self, role: str, layer: int | None) -> int:
+        """Rows of a role's weight in the file."""
+        assert layer is not None
+        base, dims = self._subnet.architecture.base, self._layers[layer]
+        heads = {"q": dims.num_heads, "k": dims.num_kv_heads, "v": dims.num_kv_heads}
+        return heads[role] * base.head_dim if role in heads else dims.ffn_size
+
+    def _is_norm(self, role: Role) -> bool:
+        return role.endswith("_norm")
+
+    @property
+    def _scaled_role(self) -> Role:
+        """What scores grow with: the norm of q, or q itself."""
+        return "q_norm" if self._subnet.architecture.base.qk_norm else "q"
+
+    def _write_rows(self, name: str, weight: torch.Tensor, *, first_row: int = 0) -> None:
         """Convert and write some rows at a time. Rows and columns beyond those of `weight` stay zero."""
         shape, kind, position = self._tensors[name]
         if weight.dim() == 1:
@@ -127,7 +152,7 @@ class GgufWriter:
                 data = self._rounded(rows.contiguous().numpy(), kind)
             if data.dtype == np.float16 and not np.isfinite(data).all():
                 raise NotRepresentable("fp16", f"values of {name} exceed its range", ("--dtype bf16", "--dtype fp32"))
-            offset = self._data_start + position + start * row_bytes
+            offset = self._data_start + position + (first_row + start) * row_bytes
             self._file.write(np.ascontiguousarray(data).view(np.uint8).reshape(-1).data, offset)
 
     def _rounded(self, rows: npt.NDArray[np.float32], kind: gguf.GGMLQuantizationType) -> npt.NDArray[Any]:
@@ -167,12 +192,12 @@ def lay_out(
     """The header of a file for `dense`, and the place of each tensor. `path` is written and removed again."""
     architecture = choose_architecture(dense)
     layers = written_layers(dense, architecture, quantized=DTYPES[dtype].is_quantized)
-    header = gguf.GGUFWriter(path, architecture)
-    _add_hyperparameters(header, dense.base, layers, name, QUANTIZATIONS[dtype][1])
+    header = gguf.GGUFWriter(path, architecture.name)
+    add_hyperparameters(header, dense, architecture, layers, name=name, file_type=QUANTIZATIONS[dtype][1])
     add_vocabulary(header)
     tensors: dict[str, tuple[tuple[int, ...], gguf.GGMLQuantizationType, int]] = {}
     position = 0
-    for tensor, shape in expected_tensors(dense, layers):
+    for tensor, shape in expected_tensors(dense, architecture, layers):
         kind = tensor_type(dtype, tensor, shape, layers, tied=dense.base.tied_embeddings)
         size = tensor_bytes(shape, kind)
         header.add_tensor_info(tensor, shape, np.dtype(np.float32), size, raw_dtype=kind)
@@ -217,43 +242,3 @@ def _write_header(header: gguf.GGUFWriter) -> int:
     end: int = header.fout[0].tell()
     header.close()
     return int(gguf.GGUFWriter.ggml_pad(end, header.data_alignment))
-
-
-def _add_hyperparameters(
-    header: gguf.GGUFWriter,
-    base: Architecture,
-    layers: tuple[LayerDims, ...],
-    name: str,
-    file_type: gguf.LlamaFileType,
-) -> None:
-    header.add_type(gguf.GGUFType.MODEL)
-    header.add_name(name)
-    header.add_file_type(file_type)
-    header.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    header.add_vocab_size(base.vocab_size)
-    header.add_context_length(base.max_positions)
-    header.add_embedding_length(base.hidden_size)
-    header.add_block_count(len(layers))
-    # One number where all layers agree: older readers of `llama` know no arrays.
-    header.add_feed_forward_length(_one_or_all([dims.ffn_size for dims in layers]))
-    header.add_head_count(_one_or_all([dims.num_heads for dims in layers]))
-    header.add_head_count_kv(_one_or_all([dims.num_kv_heads for dims in layers]))
-    header.add_key_length(base.head_dim)
-    header.add_value_length(base.head_dim)
-    header.add_layer_norm_rms_eps(base.norm_eps)
-    header.add_rope_dimension_count(base.head_dim)
-    header.add_rope_freq_base(base.rope_theta)
-    scaling = base.rope_scaling or {}
-    if scaling.get("rope_type") == "linear":
-        header.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        header.add_rope_scaling_factor(scaling["factor"])
-    if scaling.get("rope_type") == "yarn":
-        header.add_rope_scaling_type(gguf.RopeScalingType.YARN)
-        header.add_rope_scaling_factor(scaling["factor"])
-        header.add_rope_scaling_orig_ctx_len(scaling.get("original_max_position_embeddings", base.max_positions))
-        if (magnitude := yarn_magnitude(scaling)) != 1.0:
-            header.add_float32(gguf.Keys.Rope.SCALING_ATTN_FACTOR.format(arch=header.arch), magnitude)
-
-
-def _one_or_all(values: list[int]) -> int | list[int]:
-    return values[0] if len(set(values)) == 1 else values

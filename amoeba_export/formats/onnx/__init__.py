@@ -15,19 +15,21 @@ from amoeba_export.formats.config import check_family, check_features, graph_con
 from amoeba_export.formats.onnx.genai import genai_config
 from amoeba_export.formats.onnx.ort import HEAD_MULTIPLE
 from amoeba_export.formats.onnx.precision import PRECISIONS
-from amoeba_export.formats.onnx.rope import TABULATED_TYPES, rope_type
+from amoeba_export.formats.onnx.rope import TABULATED_TYPES, rope_rows, rope_type
+from amoeba_export.formats.onnx.turns import turned_by
 from amoeba_export.formats.onnx.writer import DIALECTS, OnnxWriter, Spelling, spelled_dialect
 from amoeba_export.formats.sidecars import copy_generation_config, copy_license, copy_tokenizer
 from amoeba_export.formats.sizes import WeightBytes, sum_bytes
 from amoeba_export.ir import DenseArchitecture, Subnet
 from amoeba_export.ir.dtype import DTYPES
-from amoeba_export.ir.family import Feature
+from amoeba_export.ir.family import FEATURES, Feature
+from amoeba_export.load.family_file import read_family
 
 default_dtype = "fp32"
 dtypes = tuple(PRECISIONS)
 
-COMPUTES: frozenset[Feature] = frozenset()
-"""What is written here beyond Llama's layer."""
+COMPUTES: frozenset[Feature] = frozenset(FEATURES)
+"""What is written here beyond Llama's layer: everything that is described."""
 
 
 def check(dense: DenseArchitecture, *, dtype: str, dialect: str = "ort") -> None:
@@ -45,7 +47,10 @@ def check(dense: DenseArchitecture, *, dtype: str, dialect: str = "ort") -> None
         raise NotRepresentable(
             "ONNX",
             f"onnxruntime's attention takes heads of a multiple of {HEAD_MULTIPLE}, these have {dense.base.head_dim}, "
-            f"and without it there are no {dtype} weights",
+            f"and without it there are no {dtype} weights"
+            if dense.base.head_dim % HEAD_MULTIPLE
+            else f"onnxruntime's attention turns multiples of {HEAD_MULTIPLE} dims of a head, and without it there are "
+            f"no {dtype} weights",
             ("--dtype fp16", "--dtype fp32", f"--format gguf --dtype {dtype}"),
         )
     linear, hidden_size = PRECISIONS[dtype].linear, dense.base.hidden_size
@@ -61,15 +66,13 @@ def check(dense: DenseArchitecture, *, dtype: str, dialect: str = "ort") -> None
             f"{dtype} weights need MatMulNBits",
             ("the dialect ort", "--dtype fp16", "--dtype fp32"),
         )
-    if rope_type(dense.base) not in TABULATED_TYPES:
-        raise NotRepresentable(
-            "ONNX",
-            f"the angles of its RoPE ({rope_type(dense.base)}) change with the length of the sequence",
-            ("--format safetensors",),
-        )
-    activation = dense.base.config.get("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise NotRepresentable("ONNX", f"its activation is {activation}, not silu", ("--format safetensors",))
+    for rope in turned_by(dense).values():
+        if rope_type(rope) not in TABULATED_TYPES:
+            raise NotRepresentable(
+                "ONNX",
+                f"the angles of its RoPE ({rope_type(rope)}) change with the length of the sequence",
+                ("--format safetensors",),
+            )
 
 
 def weight_bytes(dense: DenseArchitecture, *, dtype: str) -> WeightBytes:
@@ -82,7 +85,7 @@ def weight_bytes(dense: DenseArchitecture, *, dtype: str) -> WeightBytes:
         matrix=lambda rows, columns: precision.matrix_bytes(rows, columns, precision.linear),
         head=lambda rows, columns: precision.matrix_bytes(rows, columns, head),
         vector_bytes=number,
-        tables=base.max_positions * base.head_dim * number,
+        tables=sum(rope_rows(rope, base.max_positions) * rope.dims * number for rope in turned_by(dense).values()),
     )
 
 
@@ -111,7 +114,7 @@ def open_writer(
     dense = subnet.architecture
     check(dense, dtype=dtype, dialect=dialect)
     spelling = Spelling(dtype=dtype, dialect=spelled_dialect(dense, dialect), last_logits=last_logits)
-    writer = OnnxWriter(dense, folder, spelling)
+    writer = OnnxWriter(dense, subnet.family, folder, spelling)
     _write_json(graph_config(subnet, dtype=DTYPES[dtype].torch_name), folder / "config.json")
     if dialect == "ort":
         _write_json(genai_config(dense, subnet.source_folder), folder / "genai_config.json")
@@ -136,7 +139,7 @@ def write_random(
     """
     check(dense, dtype=dtype, dialect=dialect)
     spelling = Spelling(dtype=dtype, dialect=spelled_dialect(dense, dialect), last_logits=last_logits)
-    OnnxWriter(dense, folder, spelling).close_random(seed)
+    OnnxWriter(dense, read_family(dense.base.family).family, folder, spelling).close_random(seed)
 
 
 def _write_json(content: object, path: Path) -> None:

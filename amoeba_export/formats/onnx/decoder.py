@@ -13,7 +13,8 @@ from typing import ClassVar, Protocol
 
 from amoeba_export.formats.onnx.datatype import DataType
 from amoeba_export.formats.onnx.graph import Recorder, Value
-from amoeba_export.ir import DenseArchitecture, LayerDims
+from amoeba_export.formats.onnx.names import Names
+from amoeba_export.ir import Architecture, DenseArchitecture, LayerDims, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,31 +41,42 @@ class Dialect(Protocol):
     ir_version: ClassVar[int]
 
     def embed(self, input_ids: Value) -> Value:
-        """Rows of the embedding, [batch, sequence, hidden]."""
+        """Rows of the embedding, scaled as the family does, [batch, sequence, hidden]."""
 
     def prepare(self, input_ids: Value, attention_mask: Value) -> None:
         """What all attentions share: lengths, masks, positions."""
 
-    def output_bias(self, name: str) -> Value:
-        """The bias of o_proj or down_proj."""
+    def output_bias(self, role: Role, layer: int) -> Value:
+        """The bias of the module that writes into the stream."""
 
-    def norm(self, stream: Stream, name: str) -> tuple[Value, Stream]:
-        """RMSNorm of the stream with the weight `name`, and the stream with its sum done."""
+    def norm(self, stream: Stream, role: Role, layer: int | None = None) -> tuple[Value, Stream]:
+        """RMSNorm of the stream, and the stream with its sum done."""
 
-    def add_constant(self, stream: Stream, bias: Value, name: str) -> Stream:
-        """The stream plus a vector: what remains of a block that is gone."""
+    def total(self, stream: Stream, name: str) -> Value:
+        """The sum of the stream alone."""
+
+    def output_norm(self, x: Value, role: Role, layer: int) -> Value:
+        """RMSNorm of what a block made."""
+
+    def add(self, x: Value, bias: Value, name: str) -> Value:
+        """A tensor plus a vector."""
+
+    def scale(self, x: Value, factor: float, name: str) -> Value:
+        """A tensor times a number."""
 
     def attention(self, layer: int, dims: LayerDims, x: Value, past: Cache) -> tuple[Value, Cache]:
-        """Attention up to and including o_proj, without its bias."""
+        """Attention up to and including the product that writes into the stream, without its bias."""
 
     def mlp(self, layer: int, dims: LayerDims, x: Value) -> Value:
-        """The gated FFN up to and including down_proj, without its bias."""
+        """The gated FFN likewise."""
 
     def head(self, x: Value) -> Value:
         """Logits."""
 
 
-def record_decoder(dense: DenseArchitecture, dialect: Dialect, recorder: Recorder, dtype: DataType) -> None:
+def record_decoder(
+    dense: DenseArchitecture, names: Names, dialect: Dialect, recorder: Recorder, dtype: DataType
+) -> None:
     """Record the whole graph of `dense`, inputs and outputs included, with KV cache and logits in `dtype`."""
     base = dense.base
     input_ids = recorder.input("input_ids", DataType.INT64, ("batch", "sequence"))
@@ -82,23 +94,22 @@ def record_decoder(dense: DenseArchitecture, dialect: Dialect, recorder: Recorde
         for i, layer in enumerate(with_attention)
     ]
     dialect.prepare(input_ids, attention_mask)
+    blocks = _Blocks(base, names, dialect)
     stream = Stream(dialect.embed(input_ids))
     presents: list[Cache] = []
     for i, layer in enumerate(dense.layers):
-        prefix = f"model.layers.{i}"
+        made = None
         if layer.num_heads:
-            x, stream = dialect.norm(stream, f"{prefix}.input_layernorm.weight")
-            added, present = dialect.attention(i, layer, x, pasts[len(presents)])
+            x, stream = blocks.enter(stream, "attn_in_norm", "q", i)
+            made, present = dialect.attention(i, layer, x, pasts[len(presents)])
             presents.append(present)
-            stream = Stream(stream.base, added)
-        if layer.o_bias:
-            stream = _with_bias(stream, f"{prefix}.self_attn.o_proj.bias", bool(layer.num_heads), dialect)
+        stream = blocks.leave(stream, made, "o", "attn_out_norm", i, has_bias=layer.o_bias)
+        made = None
         if layer.ffn_size:
-            x, stream = dialect.norm(stream, f"{prefix}.post_attention_layernorm.weight")
-            stream = Stream(stream.base, dialect.mlp(i, layer, x))
-        if layer.down_bias:
-            stream = _with_bias(stream, f"{prefix}.mlp.down_proj.bias", bool(layer.ffn_size), dialect)
-    x, _ = dialect.norm(stream, "model.norm.weight")
+            x, stream = blocks.enter(stream, "ffn_in_norm", "gate", i)
+            made = dialect.mlp(i, layer, x)
+        stream = blocks.leave(stream, made, "down", "ffn_out_norm", i, has_bias=layer.down_bias)
+    x, _ = dialect.norm(stream, "final_norm")
     recorder.output(dialect.head(x), "logits", dtype, ("batch", "sequence", base.vocab_size))
     for i, (layer, present) in enumerate(zip(with_attention, presents, strict=True)):
         for kind in ("key", "value"):
@@ -110,9 +121,46 @@ def record_decoder(dense: DenseArchitecture, dialect: Dialect, recorder: Recorde
             )
 
 
-def _with_bias(stream: Stream, name: str, block_ran: bool, dialect: Dialect) -> Stream:
-    """Add the output bias of a block; one that is gone may have left its bias behind."""
-    bias = dialect.output_bias(name)
-    if block_ran:
-        return Stream(stream.base, stream.added, bias)
-    return dialect.add_constant(stream, bias, name)
+@dataclass(frozen=True, slots=True)
+class _Blocks:
+    """What surrounds the blocks of a family: norms before and after them, and the scale of what they add."""
+
+    base: Architecture
+    names: Names
+    dialect: Dialect
+
+    def enter(self, stream: Stream, norm: Role, reader: Role, layer: int) -> tuple[Value, Stream]:
+        """What a block reads, and the stream that it leaves behind."""
+        if self.base.input_norms:
+            return self.dialect.norm(stream, norm, layer)
+        total = self.dialect.total(stream, f"{self.names.block(reader, layer)}/in")
+        return total, Stream(total)
+
+    def leave(
+        self, stream: Stream, made: Value | None, writer: Role, norm: Role, layer: int, *, has_bias: bool
+    ) -> Stream:
+        """The stream with what a block made; a block that is gone (None) may have left its bias behind."""
+        base, dialect = self.base, self.dialect
+        node = self.names.node(writer, layer)
+        bias = dialect.output_bias(writer, layer) if has_bias else None
+        if made is None:
+            return stream if bias is None else self._with_constant(stream, bias, node)
+        if not base.output_norms and base.residual_scale == 1.0:
+            return Stream(stream.base, made, bias)
+        if bias is not None:
+            made = dialect.add(made, bias, f"{node}/bias")
+        if base.output_norms:
+            made = dialect.output_norm(made, norm, layer)
+        if base.residual_scale != 1.0:
+            made = dialect.scale(made, base.residual_scale, f"{node}/scaled")
+        return Stream(stream.base, made)
+
+    def _with_constant(self, stream: Stream, bias: Value, node: str) -> Stream:
+        """The stream plus what is left of a block that is gone: a vector, which no norm changes any more."""
+        if self.base.residual_scale != 1.0:
+            bias = self.dialect.scale(bias, self.base.residual_scale, f"{node}/bias_scaled")
+        total = stream.base
+        for i, term in enumerate((stream.added, stream.bias, bias)):
+            if term is not None:
+                total = self.dialect.add(total, term, f"{node}/bias/add_{i}")
+        return Stream(total)

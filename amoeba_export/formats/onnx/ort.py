@@ -14,11 +14,13 @@ from typing import ClassVar
 
 from amoeba_export.formats.onnx.datatype import DataType
 from amoeba_export.formats.onnx.decoder import Cache, Stream
+from amoeba_export.formats.onnx.elementwise import capped, scaled, temperature
 from amoeba_export.formats.onnx.graph import Recorder, Value
-from amoeba_export.formats.onnx.precision import Blockwise, Precision
-from amoeba_export.formats.onnx.rope import rope_tables
+from amoeba_export.formats.onnx.names import Names
+from amoeba_export.formats.onnx.precision import Blockwise
+from amoeba_export.formats.onnx.turns import Turn, store_turns, table_rows
 from amoeba_export.formats.onnx.weights import Matrix, WeightStore
-from amoeba_export.ir import Architecture, LayerDims
+from amoeba_export.ir import DenseArchitecture, LayerDims, Role
 
 _CONTRIB = "com.microsoft"
 
@@ -53,23 +55,21 @@ class OrtDialect:
     ir_version: ClassVar[int] = 10
 
     def __init__(
-        self,
-        architecture: Architecture,
-        recorder: Recorder,
-        store: WeightStore,
-        precision: Precision,
-        *,
-        last_logits: bool,
+        self, dense: DenseArchitecture, names: Names, recorder: Recorder, store: WeightStore, *, last_logits: bool
     ) -> None:
-        self._architecture = architecture
+        self._dense = dense
+        self._architecture = dense.base
+        self._names = names
         self._recorder = recorder
         self._store = store
-        self._precision = precision
+        self._precision = store.precision
         self._last_logits = last_logits
         self._embedding: Matrix | None = None
         self._rows: _Rows | None = None
-        self._rope: tuple[Value, Value] | None = None
         self._summed: dict[Value, Value] = {}
+        self._turns: list[Turn] = []
+        self._table_rows: dict[str, Value] = {}
+        self._temperature: Value | None = None
 
     def embed(self, input_ids: Value) -> Value:
         """See `Dialect`.
@@ -79,10 +79,11 @@ class OrtDialect:
         offset within their pages, and norms are slower. benchmarks/peers.md has figures.
         """
         base = self._architecture
-        name = "model.embed_tokens.weight"
+        name, node = self._names.weight("embedding"), self._names.node("embedding")
         matrix = self._store.matrix(name, [(name, base.vocab_size)], base.hidden_size, encoding=self._head_encoding)
         self._embedding = matrix
-        return self._to_left(self._look_up(matrix, input_ids, "/model/embed_tokens"), "/model/embed_tokens/moved")
+        x = self._to_left(self._look_up(matrix, input_ids, node), f"{node}/moved")
+        return x if base.embedding_scale == 1.0 else self.scale(x, base.embedding_scale, f"{node}/scaled")
 
     def _look_up(self, matrix: Matrix, ids: Value, node: str) -> Value:
         """The rows of `matrix` for `ids` [batch, sequence]."""
@@ -109,12 +110,7 @@ class OrtDialect:
         tokens of a row are moved to its left end, padding following them, and back before lm_head. In the cache they
         are where they were moved to, and RoPE counts from there.
         """
-        cos_TH, sin_TH = rope_tables(self._architecture)
-        dtype = self._precision.activation
-        self._rope = (
-            self._store.table("rope.cos", cos_TH, dtype),
-            self._store.table("rope.sin", sin_TH, dtype),
-        )
+        self._turns = store_turns(self._dense, self._store)
         op, constant = self._recorder.op, self._recorder.constant
         tokens_B = op("ReduceSum", [attention_mask, constant("axis_1", [1])], name="/mask/tokens", keepdims=0)
         last_B = op("Sub", [tokens_B, constant("one", 1)], name="/mask/last")
@@ -128,6 +124,24 @@ class OrtDialect:
         length = op("Shape", [input_ids], name="/mask/length", start=1)
         new_B = op("Min", [reach_B, length], name="/mask/new")
         self._rows = _Rows(last_i32, total_i32, new_B, op("Max", [new_B, length], name="/mask/lengths"))
+        rule = self._architecture.query_temperature
+        if rule is None and not any(turn.num_short for turn in self._turns):
+            return
+        # Tokens are moved to the left, so that positions count from the first of them that is new.
+        first_B1 = op(
+            "Unsqueeze",
+            [op("Sub", [reach_B, new_B], name="/positions/cached"), constant("axis_1", [1])],
+            name="/positions/first",
+        )
+        zero, one = constant("zero", 0), constant("one", 1)
+        new_S = op("Range", [zero, op("Squeeze", [length], name="/positions/length"), one], name="/positions/new")
+        positions_BS = op("Add", [first_B1, new_S], name="/positions")
+        longest = op("ReduceMax", [tokens_B], name="/positions/longest", keepdims=0)
+        for turn in self._turns:
+            self._table_rows[turn.name] = table_rows(positions_BS, turn, longest, self._recorder)
+        if rule is not None:
+            factor_BS = temperature(positions_BS, rule, self._recorder, self._precision.activation)
+            self._temperature = op("Unsqueeze", [factor_BS, constant("last_axis", [-1])], name="/temperature")
 
     def _to_left(self, x: Value, name: str) -> Value:
         """`x` [batch, sequence, hidden], the left padding of each row moved to its right end.
@@ -153,14 +167,14 @@ class OrtDialect:
             x = op("ReverseSequence", [x, count_B], name=name + suffix, batch_axis=0, time_axis=1)
         return op("Cast", [x], name=f"{name}/bf16", to=int(DataType.BFLOAT16)) if as_fp32 else x
 
-    def output_bias(self, name: str) -> Value:
+    def output_bias(self, role: Role, layer: int) -> Value:
         """See `Dialect`."""
+        name = self._names.bias(role, layer)
         return self._store.vector(name, [(name, self._architecture.hidden_size)])
 
-    def norm(self, stream: Stream, name: str) -> tuple[Value, Stream]:
+    def norm(self, stream: Stream, role: Role, layer: int | None = None) -> tuple[Value, Stream]:
         """See `Dialect`."""
-        gamma = self._store.vector(name, [(name, self._architecture.hidden_size)])
-        node = "/" + name.removesuffix(".weight").replace(".", "/")
+        gamma, node = self._gamma(role, layer, self._architecture.hidden_size)
         if stream.added is None:
             return self._plain_norm(stream.base, gamma, node), stream
         x, total = self._recorder.ops(
@@ -172,6 +186,24 @@ class OrtDialect:
             epsilon=self._architecture.norm_eps,
         )[::3]
         return x, Stream(total)
+
+    def total(self, stream: Stream, name: str) -> Value:
+        """See `Dialect`."""
+        total = stream.base
+        for label, term in (("added", stream.added), ("bias", stream.bias)):
+            if term is not None:
+                total = self.add(total, term, f"{name}/{label}")
+        return total
+
+    def output_norm(self, x: Value, role: Role, layer: int) -> Value:
+        """See `Dialect`."""
+        gamma, node = self._gamma(role, layer, self._architecture.hidden_size)
+        return self._plain_norm(x, gamma, node)
+
+    def _gamma(self, role: Role, layer: int | None, size: int) -> tuple[Value, str]:
+        """What a norm multiplies with, and its node."""
+        name = self._names.weight(role, layer)
+        return self._store.norm(name, size, self._architecture.norm_offset), self._names.node(role, layer)
 
     def _plain_norm(self, x: Value, gamma: Value, node: str) -> Value:
         """RMSNorm of a tensor of rank 3, written as the norm of x + x.
@@ -187,103 +219,129 @@ class OrtDialect:
             epsilon=4 * self._architecture.norm_eps,
         )
 
-    def add_constant(self, stream: Stream, bias: Value, name: str) -> Stream:
+    def add(self, x: Value, bias: Value, name: str) -> Value:
         """See `Dialect`."""
-        total = stream.base
-        for i, term in enumerate((stream.added, stream.bias, bias)):
-            if term is not None:
-                total = self._recorder.op("Add", [total, term], name=f"/{name.replace('.', '/')}/add_{i}")
-        return Stream(total)
+        return self._recorder.op("Add", [x, bias], name=name)
+
+    def scale(self, x: Value, factor: float, name: str) -> Value:
+        """See `Dialect`."""
+        return scaled(x, factor, name, self._recorder, self._precision.activation)
 
     def attention(self, layer: int, dims: LayerDims, x: Value, past: Cache) -> tuple[Value, Cache]:
         """See `Dialect`."""
-        base = self._architecture
-        assert self._rows and self._rope
-        prefix, node = f"model.layers.{layer}.self_attn", f"/model/layers/{layer}/self_attn"
-        sizes = {
-            "q_proj": dims.num_heads * base.head_dim,
-            "k_proj": dims.num_kv_heads * base.head_dim,
-            "v_proj": dims.num_kv_heads * base.head_dim,
-        }
-        if base.qk_norm:
+        base, kind = self._architecture, self._dense.kind(dims)
+        assert self._rows
+        turn = next((turn for turn in self._turns if turn.rope == kind.rope), None)
+        apart = base.qk_norm or self._temperature is not None or (turn is not None and turn.num_short > 0)
+        heads: dict[Role, int] = {"q": dims.num_heads, "k": dims.num_kv_heads, "v": dims.num_kv_heads}
+        widths = {role: count * base.head_dim for role, count in heads.items()}
+        qkv: list[Value | None]
+        if apart:
             query, key, value = (
-                self._linear(x, prefix, {projection: size}, base.hidden_size, bias=dims.qkv_bias)
-                for projection, size in sizes.items()
+                self._linear(x, layer, {role: width}, base.hidden_size, bias=dims.qkv_bias)
+                for role, width in widths.items()
             )
-            query = self._head_norm(query, f"{prefix}.q_norm.weight", dims.num_heads)
-            key = self._head_norm(key, f"{prefix}.k_norm.weight", dims.num_kv_heads)
-            qkv: list[Value | None] = [query, key, value]
+            if base.qk_norm:
+                query = self._head_norm(query, "q_norm", layer, dims.num_heads)
+                key = self._head_norm(key, "k_norm", layer, dims.num_kv_heads)
+            if self._temperature is not None:
+                query = self._recorder.op(
+                    "Mul", [query, self._temperature], name=f"{self._names.node('q', layer)}/warm"
+                )
+            if turn is not None and turn.num_short:
+                query = self._turned(query, turn, dims.num_heads, self._names.node("q", layer))
+                key = self._turned(key, turn, dims.num_kv_heads, self._names.node("k", layer))
+                turn = None
+            qkv = [query, key, value]
         else:
-            qkv = [self._linear(x, prefix, sizes, base.hidden_size, bias=dims.qkv_bias), None, None]
-        inputs = [*qkv, past.key, past.value, self._rows.last_key, self._rows.total, *self._rope]
+            qkv = [self._linear(x, layer, widths, base.hidden_size, bias=dims.qkv_bias), None, None]
+        inputs = [*qkv, past.key, past.value, self._rows.last_key, self._rows.total]
         context, key, value = self._recorder.ops(
             "GroupQueryAttention",
-            inputs,
-            name=f"{node}/attention",
+            inputs if turn is None else [*inputs, turn.cos, turn.sin],
+            name=f"{self._names.block('o', layer)}/attention",
             outputs=("", "/key", "/value"),
             domain=_CONTRIB,
             num_heads=dims.num_heads,
             kv_num_heads=dims.num_kv_heads,
-            scale=base.head_dim**-0.5,
-            do_rotary=1,
-            **({"local_window_size": base.sliding_window} if base.sliding_window else {}),
+            scale=base.score_scale,
+            do_rotary=int(turn is not None),
+            **({"local_window_size": kind.window} if kind.window else {}),
+            **({"softcap": base.attention_softcap} if base.attention_softcap else {}),
         )
-        output = self._linear(context, prefix, {"o_proj": base.hidden_size}, sizes["q_proj"], bias=False)
+        output = self._linear(context, layer, {"o": base.hidden_size}, widths["q"], bias=False)
         return output, Cache(key, value)
+
+    def _turned(self, x: Value, turn: Turn, num_heads: int, node: str) -> Value:
+        """`x` [batch, sequence, heads * head_dim] turned by rows of a table that GroupQueryAttention does not find."""
+        return self._recorder.op(
+            "RotaryEmbedding",
+            [x, self._table_rows[turn.name], turn.cos, turn.sin],
+            name=f"{node}/turned",
+            domain=_CONTRIB,
+            num_heads=num_heads,
+            rotary_embedding_dim=turn.rope.dims,
+        )
 
     def mlp(self, layer: int, dims: LayerDims, x: Value) -> Value:
         """See `Dialect`. Gate and up are two products: one would need a Split, which copies what it made."""
-        hidden = self._architecture.hidden_size
-        prefix, node = f"model.layers.{layer}.mlp", f"/model/layers/{layer}/mlp"
-        gate, up = (
-            self._linear(x, prefix, {part: dims.ffn_size}, hidden, bias=dims.gate_up_bias)
-            for part in ("gate_proj", "up_proj")
-        )
-        active = self._recorder.op("QuickGelu", [gate], name=f"{node}/silu", domain=_CONTRIB, alpha=1.0)
+        hidden, node = self._architecture.hidden_size, self._names.block("down", layer)
+        roles: tuple[Role, ...] = ("gate", "up")
+        gate, up = (self._linear(x, layer, {role: dims.ffn_size}, hidden, bias=dims.gate_up_bias) for role in roles)
+        if self._architecture.activation == "silu":
+            active = self._recorder.op("QuickGelu", [gate], name=f"{node}/silu", domain=_CONTRIB, alpha=1.0)
+        else:  # FastGelu is the approximation by tanh
+            active = self._recorder.op("FastGelu", [gate], name=f"{node}/gelu_tanh", domain=_CONTRIB)
         gated = self._recorder.op("Mul", [active, up], name=f"{node}/gated")
-        return self._linear(gated, prefix, {"down_proj": hidden}, dims.ffn_size, bias=False)
+        return self._linear(gated, layer, {"down": hidden}, dims.ffn_size, bias=False)
 
     def head(self, x: Value) -> Value:
         """See `Dialect`."""
-        base = self._architecture
+        base, node = self._architecture, self._names.node("head")
         matrix = self._embedding
         assert matrix is not None
         if not base.tied_embeddings:
-            name = "lm_head.weight"
+            name = self._names.weight("head")
             matrix = self._store.matrix(name, [(name, base.vocab_size)], base.hidden_size, encoding=self._head_encoding)
-        x = self._from_left(x, "/lm_head/moved_back")
+        x = self._from_left(x, f"{node}/moved_back")
         if self._last_logits:
             last = self._recorder.constant("last", [-1])
-            x = self._recorder.op("Gather", [x, last], name="/lm_head/last", axis=1)
-        return self._multiply(x, matrix, "/lm_head")
+            x = self._recorder.op("Gather", [x, last], name=f"{node}/last", axis=1)
+        if base.logits_divisor != 1.0:
+            x = self.scale(x, 1 / base.logits_divisor, f"{node}/scaled")
+        logits = self._multiply(x, matrix, node)
+        if base.final_softcap is None:
+            return logits
+        return capped(logits, base.final_softcap, f"{node}/capped", self._recorder, self._precision.activation)
 
     @property
     def _head_encoding(self) -> Blockwise | None:
         return self._precision.head_of(self._architecture.hidden_size)
 
-    def _head_norm(self, x: Value, name: str, num_heads: int) -> Value:
-        """RMSNorm of each head of [batch, sequence, heads * head_dim]."""
-        head_dim = self._architecture.head_dim
-        node = "/" + name.removesuffix(".weight").replace(".", "/")
-        gamma = self._store.vector(name, [(name, head_dim)])
+    def _head_norm(self, x: Value, role: Role, layer: int, num_heads: int) -> Value:
+        """RMSNorm of each head of [batch, sequence, heads * head_dim], or of all of them together."""
+        base, width = self._architecture, num_heads * self._architecture.head_dim
+        if base.qk_norm_scope == "whole":
+            return self._plain_norm(x, *self._gamma(role, layer, width))
+        head_dim = base.head_dim
+        gamma, node = self._gamma(role, layer, head_dim)
         reshape, constant = self._recorder.op, self._recorder.constant
         heads = reshape("Reshape", [x, constant(f"heads_{head_dim}", [0, -1, head_dim])], name=f"{node}/split")
         normed = self._plain_norm(heads, gamma, node)
-        width = num_heads * head_dim
         return reshape("Reshape", [normed, constant(f"width_{width}", [0, -1, width])], name=f"{node}/join")
 
-    def _linear(self, x: Value, prefix: str, parts: dict[str, int], columns: int, *, bias: bool) -> Value:
-        """One product for all `parts` (projection: rows), stacked."""
-        label = "_".join(part.removesuffix("_proj") for part in parts)
-        stored = f"{prefix}.{label}_proj"
+    def _linear(self, x: Value, layer: int, parts: Mapping[Role, int], columns: int, *, bias: bool) -> Value:
+        """One product for all `parts` (role: rows), stacked."""
+        names = self._names
+        stored = names.stacked(tuple(parts), layer)
         matrix = self._store.matrix(
             f"{stored}.weight",
-            [(f"{prefix}.{part}.weight", rows) for part, rows in parts.items()],
+            [(names.weight(role, layer), rows) for role, rows in parts.items()],
             columns,
             encoding=self._precision.linear,
         )
         bias_O = (
-            self._store.vector(f"{stored}.bias", [(f"{prefix}.{part}.bias", rows) for part, rows in parts.items()])
+            self._store.vector(f"{stored}.bias", [(names.bias(role, layer), rows) for role, rows in parts.items()])
             if bias
             else None
         )

@@ -24,7 +24,7 @@ def fill_random(file: DataFile, store: WeightStore, *, seed: int) -> None:
     known = {region.name for region, _ in store.tables}
     for region in store.layout.regions:
         if region.name not in known:
-            pool = _pool(region, values)
+            pool = _pool(region, values, is_norm=region.name in store.norms)
             columns = math.prod(region.shape[1:])
             step = max(1, _POOL // columns)
             for start in range(0, region.shape[0], step):
@@ -32,12 +32,12 @@ def fill_random(file: DataFile, store: WeightStore, *, seed: int) -> None:
                 file.write(region, start, np.resize(pool, (count, columns)))
 
 
-def _pool(region: Region, values: npt.NDArray[np.float32]) -> npt.NDArray[np.generic]:
+def _pool(region: Region, values: npt.NDArray[np.float32], *, is_norm: bool) -> npt.NDArray[np.generic]:
     """What `region` is filled with: norms 1, biases 0, matrices by their fan-in."""
     if region.dtype == DataType.UINT8:
         return values.view(np.uint8)[: len(values)]
     if len(region.shape) == 1:
-        fill = 1.0 if region.name.endswith("norm.weight") else 0.0
+        fill = 1.0 if is_norm else 0.0
         return np.full(1, fill).astype(region.dtype.numpy())
     if region.name.endswith("_scales"):
         return np.full(1, 0.01).astype(region.dtype.numpy())

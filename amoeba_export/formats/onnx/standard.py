@@ -7,7 +7,7 @@ Positions and masks follow from `attention_mask`, so padding may be on either si
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,11 +15,12 @@ import torch
 
 from amoeba_export.formats.onnx.datatype import DataType
 from amoeba_export.formats.onnx.decoder import Cache, Stream
+from amoeba_export.formats.onnx.elementwise import activated, capped, scaled, temperature
 from amoeba_export.formats.onnx.graph import Recorder, Value
-from amoeba_export.formats.onnx.precision import Precision
-from amoeba_export.formats.onnx.rope import rope_tables
+from amoeba_export.formats.onnx.names import Names
+from amoeba_export.formats.onnx.turns import store_turns, table_rows
 from amoeba_export.formats.onnx.weights import WeightStore
-from amoeba_export.ir import Architecture, LayerDims
+from amoeba_export.ir import DenseArchitecture, LayerDims, LayerKind, Role, Rope
 
 _FP32 = DataType.FLOAT
 
@@ -27,18 +28,28 @@ _LOWEST = float(torch.finfo(torch.float32).min)
 """Added to the score of a key that must not be seen. Finite, so that a row that sees nothing is not NaN."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Shared:
-    """What every attention reads.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Turn:
+    """What layers with one RoPE read: of the positions in this call, [batch, 1, sequence, R / 2]."""
 
-    Attributes:
-        cos: Of the positions in this call, [batch, 1, sequence, H / 2]; `sin` alike.
-        bias: Added to the scores, [batch, 1, sequence, total].
-    """
-
+    rope: Rope
     cos: Value
     sin: Value
-    bias: Value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shared:
+    """What attentions read.
+
+    Attributes:
+        turns: Of every RoPE.
+        biases: By window: what is added to the scores, [batch, 1, sequence, total].
+        temperature: By what queries are multiplied, [batch, 1, sequence, 1]; None for nothing.
+    """
+
+    turns: tuple[_Turn, ...]
+    biases: Mapping[int | None, Value]
+    temperature: Value | None
 
 
 class StandardDialect:
@@ -48,18 +59,14 @@ class StandardDialect:
     ir_version: ClassVar[int] = 8
 
     def __init__(
-        self,
-        architecture: Architecture,
-        recorder: Recorder,
-        store: WeightStore,
-        precision: Precision,
-        *,
-        last_logits: bool,
+        self, dense: DenseArchitecture, names: Names, recorder: Recorder, store: WeightStore, *, last_logits: bool
     ) -> None:
-        self._architecture = architecture
+        self._dense = dense
+        self._architecture = dense.base
+        self._names = names
         self._recorder = recorder
         self._store = store
-        self._dtype = precision.activation
+        self._dtype = store.precision.activation
         self._last_logits = last_logits
         self._embedding: Value | None = None
         self._shared: _Shared | None = None
@@ -67,10 +74,11 @@ class StandardDialect:
     def embed(self, input_ids: Value) -> Value:
         """See `Dialect`."""
         base = self._architecture
-        name = "model.embed_tokens.weight"
+        name, node = self._names.weight("embedding"), self._names.node("embedding")
         matrix = self._store.matrix(name, [(name, base.vocab_size)], base.hidden_size, encoding=None)
         self._embedding = self._recorder.stored(matrix.region)
-        return self._recorder.op("Gather", [self._embedding, input_ids], name="/model/embed_tokens")
+        x = self._recorder.op("Gather", [self._embedding, input_ids], name=node)
+        return x if base.embedding_scale == 1.0 else self.scale(x, base.embedding_scale, f"{node}/scaled")
 
     def prepare(self, input_ids: Value, attention_mask: Value) -> None:
         """Positions count the tokens of a row; a query sees what is not padding and not after it."""
@@ -93,69 +101,101 @@ class StandardDialect:
         query_S = op("Range", [past, total, one], name="/mask/query")
         query_S1 = op("Unsqueeze", [query_S, axis], name="/mask/query_column")
         visible_ST = op("LessOrEqual", [keys_T, query_S1], name="/mask/causal")
-        if self._architecture.sliding_window:
-            window = constant("window", self._architecture.sliding_window)
-            oldest_S1 = op("Sub", [query_S1, window], name="/mask/before_window")
-            in_window_ST = op("Greater", [keys_T, oldest_S1], name="/mask/in_window")
-            visible_ST = op("And", [visible_ST, in_window_ST], name="/mask/causal_window")
+        kinds = [self._dense.kind(layer) for layer in self._dense.layers if layer.num_heads]
+        windows = tuple(dict.fromkeys(kind.window for kind in kinds or self._architecture.layer_kinds))
+        seen = {window: self._seen(visible_ST, keys_T, query_S1, window, windows) for window in windows}
         real_BT = op("Cast", [attention_mask], name="/mask/real", to=int(DataType.BOOL))
         real_B11T = op("Unsqueeze", [real_BT, constant("axes_12", [1, 2])], name="/mask/real_4d")
-        visible_B1ST = op("And", [real_B11T, visible_ST], name="/mask/visible")
-        bias = op(
-            "Where",
-            [visible_B1ST, constant("shown", 0.0, _FP32), constant("hidden", _LOWEST, _FP32)],
-            name="/mask/bias",
-        )
-        cos, sin = (
-            op(
-                "Unsqueeze",
-                [
-                    op("Gather", [self._store.table(f"rope.{label}", table, self._dtype), positions_BS], name=node),
-                    axis,
-                ],
-                name=f"{node}_4d",
-            )
-            for label, table, node in zip(
-                ("cos", "sin"), rope_tables(self._architecture), ("/rope/cos", "/rope/sin"), strict=True
-            )
-        )
-        self._shared = _Shared(cos, sin, bias)
+        biases = {}
+        for window, seen_ST in seen.items():
+            tail = _of_window(window, windows)
+            visible_B1ST = op("And", [real_B11T, seen_ST], name=f"/mask/visible{tail}")
+            shown, hidden = constant("shown", 0.0, _FP32), constant("hidden", _LOWEST, _FP32)
+            biases[window] = op("Where", [visible_B1ST, shown, hidden], name=f"/mask/bias{tail}")
+        turns = self._turns(positions_BS, counts_BT)
+        warm = None
+        if (rule := self._architecture.query_temperature) is not None:
+            factor_BS = temperature(positions_BS, rule, self._recorder, self._dtype)
+            warm = op("Unsqueeze", [factor_BS, constant("axes_13", [1, 3])], name="/temperature/4d")
+        self._shared = _Shared(turns=turns, biases=biases, temperature=warm)
 
-    def output_bias(self, name: str) -> Value:
+    def _seen(
+        self, visible_ST: Value, keys_T: Value, query_S1: Value, window: int | None, windows: Sequence[int | None]
+    ) -> Value:
+        """What is visible and lies in a window."""
+        if not window:
+            return visible_ST
+        op, tail = self._recorder.op, _of_window(window, windows)
+        size = self._recorder.constant(f"window{tail}", window)
+        oldest_S1 = op("Sub", [query_S1, size], name=f"/mask/before_window{tail}")
+        in_window_ST = op("Greater", [keys_T, oldest_S1], name=f"/mask/in_window{tail}")
+        return op("And", [visible_ST, in_window_ST], name=f"/mask/causal_window{tail}")
+
+    def _turns(self, positions_BS: Value, counts_BT: Value) -> tuple[_Turn, ...]:
+        """Cosines and sines of the positions in this call."""
+        op, turns, longest = self._recorder.op, [], None
+        for turn in store_turns(self._dense, self._store):
+            if turn.num_short and longest is None:
+                longest = op("ReduceMax", [counts_BT], name="/rope/longest", keepdims=0)
+            rows_BS = table_rows(positions_BS, turn, longest, self._recorder)
+            node = f"/rope/{turn.name}" if turn.name else "/rope"
+            axis = self._recorder.constant("axis_1", [1])
+            cos, sin = (
+                op(
+                    "Unsqueeze",
+                    [op("Gather", [table, rows_BS], name=f"{node}/{label}"), axis],
+                    name=f"{node}/{label}_4d",
+                )
+                for label, table in (("cos", turn.cos), ("sin", turn.sin))
+            )
+            turns.append(_Turn(rope=turn.rope, cos=cos, sin=sin))
+        return tuple(turns)
+
+    def output_bias(self, role: Role, layer: int) -> Value:
         """See `Dialect`."""
+        name = self._names.bias(role, layer)
         return self._store.vector(name, [(name, self._architecture.hidden_size)])
 
-    def norm(self, stream: Stream, name: str) -> tuple[Value, Stream]:
+    def norm(self, stream: Stream, role: Role, layer: int | None = None) -> tuple[Value, Stream]:
         """See `Dialect`."""
-        node = "/" + name.removesuffix(".weight").replace(".", "/")
+        node = self._names.node(role, layer)
+        total = self.total(stream, node)
+        return self._normed(total, role, layer, self._architecture.hidden_size), Stream(total)
+
+    def total(self, stream: Stream, name: str) -> Value:
+        """See `Dialect`."""
         total = stream.base
         for label, term in (("add", stream.added), ("add_bias", stream.bias)):
             if term is not None:
-                total = self._recorder.op("Add", [total, term], name=f"{node}/{label}")
-        gamma = self._store.vector(name, [(name, self._architecture.hidden_size)])
-        return self._rms_norm(total, gamma, node), Stream(total)
+                total = self.add(total, term, f"{name}/{label}")
+        return total
 
-    def add_constant(self, stream: Stream, bias: Value, name: str) -> Stream:
+    def output_norm(self, x: Value, role: Role, layer: int) -> Value:
         """See `Dialect`."""
-        total = stream.base
-        for i, term in enumerate((stream.added, stream.bias, bias)):
-            if term is not None:
-                total = self._recorder.op("Add", [total, term], name=f"/{name.replace('.', '/')}/add_{i}")
-        return Stream(total)
+        return self._normed(x, role, layer, self._architecture.hidden_size)
+
+    def add(self, x: Value, bias: Value, name: str) -> Value:
+        """See `Dialect`."""
+        return self._recorder.op("Add", [x, bias], name=name)
+
+    def scale(self, x: Value, factor: float, name: str) -> Value:
+        """See `Dialect`."""
+        return scaled(x, factor, name, self._recorder, self._dtype)
 
     def attention(self, layer: int, dims: LayerDims, x: Value, past: Cache) -> tuple[Value, Cache]:
         """See `Dialect`."""
         base, op, constant = self._architecture, self._recorder.op, self._recorder.constant
         assert self._shared
-        prefix, node = f"model.layers.{layer}.self_attn", f"/model/layers/{layer}/self_attn"
-        query, key, value = (
-            self._heads(x, prefix, part, num_heads, bias=dims.qkv_bias)
-            for part, num_heads in (("q", dims.num_heads), ("k", dims.num_kv_heads), ("v", dims.num_kv_heads))
-        )
-        key_BKTH = op("Concat", [past.key, self._rotate(key, f"{node}/k_rope")], name=f"{node}/keys", axis=2)
+        kind, node = self._dense.kind(dims), self._names.block("o", layer)
+        query = self._heads(x, "q", layer, dims.num_heads, bias=dims.qkv_bias)
+        key = self._heads(x, "k", layer, dims.num_kv_heads, bias=dims.qkv_bias)
+        value = self._heads(x, "v", layer, dims.num_kv_heads, bias=dims.qkv_bias)
+        key_BKTH = op("Concat", [past.key, self._rotate(key, kind, f"{node}/k_rope")], name=f"{node}/keys", axis=2)
         value_BKTH = op("Concat", [past.value, value], name=f"{node}/values", axis=2)
-        scale = constant("scale", base.head_dim**-0.5, self._dtype)
-        query_BNSH = op("Mul", [self._rotate(query, f"{node}/q_rope"), scale], name=f"{node}/q_scaled")
+        scale = constant("scale", base.score_scale, self._dtype)
+        query_BNSH = op("Mul", [self._rotate(query, kind, f"{node}/q_rope"), scale], name=f"{node}/q_scaled")
+        if self._shared.temperature is not None:
+            query_BNSH = op("Mul", [query_BNSH, self._shared.temperature], name=f"{node}/q_warm")
         # Query heads of one KV head lie together: [B, K, N / K, S, H] meets its keys [B, K, 1, H, T] by broadcasting,
         # and nothing is repeated in memory.
         group = dims.num_heads // dims.num_kv_heads
@@ -166,8 +206,11 @@ class StandardDialect:
         key_BK1HT = op("Transpose", [key_BK1TH], name=f"{node}/key_columns", perm=[0, 1, 2, 4, 3])
         value_BK1TH = op("Unsqueeze", [value_BKTH, axis_2], name=f"{node}/value_groups")
         scores = op("MatMul", [query_BKGSH, key_BK1HT], name=f"{node}/scores")
-        bias_B11ST = op("Unsqueeze", [self._shared.bias, constant("axis_1", [1])], name=f"{node}/bias")
-        masked = op("Add", [self._to_fp32(scores, f"{node}/scores_fp32"), bias_B11ST], name=f"{node}/masked")
+        bias_B11ST = op("Unsqueeze", [self._shared.biases[kind.window], constant("axis_1", [1])], name=f"{node}/bias")
+        wide = self._to_fp32(scores, f"{node}/scores_fp32")
+        if base.attention_softcap is not None:
+            wide = capped(wide, base.attention_softcap, f"{node}/capped", self._recorder, _FP32)
+        masked = op("Add", [wide, bias_B11ST], name=f"{node}/masked")
         weights = self._from_fp32(op("Softmax", [masked], name=f"{node}/softmax", axis=-1), f"{node}/weights")
         context_BKGSH = op("MatMul", [weights, value_BK1TH], name=f"{node}/context")
         join = constant(f"heads_{dims.num_heads}_{base.head_dim}", [0, dims.num_heads, -1, base.head_dim])
@@ -175,58 +218,74 @@ class StandardDialect:
         context_BSNH = op("Transpose", [context_BNSH], name=f"{node}/context_tokens", perm=[0, 2, 1, 3])
         width = dims.num_heads * base.head_dim
         flat = op("Reshape", [context_BSNH, constant(f"width_{width}", [0, 0, width])], name=f"{node}/context_flat")
-        output = self._linear(flat, prefix, "o_proj", base.hidden_size, width, bias=False)
+        output = self._linear(flat, "o", layer, base.hidden_size, width, bias=False)
         return output, Cache(key_BKTH, value_BKTH)
 
     def mlp(self, layer: int, dims: LayerDims, x: Value) -> Value:
         """See `Dialect`."""
-        hidden = self._architecture.hidden_size
-        prefix, node = f"model.layers.{layer}.mlp", f"/model/layers/{layer}/mlp"
-        gate = self._linear(x, prefix, "gate_proj", dims.ffn_size, hidden, bias=dims.gate_up_bias)
-        up = self._linear(x, prefix, "up_proj", dims.ffn_size, hidden, bias=dims.gate_up_bias)
-        sigmoid = self._recorder.op("Sigmoid", [gate], name=f"{node}/sigmoid")
-        active = self._recorder.op("Mul", [gate, sigmoid], name=f"{node}/silu")
+        hidden, node = self._architecture.hidden_size, self._names.block("down", layer)
+        gate = self._linear(x, "gate", layer, dims.ffn_size, hidden, bias=dims.gate_up_bias)
+        up = self._linear(x, "up", layer, dims.ffn_size, hidden, bias=dims.gate_up_bias)
+        active = activated(gate, self._architecture.activation, node, self._recorder, self._dtype)
         gated = self._recorder.op("Mul", [active, up], name=f"{node}/gated")
-        return self._linear(gated, prefix, "down_proj", hidden, dims.ffn_size, bias=False)
+        return self._linear(gated, "down", layer, hidden, dims.ffn_size, bias=False)
 
     def head(self, x: Value) -> Value:
         """See `Dialect`. Tied weights are stored once, as the embedding; runtimes turn them at load."""
-        base, op = self._architecture, self._recorder.op
+        base, op, node = self._architecture, self._recorder.op, self._names.node("head")
         if self._last_logits:
-            x = op("Gather", [x, self._recorder.constant("last", [-1])], name="/lm_head/last", axis=1)
+            x = op("Gather", [x, self._recorder.constant("last", [-1])], name=f"{node}/last", axis=1)
+        if base.logits_divisor != 1.0:
+            x = self.scale(x, 1 / base.logits_divisor, f"{node}/scaled")
         if base.tied_embeddings:
-            weight = op("Transpose", [self._embedding], name="/lm_head/weight", perm=[1, 0])
+            weight = op("Transpose", [self._embedding], name=f"{node}/weight", perm=[1, 0])
         else:
-            weight = self._store.turned("lm_head.weight", base.vocab_size, base.hidden_size)
-        return op("MatMul", [x, weight], name="/lm_head")
+            weight = self._store.turned(self._names.weight("head"), base.vocab_size, base.hidden_size)
+        logits = op("MatMul", [x, weight], name=node)
+        if base.final_softcap is None:
+            return logits
+        return capped(logits, base.final_softcap, f"{node}/capped", self._recorder, self._dtype)
 
-    def _heads(self, x: Value, prefix: str, part: str, num_heads: int, *, bias: bool) -> Value:
-        """One projection as [batch, heads, sequence, head_dim], normed per head where the family does so."""
+    def _heads(self, x: Value, role: Role, layer: int, num_heads: int, *, bias: bool) -> Value:
+        """One projection as [batch, heads, sequence, head_dim], normed where the family does so."""
         base, op = self._architecture, self._recorder.op
-        node = f"/{prefix.replace('.', '/')}/{part}_heads"
-        flat = self._linear(x, prefix, f"{part}_proj", num_heads * base.head_dim, base.hidden_size, bias=bias)
+        node, width = f"{self._names.block(role, layer)}/{role}_heads", num_heads * base.head_dim
+        flat = self._linear(x, role, layer, width, base.hidden_size, bias=bias)
+        norms: Mapping[Role, Role] = {"q": "q_norm", "k": "k_norm"} if base.qk_norm else {}
+        norm = norms.get(role)
+        if norm is not None and base.qk_norm_scope == "whole":
+            flat, norm = self._normed(flat, norm, layer, width), None
         split = self._recorder.constant(f"split_{num_heads}_{base.head_dim}", [0, 0, num_heads, base.head_dim])
         heads = op("Reshape", [flat, split], name=f"{node}/split")
-        if base.qk_norm and part != "v":
-            name = f"{prefix}.{part}_norm.weight"
-            gamma = self._store.vector(name, [(name, base.head_dim)])
-            heads = self._rms_norm(heads, gamma, f"/{prefix.replace('.', '/')}/{part}_norm")
+        if norm is not None:
+            heads = self._normed(heads, norm, layer, base.head_dim)
         return op("Transpose", [heads], name=node, perm=[0, 2, 1, 3])
 
-    def _rotate(self, x: Value, node: str) -> Value:
-        """RoPE: each head's first half turns against its second half."""
+    def _rotate(self, x: Value, kind: LayerKind, node: str) -> Value:
+        """RoPE: the first half of what turns in a head turns against its second half."""
         assert self._shared
-        op, half = self._recorder.op, self._architecture.head_dim // 2
-        cos, sin = self._shared.cos, self._shared.sin
-        halves = self._recorder.constant("halves", [half, half])
-        first, second = self._recorder.ops("Split", [x, halves], name=node, outputs=("/first", "/second"), axis=-1)
+        turn = next((turn for turn in self._shared.turns if turn.rope == kind.rope), None)
+        if turn is None:
+            return x
+        op, half = self._recorder.op, turn.rope.dims // 2
+        rest = self._architecture.head_dim - turn.rope.dims
+        cos, sin = turn.cos, turn.sin
+        parts = [half, half, rest] if rest else [half, half]
+        sizes = self._recorder.constant("halves" if not rest else f"halves_{half}_{rest}", parts)
+        labels = ["/first", "/second", "/rest"] if rest else ["/first", "/second"]
+        first, second, *passing = self._recorder.ops("Split", [x, sizes], name=node, outputs=labels, axis=-1)
         first_cos = op("Mul", [first, cos], name=f"{node}/first_cos")
         second_sin = op("Mul", [second, sin], name=f"{node}/second_sin")
         second_cos = op("Mul", [second, cos], name=f"{node}/second_cos")
         first_sin = op("Mul", [first, sin], name=f"{node}/first_sin")
         turned_first = op("Sub", [first_cos, second_sin], name=f"{node}/turned_first")
         turned_second = op("Add", [second_cos, first_sin], name=f"{node}/turned_second")
-        return op("Concat", [turned_first, turned_second], name=f"{node}/turned", axis=-1)
+        return op("Concat", [turned_first, turned_second, *passing], name=f"{node}/turned", axis=-1)
+
+    def _normed(self, x: Value, role: Role, layer: int | None, size: int) -> Value:
+        """RMSNorm over the last axis with the weight of a role."""
+        gamma = self._store.norm(self._names.weight(role, layer), size, self._architecture.norm_offset)
+        return self._rms_norm(x, gamma, self._names.node(role, layer))
 
     def _rms_norm(self, x: Value, gamma: Value, node: str) -> Value:
         """RMSNorm over the last axis, in fp32 up to the multiplication with `gamma`, as transformers has it."""
@@ -239,18 +298,23 @@ class StandardDialect:
         normed = self._from_fp32(op("Div", [wide, root], name=f"{node}/normed"), f"{node}/narrow")
         return op("Mul", [normed, gamma], name=node)
 
-    def _linear(self, x: Value, prefix: str, part: str, rows: int, columns: int, *, bias: bool) -> Value:
+    def _linear(self, x: Value, role: Role, layer: int, rows: int, columns: int, *, bias: bool) -> Value:
         """The product with one weight, plus its bias."""
-        name = f"{prefix}.{part}"
-        node = f"/{name.replace('.', '/')}"
-        product = self._recorder.op("MatMul", [x, self._store.turned(f"{name}.weight", rows, columns)], name=node)
+        node = self._names.node(role, layer)
+        weight = self._store.turned(self._names.weight(role, layer), rows, columns)
+        product = self._recorder.op("MatMul", [x, weight], name=node)
         if not bias:
             return product
-        bias_O = self._store.vector(f"{name}.bias", [(f"{name}.bias", rows)])
-        return self._recorder.op("Add", [product, bias_O], name=f"{node}/bias")
+        name = self._names.bias(role, layer)
+        return self._recorder.op("Add", [product, self._store.vector(name, [(name, rows)])], name=f"{node}/bias")
 
     def _to_fp32(self, x: Value, node: str) -> Value:
         return x if self._dtype == _FP32 else self._recorder.op("Cast", [x], name=node, to=int(_FP32))
 
     def _from_fp32(self, x: Value, node: str) -> Value:
         return x if self._dtype == _FP32 else self._recorder.op("Cast", [x], name=node, to=int(self._dtype))
+
+
+def _of_window(window: int | None, windows: Sequence[int | None]) -> str:
+    """What tells the masks of several windows apart."""
+    return "" if len(windows) == 1 else f"_{window or 'all'}"

@@ -33,17 +33,22 @@ class Placement(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """Rows of a stored tensor, converted to its dtype."""
+    """Rows of a stored tensor, converted to its dtype.
+
+    Attributes:
+        offset: Added to every value first, in fp32.
+    """
 
     shape: tuple[int, ...]
     region: Region
     row_start: int
+    offset: float = 0.0
 
     def write(self, file: DataFile, name: str, weight: torch.Tensor) -> None:
         """See `Placement`. Raises `NotRepresentable` when fp16 cannot hold a value."""
         dtype = TORCH_DTYPES[self.region.dtype]
         for start, rows in _row_chunks(weight):
-            converted = rows.to(dtype).contiguous()
+            converted = (rows.float() + self.offset if self.offset else rows).to(dtype).contiguous()
             if dtype is torch.float16 and not torch.isfinite(converted).all():
                 raise NotRepresentable("fp16", f"values of {name} exceed its range", ("--dtype bf16", "--dtype fp32"))
             file.write(self.region, self.row_start + start, converted.view(torch.uint8).numpy())
@@ -101,6 +106,7 @@ class WeightStore:
     Attributes:
         placements: By source weight name.
         tables: Tensors that are computed here, such as RoPE tables.
+        norms: Names of the stored weights of norms.
     """
 
     recorder: Recorder
@@ -108,6 +114,7 @@ class WeightStore:
     layout: Layout = field(default_factory=Layout)
     placements: dict[str, Placement] = field(default_factory=dict)
     tables: list[tuple[Region, npt.NDArray[np.generic]]] = field(default_factory=list)
+    norms: set[str] = field(default_factory=set)
 
     def vector(self, name: str, parts: Sequence[tuple[str, int]]) -> Value:
         """A stored vector made of one or more weights (name, length), one after the other."""
@@ -116,6 +123,13 @@ class WeightStore:
         for source, size in parts:
             self._place(source, Plain((size,), region, start))
             start += size
+        return self.recorder.stored(region)
+
+    def norm(self, name: str, size: int, offset: float) -> Value:
+        """What a norm multiplies with: `offset` plus the weight `name`."""
+        region = self.layout.reserve(name, self.precision.activation, (size,))
+        self._place(name, Plain((size,), region, 0, offset))
+        self.norms.add(name)
         return self.recorder.stored(region)
 
     def matrix(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,13 +15,14 @@ from amoeba_export.formats.equalize import Equalizer, is_equalized
 from amoeba_export.formats.onnx.data import DATA_NAME, DataFile
 from amoeba_export.formats.onnx.decoder import Dialect, record_decoder
 from amoeba_export.formats.onnx.graph import Recorder
+from amoeba_export.formats.onnx.names import Names
 from amoeba_export.formats.onnx.ort import HEAD_MULTIPLE, OrtDialect
 from amoeba_export.formats.onnx.precision import PRECISIONS
 from amoeba_export.formats.onnx.quantize import is_rounded
 from amoeba_export.formats.onnx.random_weights import fill_random
 from amoeba_export.formats.onnx.standard import StandardDialect
 from amoeba_export.formats.onnx.weights import WeightStore
-from amoeba_export.ir import DenseArchitecture
+from amoeba_export.ir import DenseArchitecture, Family
 
 if TYPE_CHECKING:
     import onnx
@@ -33,7 +34,13 @@ DIALECTS = ("ort", "standard")
 
 def spelled_dialect(dense: DenseArchitecture, dialect: str) -> str:
     """The dialect that a graph is written in: onnxruntime runs both, and its own attention not at every head dim."""
-    return "standard" if dialect == "ort" and dense.base.head_dim % HEAD_MULTIPLE else dialect
+    return "standard" if dialect == "ort" and not fits_attention(dense) else dialect
+
+
+def fits_attention(dense: DenseArchitecture) -> bool:
+    """Whether onnxruntime's own attention takes the heads of a model, and turns as much of them as it should."""
+    sizes = {dense.base.head_dim, *(kind.rope.dims for kind in dense.base.layer_kinds if kind.rope is not None)}
+    return all(size % HEAD_MULTIPLE == 0 for size in sizes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +55,9 @@ class Spelling:
 class OnnxWriter:
     """A model being written. Weights go straight to their place in the data file; `model.onnx` is written last."""
 
-    def __init__(self, dense: DenseArchitecture, folder: Path, spelling: Spelling) -> None:
+    def __init__(self, dense: DenseArchitecture, family: Family, folder: Path, spelling: Spelling) -> None:
         self._folder = folder
-        self._graph, self._store = _record(dense, spelling)
+        self._graph, self._store = _record(dense, Names(family), spelling)
         self._missing = dict(self._store.placements)
         linear = PRECISIONS[spelling.dtype].linear
         is_kept = partial(is_rounded, encoding=linear) if linear else None
@@ -96,15 +103,14 @@ class OnnxWriter:
         (self._folder / MODEL_NAME).write_bytes(content)
 
 
-def _record(dense: DenseArchitecture, spelling: Spelling) -> tuple[Callable[[], onnx.ModelProto], WeightStore]:
+def _record(
+    dense: DenseArchitecture, names: Names, spelling: Spelling
+) -> tuple[Callable[[], onnx.ModelProto], WeightStore]:
     """What makes the graph of `dense`, and the store that says where each of its weights goes."""
     precision = PRECISIONS[spelling.dtype]
     recorder = Recorder()
     store = WeightStore(recorder, precision)
-    dialect: Dialect
-    if spelling.dialect == "ort":
-        dialect = OrtDialect(dense.base, recorder, store, precision, last_logits=spelling.last_logits)
-    else:
-        dialect = StandardDialect(dense.base, recorder, store, precision, last_logits=spelling.last_logits)
-    record_decoder(dense, dialect, recorder, precision.activation)
+    dialects: Mapping[str, Callable[..., Dialect]] = {"ort": OrtDialect, "standard": StandardDialect}
+    dialect = dialects[spelling.dialect](dense, names, recorder, store, last_logits=spelling.last_logits)
+    record_decoder(dense, names, dialect, recorder, precision.activation)
     return partial(recorder.model, opsets=dialect.opsets, ir_version=dialect.ir_version), store
