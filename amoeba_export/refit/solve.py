@@ -8,10 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from amoeba_export.refit.gram import PANEL, NormalEquations
+
+
+class Tokens(NamedTuple):
+    """What enters a writer, what it should add, and how much each token counts."""
+
+    x_TC: torch.Tensor
+    y_TD: torch.Tensor
+    weight_T: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,15 +41,18 @@ class Solution:
     after: float
 
 
+def solve_bytes(num_inputs: int, num_outputs: int) -> int:
+    """What the sums and a solve take at most: half a Gram matrix, a factor, and maps of inputs to outputs."""
+    return 12 * num_inputs**2 + 28 * num_inputs * num_outputs
+
+
 def solve_writer(
     normal: NormalEquations,
     w_DC: torch.Tensor,
     *,
     bias_D: torch.Tensor | None,
     strengths: Sequence[float],
-    heldout_x_TC: torch.Tensor,
-    heldout_y_TD: torch.Tensor,
-    heldout_weight_T: torch.Tensor,
+    heldout: Tokens,
 ) -> Solution:
     """The best of `strengths` on the held-out tokens, or the weight as it is where none lowers their error.
 
@@ -49,18 +61,16 @@ def solve_writer(
         w_DC: The kept columns of the weight.
         bias_D: The bias that it has now; None where the plan has no bias, and none is fitted.
         strengths: Tried in order; the first of equals wins.
-        heldout_x_TC: Inputs of held-out tokens.
-        heldout_y_TD: What the writer should add for them.
-        heldout_weight_T: How much each of them counts.
+        heldout: Tokens that choose the strength.
     """
 
     def error(w: torch.Tensor, bias: torch.Tensor | None) -> float:
-        left_TD = heldout_y_TD - heldout_x_TC @ w.T
+        left_TD = heldout.y_TD - heldout.x_TC @ w.T
         if bias is not None:
             left_TD -= bias
-        return float((left_TD.square().sum(dim=1) * heldout_weight_T).sum(dtype=torch.float64))
+        return float((left_TD.square().sum(dim=1) * heldout.weight_T).sum(dtype=torch.float64))
 
-    energy = max(float((heldout_y_TD.square().sum(dim=1) * heldout_weight_T).sum(dtype=torch.float64)), 1e-30)
+    energy = max(float((heldout.y_TD.square().sum(dim=1) * heldout.weight_T).sum(dtype=torch.float64)), 1e-30)
     before = error(w_DC, bias_D)
     best = Solution(w_DC=w_DC, bias_D=bias_D, strength=None, before=before / energy, after=before / energy)
     cross_CD = normal.reduce(w_DC, centre=bias_D is not None)

@@ -20,6 +20,7 @@ from amoeba_export.model.slice import kept_positions
 from amoeba_export.model.workplace import open_workplace
 from amoeba_export.refit.data import RefitData, read_data
 from amoeba_export.refit.recipe import RefitRecipe
+from amoeba_export.refit.solve import solve_bytes
 from amoeba_export.refit.sweep import Cut, Sweep
 
 MEMORY_BYTES = 3 * 2**29
@@ -99,7 +100,7 @@ def refit(
             data,
             folder,
             strengths=recipe.strengths,
-            memory_bytes=max(0, MEMORY_BYTES - _solve_bytes(supernet.architecture)),
+            memory_bytes=max(0, MEMORY_BYTES - _solve_bytes_of(supernet.architecture)),
             progress=progress,
         )
         num_layers = supernet.architecture.num_layers
@@ -119,10 +120,10 @@ def refit(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _solve_bytes(architecture: Architecture) -> int:
-    """What solving the wider writer takes: panels, a factor, a cross product and a held-out part in fp32."""
+def _solve_bytes_of(architecture: Architecture) -> int:
+    """What solving the wider writer takes."""
     num_inputs = max(architecture.num_heads * architecture.head_dim, architecture.ffn_size)
-    return 12 * num_inputs**2 + 24 * num_inputs * architecture.hidden_size
+    return solve_bytes(num_inputs, architecture.hidden_size)
 
 
 def adapter_ids(supernet: Supernet) -> tuple[str, ...]:

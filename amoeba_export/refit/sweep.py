@@ -26,7 +26,7 @@ from amoeba_export.ir import SILENT, Progress, SubnetPlan
 from amoeba_export.model.layers import WRITERS, LayerStack
 from amoeba_export.refit.data import RefitData
 from amoeba_export.refit.gram import NormalEquations
-from amoeba_export.refit.solve import Solution, solve_writer
+from amoeba_export.refit.solve import Solution, Tokens, solve_writer
 from amoeba_export.refit.streams import Room, Stream
 
 TINY = 1e-12
@@ -218,11 +218,12 @@ class Sweep:
         """Take a cut's stream through a layer that it keeps, solving its writers where they are not known."""
         cut = self._cuts[cut_idx]
         position = cut.plan.kept_layers.index(layer_idx)
-        module = cut.stack.sliced_layer(cut.plan.layers[position])
+        module: nn.Module | None = cut.stack.sliced_layer(cut.plan.layers[position])
         entered = self._states[cut_idx]
         names = (f"cut-{cut_idx}-mid", f"cut-{cut_idx}-{layer_idx:04d}")
         tensors: dict[str, torch.Tensor] = {}
         for writer, name in zip(WRITERS, names, strict=True):
+            assert module is not None, "let go of at the end"
             bias_D = cut.biases[position].get(writer)
             weight_DC = _weight(module, writer, torch.zeros(self._hidden_size, 0, device=cut.stack.device))
             num_inputs = weight_DC.shape[1]
@@ -231,7 +232,13 @@ class Sweep:
                 inputs = self._room.stream(f"{name}-inputs", num_inputs, sealed=False)
                 if known is None:
                     target = mid if writer == WRITERS[0] else self._boundary(self._next(cut_idx, layer_idx))
-                    solution = self._solve(cut_idx, module, writer, weight_DC, bias_D, target, inputs)
+                    normal, heldout = self._collect(cut_idx, module, writer, weight_DC, target, inputs)
+                    if writer == WRITERS[-1]:
+                        module = None  # a solve needs the room
+                    solution = solve_writer(
+                        normal, weight_DC, bias_D=bias_D, strengths=self._strengths, heldout=heldout
+                    )
+                    del normal, heldout
                     tensors |= _tensors_of(writer, solution)
                     weight_DC, bias_D = solution.w_DC, solution.bias_D
                 else:
@@ -268,45 +275,35 @@ class Sweep:
             added_BTD += self._entering(cut_idx, batch_idx)
             yield added_BTD if bias_D is None else added_BTD.add_(bias_D)
 
-    def _solve(
+    def _collect(
         self,
         cut_idx: int,
         module: nn.Module,
         writer: str,
         weight_DC: torch.Tensor,
-        bias_D: torch.Tensor | None,
         target: Stream,
         inputs: Stream,
-    ) -> Solution:
-        """Fit one writer, and keep what enters it in `inputs`."""
+    ) -> tuple[NormalEquations, Tokens]:
+        """What a writer is fitted to and judged by; what enters it is kept in `inputs`."""
         num_inputs = weight_DC.shape[1]
         normal = NormalEquations(num_inputs, self._hidden_size, weight_DC.device)
-        heldout: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        heldout: list[Tokens] = []
 
-        def collect() -> Iterator[torch.Tensor]:
+        def through() -> Iterator[torch.Tensor]:
             for batch_idx in self._batches:
                 hidden_BTD, x_BTC = self._inputs(cut_idx, module, writer, num_inputs, batch_idx)
                 if batch_idx in self._data.fitted or batch_idx in self._data.judging:
                     aim_TD = target.read(batch_idx).flatten(0, 1)
                     weight_T = 1 / aim_TD.square().mean(dim=1).clamp_min(TINY)
-                    tokens = (x_BTC.flatten(0, 1), aim_TD - hidden_BTD.flatten(0, 1), weight_T)
+                    tokens = Tokens(x_BTC.flatten(0, 1), aim_TD - hidden_BTD.flatten(0, 1), weight_T)
                     if batch_idx in self._data.fitted:
                         normal.add(*tokens)
                     else:
                         heldout.append(tokens)
                 yield x_BTC
 
-        inputs.write(collect())
-        x_TC, y_TD, weight_T = (torch.cat(parts) for parts in zip(*heldout, strict=True))
-        return solve_writer(
-            normal,
-            weight_DC,
-            bias_D=bias_D,
-            strengths=self._strengths,
-            heldout_x_TC=x_TC,
-            heldout_y_TD=y_TD,
-            heldout_weight_T=weight_T,
-        )
+        inputs.write(through())
+        return normal, Tokens(*(torch.cat(parts) for parts in zip(*heldout, strict=True)))
 
 
 def _tensors_of(writer: str, solution: Solution) -> dict[str, torch.Tensor]:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from amoeba_export.refit.gram import NormalEquations
-from amoeba_export.refit.solve import Solution, solve_writer
+from amoeba_export.refit.solve import Solution, Tokens, solve_bytes, solve_writer
 
 C, D, T = 700, 5, 900
 CPU = torch.device("cpu")
@@ -48,9 +51,7 @@ def test_the_solution_is_that_of_the_augmented_least_squares_problem(has_bias: b
         w_DC,
         bias_D=bias_D,
         strengths=[strength],
-        heldout_x_TC=held_x,
-        heldout_y_TD=held_y,
-        heldout_weight_T=torch.ones(200),
+        heldout=Tokens(held_x, held_y, torch.ones(200)),
     )
     x, y = x_TC.double(), (y_TD - x_TC @ w_DC.T).double()
     if has_bias:
@@ -82,9 +83,7 @@ def test_the_strength_that_is_best_on_held_out_tokens_is_taken() -> None:
             w_DC,
             bias_D=None,
             strengths=strengths,
-            heldout_x_TC=held_x,
-            heldout_y_TD=held_y,
-            heldout_weight_T=torch.ones(400),
+            heldout=Tokens(held_x, held_y, torch.ones(400)),
         )
 
     kept = solve([1e-4, 1e-2])
@@ -99,9 +98,7 @@ def test_a_block_without_inputs_keeps_a_bias_alone() -> None:
         torch.zeros(D, 0),
         bias_D=torch.zeros(D),
         strengths=[0.1],
-        heldout_x_TC=held_x[:, :0],
-        heldout_y_TD=held_y,
-        heldout_weight_T=torch.ones(200),
+        heldout=Tokens(held_x[:, :0], held_y, torch.ones(200)),
     )
     assert found.bias_D is not None and found.w_DC.shape == (D, 0)
     torch.testing.assert_close(found.bias_D, y_TD.mean(0))
@@ -118,3 +115,26 @@ def test_a_token_of_weight_two_counts_as_two_tokens() -> None:
     torch.testing.assert_close(found_CD, expected_CD, rtol=1e-4, atol=1e-1)
     torch.testing.assert_close(weighted.dense(), repeated.dense(), rtol=1e-4, atol=1e-1)
     torch.testing.assert_close(weighted.intercept(w_DC), repeated.intercept(w_DC), rtol=1e-5, atol=1e-4)
+
+
+def test_a_solve_takes_no_more_memory_than_is_set_aside_for_it() -> None:
+    """In a process of its own, at a scale where a second Gram matrix or cross product would show."""
+    script = """
+import resource, torch
+from amoeba_export.refit.gram import NormalEquations
+from amoeba_export.refit.solve import Tokens, solve_writer
+C, D, T = 4096, 1024, 512
+x, y, w = torch.randn(T, C), torch.randn(T, D), torch.zeros(D, C)
+warm = NormalEquations(600, 8, torch.device("cpu"))
+warm.add(x[:, :600], y[:, :8], torch.ones(T))
+args = dict(bias_D=torch.zeros(8), strengths=[0.1], heldout=Tokens(x[:, :600], y[:, :8], torch.ones(T)))
+solve_writer(warm, w[:8, :600].contiguous(), **args)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+normal = NormalEquations(C, D, torch.device("cpu"))
+normal.add(x, y, torch.ones(T))
+args = dict(bias_D=torch.zeros(D), strengths=[0.1, 1.0], heldout=Tokens(x, y, torch.ones(T)))
+assert solve_writer(normal, w, **args).w_DC.shape == (D, C)
+print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert int(done.stdout) < solve_bytes(4096, 1024)

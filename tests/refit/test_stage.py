@@ -123,7 +123,7 @@ def test_where_the_streams_lie_does_not_change_a_bit(
     _, in_memory = fitted(supernet, plans, recipe, tmp_path / "memory")
     one_stream = 4 * supernet.architecture.hidden_size * (4096 + 512 + 512)
     for memory_bytes in (0, 3 * one_stream):
-        monkeypatch.setattr(stage, "MEMORY_BYTES", memory_bytes + stage._solve_bytes(supernet.architecture))
+        monkeypatch.setattr(stage, "MEMORY_BYTES", memory_bytes + stage._solve_bytes_of(supernet.architecture))
         _, elsewhere = fitted(supernet, plans, recipe, tmp_path / f"disk-{memory_bytes}")
         assert [plan.refit_id for plan in elsewhere] == [plan.refit_id for plan in in_memory]
 
