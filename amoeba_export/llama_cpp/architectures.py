@@ -42,6 +42,7 @@ class LlamaCppArchitecture:
         fused: Whether q, k and v are one matrix, and gate and up another.
         ropes: Types of RoPE beyond plain.
         kinds: How layers may differ.
+        window: Tokens of a window where a file says none; 0 for no window then.
         period: Of the layers' kinds where a file with windows says nothing: the last of each so many has none.
         large: Number of layers at which scores are scaled by hidden size / heads; None: a file may say the scale.
     """
@@ -59,6 +60,7 @@ class LlamaCppArchitecture:
     fused: bool = False
     ropes: frozenset[str] = frozenset(("linear", "yarn", "llama3"))
     kinds: KindsRule = "alike"
+    window: int = 0
     period: int = 0
     large: int | None = None
 
@@ -115,6 +117,7 @@ _ALL = (
         in_pairs=False,
         ropes=frozenset(),
         kinds="listed",
+        window=4096,
         period=2,
         large=46,
     ),

@@ -137,7 +137,7 @@ def verify_artifact(folder: Path, supernet: Supernet, plan: SubnetPlan, *, progr
         subjects = []
         for name in formats:
             with _running(folder / name):
-                stored = STORED[name](folder / name, expected.shapes)
+                stored = STORED[name](folder / name, expected.wanted)
                 dtypes = check_weights(folder / name, stored, expected)
                 opened = open_format(name, folder)
                 check_storage(folder / name, dtypes, opened, expected)

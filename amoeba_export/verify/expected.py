@@ -13,6 +13,7 @@ import torch
 
 from amoeba_export.ir import Axis, LayerPlan, SubnetPlan, Supernet, TensorTemplate
 from amoeba_export.verify.masked import Unmerged
+from amoeba_export.verify.stored.tensor import Wanted
 
 _MERGED = 1e-5
 """Slack of what was computed, as a share of the largest value of the weight: two ways of adding in fp32."""
@@ -37,6 +38,12 @@ class ExpectedWeights:
         self.shapes: dict[str, tuple[int, ...]] = {
             name: shape for name in self._places if 0 not in (shape := self._shape(name))
         }
+
+    @property
+    def wanted(self) -> Wanted:
+        """What a file must have, before any weight is read."""
+        dense = self._plan.dense(self._supernet.architecture)
+        return Wanted(shapes=self.shapes, family=self._supernet.family, dense=dense)
 
     def read(self, name: str) -> Expected:
         """One of `shapes`."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import torch
 
@@ -17,7 +19,9 @@ from amoeba_export.verify.stored.onnx import MODEL_NAME, initializer, read_model
 _HALVES = {onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.BFLOAT16: "bf16"}
 _NAMES = {onnx.TensorProto.FLOAT: "fp32", **_HALVES}
 _PADDING = 3
-_TABLES = ("rope.cos", "rope.sin")
+_TABLE = re.compile(r"rope(?:\.(?P<kind>\w+))?\.(?P<part>cos|sin)")
+"""A table of RoPE, and the layer type that it is for where there are several."""
+
 _INPUTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
@@ -36,7 +40,9 @@ class OpenedOnnx:
         model = read_model(path)
         self.dtype = _dtype(model.graph, path)
         self.is_exact = rope is not None or self.dtype == "fp32"
-        self._tables = {one.name: initializer(one, path) for one in model.graph.initializer if one.name in _TABLES}
+        names = sorted(one.name for one in model.graph.initializer if _TABLE.fullmatch(one.name))
+        by_name = {one.name: one for one in model.graph.initializer}
+        self._tables = {name: initializer(by_name[name], path) for name in names}
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = torch.get_num_threads()  # of this thread: others may verify beside it
@@ -82,17 +88,16 @@ class OpenedOnnx:
         return self._step(row, self._cache(None), padding=_PADDING)[0][:, _PADDING:]
 
     def rope(self, num_positions: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `Opened`: the tables of the file."""
+        """See `Opened`: the tables of the file, those of several layer types side by side."""
         path = self._folder / MODEL_NAME
-        tables = []
-        for name in _TABLES:
-            if name not in self._tables:
-                raise DamagedFile(path, f"it has no {name}")
-            table = self._tables[name]
-            if table.ndim != 2 or len(table) != num_positions:
-                raise DamagedFile(path, f"{name} is {list(table.shape)}, for {num_positions} positions")
-            tables.append(torch.from_numpy(np.array(table, dtype=np.float32)))
-        return tables[0], tables[1]
+        found = []
+        for part in ("cos", "sin"):
+            tables = [table for name, table in self._tables.items() if name.endswith(f".{part}")]
+            if not tables or any(table.ndim != 2 or len(table) != num_positions for table in tables):
+                shapes = [list(table.shape) for table in tables]
+                raise DamagedFile(path, f"its tables of RoPE are {shapes}, for {num_positions} positions")
+            found.append(torch.from_numpy(np.concatenate([np.array(one, dtype=np.float32) for one in tables], axis=1)))
+        return found[0], found[1]
 
     def _cache(self, past: Past | None) -> dict[str, np.ndarray[Any, Any]]:
         arrays = {}
@@ -146,7 +151,7 @@ def _widen(model: onnx.ModelProto, path: Path, rope: Rope | None) -> dict[str, A
     """
     from onnxruntime import OrtValue
 
-    graph, widened = model.graph, {}
+    graph, widened, exact = model.graph, {}, {} if rope is None else _exact_tables(model.graph, rope)
     for node in graph.node:
         for one in node.attribute:
             if one.name == "accuracy_level":
@@ -160,11 +165,26 @@ def _widen(model: onnx.ModelProto, path: Path, rope: Rope | None) -> dict[str, A
         if tensor.data_type not in _HALVES:
             continue
         values = np.ascontiguousarray(initializer(tensor, path).astype(np.float32))
-        if tensor.name in _TABLES and rope is not None:
-            values = rope[_TABLES.index(tensor.name)].contiguous().numpy()
+        if tensor.name in exact:
+            values = exact[tensor.name]
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             widened[tensor.name] = OrtValue.ortvalue_from_numpy(values)
             tensor.data_type = onnx.TensorProto.FLOAT
         else:
             tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
     return widened
+
+
+def _exact_tables(graph: onnx.GraphProto, rope: Rope) -> dict[str, npt.NDArray[np.float32]]:
+    """`rope` as the tables of a graph, by name."""
+    exact: dict[str, npt.NDArray[np.float32]] = {}
+    for part, whole in zip(("cos", "sin"), rope, strict=True):
+        tables = {
+            one.name: int(one.dims[1])
+            for one in graph.initializer
+            if (match := _TABLE.fullmatch(one.name)) and match["part"] == part
+        }
+        widths = [tables[name] for name in sorted(tables)]
+        pieces = torch.split(whole, widths, dim=1)
+        exact |= {name: piece.contiguous().numpy() for name, piece in zip(sorted(tables), pieces, strict=True)}
+    return exact

@@ -63,7 +63,7 @@ class _Scattered:
             return whole
         kept = self._plan.layers[self._places[name]] if name in self._places else None
         masks = [kept_mask(axis, kept, self._supernet) for axis in self._templates[name].axes]
-        values = self._stored.read(self._name(name)).values
+        values = self._stored.read(self._name(name)).of_model()
         if all(mask.all() for mask in masks):
             return values.reshape(whole.shape)
         if len(masks) == 1:

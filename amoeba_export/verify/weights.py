@@ -90,7 +90,9 @@ def check_weights(
     for name in _norms_first(names & (set(expected.shapes) | set(stored.sums))):
         found = stored.read(name)
         dtypes[name] = found.dtype
-        wanted = _scaled(name, _sum(stored.sums.get(name, (name,)), expected), found, factors, stored)
+        wanted = _sum(stored.sums.get(name, (name,)), expected)
+        wanted = Expected(found.as_stored(wanted.values), wanted.slack)
+        wanted = _scaled(name, wanted, found, factors, stored)
         recorded = (rounding or {}).get(name)
         if recorded is not None and values_digest(found.values) != recorded:
             findings.append(f"{name} is not rounded as its writer recorded")

@@ -14,6 +14,7 @@ import torch
 from amoeba_export.errors import DamagedFile, NotRepresentable, WeightsMismatch
 from amoeba_export.formats import FORMATS
 from amoeba_export.ir import DenseArchitecture, SubnetPlan, Supernet
+from amoeba_export.llama_cpp.architectures import ARCHITECTURES
 from amoeba_export.load import load_supernet
 from amoeba_export.materialize import materialize_subnet
 from amoeba_export.verify.gguf_file import OpenedGguf
@@ -324,7 +325,8 @@ def test_a_bias_that_llama_cpp_would_not_read_is_found(
     written: dict[tuple[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The reader takes of a file what llama.cpp's architecture takes, and complains about the rest."""
-    monkeypatch.setattr("amoeba_export.verify.gguf_file._BIASES", {"llama": ("attn_q", "attn_k", "attn_v")})
+    fewer = dataclasses.replace(ARCHITECTURES["llama"], biases=frozenset(("q", "k", "v")))
+    monkeypatch.setattr("amoeba_export.verify.gguf_file.ARCHITECTURES", {"llama": fewer})
     opened = OpenedGguf(written["llama", "uniform"])
     with pytest.raises(DamagedFile, match=r"llama\.cpp does not read blk\.0\.attn_output\.bias"):
         opened.logits(PROMPT)

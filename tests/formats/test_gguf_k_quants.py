@@ -98,7 +98,7 @@ def test_a_file_is_verified_and_llama_cpp_decodes_what_its_weights_say(
     plan = supernet.full_plan() if shape == "full" else plan_for(supernet, shape, "adaptive")
     folder = write(materialize_subnet(supernet, plan), tmp_path / "gguf", "gguf", dtype)
     expected = ExpectedWeights(supernet, plan)
-    check_weights(folder, STORED["gguf"](folder, expected.shapes), expected)
+    check_weights(folder, STORED["gguf"](folder, expected.wanted), expected)
     opened = OpenedGguf(folder)
     assert opened.dtype == dtype
     tokens = opened.continued(PROMPT, 6).tokens
@@ -138,7 +138,7 @@ def test_another_rounding_is_found(
         blocks[0, 150 if at else size - 1] ^= 0xAA
     tensor.data.flush()
     with pytest.raises(NumbersDiffer, match=r"layers\.1\.mlp\.up_proj\.weight (has|differs)"):
-        check_weights(folder, STORED["gguf"](folder, expected.shapes), expected)
+        check_weights(folder, STORED["gguf"](folder, expected.wanted), expected)
 
 
 def test_rounding_with_importance_is_nearer_where_it_matters() -> None:

@@ -12,7 +12,8 @@ import torch
 from amoeba_export.formats.grid import lies_on_grid, offset_grids, symmetric_grids
 from amoeba_export.formats.onnx import quantize
 from amoeba_export.formats.onnx.precision import PRECISIONS, Blockwise
-from amoeba_export.verify.stored import STORED
+from amoeba_export.load.family_file import read_family
+from amoeba_export.verify.stored import STORED, Wanted
 from tests.formats.onnx_model import OnnxDecoder, random_weights, subnet_of, torch_logits, write_onnx
 from tests.formats.test_onnx_values import adaptive, tokens
 
@@ -140,7 +141,9 @@ def test_a_graph_with_offsets_computes_with_the_stored_weights(tied: bool, on_gr
             for i, (name, weight) in enumerate(source.items())
         }
     folder = write_onnx(subnet_of(dense, source, tmp_path), tmp_path / "onnx", dtype="int4-mixed")
-    stored = STORED["onnx"](folder, {name: tuple(weight.shape) for name, weight in source.items()})
+    shapes = {name: tuple(weight.shape) for name, weight in source.items()}
+    wanted = Wanted(shapes=shapes, family=read_family(dense.base.family).family, dense=dense)
+    stored = STORED["onnx"](folder, wanted)
     reference = {name: stored.read(name).values for name in source}
     for name, weight in source.items():
         if on_grid and is_whole(name, weight):

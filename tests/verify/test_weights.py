@@ -71,7 +71,7 @@ def test_a_recorded_digest_must_be_that_of_the_values(tiny_dirs: dict[str, Path]
     plan = plan_for(supernet, "3x0.75")
     folder = write(materialize_subnet(supernet, plan), tmp_path / "onnx", "onnx", "int8")
     expected = ExpectedWeights(supernet, plan)
-    stored = STORED["onnx"](folder, expected.shapes)
+    stored = STORED["onnx"](folder, expected.wanted)
     name = "model.layers.1.mlp.down_proj.weight"
     dtypes = check_weights(folder, stored, expected, rounding={name: values_digest(stored.read(name).values)})
     assert dtypes[name] == "int8"
@@ -85,13 +85,13 @@ def test_what_is_missing_or_left_over_is_named(tiny_dirs: dict[str, Path], tmp_p
     plan = plan_for(supernet, "3x0.75")
     folder = write(materialize_subnet(supernet, plan), tmp_path / "safetensors")
     expected = ExpectedWeights(supernet, plan)
-    check_weights(folder, STORED["safetensors"](folder, expected.shapes), expected)
+    check_weights(folder, STORED["safetensors"](folder, expected.wanted), expected)
     weights = load_file(folder / "model.safetensors")
     del weights["model.norm.weight"]
     weights["model.layers.0.self_attn.k_proj.bias"] += 1
     save_file(weights, folder / "model.safetensors")
     with pytest.raises(WeightsMismatch) as caught:
-        check_weights(folder, STORED["safetensors"](folder, expected.shapes), expected)
+        check_weights(folder, STORED["safetensors"](folder, expected.wanted), expected)
     assert caught.value.problems == (
         "model.norm.weight is missing",
         "model.layers.0.self_attn.k_proj.bias is not part of this plan",

@@ -219,7 +219,7 @@ def window_pattern(architecture: LlamaCppArchitecture, dense: DenseArchitecture)
     listed = [_is_windowed(kind, dense) for kind in kinds]
     window = next((kind.window for kind in kinds if _is_windowed(kind, dense)), None)
     if window is None:
-        return None, None
+        return (architecture.window, 1) if architecture.window else (None, None)
     for pattern in (None, *range(len(listed) + 2)):
         if all(has_window(architecture, i, pattern) == is_local for i, is_local in enumerate(listed)):
             return window, pattern

@@ -29,9 +29,9 @@ class Turn:
 
 
 def turned_by(dense: DenseArchitecture) -> dict[str, Rope]:
-    """Every RoPE that a layer of `dense` with attention has; the only one of a model in any case."""
+    """Every RoPE that a layer of `dense` has; the only one of a model in any case."""
     named = distinct_ropes(dense.base.layer_kinds)
-    used = [dense.kind(layer).rope for layer in dense.layers if layer.num_heads]
+    used = [dense.kind(layer).rope for layer in dense.layers]
     return {name: rope for name, rope in named.items() if len(named) == 1 or rope in used}
 
 

@@ -1,8 +1,8 @@
 """Tensors of `model.gguf`.
 
-llama.cpp's `llama` and `deci` rotate neighbouring pairs, so rows of q and k lie in another order; rows of integers are
-filled up with zeros to whole blocks; and `deci` wants an FFN everywhere, and the constant that a removed attention left
-in the FFN bias before it.
+Where llama.cpp rotates neighbouring pairs, rows of q and k lie in another order; rows of integers are filled up with
+zeros to whole blocks; `deci` wants an FFN everywhere, and the constant that a removed attention left in the FFN bias
+before it; norms have 1 added where the family adds it, and q is scaled where llama.cpp does not scale scores so.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from amoeba_export.errors import DamagedFile
+from amoeba_export.llama_cpp.architectures import ARCHITECTURES, gguf_place, score_scale
 from amoeba_export.verify.stored.k_quants import BLOCKS, NAMES, scales_of
-from amoeba_export.verify.stored.tensor import Searched, Shapes, Stored
+from amoeba_export.verify.stored.tensor import Searched, Stored, Wanted
 
 _DTYPES = {
     gguf.GGMLQuantizationType.F32: "fp32",
@@ -28,59 +29,84 @@ _DTYPES = {
     **NAMES,
 }
 _BLOCK = 32
-_ADDED = ("rope_freqs.weight",)
+_ADDED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 """Tensors that are no weights of the model: they are part of RoPE, which is compared by its angles."""
 
 
 class GgufWeights:
     """See `StoredWeights`."""
 
-    def __init__(self, folder: Path, shapes: Shapes) -> None:
+    def __init__(self, folder: Path, wanted: Wanted) -> None:
         self._path = folder / "model.gguf"
-        self._shapes = shapes
+        self._wanted = wanted
         reader = gguf.GGUFReader(self._path)
         arch = str(reader.fields["general.architecture"].contents())
-        kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
-        if arch not in kinds:
+        if arch not in ARCHITECTURES:
             raise DamagedFile(self._path, f"its architecture is {arch}")
-        self._in_pairs = arch in ("llama", "deci")
+        self._arch = ARCHITECTURES[arch]
         self._head_dim = int(reader.fields[f"{arch}.attention.key_length"].contents())
-        by_target = {str(tensor.name): tensor for tensor in reader.tensors if tensor.name not in _ADDED}
-        num_layers = 1 + max(
-            (int(name.split(".")[2]) for name in shapes if name.startswith("model.layers.")), default=-1
-        )
-        targets = gguf.get_tensor_name_map(kinds[arch], num_layers)
+        self._sizes = [self._sizes_of(reader, layer) for layer in range(len(wanted.dense.layers))]
+        by_name = {str(tensor.name): tensor for tensor in reader.tensors if tensor.name not in _ADDED}
         self._tensors: dict[str, gguf.ReaderTensor] = {}
+        self._first_rows: dict[str, int] = {}
         sums: dict[str, tuple[str, ...]] = {}
-        for name in shapes:
-            target = targets.get_name(name, try_suffixes=(".weight", ".bias"))
-            if target in by_target:
-                self._tensors[name] = by_target.pop(target)
-            elif name.endswith("self_attn.o_proj.bias"):
-                layer = int(name.split(".")[2])
-                before = f"model.layers.{layer - 1}.mlp.down_proj.bias"
-                sums[before] = (*(part for part in (before,) if part in shapes), name)
+        for name in wanted.shapes:
+            if self._claim(name, by_name):
+                continue
+            place = wanted.family.place(name)
+            if (place.role, place.part) == ("o", "bias") and place.layer:
+                before = wanted.family.bias("down", place.layer - 1)
+                sums[before] = (*(part for part in (before,) if part in wanted.shapes), name)
         for before in sums:
-            target = targets.get_name(before, try_suffixes=(".weight", ".bias"))
-            if before not in self._tensors and target in by_target:
-                self._tensors[before] = by_target.pop(target)
+            self._claim(before, by_name)
         self.sums: Mapping[str, tuple[str, ...]] = sums
         self._check_counts(reader, arch)
-        self._left = by_target
+        claimed = {str(tensor.name) for tensor in self._tensors.values()}
+        self._left = {name: tensor for name, tensor in by_name.items() if name not in claimed}
+
+    def _claim(self, name: str, by_name: Mapping[str, gguf.ReaderTensor]) -> bool:
+        """Find the tensor that holds a weight, and the row that it begins at."""
+        place = self._wanted.family.place(name)
+        found = gguf_place(self._arch, place.role, place.layer, place.part)
+        if found.tensor not in by_name:
+            return False
+        self._tensors[name] = by_name[found.tensor]
+        if found.before:
+            assert place.layer is not None
+            self._first_rows[name] = sum(self._sizes[place.layer][role] for role in found.before)
+        return True
+
+    def _sizes_of(self, reader: gguf.GGUFReader, layer: int) -> dict[str, int]:
+        """Rows of the matrices of a layer, as the header counts them."""
+        counts: dict[str, int] = {}
+        for key, (roles, size) in self._counted().items():
+            values = reader.fields[f"{self._arch.name}.{key}"].contents()
+            count = values[layer] if isinstance(values, list) else values
+            counts |= dict.fromkeys(roles, int(count) * size)
+        return counts
+
+    def _counted(self) -> Mapping[str, tuple[tuple[str, ...], int]]:
+        """Key of the header -> roles whose rows it counts, and rows of one."""
+        return {
+            "attention.head_count": (("q",), self._head_dim),
+            "attention.head_count_kv": (("k", "v"), self._head_dim),
+            "feed_forward_length": (("gate", "up"), 1),
+        }
 
     def _check_counts(self, reader: gguf.GGUFReader, arch: str) -> None:
         """llama.cpp splits rows into heads as the header counts them."""
         rows = {str(tensor.name): int(tensor.shape[-1]) for tensor in reader.tensors}
-        for key, tensor, size in (
-            ("attention.head_count", "attn_q", self._head_dim),
-            ("attention.head_count_kv", "attn_k", self._head_dim),
-            ("feed_forward_length", "ffn_gate", 1),
-        ):
-            counts = reader.fields[f"{arch}.{key}"].contents()
-            for layer in range(int(reader.fields[f"{arch}.block_count"].contents())):
-                count = counts[layer] if isinstance(counts, list) else counts
-                if rows.get(f"blk.{layer}.{tensor}.weight", 0) != count * size:
-                    raise DamagedFile(self._path, f"its {key} is {count} in layer {layer}, and {tensor} has other rows")
+        num_layers = int(reader.fields[f"{arch}.block_count"].contents())
+        if num_layers != len(self._sizes):
+            raise DamagedFile(self._path, f"it has {num_layers} layers, and the plan keeps {len(self._sizes)}")
+        for layer, sizes in enumerate(self._sizes):
+            expected: dict[str, int] = {}
+            for role, size in sizes.items():
+                tensor = gguf_place(self._arch, role, layer, "weight").tensor
+                expected[tensor] = expected.get(tensor, 0) + size
+            for tensor, count in expected.items():
+                if rows.get(tensor, 0) != count:
+                    raise DamagedFile(self._path, f"its header counts {count} rows in {tensor}, which has others")
 
     def names(self) -> Collection[str]:
         """See `StoredWeights`. A tensor that stands for no weight of the plan goes by its own name."""
@@ -98,15 +124,41 @@ class GgufWeights:
         steps = (
             _steps(tensor, shape) if kind in (gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q4_0) else None
         )
-        if self._in_pairs and (".self_attn.q_proj." in name or ".self_attn.k_proj." in name):
+        place = self._wanted.family.find(name)
+        role = None if place is None else place.role
+        if name in self._first_rows:
+            assert place is not None
+            assert place.layer is not None
+            first = self._first_rows[name]
+            rows = slice(first, first + self._sizes[place.layer][place.role])
+            values, steps = values[rows], None if steps is None else steps[rows]
+            searched = None if searched is None else _each(searched, lambda part: part[rows])
+        if self._arch.in_pairs and role in ("q", "k"):
             values = self._halves(values)
             steps = None if steps is None else self._halves(steps)
             searched = None if searched is None else _each(searched, self._halves)
-        if (expected := self._shapes.get(name)) is not None:
+        if (expected := self._wanted.shapes.get(name)) is not None:
             values, steps = self._cut(name, values, steps, expected, has_offsets=kind is gguf.GGMLQuantizationType.Q5_1)
             searched = None if searched is None else _each(searched, lambda part: part[: expected[0]])
-        block = BLOCKS.get(kind, _BLOCK)
-        return Stored(values=values, dtype=_DTYPES[kind], steps=steps, block=block, half_steps=True, searched=searched)
+        return Stored(
+            values=values,
+            dtype=_DTYPES[kind],
+            steps=steps,
+            block=BLOCKS.get(kind, _BLOCK),
+            half_steps=True,
+            searched=searched,
+            offset=self._wanted.dense.base.norm_offset if role is not None and role.endswith("_norm") else 0.0,
+            factor=self._factor(role),
+        )
+
+    def _factor(self, role: str | None) -> float:
+        """What q is multiplied by, where llama.cpp scales scores otherwise than the model."""
+        dense = self._wanted.dense
+        base = dense.base
+        if self._arch.large is None or role != ("q_norm" if base.qk_norm else "q"):
+            return 1.0
+        heads = dense.layers[0].num_heads
+        return base.score_scale / score_scale(self._arch, len(dense.layers), base.hidden_size, heads, base.head_dim)
 
     def _cut(
         self,

@@ -20,11 +20,10 @@ import torch
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from amoeba_export.errors import DamagedFile
-from amoeba_export.verify.stored.tensor import Shapes, Stored
+from amoeba_export.verify.stored.tensor import Stored, Wanted
 
 MODEL_NAME = "model.onnx"
 
-_STACKED = re.compile(r"(?P<prefix>.*\.)(?P<parts>[a-z]+(?:_[a-z]+)*)_proj\.(?P<end>weight|bias)")
 _QUANTIZED = re.compile(r"(?P<name>.*\.weight)_q(?P<bits>4|8)(?P<again>_rows)?")
 _DTYPES = {onnx.TensorProto.FLOAT: "fp32", onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.BFLOAT16: "bf16"}
 
@@ -40,10 +39,11 @@ class _Part:
 class OnnxWeights:
     """See `StoredWeights`."""
 
-    def __init__(self, folder: Path, shapes: Shapes) -> None:
+    def __init__(self, folder: Path, wanted: Wanted) -> None:
         self.sums: Mapping[str, tuple[str, ...]] = {}
         self._path = folder / MODEL_NAME
-        self._shapes = shapes
+        self._shapes, self._family = wanted.shapes, wanted.family
+        self._norm_offset = wanted.dense.base.norm_offset
         graph = read_model(self._path).graph
         self._tensors = {tensor.name: tensor for tensor in graph.initializer}
         if len(self._tensors) < len(graph.initializer):
@@ -70,9 +70,7 @@ class OnnxWeights:
 
     def _find(self, name: str, stored: str) -> None:
         """Note which weights `stored` is made of: those that the plan has."""
-        names = [name]
-        if name not in self._shapes and (match := _STACKED.fullmatch(name)):
-            names = [f"{match['prefix']}{part}_proj.{match['end']}" for part in match["parts"].split("_")]
+        names = [name] if name in self._shapes else self._stacked(name)
         if name.endswith("_scales") or not all(one in self._shapes for one in names):
             if re.search(r"\.(weight|bias)$", name):
                 self._parts[name] = _Part(stored, 0)  # of no weight of the plan
@@ -84,6 +82,18 @@ class OnnxWeights:
         rows = list(self._tensors[stored].dims)[-1 if stored in self._turned else 0]
         if start != rows:
             raise DamagedFile(self._path, f"{name} has {rows} rows, and the plan keeps {start}")
+
+    def _stacked(self, name: str) -> list[str]:
+        """The weights of the plan that a stored name says to be one under the other, or the name itself."""
+        module, _, end = name.rpartition(".")
+        block, _, stem = module.rpartition(".")
+        pieces = stem.split("_")
+        for count in range(2, len(pieces)):
+            ending = "_".join(pieces[count:])
+            names = [f"{block}.{piece}_{ending}.{end}" for piece in pieces[:count]]
+            if all(one in self._shapes for one in names):
+                return names
+        return [name]
 
     def _same_bytes(self, name: str, other: str) -> None:
         """A second view of a matrix must be one of the same bytes."""
@@ -119,7 +129,8 @@ class OnnxWeights:
         dtype = _DTYPES.get(self._tensors[part.stored].data_type)
         if dtype is None:
             raise DamagedFile(self._path, f"{name} is no floating-point tensor")
-        return Stored(values=_float(values[rows]), dtype=dtype)
+        is_norm = self._family.place(name).role.endswith("_norm")
+        return Stored(values=_float(values[rows]), dtype=dtype, offset=self._norm_offset if is_norm else 0.0)
 
     def _integers(
         self, match: re.Match[str], packed: np.ndarray[Any, Any], rows: slice, expected: tuple[int, ...]

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from amoeba_export.errors import DamagedFile
-from amoeba_export.verify.stored.tensor import Shapes, Stored
+from amoeba_export.verify.stored.tensor import Stored, Wanted
 
 _DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 _INDEX = "model.safetensors.index.json"
@@ -19,9 +19,9 @@ _INDEX = "model.safetensors.index.json"
 class SafetensorsWeights:
     """See `StoredWeights`. Biases that only a stock type wants must be zero: they are listed like all others."""
 
-    def __init__(self, folder: Path, shapes: Shapes) -> None:
+    def __init__(self, folder: Path, wanted: Wanted) -> None:
         self.sums: Mapping[str, tuple[str, ...]] = {}
-        self._shapes = shapes
+        self._shapes = wanted.shapes
         self._shards: dict[str, Path] = {}
         paths = sorted(folder.glob("*.safetensors"))
         if not paths:

@@ -8,8 +8,26 @@ from typing import Protocol
 
 import torch
 
+from amoeba_export.ir import DenseArchitecture, Family
+
 Shapes = Mapping[str, tuple[int, ...]]
 """Name and shape of every weight of a cut model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What a file must have, before any weight is read.
+
+    Attributes:
+        shapes: Of every weight.
+        family: Says which role a name has.
+        dense: The cut model.
+    """
+
+    shapes: Shapes
+    family: Family
+    dense: DenseArchitecture
+
 
 BITS = {"int8": 8, "int4": 4}
 
@@ -48,6 +66,9 @@ class Stored:
         block: Of integers: values that share a scale. The last block may reach beyond the values.
         half_steps: Of integers: whether scales are stored in 16 bits.
         searched: Of integers whose scales are no plain function of their block: the scales, in place of `steps`.
+        offset: What the file adds to the weight of a norm, since its runtime does not.
+        factor: What the file multiplies a weight by, since its runtime does not scale so: values = factor * (weight +
+            offset).
     """
 
     values: torch.Tensor
@@ -56,6 +77,16 @@ class Stored:
     block: int = 0
     half_steps: bool = False
     searched: Searched | None = None
+    offset: float = 0.0
+    factor: float = 1.0
+
+    def of_model(self) -> torch.Tensor:
+        """The weight as the family has it."""
+        return self.values / self.factor - self.offset if self.offset or self.factor != 1.0 else self.values
+
+    def as_stored(self, weight: torch.Tensor) -> torch.Tensor:
+        """A weight of the family as this file should have it."""
+        return (weight + self.offset) * self.factor if self.offset or self.factor != 1.0 else weight
 
 
 class StoredWeights(Protocol):
