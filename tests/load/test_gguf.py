@@ -590,11 +590,11 @@ def test_a_misread_file_is_found_by_llama_cpp(
     llama_cpp_too: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Plain RoPE in the place of linear, and a rule that splits otherwise."""
-    from amoeba_export.load.gguf import tensors, tokenizer
+    from amoeba_export.load.gguf import config, tokenizer
 
     model = tiny_model("llama", vocab_size=len(TOKENS), rope_parameters={**BASE, "rope_type": "linear", "factor": 4.0})
     write_gguf(tmp_path / "linear.gguf", model=model, edit=linear_keys)
-    monkeypatch.setattr(tensors, "_rope", lambda file, metadata: dict(BASE))
+    monkeypatch.setattr(config, "_rope", lambda *_: {"rope_parameters": dict(BASE)})
     monkeypatch.setattr(tokenizer, "_RULES", {"smollm": tokenizer._RULES["gpt-2"]})
     what = refusal(tmp_path / "linear.gguf", SourceDisagrees)
     assert "its log probabilities after 96 tokens are" in what

@@ -6,6 +6,7 @@ known to change nothing, or refused by name: a key that is new to us may be one 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -16,13 +17,14 @@ import numpy as np
 
 from amoeba_export.errors import DamagedFile, UnsupportedError, UnsupportedModel
 from amoeba_export.gguf_file import GgufFile
-
-FAMILIES = {"llama": "llama", "deci": "llama", "granite": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-"""Architecture of llama.cpp -> our family. `granite` is `llama` with multipliers, which must be neutral; `deci` is
-`llama` with widths per layer."""
-
-PAIRED = ("llama", "deci", "granite")
-"""These rotate neighbouring pairs; transformers and the others rotate the two halves of a head."""
+from amoeba_export.llama_cpp.architectures import (
+    ARCHITECTURES,
+    LlamaCppArchitecture,
+    has_window,
+    rotates,
+    score_scale,
+)
+from amoeba_export.load.family_file import read_family, supported_families
 
 NEXT_STEP = "Give the model as a Hugging Face folder instead."
 
@@ -30,6 +32,7 @@ _NEUTRAL: Mapping[str, Collection[Any]] = {
     "attention.causal": (True,),
     "attention.clamp_kqv": (0.0,),
     "attention.max_alibi_bias": (0.0,),
+    "attention.temperature_scale": (0.0,),
     "attn_logit_softcapping": (0.0,),
     "embedding_scale": (0.0, 1.0),
     "expert_count": (0,),
@@ -50,6 +53,20 @@ _YARN = {"ext_factor": (-1.0, 1.0), "attn_factor": (-1.0, 1.0), "beta_fast": (32
 with instead. Another value means that the file and its model differ."""
 
 
+_LOCAL_THETA = 10000.0
+"""Base of RoPE in layers with a window, where a file of `gemma3` does not say."""
+
+
+@functools.cache
+def families_by_architecture() -> Mapping[str, str]:
+    """Architecture of llama.cpp -> our family, as the families' files say."""
+    return {
+        architecture: name
+        for name in supported_families()
+        for architecture in read_family(name).containers.get("gguf", {}).get("architectures", ())
+    }
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSize:
     """The dims of one layer as the file has them."""
@@ -64,17 +81,31 @@ class Metadata:
     """What the keys say; nothing of it comes from tensors.
 
     Attributes:
-        arch: llama.cpp's name of the architecture.
-        rope: As `rope_parameters` of transformers; `rope_freqs.weight` may still add to it.
+        arch: llama.cpp's architecture.
+        rope: As `rope_parameters` of transformers, of layers without a window; tensors may still add to it.
+        rope_dims: Leading dims of a head that it turns.
+        local_theta: Its base in layers with a window.
+        rotated: Per layer, whether it turns at all.
+        window: Tokens of it, or None where no layer has one.
+        local: Per layer, whether it has the window.
+        temperature: How queries grow with their position, or None.
+        facts: What else the file says, by field of `Architecture`.
     """
 
-    arch: str
+    arch: LlamaCppArchitecture
     layers: tuple[LayerSize, ...]
     hidden_size: int
     head_dim: int
     max_positions: int
     norm_eps: float
     rope: Mapping[str, Any]
+    rope_dims: int
+    local_theta: float
+    rotated: tuple[bool, ...]
+    window: int | None
+    local: tuple[bool, ...]
+    temperature: float | None
+    facts: Mapping[str, float | None]
 
 
 def decimal(value: float) -> float:
@@ -97,9 +128,10 @@ def read_metadata(file: GgufFile) -> Metadata:
             where=file.path,
             next_step="Give the GGUF file of the model.",
         )
-    arch = file.fields.get("general.architecture")
-    if arch not in FAMILIES:
-        raise UnsupportedModel(arch, FAMILIES, where=file.path)
+    name = file.fields.get("general.architecture")
+    if not isinstance(name, str) or name not in families_by_architecture():
+        raise UnsupportedModel(name, families_by_architecture(), where=file.path)
+    arch = ARCHITECTURES[name]
     keys = _Keys(file, arch)
     num_layers = keys.count("block_count")
     num_heads = keys.per_layer("attention.head_count", num_layers)
@@ -110,16 +142,13 @@ def read_metadata(file: GgufFile) -> Metadata:
     value_dim = keys.count("attention.value_length", hidden_size // max(num_heads[0], 1))
     if value_dim != head_dim:
         raise keys.refused("attention.value_length", value_dim, f"keys are {head_dim} long")
-    rotated = keys.count("rope.dimension_count", head_dim)
-    if rotated != head_dim:
-        raise keys.refused("rope.dimension_count", rotated, f"heads are {head_dim} long")
+    rope_dims = keys.count("rope.dimension_count", head_dim)
+    if rope_dims > head_dim or rope_dims % 2 or (rope_dims != head_dim and "partial_rotary" not in arch.computes):
+        raise keys.refused("rope.dimension_count", rope_dims, f"heads are {head_dim} long")
     max_positions = keys.count("context_length")
-    window = keys.take("attention.sliding_window", 0)
-    if 0 < window < max_positions:
-        raise keys.refused("attention.sliding_window", window, "llama.cpp attends to everything in this architecture")
-    scale = keys.take("attention.scale", 0.0)
-    if scale and not math.isclose(scale, head_dim**-0.5, rel_tol=1e-6):
-        raise keys.refused("attention.scale", scale, f"heads of {head_dim} are scaled by {head_dim**-0.5:g}")
+    window, local = _windows(keys, num_layers, max_positions)
+    rope = _rope(keys, max_positions)
+    scale = score_scale(arch, num_layers, hidden_size, max(num_heads[0], 1), head_dim)
     metadata = Metadata(
         arch=arch,
         layers=tuple(
@@ -130,7 +159,14 @@ def read_metadata(file: GgufFile) -> Metadata:
         head_dim=head_dim,
         max_positions=max_positions,
         norm_eps=decimal(keys.number("attention.layer_norm_rms_epsilon")),
-        rope=_rope(keys, max_positions),
+        rope=rope,
+        rope_dims=rope_dims,
+        local_theta=_local_theta(keys, rope["rope_theta"]),
+        rotated=tuple(rotates(arch, layer) for layer in range(num_layers)),
+        window=window,
+        local=local,
+        temperature=_temperature(keys, rope),
+        facts=_facts(keys, scale, head_dim),
     )
     keys.finish()
     _check_layers(metadata, file.path)
@@ -140,10 +176,11 @@ def read_metadata(file: GgufFile) -> Metadata:
 class _Keys:
     """The keys of the architecture, each of which must be asked for or be harmless."""
 
-    def __init__(self, file: GgufFile, arch: str) -> None:
+    def __init__(self, file: GgufFile, arch: LlamaCppArchitecture) -> None:
         self._path = file.path
-        self._arch = arch
-        prefix = f"{arch}."
+        self.arch = arch
+        self._arch = arch.name
+        prefix = f"{arch.name}."
         self._left = {key.removeprefix(prefix): v for key, v in file.fields.items() if key.startswith(prefix)}
 
     def take(self, key: str, default: Any = None) -> Any:
@@ -195,11 +232,12 @@ def _rope(keys: _Keys, max_positions: int) -> dict[str, Any]:
     factor = decimal(keys.number("rope.scaling.factor", legacy)) or 1.0
     scaling = keys.take("rope.scaling.type", "linear")
     finetuned = keys.take("rope.scaling.finetuned", True)
-    if not finetuned and keys._arch == "granite":
+    if not finetuned and "logits_divisor" in keys.arch.computes:
         raise keys.refused("rope.scaling.finetuned", finetuned, "it switches RoPE off")
     original = keys.count("rope.scaling.original_context_length", max_positions)
     magnitude = decimal(keys.number("rope.scaling.attn_factor", 1.0))
-    if scaling not in ("none", "linear", "yarn"):
+    known = ("none", "linear", "yarn", *(["longrope"] if "longrope" in keys.arch.ropes else []))
+    if scaling not in known:
         raise keys.refused("rope.scaling.type", scaling, "its factors are not read")
     for name, taken in _YARN.items():
         value = keys.number(f"rope.scaling.yarn_{name}", taken[0])
@@ -207,13 +245,80 @@ def _rope(keys: _Keys, max_positions: int) -> dict[str, Any]:
             raise keys.refused(f"rope.scaling.yarn_{name}", value, f"llama.cpp takes it for {taken[-1]:g} here")
     if scaling == "yarn":
         rope |= {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
-        if magnitude != 1.0:
-            rope["attention_factor"] = magnitude * (1.0 + 0.1 * math.log(max(factor, 1.0)))
+        # In `mistral3` another magnitude takes the place of YaRN's own.
+        weight = (
+            keys.number("rope.scaling.yarn_log_multiplier", 0.0) if "query_temperature" in keys.arch.computes else 0
+        )
+        grown = 1.0 + 0.1 * math.log(max(factor, 1.0))
+        if magnitude != 1.0 or weight:
+            rope["attention_factor"] = decimal(magnitude * grown / (1.0 + weight * (grown - 1.0)))
+    elif keys.arch.fused or scaling == "longrope":  # `phi3` goes by its tensors, whatever its type
+        rope |= {"rope_type": "longrope", "original_max_position_embeddings": original, "attention_factor": magnitude}
     elif magnitude != 1.0:
         raise keys.refused("rope.scaling.attn_factor", magnitude, "it scales attention without YaRN")
     elif scaling == "linear" and factor != 1.0:
         rope |= {"rope_type": "linear", "factor": factor}
     return rope
+
+
+def _windows(keys: _Keys, num_layers: int, max_positions: int) -> tuple[int | None, tuple[bool, ...]]:
+    """The window, and which layers have it."""
+    arch = keys.arch
+    window = keys.take("attention.sliding_window", arch.window)
+    if not isinstance(window, int) or isinstance(window, bool) or window < 0:
+        raise keys.refused("attention.sliding_window", window, "it is no size")
+    if arch.kinds != "listed":
+        if 0 < window < max_positions:
+            raise keys.refused(
+                "attention.sliding_window", window, "llama.cpp attends to everything in this architecture"
+            )
+        return None, (False,) * num_layers
+    pattern = keys.take("attention.sliding_window_pattern", arch.period)
+    listed = pattern if isinstance(pattern, list) else [pattern]
+    sane = all(isinstance(one, int) and 0 <= one <= num_layers + 1 for one in listed)
+    if not sane or (isinstance(pattern, list) and len(pattern) != num_layers):
+        raise keys.refused("attention.sliding_window_pattern", pattern, f"it says nothing of {num_layers} layers")
+    if not window:
+        return None, (False,) * num_layers
+    return window, tuple(has_window(arch, layer, pattern) for layer in range(num_layers))
+
+
+def _local_theta(keys: _Keys, theta: float) -> float:
+    if keys.arch.kinds != "listed":
+        return theta
+    return decimal(keys.number("rope.freq_base_swa", _LOCAL_THETA if keys.arch.qk_norm else theta))
+
+
+def _temperature(keys: _Keys, rope: Mapping[str, Any]) -> float | None:
+    if "query_temperature" not in keys.arch.computes:
+        return None
+    beta = decimal(keys.number("attention.temperature_scale", 0.0))
+    if beta and rope["rope_type"] != "yarn":
+        raise keys.refused("attention.temperature_scale", beta, "its length is that of YaRN, which is not there")
+    return beta
+
+
+def _facts(keys: _Keys, scale: float, head_dim: int) -> dict[str, float | None]:
+    """Scales and caps, as llama.cpp takes them where the file does not say."""
+    computes, facts = keys.arch.computes, dict[str, float | None]()
+    if "logits_divisor" in computes:
+        facts["logits_divisor"] = decimal(keys.number("logit_scale"))
+        for field, key in (("residual_scale", "residual_scale"), ("embedding_scale", "embedding_scale")):
+            facts[field] = decimal(keys.number(key, 0.0)) or 1.0
+        facts["attention_scale"] = decimal(keys.number("attention.scale", 0.0)) or scale
+        return facts
+    said = keys.number("attention.scale", 0.0)
+    if said and not math.isclose(said, scale, rel_tol=1e-6):
+        raise keys.refused("attention.scale", said, f"heads of {head_dim} are scaled by {scale:g}")
+    if "attention_scale" in computes:
+        facts["attention_scale"] = scale
+    for field, key, default in (
+        ("attention_softcap", "attn_logit_softcapping", 50.0),
+        ("final_softcap", "final_logit_softcapping", 30.0),
+    ):
+        if field in computes:
+            facts[field] = decimal(keys.number(key, default if field in keys.arch.always else 0.0)) or None
+    return facts
 
 
 def _check_layers(metadata: Metadata, where: Path) -> None:

@@ -14,24 +14,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import gguf
 import torch
 
 from amoeba_export.errors import DamagedFile, UnsupportedError
 from amoeba_export.gguf_file import GgufFile, GgufTensor
 from amoeba_export.ir import Architecture, TensorTemplate
+from amoeba_export.ir.family import LAYER_ROLES, Block, block_of
+from amoeba_export.llama_cpp.architectures import GgufPlace, gguf_place
 from amoeba_export.load.families import expected_weights, read_architecture
 from amoeba_export.load.family_file import FamilyFile, read_family
-from amoeba_export.load.gguf.metadata import FAMILIES, NEXT_STEP, PAIRED, LayerSize, Metadata
-from amoeba_export.load.gguf.rope import llama3_parameters
-
-ROPE_FREQS = "rope_freqs.weight"
-
-_KIND = gguf.MODEL_TENSOR
-_ATTENTION = (_KIND.ATTN_NORM, _KIND.ATTN_Q, _KIND.ATTN_K, _KIND.ATTN_V, _KIND.ATTN_OUT)
-_FFN = (_KIND.FFN_NORM, _KIND.FFN_GATE, _KIND.FFN_UP, _KIND.FFN_DOWN)
-"""The tensors of a block, its norm first."""
-_ARCHITECTURES = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
+from amoeba_export.load.gguf.config import model_config, rope_tensors
+from amoeba_export.load.gguf.metadata import NEXT_STEP, LayerSize, Metadata, families_by_architecture
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,19 +57,18 @@ def read_model(file: GgufFile, metadata: Metadata) -> Model:
         DamagedFile: A tensor is missing or has another shape.
         UnsupportedError: There are tensors that no weight of ours comes from.
     """
-    names = gguf.get_tensor_name_map(_ARCHITECTURES[metadata.arch], len(metadata.layers))
-    size, family_name = _largest(metadata), FAMILIES[metadata.arch]
-    if family_name == "llama" and metadata.hidden_size % size.num_heads:
+    size, family_name = _largest(metadata), families_by_architecture()[metadata.arch.name]
+    if read_family(family_name).even_heads and metadata.hidden_size % size.num_heads:
         # Llama's config wants the heads to divide the hidden size. Mistral's does not, and has no biases.
         if any(name.endswith(".bias") for name in file.tensors):
             size = _dividing(size, metadata.hidden_size)
         else:
-            family_name = "mistral"
+            family_name = read_family(family_name).containers["gguf"].get("without_biases", family_name)
     family = read_family(family_name)
-    config = _config(file, metadata, family, size, names)
+    config = model_config(file, metadata, family, size)
     architecture, _ = read_architecture(config, where=file.path)
     model = Model(file=file, metadata=metadata, family=family, config=config, architecture=architecture, size=size)
-    _check_tensors(model, names)
+    _check_tensors(model)
     return model
 
 
@@ -102,69 +94,16 @@ def _dividing(size: LayerSize, hidden_size: int) -> LayerSize:
     return dataclasses.replace(size, num_heads=num_heads, num_kv_heads=num_kv_heads)
 
 
-def _config(
-    file: GgufFile, metadata: Metadata, family: FamilyFile, size: LayerSize, names: gguf.TensorNameMap
-) -> dict[str, Any]:
-    """The config of a stock model; flags follow from the tensors."""
-    embedding = next(template for template in family.family.globals if "vocab" in template.axes)
-    config: dict[str, Any] = {
-        "model_type": family.family.model_type,
-        "vocab_size": _tensor(file, _name(names, embedding, 0)).shape[0],
-        "hidden_size": metadata.hidden_size,
-        "num_hidden_layers": len(metadata.layers),
-        "num_attention_heads": size.num_heads,
-        "num_key_value_heads": size.num_kv_heads,
-        "head_dim": metadata.head_dim,
-        "intermediate_size": size.ffn_size,
-        "max_position_embeddings": metadata.max_positions,
-        "rms_norm_eps": metadata.norm_eps,
-        "rope_parameters": _rope(file, metadata),
-        "tie_word_embeddings": not any(
-            _name(names, template, 0) in file.tensors for template in family.family.globals if template.when == "untied"
-        ),
-    }
-    if "sliding_window" in family.config and not family.window:
-        config[str(family.key("sliding_window"))] = None
-    for flag in ("qkv_bias", "o_bias", "mlp_bias"):
-        if flag in family.config and flag not in family.constants:
-            there = any(
-                _name(names, template, idx) in file.tensors
-                for template in family.family.layer
-                if template.when == flag
-                for idx in range(len(metadata.layers))
-            )
-            key = str(family.key(flag))
-            config[key] = there or config.get(key, False)
-    return config
-
-
-def _rope(file: GgufFile, metadata: Metadata) -> dict[str, Any]:
-    rope = dict(metadata.rope)
-    tensor = file.tensors.get(ROPE_FREQS)
-    if tensor is None or metadata.arch not in PAIRED:  # the others do not read it, and it is left over
-        return rope
-    if tensor.shape != (metadata.head_dim // 2,):
-        raise _misshapen(tensor, (metadata.head_dim // 2,))
-    found = llama3_parameters(tensor.read(), theta=rope["rope_theta"])
-    if found is None or (found and rope["rope_type"] != "default"):
-        reason = "together with another scaling" if found else "that no RoPE of transformers has"
-        raise UnsupportedError(
-            f"The factors in {ROPE_FREQS} are divisors {reason}.", where=file.path, next_step=NEXT_STEP
-        )
-    return rope | found
-
-
-def _check_tensors(model: Model, names: gguf.TensorNameMap) -> None:
+def _check_tensors(model: Model) -> None:
     file, metadata = model.file, model.metadata
-    left = set(file.tensors)
-    if metadata.arch in PAIRED:
-        left.discard(ROPE_FREQS)
-    for source in _sources(model, names):
+    left = set(file.tensors) - set(rope_tensors(metadata))
+    for source in _sources(model):
         if source.tensor_name in file.tensors and not source.is_gone:
             left.discard(source.tensor_name)
             tensor = file.tensors[source.tensor_name]
-            if tensor.shape != source.shape:
-                raise _misshapen(tensor, source.shape)
+            rows = source.tensor_rows or source.shape[0]
+            if tensor.shape != (rows, *source.shape[1:]):
+                raise misshapen(tensor, (rows, *source.shape[1:]))
             if tensor.kind.name.startswith(("I8", "I16", "I32", "I64")):
                 raise DamagedFile(tensor.path, f"{tensor.name} holds integers")
         elif source.filler is None:
@@ -172,7 +111,7 @@ def _check_tensors(model: Model, names: gguf.TensorNameMap) -> None:
     if left:
         listed = ", ".join(sorted(left)[:6]) + (f" and {len(left) - 6} more" if len(left) > 6 else "")
         raise UnsupportedError(
-            f"This GGUF file has tensors that '{metadata.arch}' models of ours do not have: {listed}.",
+            f"This GGUF file has tensors that '{metadata.arch.name}' models of ours do not have: {listed}.",
             where=file.path,
             next_step=NEXT_STEP,
         )
@@ -186,7 +125,9 @@ class _Source:
         name: Of our weight.
         template: What its axes are.
         layer: Dims of the layer in the file, None for weights that are in no layer.
-        shape: Of the tensor in the file.
+        shape: Of the weight in the file.
+        first_row: Where it begins in the tensor, which may hold others.
+        tensor_rows: Of the tensor; 0 where it holds no others.
         is_gone: It belongs to a block that this layer does not have.
         filler: What the weight consists of where the file has no such tensor; None: it must be there.
     """
@@ -194,51 +135,68 @@ class _Source:
     name: str
     template: TensorTemplate
     tensor_name: str
-    kind: gguf.MODEL_TENSOR
     layer: LayerSize | None
     shape: tuple[int, ...]
+    first_row: int
+    tensor_rows: int
     is_gone: bool
     filler: float | None
 
 
-def _sources(model: Model, names: gguf.TensorNameMap) -> Iterator[_Source]:
+def _sources(model: Model) -> Iterator[_Source]:
     """Every weight of the architecture, in the family's order."""
-    metadata = model.metadata
-    expected = expected_weights(model.family.family, model.architecture)
-    for template in model.family.family.globals + model.family.family.layer:
+    metadata, family = model.metadata, model.family.family
+    expected = expected_weights(family, model.architecture)
+    for template in family.templates:
         layers: list[LayerSize | None] = [None]
-        if template in model.family.family.layer:
+        if template in family.layer:
             layers = list(metadata.layers)
+        part = template.name.rpartition(".")[2]
         for idx, layer in enumerate(layers):
             name = template.name.format(layer=idx)
             if name not in expected:
                 continue
-            found = names.get_type_and_name(name, try_suffixes=(".weight", ".bias"))
-            assert found is not None, f"gguf has no name for {name}"
+            place = gguf_place(metadata.arch, template.role, None if layer is None else idx, part)
+            first, rows = _rows(place, template, layer, model)
             yield _Source(
                 name=name,
                 template=template,
-                tensor_name=found[1],
-                kind=found[0],
+                tensor_name=place.tensor,
                 layer=layer,
                 shape=_shape(template, layer, model),
-                is_gone=_is_gone(found[0], layer),
-                filler=_filler(template, found[0], layer),
+                first_row=first,
+                tensor_rows=rows,
+                is_gone=_is_gone(block_of(template.role), layer),
+                filler=_filler(template, layer),
             )
 
 
-def _is_gone(kind: gguf.MODEL_TENSOR, layer: LayerSize | None) -> bool:
-    if layer is None:
+def _rows(place: GgufPlace, template: TensorTemplate, layer: LayerSize | None, model: Model) -> tuple[int, int]:
+    """Where a weight begins in a tensor that holds several, and the rows of that; zeros for a tensor of its own."""
+    fused = next((one.roles for one in model.family.family.fused if template.role in one.roles), ())
+    if not model.metadata.arch.fused or template.role not in fused:
+        return 0, 0
+    sizes: dict[str, int] = {
+        one.role: _shape(one, layer, model)[0]
+        for one in model.family.family.layer
+        if one.role in fused and one.name.endswith(".weight")
+    }
+    return sum(sizes[role] for role in place.before), sum(sizes.values())
+
+
+def _is_gone(block: Block | None, layer: LayerSize | None) -> bool:
+    if layer is None or block is None:
         return False
-    return (kind in _ATTENTION and not layer.num_heads) or (kind in _FFN and not layer.ffn_size)
+    return not (layer.num_heads if block == "attention" else layer.ffn_size)
 
 
-def _filler(template: TensorTemplate, kind: gguf.MODEL_TENSOR, layer: LayerSize | None) -> float | None:
+def _filler(template: TensorTemplate, layer: LayerSize | None) -> float | None:
     """Zeros for a bias that others have, and for a block that is gone; its norm then does not matter."""
-    if kind in (_ATTENTION[0], _FFN[0]):
-        return 1.0 if _is_gone(kind, layer) else None
+    block = block_of(template.role)
+    if block is not None and template.role == LAYER_ROLES[block][0]:
+        return 1.0 if _is_gone(block, layer) else None
     is_bias = layer is not None and template.name.endswith(".bias")
-    return 0.0 if is_bias or _is_gone(kind, layer) else None
+    return 0.0 if is_bias or _is_gone(block, layer) else None
 
 
 def _shape(template: TensorTemplate, layer: LayerSize | None, model: Model) -> tuple[int, ...]:
@@ -251,21 +209,25 @@ def _shape(template: TensorTemplate, layer: LayerSize | None, model: Model) -> t
 
 def read_weights(model: Model) -> Iterator[tuple[str, torch.Tensor]]:
     """Name and fp32 values of every weight, one at a time. The tensors were checked by `read_model`."""
-    names = gguf.get_tensor_name_map(_ARCHITECTURES[model.metadata.arch], len(model.metadata.layers))
     expected = expected_weights(model.family.family, model.architecture)
-    for source in _sources(model, names):
+    offset = model.architecture.norm_offset
+    for source in _sources(model):
         tensor = None if source.is_gone else model.file.tensors.get(source.tensor_name)
         if tensor is None:
             assert source.filler is not None
             yield source.name, torch.full(expected[source.name], source.filler)
             continue
         weight = torch.from_numpy(tensor.read())
+        if source.tensor_rows:
+            weight = weight[source.first_row : source.first_row + source.shape[0]]
         if source.layer is not None:
-            if model.metadata.arch in PAIRED and source.kind == _KIND.ATTN_Q:
+            if model.metadata.arch.in_pairs and source.template.role == "q":
                 weight = unpermute_pairs(weight, source.layer.num_heads)
-            elif model.metadata.arch in PAIRED and source.kind == _KIND.ATTN_K:
+            elif model.metadata.arch.in_pairs and source.template.role == "k":
                 weight = unpermute_pairs(weight, source.layer.num_kv_heads)
             weight = _filled_up(weight, source, model)
+        if offset and source.template.role.endswith("_norm"):
+            weight = weight - offset
         yield source.name, weight
 
 
@@ -295,17 +257,6 @@ def unpermute_pairs(w: torch.Tensor, num_heads: int) -> torch.Tensor:
     return heads.transpose(1, 2).reshape(w.shape)
 
 
-def _name(names: gguf.TensorNameMap, template: TensorTemplate, layer: int) -> str:
-    name: str | None = names.get_name(template.name.format(layer=layer), try_suffixes=(".weight", ".bias"))
-    assert name is not None, f"gguf has no name for {template.name}"
-    return name
-
-
-def _tensor(file: GgufFile, name: str) -> GgufTensor:
-    if name not in file.tensors:
-        raise DamagedFile(file.path, f"{name} is not in it")
-    return file.tensors[name]
-
-
-def _misshapen(tensor: GgufTensor, shape: tuple[int, ...]) -> DamagedFile:
+def misshapen(tensor: GgufTensor, shape: tuple[int, ...]) -> DamagedFile:
+    """The error for a tensor of another shape."""
     return DamagedFile(tensor.path, f"{tensor.name} has shape {list(tensor.shape)} and should have {list(shape)}")
