@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from amoeba_export.application.bench import Benched, bench, refuse_slower
     from amoeba_export.application.calibrate import calibrate
+    from amoeba_export.application.card import artifact_page
     from amoeba_export.application.evaluate import EvaluateRequest, evaluate
     from amoeba_export.application.finetune import finetune
     from amoeba_export.application.pipeline import ExportResult, export, frontier, search
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "application.bench": ("Benched", "bench", "refuse_slower"),
     "application.calibrate": ("calibrate",),
+    "application.card": ("artifact_page",),
     "application.evaluate": ("EvaluateRequest", "evaluate"),
     "application.finetune": ("finetune",),
     "application.pipeline": ("ExportResult", "export", "frontier", "search"),
@@ -80,6 +82,7 @@ __all__ = [
     "Strategy",
     "Verified",
     "Workload",
+    "artifact_page",
     "bench",
     "build",
     "calibrate",

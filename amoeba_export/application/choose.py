@@ -51,6 +51,7 @@ class Chooser:
 
     Attributes:
         wholes: The uncut model in every precision that is known, the one that relative budgets refer to first.
+        searches: The last search of each precision that was searched.
     """
 
     def __init__(self, session: Session) -> None:
@@ -60,6 +61,7 @@ class Chooser:
         self._predictors: dict[str, Predictor] = {}
         self._prospects: Prospects | None = None
         self._has_compared = False
+        self.searches: dict[str, SearchResult] = {}
         self.wholes = measure_wholes(session)
 
     def __call__(self, history: Sequence[Trial] = ()) -> Choice:
@@ -146,7 +148,8 @@ class Chooser:
         if not history and len(self._candidates) > 1:
             best, quality = result.best, f"{result.quality_metric} {result.best.quality.value:.4g} before rounding"
             session.progress.note(f"In {dtype}: {best.shape} at {best.predicted_ms:.4g} ms, {quality}.")
-        return self._prospects.told(result) if self._prospects else result
+        self.searches[dtype] = self._prospects.told(result) if self._prospects else result
+        return self.searches[dtype]
 
     def _predictor(self, session: Session, dtype: str) -> Predictor:
         if dtype not in self._predictors:

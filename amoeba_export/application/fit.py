@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from amoeba_export.application.choose import Chooser
@@ -36,6 +36,7 @@ class Fitted:
         full: The same of the uncut model, from the same run.
         search: What it was chosen from; None when the shape or plan was given.
         wholes: The uncut model in each precision; the first one is what a share of it means. Empty without a search.
+        searches: The last search of each precision that was searched.
     """
 
     session: Session
@@ -48,6 +49,7 @@ class Fitted:
     full: Latency | None = None
     search: SearchResult | None = None
     wholes: tuple[Whole, ...] = ()
+    searches: Mapping[str, SearchResult] = field(default_factory=dict)
 
 
 def fit_budget(session: Session, build: Build) -> Fitted:
@@ -68,7 +70,13 @@ def fit_budget(session: Session, build: Build) -> Fitted:
         plan = choice.candidate.make_plan()
         build(choice.session, plan)
         fitted = _given(choice.session, plan, make_predictor(choice.session), full_dtype=choose.wholes[0].dtype)
-        return dataclasses.replace(fitted, candidate=choice.candidate, search=choice.search, wholes=choose.wholes)
+        return dataclasses.replace(
+            fitted,
+            candidate=choice.candidate,
+            search=choice.search,
+            wholes=choose.wholes,
+            searches=choose.searches,
+        )
     trials, last = _try_in_turn(choose, build, session.progress)
     for dtype in {trial.choice.found.dtype for trial in trials}:
         _learn(choose, dtype, trials)
@@ -83,7 +91,7 @@ def fit_budget(session: Session, build: Build) -> Fitted:
     if chosen is not trials[-1]:
         build(chosen.choice.session, chosen.plan)
     search = last.search if last.found.dtype == chosen.choice.found.dtype else chosen.choice.search
-    return _fitted(chosen, search, choose.wholes)
+    return _fitted(chosen, search, choose)
 
 
 def _try_in_turn(choose: Chooser, build: Build, progress: Progress) -> tuple[list[Trial], Choice]:
@@ -184,7 +192,7 @@ def measured_again(fitted: Fitted, folder: Path) -> Fitted:
     return dataclasses.replace(fitted, limit_ms=outcome.limit_ms)
 
 
-def _fitted(trial: Trial, search: SearchResult, wholes: tuple[Whole, ...]) -> Fitted:
+def _fitted(trial: Trial, search: SearchResult, choose: Chooser) -> Fitted:
     return Fitted(
         session=trial.choice.session,
         plan=trial.plan,
@@ -195,7 +203,8 @@ def _fitted(trial: Trial, search: SearchResult, wholes: tuple[Whole, ...]) -> Fi
         latency=trial.outcome.latency,
         full=trial.outcome.full,
         search=search,
-        wholes=wholes,
+        wholes=choose.wholes,
+        searches=choose.searches,
     )
 
 

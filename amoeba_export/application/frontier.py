@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from amoeba_export.application.costs import is_measured
-from amoeba_export.application.problem import memory_mb, rounded, whole_quality
+from amoeba_export.application.problem import memory_mb, rounded, whole_quality, worse_by_rounding
 from amoeba_export.application.session import Session
 from amoeba_export.application.wholes import Whole
 from amoeba_export.backends import find_backend
 from amoeba_export.ir import DenseArchitecture, Latency, Shape
 from amoeba_export.ir.frontier import Frontier, FrontierLimit, FrontierPoint, LatencySource, numbered
-from amoeba_export.search import Candidate, Found
+from amoeba_export.search import Candidate, SearchResult
 
 NEAR, NEAR_ON_FRONT = 0.05, 0.01
 """Points of one precision that are nearer to each other in latency are drawn as one: those of a depth, off its front,
@@ -22,10 +22,12 @@ Taken = tuple[str, DenseArchitecture]
 """Precision and dims of a choice."""
 
 
-def frontier_of(
-    session: Session, wholes: Sequence[Whole], searches: Iterable[Found], chosen: Taken | None = None
-) -> Frontier:
-    """What `searches`, one a precision, looked at, beside the full model in every precision.
+Searches = Mapping[str, Sequence[SearchResult]]
+"""Of each precision that was searched."""
+
+
+def frontier_of(session: Session, wholes: Sequence[Whole], searches: Searches, chosen: Taken | None = None) -> Frontier:
+    """What `searches` looked at, beside the full model in every precision.
 
     Args:
         session: With the strategy that the searches rest on, if there was one.
@@ -33,13 +35,13 @@ def frontier_of(
         searches: Precisions that were not searched have their full model alone.
         chosen: What was taken.
     """
-    listed = list(searches)
-    metric, higher_is_better = _judged_by(session, wholes, listed)
+    pairs = [(one, search) for one in wholes for search in searches.get(one.dtype, ())]
+    metric, higher_is_better = _judged_by(session, wholes, [search for _, search in pairs])
+    limits = _limits(session, wholes[0].latency)
     points = [_whole_point(session, one, metric, wholes[0].latency, chosen) for one in wholes]
     found = [point for point in points if point is not None]
-    limits = _limits(session, wholes[0].latency)
-    for one in listed:
-        found += _points(session, one, limits, chosen)
+    for one, search in pairs:
+        found += _points(session, one, search, limits, chosen)
     settings = session.settings
     return Frontier(
         model=session.supernet.name,
@@ -55,6 +57,11 @@ def frontier_of(
     )
 
 
+def listed(searches: Mapping[str, SearchResult]) -> Searches:
+    """One search a precision."""
+    return {dtype: (search,) for dtype, search in searches.items()}
+
+
 def _limits(session: Session, reference: Latency) -> tuple[FrontierLimit, ...]:
     """Budgets that are about what the picture shows."""
     settings = session.settings
@@ -67,10 +74,10 @@ def _limits(session: Session, reference: Latency) -> tuple[FrontierLimit, ...]:
     return tuple(lines)
 
 
-def _judged_by(session: Session, wholes: Sequence[Whole], searches: Sequence[Found]) -> tuple[str, bool]:
+def _judged_by(session: Session, wholes: Sequence[Whole], searches: Sequence[SearchResult]) -> tuple[str, bool]:
     """The quality metric, and whether more of it is better."""
     if searches:
-        return searches[0].search.quality_metric, searches[0].search.higher_is_better
+        return searches[0].quality_metric, searches[0].higher_is_better
     known = whole_quality(session, wholes[0])
     return (known[0], known[0] == "accuracy") if known else ("loss", False)
 
@@ -106,10 +113,10 @@ def _whole_point(
 
 
 def _points(
-    session: Session, found: Found, limits: Sequence[FrontierLimit], chosen: Taken | None
+    session: Session, whole: Whole, search: SearchResult, limits: Sequence[FrontierLimit], chosen: Taken | None
 ) -> list[FrontierPoint]:
     """The subnets of one search that a picture needs; those that break the memory limit are not among them."""
-    search, limit_mb = found.search, session.settings.memory_limit_mb
+    limit_mb, worse_by = session.settings.memory_limit_mb, worse_by_rounding(session.strategy, whole)
     most_ms = min((limit.latency_ms for limit in limits if limit.latency_ms), default=math.inf)
     sign = -1.0 if search.higher_is_better else 1.0
     kept = [
@@ -119,17 +126,17 @@ def _points(
     ]
     points = {
         id(one): FrontierPoint(
-            dtype=found.dtype,
+            dtype=whole.dtype,
             shape=str(one.shape),
             policy=one.policy,
             latency_ms=one.predicted_ms,
             latency_error=one.uncertainty,
             latency_source=_source(session, one),
-            quality=one.quality.value + sign * found.worse_by,
+            quality=one.quality.value + sign * worse_by,
             quality_source=one.quality.source,
             memory_mb=one.memory_mb,
             fits=one.fits and one.predicted_ms <= most_ms,
-            chosen=chosen == (found.dtype, one.dense),
+            chosen=chosen == (whole.dtype, one.dense),
         )
         for one in kept
     }

@@ -9,6 +9,7 @@ from amoeba_export.application.assemble import Assembler, Cutter, check_containe
 from amoeba_export.application.choose import Chooser
 from amoeba_export.application.costs import is_measured
 from amoeba_export.application.fit import Build, Fitted, fit_budget, fit_plan
+from amoeba_export.application.frontier import frontier_of, listed
 from amoeba_export.application.manifest import make_manifest, reference_records
 from amoeba_export.application.recovery import recovered
 from amoeba_export.application.refits import with_named_refit
@@ -31,7 +32,8 @@ class ExportResult:
     """What `export` made. `manifest` is None after a dry run, `search` when the shape or plan was given.
 
     Attributes:
-        reference: The uncut model in each precision, where there was a budget.
+        reference: The uncut model in each precision, where there was a choice.
+        frontier: What was looked at; None when the shape or plan was given.
     """
 
     settings: Settings
@@ -39,6 +41,7 @@ class ExportResult:
     plan: SubnetPlan
     search: SearchResult | None = None
     reference: tuple[FullModelRecord, ...] = ()
+    frontier: Frontier | None = None
     fitted: Fitted | None = None
     manifest: Manifest | None = None
 
@@ -51,6 +54,7 @@ class Replay:
     dtype: str | None = None
     latency: LatencyRecord | None = None
     quality: Mapping[str, float] | None = None
+    reference: tuple[FullModelRecord, ...] = ()
 
     def settle(self, settings: Settings) -> Settings:
         """`settings` with nothing left to choose."""
@@ -85,15 +89,20 @@ def export(
         return _plan_only(settings, progress)
     with Staging(settings.out, force=request.force) as staging:
         session = check_containers(open_session(settings, progress=progress))
+        looked_at = None
         build = Assembler(staging=staging, cut=cut)
         if replay is not None:
             session, plan = with_named_refit(with_strategy(session), replay.plan)
             build(session, plan)
             fitted = Fitted(session=session, plan=plan)
         elif request.pick is not None:
-            fitted = recovered(_fit_pick(pick(session, request.pick), build), build)
+            picked = pick(session, request.pick)
+            looked_at = picked.frontier
+            fitted = recovered(_fit_pick(picked, build), build)
         elif settings.is_search:
-            fitted = recovered(fit_budget(session, build), build)
+            fitted = fit_budget(session, build)
+            looked_at = _looked_at(fitted)
+            fitted = recovered(fitted, build)
         else:
             session = with_strategy(session)
             session, plan = with_named_refit(session, given_plan(session))
@@ -102,7 +111,7 @@ def export(
         report = verify_artifact(staging.folder, session.supernet, fitted.plan, progress=progress)
         manifest = make_manifest(fitted, report)
         if replay is not None:
-            manifest = replace(manifest, latency=replay.latency, quality=replay.quality)
+            manifest = replace(manifest, latency=replay.latency, quality=replay.quality, reference=replay.reference)
         if accept is not None:
             accept(manifest)
         manifest = staging.publish(manifest)
@@ -112,6 +121,7 @@ def export(
         plan=fitted.plan,
         search=fitted.search,
         reference=manifest.reference,
+        frontier=looked_at,
         fitted=fitted,
         manifest=manifest,
     )
@@ -160,19 +170,27 @@ def _fit_pick(picked: Pick, build: Build) -> Fitted:
     return replace(fitted, predicted_ms=point.latency_ms, uncertainty=point.latency_error, wholes=picked.wholes)
 
 
+def _looked_at(fitted: Fitted) -> Frontier:
+    """What a budget was fitted among."""
+    session = fitted.session
+    chosen = (session.dtype, fitted.plan.dense(session.architecture))
+    return frontier_of(session, fitted.wholes, listed(fitted.searches), chosen)
+
+
 def _plan_only(settings: Settings, progress: Progress) -> ExportResult:
     if settings.request.dry_run:
         check_destination(settings.out, force=settings.request.force)
     session = check_containers(open_session(settings, progress=progress))
+    looked_at = None
     if not settings.is_search:
         if settings.request.pick is not None:
             picked = pick(session, settings.request.pick)
-            session, plan = picked.session, picked.plan
+            session, plan, looked_at = picked.session, picked.plan, picked.frontier
         else:
             session = with_strategy(session)
             plan = given_plan(session)
         container_dtypes(session, plan)
-        return ExportResult(settings=session.settings, supernet=session.supernet, plan=plan)
+        return ExportResult(settings=session.settings, supernet=session.supernet, plan=plan, frontier=looked_at)
     choose = Chooser(session)
     choice = choose()
     session, plan = choice.session, choice.candidate.make_plan()
@@ -183,4 +201,5 @@ def _plan_only(settings: Settings, progress: Progress) -> ExportResult:
         plan=plan,
         search=choice.search,
         reference=reference_records(session, choose.wholes),
+        frontier=frontier_of(session, choose.wholes, listed(choose.searches), choice.key),
     )

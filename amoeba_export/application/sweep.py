@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from amoeba_export.application.costs import device_facts, is_measured, make_predictor
-from amoeba_export.application.frontier import frontier_of
-from amoeba_export.application.problem import problem_of, worse_by_rounding
+from amoeba_export.application.frontier import Searches, frontier_of
+from amoeba_export.application.problem import problem_of
 from amoeba_export.application.selection import with_strategy
 from amoeba_export.application.session import Session
 from amoeba_export.application.wholes import Whole, measure_wholes
@@ -20,7 +20,7 @@ from amoeba_export.errors import NothingFits, NothingLoads, NothingToPick, Targe
 from amoeba_export.ir import Budget, DenseArchitecture, Latency, SubnetPlan
 from amoeba_export.ir.frontier import Frontier, FrontierPoint
 from amoeba_export.reading import read_json_object
-from amoeba_export.search import Candidate, Found, Seen, quality_surface, search_plan
+from amoeba_export.search import Candidate, SearchResult, Seen, quality_surface, search_plan
 
 FRONTIER_NAME = "frontier.json"
 
@@ -37,10 +37,12 @@ class Pick:
 
     Attributes:
         session: With its plan, its precision and the strategy that it was derived with.
+        frontier: What it was taken from.
         wholes: The full model in each precision.
     """
 
     session: Session
+    frontier: Frontier
     point: FrontierPoint
     plan: SubnetPlan
     wholes: tuple[Whole, ...]
@@ -101,10 +103,17 @@ def pick(session: Session, number: int) -> Pick:
         f"{frontier.quality_metric} {point.quality:.4g}."
     )
     settings = dataclasses.replace(session.settings, plan=plan, dtype=point.dtype)
-    return Pick(session=session.with_settings(settings), point=point, plan=plan, wholes=wholes)
+    points = tuple(dataclasses.replace(one, chosen=one is point) for one in frontier.points)
+    return Pick(
+        session=session.with_settings(settings),
+        frontier=dataclasses.replace(frontier, points=points),
+        point=point,
+        plan=plan,
+        wholes=wholes,
+    )
 
 
-def _search_all(session: Session, wholes: Sequence[Whole], measured: Measured | None = None) -> list[Found]:
+def _search_all(session: Session, wholes: Sequence[Whole], measured: Measured | None = None) -> Searches:
     """Every precision that may be chosen, with its own cost table. What the runtime cannot load is left out, and said.
 
     Args:
@@ -115,7 +124,7 @@ def _search_all(session: Session, wholes: Sequence[Whole], measured: Measured | 
     candidates = [one for one in wholes if one.dtype in session.settings.dtypes]
     if quality_surface(session.strategy).metric not in ("loss", "perplexity"):
         candidates = candidates[:1]  # what rounding costs is known as a loss, and cannot be weighed
-    found = []
+    found: dict[str, list[SearchResult]] = {}
     for one in candidates:
         predictor = make_predictor(session.in_dtype(one.dtype))
         seen = Seen(full=wholes[0].latency)
@@ -130,8 +139,7 @@ def _search_all(session: Session, wholes: Sequence[Whole], measured: Measured | 
             except (NothingFits, NothingLoads) as error:
                 session.progress.note(f"Nothing in {one.dtype} is within {budget.fraction:.0%}. {error.what}")
                 continue
-            worse_by = worse_by_rounding(session.strategy, one)
-            found.append(Found(dtype=one.dtype, worse_by=worse_by, search=result))
+            found.setdefault(one.dtype, []).append(result)
     return found
 
 
@@ -149,19 +157,18 @@ def _spread(frontier: Frontier, number: int) -> list[FrontierPoint]:
     return [subnets[int(i * step)] for i in range(min(number, len(subnets)))]
 
 
-def _candidate(searches: Sequence[Found], point: FrontierPoint) -> Candidate:
+def _candidate(searches: Searches, point: FrontierPoint) -> Candidate:
     """What a search said of `point`."""
     return next(
         one
-        for found in searches
-        if found.dtype == point.dtype
-        for one in found.search.candidates
+        for search in searches[point.dtype]
+        for one in search.candidates
         if (str(one.shape), one.policy) == (point.shape, point.policy)
     )
 
 
 def _measure(
-    session: Session, wholes: Sequence[Whole], points: Sequence[FrontierPoint], searches: Sequence[Found]
+    session: Session, wholes: Sequence[Whole], points: Sequence[FrontierPoint], searches: Searches
 ) -> tuple[tuple[Whole, ...], Measured]:
     """Full models and subnets in one run. A subnet that fails is left out, and said. Raises `TargetError`."""
     dense = [_candidate(searches, point).dense for point in points]
@@ -185,7 +192,7 @@ def _measure(
     return tuple(now), measured
 
 
-def _keep(session: Session, frontier: Frontier, searches: Sequence[Found]) -> None:
+def _keep(session: Session, frontier: Frontier, searches: Searches) -> None:
     """In place of the last one of the same request, with the plan of every number."""
 
     def write(folder: Path) -> None:

@@ -117,8 +117,8 @@ class FullModelRecord:
     dtype: str
     latency_ms: float
     source: Source
-    quality: Mapping[str, float] | None
-    keeps_budget: bool | None
+    quality: Mapping[str, float] | None = None
+    keeps_budget: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from amoeba_export.application.request import ExportRequest
+from amoeba_export.artifact import FullModelRecord
 from amoeba_export.builds.outcome import EntryOutcome
 from amoeba_export.ir import InputId, SubnetPlan
 
@@ -44,6 +45,7 @@ class LockedEntry:
         inputs: What it was made from, by content.
         latency: The manifest's record, or None without a target.
         quality: The manifest's record.
+        reference: The manifest's records of the full model.
         files: Relative path -> sha256 of every file of the artifact that a rebuild gives again.
     """
 
@@ -55,6 +57,7 @@ class LockedEntry:
     inputs: tuple[InputId, ...]
     latency: Mapping[str, Any] | None = None
     quality: Mapping[str, float] | None = None
+    reference: tuple[FullModelRecord, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
 
 

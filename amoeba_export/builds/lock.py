@@ -8,6 +8,7 @@ them as a bit mask (base64, neuron 0 first): thousands of indices that nobody re
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from amoeba_export.artifact import FullModelRecord
 from amoeba_export.builds.entry import LockedEntry
 from amoeba_export.errors import AmoebaError, DamagedFile, InputError, NotLocked
 from amoeba_export.ir import InputId, LayerPlan, Policy, Shape, SubnetPlan
@@ -83,6 +85,8 @@ def _entry_text(entry: LockedEntry) -> str:
     }
     lines = ["", "[[entry]]", *(f"{key} = {_value(value)}" for key, value in facts.items() if value is not None)]
     lines += _list("inputs", [_table({"role": i.role, "id": i.id, "sha256": i.sha256}) for i in entry.inputs])
+    if entry.reference:
+        lines += _list("reference", [_table(dataclasses.asdict(one)) for one in entry.reference])
     lines += _list("layers", [_layer_text(layer) for layer in plan.layers])
     for name, table in (("latency", entry.latency), ("quality", entry.quality), ("files", entry.files)):
         if table is not None:
@@ -138,6 +142,7 @@ class _Entry:
     model_id: str | None = None
     latency: Mapping[str, Any] | None = None
     quality: Mapping[str, float] | None = None
+    reference: tuple[FullModelRecord, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -192,6 +197,7 @@ def _entry(data: _Entry) -> LockedEntry:
         inputs=data.inputs,
         latency=None if data.latency is None else {**dict.fromkeys(nullable), **data.latency},
         quality=data.quality,
+        reference=data.reference,
         files=data.files,
     )
 

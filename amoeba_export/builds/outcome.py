@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from amoeba_export.artifact import FileEntry
+from amoeba_export.artifact import FileEntry, FullModelRecord
 from amoeba_export.errors import AmoebaError, DamagedFile
 from amoeba_export.ir import Architecture, InputId, Policy, SubnetPlan
+from amoeba_export.ir.frontier import Frontier
 from amoeba_export.reading import check_schema, decode, read_json_object
 
 REPORT_NAME = "build-report.json"
@@ -50,27 +51,6 @@ class ErrorRecord:
             message=f"This is a bug in amoeba: {type(error).__name__}: {error}",
             next_step="Run 'amoeba --debug build --only NAME' and report it with the traceback and 'amoeba doctor'.",
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CandidatePoint:
-    """One shape that the search looked at: a point of the latency-quality plot.
-
-    Attributes:
-        shape: `DEPTHxWIDTH`.
-        latency_ms: Predicted, of the entry's metric and percentile.
-        quality: Of the entry's `quality_metric`.
-        fits: Meets every limit.
-        on_front: No other candidate is both faster and better.
-        chosen: The one that was built in the end.
-    """
-
-    shape: str
-    latency_ms: float
-    quality: float
-    fits: bool
-    on_front: bool
-    chosen: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +152,8 @@ class EntryOutcome:
         provenance: The provenance statement in it, or None.
         log: What was said while it was built, relative as `out`.
         seconds: Spent on this entry alone. Calibration, cost tables, cutting and waiting for others are not in it.
-        candidates: What the search looked at; empty for a given plan or shape, and for a locked build.
+        reference: What the full model would give in each precision; empty for a given plan or shape.
+        frontier: What the search looked at; None for a given plan or shape, and for a locked build.
     """
 
     name: str
@@ -191,7 +172,8 @@ class EntryOutcome:
     latency: LatencyFigures | None = None
     quality: QualityFigures | None = None
     plan: PlanRecord | None = None
-    candidates: tuple[CandidatePoint, ...] = ()
+    reference: tuple[FullModelRecord, ...] = ()
+    frontier: Frontier | None = None
     inputs: tuple[InputId, ...] = ()
     files: tuple[FileEntry, ...] = ()
 

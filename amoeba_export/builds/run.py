@@ -240,7 +240,7 @@ def _earlier(folder: Path) -> dict[str, EntryOutcome]:
 
 
 def _remembered(made: EntryOutcome, before: EntryOutcome | None) -> EntryOutcome:
-    """`made` with the plan, the candidates and the log of the build that made it."""
+    """`made` with the plan, the frontier and the log of the build that made it."""
     if before is None or before.fingerprint != made.fingerprint or before.manifest is None:
         return made
     return dataclasses.replace(before, status="up-to-date", seconds=0.0, files=made.files, error=None)

@@ -30,6 +30,7 @@ def outcome_of(
         dtype=manifest.dtype,
         latency=_latency(manifest.latency, request.latency or request.throughput) if manifest.latency else None,
         quality=_quality(manifest, entry.quality_floor),
+        reference=manifest.reference,
         inputs=tuple(inputs),
         files=manifest.files,
     )

@@ -20,7 +20,6 @@ from amoeba_export.artifact import LatencyRecord, Manifest
 from amoeba_export.builds.entry import CalibrationTask, CostTableTask, Entry, EntryResult, EntryTask, LockedEntry
 from amoeba_export.builds.logs import Logged, open_log
 from amoeba_export.builds.outcome import (
-    CandidatePoint,
     EntryOutcome,
     ErrorRecord,
     PlanRecord,
@@ -162,7 +161,13 @@ def _run_entry(task: EntryTask, cut: Cutter, stopped: threading.Event, progress:
 def _replay(locked: LockedEntry) -> Replay:
     latency = locked.latency
     record = latency and LatencyRecord(**{**latency, "workload": Workload(**latency["workload"])})
-    return Replay(plan=locked.plan, dtype=locked.dtype, latency=record or None, quality=locked.quality)
+    return Replay(
+        plan=locked.plan,
+        dtype=locked.dtype,
+        latency=record or None,
+        quality=locked.quality,
+        reference=locked.reference,
+    )
 
 
 def _check_quality(entry: Entry, manifest: Manifest) -> None:
@@ -183,7 +188,7 @@ def _built(task: EntryTask, result: ExportResult, seconds: float) -> EntryResult
         seconds=seconds,
         log=relative(task.log, task.base),
         plan=PlanRecord.of(result.plan, result.supernet.architecture),
-        candidates=_candidates(result),
+        frontier=result.frontier,
     )
     if outcome.latency and result.fitted and result.fitted.full:
         full_ms = result.fitted.full.of(result.settings.metric, result.settings.request.percentile)
@@ -197,28 +202,10 @@ def _built(task: EntryTask, result: ExportResult, seconds: float) -> EntryResult
         inputs=task.inputs,
         latency=dataclasses.asdict(manifest.latency) if manifest.latency else None,
         quality=manifest.quality,
+        reference=manifest.reference,
         files={file.path: file.sha256 for file in manifest.files if file.path.endswith(WEIGHTS)},
     )
     return EntryResult(outcome=outcome, locked=locked)
-
-
-def _candidates(result: ExportResult) -> tuple[CandidatePoint, ...]:
-    """The last search of an export, with what it came to in the end as the chosen one."""
-    search = result.fitted.search if result.fitted else None
-    if search is None:
-        return ()
-    chosen = result.fitted.candidate if result.fitted else None
-    return tuple(
-        CandidatePoint(
-            shape=str(one.shape),
-            latency_ms=one.predicted_ms,
-            quality=one.quality.value,
-            fits=one.fits,
-            on_front=one.on_pareto,
-            chosen=chosen is not None and one.dense == chosen.dense,
-        )
-        for one in search.candidates
-    )
 
 
 class _Recording(Cache):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from amoeba_export.cli.choices import checked_plots, write_plots
 from amoeba_export.cli.completion import complete_from
 from amoeba_export.cli.console import Talk, answer, duration, milliseconds, print_json, size, table
-from amoeba_export.cli.options import CONFIG_NAME, AsJson
+from amoeba_export.cli.options import CONFIG_NAME, AsJson, PlotFiles
 
 if TYPE_CHECKING:
     from amoeba_export.builds.outcome import BuildReport, EntryOutcome
@@ -37,6 +39,7 @@ def build(
     jobs: Annotated[
         int, typer.Option("--jobs", metavar="N", min=1, help="Artifacts verified at once, while nothing is measured.")
     ] = 2,
+    plot: PlotFiles = None,
     as_json: AsJson = False,
 ) -> None:
     """Build the artifacts of amoeba.toml: what is missing or out of date, and nothing else.
@@ -46,9 +49,12 @@ def build(
     from amoeba_export.builds.run import BuildOptions
     from amoeba_export.builds.run import build as run
 
+    files = checked_plots(plot)
     options = BuildOptions(locked=locked, engine=engine, only=tuple(only or ()), jobs=jobs)
     talk = Talk()
     report = run(config, options, progress=talk)
+    if files:
+        _plot(report, files)
     if as_json:
         print_json(report.to_json())
     else:
@@ -61,6 +67,17 @@ def build(
             talk.error("\n".join(lines))
     if report.exit_code:
         raise typer.Exit(report.exit_code)
+
+
+def _plot(report: BuildReport, files: Sequence[Path]) -> None:
+    """What its entries were chosen from; said where nothing was searched."""
+    from amoeba_export.builds.report import frontiers
+
+    drawn = [frontier for frontier, _ in frontiers(report)]
+    if drawn:
+        write_plots(drawn, files)
+    else:
+        Talk().warn("There is nothing to plot: this build searched nothing.")
 
 
 def init(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from rich.console import Group, RenderableType
 from rich.text import Text
 
@@ -12,6 +15,21 @@ BAR = 14
 """Columns of a full bar."""
 
 _EIGHTHS = " ▏▎▍▌▋▊▉"
+
+
+def checked_plots(files: Sequence[Path] | None) -> list[Path]:
+    """The files of `--plot`, each of which can be drawn. Asked before the work; raises `BadValue`, `InputError`."""
+    from amoeba_export.pictures import check_frontier_file
+
+    return [check_frontier_file(path) for path in files or ()]
+
+
+def write_plots(frontiers: Sequence[Frontier], files: Sequence[Path]) -> None:
+    """The same pictures into every file."""
+    from amoeba_export.pictures import write_frontiers
+
+    for path in files:
+        write_frontiers(frontiers, path)
 
 
 def frontier_table(frontier: Frontier, *, numbers: bool = False) -> RenderableType:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
-from amoeba_export.cli.artifacts import command, files_table, reference_rows, result_table
-from amoeba_export.cli.console import Talk, answer, facts, milliseconds, percent, print_json, table, titled
+from amoeba_export.cli.artifacts import command, files_table, result_table
+from amoeba_export.cli.choices import checked_plots, frontier_table, write_plots
+from amoeba_export.cli.console import Talk, answer, milliseconds, percent, print_json
 from amoeba_export.cli.options import (
     Adapters,
     AsJson,
@@ -24,6 +24,7 @@ from amoeba_export.cli.options import (
     MetricName,
     Model,
     Percentile,
+    PlotFiles,
     PolicyName,
     Prompt,
     RecipeName,
@@ -36,13 +37,11 @@ from amoeba_export.cli.options import (
     model_or_default,
     split_commas,
 )
+from amoeba_export.errors import UsageError
 from amoeba_export.ir import Shape
 
 if TYPE_CHECKING:
     from amoeba_export.application.pipeline import ExportResult
-    from amoeba_export.search import SearchResult
-
-SHOWN_CANDIDATES = 12
 
 
 def export(
@@ -106,6 +105,7 @@ def export(
         bool,
         typer.Option("--dry-run", help="Search and say what would be built. Writes nothing.", rich_help_panel="Output"),
     ] = (False),
+    plot: PlotFiles = None,
     as_json: AsJson = False,
 ) -> None:
     """Cut a model to a latency budget: write, check, measure.
@@ -145,13 +145,20 @@ def export(
         force=force,
         dry_run=dry_run,
     )
+    files = checked_plots(plot)
+    if files and (shape or plan):
+        raise UsageError(
+            "There is nothing to plot: the shape is given.",
+            next_step="'amoeba frontier --plot' draws what there is to choose from.",
+        )
     result = pipeline.export(request, progress=Talk())
+    write_plots([result.frontier] if result.frontier else [], files)
     if result.manifest is None:
         _show_choice(result, as_json=as_json)
         return
     out = result.settings.out
     if as_json:
-        print_json({"out": str(out), **result.manifest.to_json()})
+        print_json({"out": str(out), **result.manifest.to_json(), **_looked_at(result)})
         return
     console = answer()
     console.print()
@@ -192,6 +199,7 @@ def search(
     policy: PolicyName = "uniform",
     formats: Formats = None,
     dtype: SearchedDtype = None,
+    plot: PlotFiles = None,
     as_json: AsJson = False,
 ) -> None:
     """Show which shapes meet a budget. Writes nothing.
@@ -222,7 +230,15 @@ def search(
         formats=split_commas(formats),
         dtype=dtype,
     )
-    _show_choice(pipeline.search(request, progress=Talk()), as_json=as_json)
+    files = checked_plots(plot)
+    result = pipeline.search(request, progress=Talk())
+    write_plots([result.frontier] if result.frontier else [], files)
+    _show_choice(result, as_json=as_json)
+
+
+def _looked_at(result: ExportResult) -> dict[str, Any]:
+    """For programs; nothing where nothing was looked at."""
+    return {} if result.frontier is None else {"frontier": result.frontier.to_json()}
 
 
 def _show_choice(result: ExportResult, *, as_json: bool) -> None:
@@ -232,17 +248,15 @@ def _show_choice(result: ExportResult, *, as_json: bool) -> None:
         if result.search is not None:
             data |= {"dtype": result.settings.dtype, **result.search.to_json()}
             data["reference"] = [dataclasses.asdict(one) for one in result.reference]
-        print_json({**data, "plan": result.plan.to_json()})
+        print_json({**data, "plan": result.plan.to_json(), **_looked_at(result)})
         return
     console = answer()
+    if result.frontier is not None:
+        console.print(frontier_table(result.frontier))
+        console.print()
     if result.search is not None:
-        console.print(_candidates(result.search))
         budget, limit_ms = result.search.limits[0]
         best = result.search.best
-        console.print()
-        if len(result.reference) > 1:
-            console.print(titled("The full model, for comparison", facts(reference_rows(result.reference))))
-            console.print()
         console.print(
             f"{_name(result)} is the best under {milliseconds(limit_ms)} ({budget.metric} p{budget.percentile}): "
             f"{milliseconds(best.predicted_ms)} predicted, ± {percent(best.uncertainty)}."
@@ -258,29 +272,3 @@ def _name(result: ExportResult) -> str:
     if len(result.settings.target.dtypes if result.settings.target else ()) < 2:
         return shape
     return f"{'The whole model' if is_whole(result) else shape} in {result.settings.dtype}"
-
-
-def _candidates(result: SearchResult) -> Table:
-    """The best candidates that fit, and the nearest that do not."""
-    fitting = [one for one in result.candidates if one.fits][:SHOWN_CANDIDATES]
-    beyond = [one for one in result.candidates if not one.fits][:3]
-    budget, _ = result.limits[0]
-    others = tuple(name for name in ("decode", "prefill") if name != budget.metric)
-    figures = (f"{budget.metric} p{budget.percentile}", *others, "memory", result.quality_metric)
-    shown = table("shape", *figures, "", right=figures)
-    for one in (*fitting, *beyond):
-        medians = {"decode": one.decode_ms, "prefill": one.prefill_ms}
-        shown.add_row(
-            str(one.shape),
-            milliseconds(one.predicted_ms),
-            *(milliseconds(medians[name]) for name in others),
-            "-" if one.memory_mb is None else f"{one.memory_mb:.0f} MiB",
-            f"{one.quality.value:.4f}",
-            "chosen" if one is result.best else "" if one.fits else "over the budget",
-            style="bold" if one is result.best else "" if one.fits else "dim",
-        )
-    hidden = len(result.candidates) - len(fitting) - len(beyond)
-    if hidden > 0:
-        shown.caption = f"and {hidden} more; --json has all"
-        shown.caption_justify = "left"
-    return shown

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from amoeba_export.cli.artifacts import command
-from amoeba_export.cli.choices import frontier_table
+from amoeba_export.cli.choices import checked_plots, frontier_table, write_plots
 from amoeba_export.cli.console import Talk, answer, print_json, titled
 from amoeba_export.cli.options import (
     Adapters,
@@ -67,7 +67,6 @@ def frontier(
     """
     from amoeba_export.application import pipeline
     from amoeba_export.application.request import ExportRequest
-    from amoeba_export.pictures import check_frontier_file, write_frontiers
 
     request = ExportRequest(
         model=model_or_default(model),
@@ -88,10 +87,9 @@ def frontier(
         formats=split_commas(formats),
         dtype=dtype,
     )
-    files = [check_frontier_file(path) for path in plot or ()]
+    files = checked_plots(plot)
     found = pipeline.frontier(request, measure=measure, progress=Talk())
-    for path in files:
-        write_frontiers([found], path)
+    write_plots([found], files)
     if as_json:
         print_json(found.to_json())
         return

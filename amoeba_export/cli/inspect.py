@@ -24,6 +24,10 @@ Shown = tuple[dict[str, Any], list[RenderableType]]
 
 def inspect(
     path: Annotated[Path, typer.Argument(metavar="FILE|DIR", help="What to look at.")],
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="F", help="Write a page about an artifact: plan, latency, quality, provenance."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a file or folder holds. Reads no weights.
@@ -31,6 +35,8 @@ def inspect(
     Artifacts, plans, strategies, cost tables, models and adapters.
     """
     data, shown = _look(path)
+    if html is not None:
+        _write_page(path, html)
     if as_json:
         print_json(data)
         return
@@ -39,6 +45,19 @@ def inspect(
         if position:
             console.print()
         console.print(renderable)
+
+
+def _write_page(folder: Path, page: Path) -> None:
+    from amoeba_export.application.card import artifact_page
+    from amoeba_export.replacing import replace_text
+
+    if not is_artifact(folder):
+        raise InputError(
+            "--html makes a page about an artifact.",
+            where=folder,
+            next_step="Give a folder that 'amoeba export' wrote.",
+        )
+    replace_text(page, artifact_page(folder))
 
 
 def _look(path: Path) -> Shown:

@@ -164,6 +164,25 @@ def numbered(points: Iterable[FrontierPoint], *, higher_is_better: bool) -> tupl
     )
 
 
+def merged(frontiers: Sequence[Frontier]) -> Frontier:
+    """What any of them looked at, with the lines of all; they are of one model, target, metric and workload.
+
+    A point that several have is the one that was chosen, or else the first.
+    """
+    points: dict[tuple[str, str, str], FrontierPoint] = {}
+    for frontier in frontiers:
+        for point in frontier.points:
+            key = (point.dtype, point.shape, point.policy)
+            if key not in points or (point.chosen and not points[key].chosen):
+                points[key] = point
+    first = frontiers[0]
+    return dataclasses.replace(
+        first,
+        limits=tuple(dict.fromkeys(limit for frontier in frontiers for limit in frontier.limits)),
+        points=numbered(points.values(), higher_is_better=first.higher_is_better),
+    )
+
+
 def _distinct(front: Sequence[FrontierPoint], positions: Sequence[int]) -> list[int]:
     """Positions of the points that get a number, the fastest first. `front` is the fastest first."""
     if not front:

@@ -15,11 +15,17 @@ from amoeba_export.pictures.figures import (
     draw_ratios,
     draw_sizes,
 )
-from amoeba_export.pictures.pages import frontier_page
+from amoeba_export.pictures.frontier import FrontierPicture, frontier_picture
+from amoeba_export.pictures.pages import NARROW, WIDE, frontier_page
+from amoeba_export.pictures.plan import PlanPicture, plan_picture
+from amoeba_export.pictures.templates import render
 from amoeba_export.replacing import replace_text
 
 __all__ = [
-    "PAGE",
+    "NARROW",
+    "WIDE",
+    "FrontierPicture",
+    "PlanPicture",
     "Ratio",
     "SizedPoint",
     "check_frontier_file",
@@ -28,6 +34,9 @@ __all__ = [
     "draw_ratios",
     "draw_sizes",
     "frontier_page",
+    "frontier_picture",
+    "plan_picture",
+    "render",
     "write_frontiers",
 ]
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from amoeba_export.ir.frontier import Frontier, FrontierPoint
@@ -13,6 +14,7 @@ from amoeba_export.quantities import milliseconds, percent
 
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 14.0, 40.0
 MOST_COLOURS = 6
+NO_NAMES: Mapping[tuple[str, str], str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,7 @@ class Mark:
         whole: The full model.
         latency: Ends of its latency's error bar, in pixels; None where there is none.
         quality: The same of its quality.
-        label, label_at: Beside a full model.
+        label, label_at: Beside a full model, and what has a name.
     """
 
     x: float
@@ -78,8 +80,21 @@ class FrontierPicture:
     bottom: float = BOTTOM
 
 
-def frontier_picture(frontier: Frontier, *, width: float = 380.0, height: float = 270.0) -> FrontierPicture:
-    """Where everything goes in a picture so large."""
+def frontier_picture(
+    frontier: Frontier,
+    *,
+    width: float = 380.0,
+    height: float = 320.0,
+    names: Mapping[tuple[str, str], str] = NO_NAMES,
+) -> FrontierPicture:
+    """Where everything goes in a picture so large.
+
+    Args:
+        frontier: What is drawn.
+        width: In pixels.
+        height: In pixels.
+        names: Of what was made of a point, by its precision and shape.
+    """
     limits_ms = [limit.latency_ms for limit in frontier.limits if limit.latency_ms]
     floors = [limit.quality for limit in frontier.limits if limit.quality is not None]
     shown = list(visible(frontier))
@@ -93,7 +108,8 @@ def frontier_picture(frontier: Frontier, *, width: float = 380.0, height: float 
         line = [one for one in frontier.line(dtype) if one in shown]
         path = " ".join(f"{x_of(one.latency_ms):.1f},{y_of(one.quality):.1f}" for one in line)
         lines.append(Line(colours[dtype], path))
-    marks = [_mark(frontier, one, colours[one.dtype], x_of, y_of, width) for one in shown]
+    places = _Places(x_of, y_of, width - RIGHT)
+    marks = [_mark(frontier, one, colours[one.dtype], places, names.get((one.dtype, one.shape), "")) for one in shown]
     return FrontierPicture(
         title=f"{frontier.model} on {frontier.target}",
         width=width,
@@ -133,11 +149,22 @@ def told(frontier: Frontier, point: FrontierPoint) -> str:
     )
 
 
-def _mark(frontier: Frontier, point: FrontierPoint, colour: int, x_of: Scale, y_of: Scale, width: float) -> Mark:
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """From figures to pixels."""
+
+    x_of: Scale
+    y_of: Scale
+    right_end: float
+
+
+def _mark(frontier: Frontier, point: FrontierPoint, colour: int, places: _Places, name: str) -> Mark:
+    x_of, y_of, right_end = places.x_of, places.y_of, places.right_end
+    label = ": ".join(part for part in (point.dtype if point.is_whole else "", name) if part)
     latency = quality = None
     if point.number and point.latency_error:
         low, high = (point.latency_ms * factor for factor in (1 - point.latency_error, 1 + point.latency_error))
-        latency = max(LEFT, x_of(max(low, 0.01 * point.latency_ms))), min(width - RIGHT, x_of(high))
+        latency = max(LEFT, x_of(max(low, 0.01 * point.latency_ms))), min(right_end, x_of(high))
     if point.number and point.quality_error:
         quality = y_of(point.quality - point.quality_error), y_of(point.quality + point.quality_error)
     return Mark(
@@ -150,6 +177,6 @@ def _mark(frontier: Frontier, point: FrontierPoint, colour: int, x_of: Scale, y_
         chosen=point.chosen,
         latency=latency,
         quality=quality,
-        label=point.dtype if point.is_whole else "",
-        label_at="right" if x_of(point.latency_ms) < width - RIGHT - 50 else "above",
+        label=label,
+        label_at="right" if x_of(point.latency_ms) < right_end - 16 - 7 * len(label) else "above",
     )

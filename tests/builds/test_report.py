@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -10,10 +11,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from amoeba_export.artifact import FileEntry
+from amoeba_export.artifact import FileEntry, FullModelRecord
 from amoeba_export.builds.outcome import (
     BuildReport,
-    CandidatePoint,
     EntryOutcome,
     ErrorRecord,
     LatencyFigures,
@@ -23,7 +23,8 @@ from amoeba_export.builds.outcome import (
     read_report,
 )
 from amoeba_export.builds.report import write_reports
-from amoeba_export.ir import InputId
+from amoeba_export.ir import InputId, Workload
+from amoeba_export.ir.frontier import Frontier, FrontierLimit, FrontierPoint, numbered
 
 HOSTILE = '<script>alert("a|b")</script>'
 
@@ -38,9 +39,30 @@ def plan(shape: str, *layers: LayerRecord) -> PlanRecord:
     )
 
 
-def point(shape: str, latency_ms: float, quality: float, *, chosen: bool = False) -> CandidatePoint:
-    return CandidatePoint(
-        shape=shape, latency_ms=latency_ms, quality=quality, fits=latency_ms < 10, on_front=True, chosen=chosen
+def point(shape: str, latency_ms: float, quality: float, *, chosen: bool = False) -> FrontierPoint:
+    return FrontierPoint(
+        dtype="fp32",
+        shape=shape,
+        is_whole=shape == "4x1",
+        latency_ms=latency_ms,
+        quality=quality,
+        fits=latency_ms < 10,
+        chosen=chosen,
+    )
+
+
+def frontier(target: str, *points: FrontierPoint) -> Frontier:
+    return Frontier(
+        model="demo",
+        target=target,
+        metric="decode",
+        percentile=50,
+        workload=Workload(),
+        quality_metric="loss",
+        higher_is_better=False,
+        reference_dtype="fp32",
+        limits=(FrontierLimit(label="80%, 10.1 ms", latency_ms=10.1),),
+        points=numbered(points, higher_is_better=False),
     )
 
 
@@ -63,7 +85,13 @@ MEASURED = EntryOutcome(
     ),
     quality=QualityFigures(metric="loss", value=3.14159, full=2.9),
     plan=plan("2x0.5", layer(0, 3, 48), layer(3, 3, 48)),
-    candidates=(point("4x1", 12.6, 2.9), point("2x0.5", 9.5, 3.14159, chosen=True)),
+    reference=(
+        FullModelRecord(
+            dtype="fp32", latency_ms=12.65432, source="measured", quality={"loss": 2.9}, keeps_budget=False
+        ),
+        FullModelRecord(dtype="int8", latency_ms=6.5, source="measured", quality={"loss": 2.95}, keeps_budget=True),
+    ),
+    frontier=frontier("cpu", point("4x1", 12.6, 2.9), point("2x0.5", 9.5, 3.14159, chosen=True)),
     inputs=(InputId(role="model", id=HOSTILE, sha256="ab" * 32),),
     files=(FileEntry(path="onnx/model.onnx", size_bytes=1234567, sha256="cd" * 32),),
 )
@@ -178,6 +206,27 @@ def test_the_figures_of_the_page_are_those_of_the_json(folder: Path) -> None:
             assert float(full["quality"]) == quality["value"]
         if files:
             assert int(full["size"]) == sum(file["size_bytes"] for file in files)
+
+
+def test_the_page_says_what_the_full_model_would_give(folder: Path) -> None:
+    text = Page((folder / "report.html").read_text()).text
+    assert "The full model, for comparison" in text
+    for said in ("12.65 ms", "6.5 ms", "loss 2.95", "kept", "missed"):
+        assert said in text, said
+    summary = (folder / "summary.md").read_text()
+    assert "in int8 6.5 ms, loss 2.95, keeps the budget" in summary
+
+
+def test_entries_of_one_target_share_a_picture(tmp_path: Path) -> None:
+    second = dataclasses.replace(
+        MEASURED, name="second", frontier=frontier("cpu", point("3x1", 11.0, 3.0, chosen=True), point("4x1", 12.6, 2.9))
+    )
+    third = dataclasses.replace(MEASURED, name="third", frontier=frontier("jetson", point("4x1", 1.0, 2.9)))
+    write_reports(report(MEASURED, second, third), tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    labels = [value for name, value in Page(text).attributes if name == "aria-label" and " against " in value]
+    assert [label.rpartition(": ")[2] for label in labels] == ["demo on cpu", "demo on jetson"]
+    assert "second: 80%, 10.1 ms" in text
 
 
 def test_the_page_stands_alone(folder: Path) -> None:

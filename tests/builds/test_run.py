@@ -15,6 +15,7 @@ from amoeba_export.builds.lock import read_lock
 from amoeba_export.builds.outcome import BuildReport, read_report
 from amoeba_export.cli.app import main
 from amoeba_export.errors import NotLocked, UnknownName
+from amoeba_export.ir.frontier import Frontier
 from amoeba_export.materialize import stream
 from tests.builds.conftest import HEAD, TWO, Build, statuses
 
@@ -129,7 +130,24 @@ def test_plans_known_together_are_cut_in_one_pass(run: Build, project: Path, mon
         assert entry.latency.limit_ms is not None
         assert entry.latency.actual_ms is not None
         assert entry.latency.actual_ms <= entry.latency.limit_ms
-        assert sum(one.chosen for one in entry.candidates) == 1
+        assert entry.frontier is not None
+        assert sum(one.chosen for one in entry.frontier.points) == 1
+        (reference,) = entry.reference
+        assert reference.keeps_budget is False
+
+
+def test_a_plot_of_a_build(run: Build, project: Path, capsys: pytest.CaptureFixture[str]):
+    measured = '[[build]]\nname = "{0}"\ntarget = "imaginary.toml"\nlatency = "{0}%"\nformats = ["onnx"]\n'
+    (project / "amoeba.toml").write_text(HEAD + measured.format(90) + measured.format(60))
+    assert main(["build", "--plot", "a.json", "--plot", "a.html"]) == 0
+    found = Frontier.from_json(json.loads((project / "a.json").read_text()), where="a.json")
+    assert [limit.label.split(",")[0] for limit in found.limits] == ["90: 90%", "60: 60%"]
+    assert len([point for point in found.points if point.chosen]) == 2
+    assert "90: 90%" in (project / "a.html").read_text()
+    (project / "amoeba.toml").write_text(HEAD + TWO)
+    assert main(["build", "--plot", "b.html"]) == 0
+    assert "There is nothing to plot: this build searched nothing." in capsys.readouterr().err
+    assert not (project / "b.html").exists()
 
 
 def test_entries_at_once_give_the_same(run: Build, project: Path):
@@ -171,7 +189,13 @@ def test_locked_gives_the_same_bytes_without_search_and_measuring(
     assert set(statuses(run(locked=True)).values()) == {"built"}
     for name, manifest in before.items():
         again = read_manifest(project / "dist" / name)
-        assert (again.files, again.latency, again.quality) == (manifest.files, manifest.latency, manifest.quality)
+        assert (again.files, again.latency, again.quality, again.reference) == (
+            manifest.files,
+            manifest.latency,
+            manifest.quality,
+            manifest.reference,
+        )
+    assert [one.keeps_budget for one in before["fast"].reference] == [False]
     assert (project / "amoeba.lock").read_text() == lock
     assert set(statuses(run(locked=True)).values()) == {"up-to-date"}
 

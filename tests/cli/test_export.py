@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from amoeba_export.artifact import verify_checksums
 from amoeba_export.cli.app import main
+from amoeba_export.ir.frontier import Frontier
 from tests.conftest import Run
 
 Amoeba = Callable[..., Run]
@@ -45,7 +46,7 @@ def test_the_end_says_what_was_reached(
     assert lines[-1] == f"next: amoeba bench {out}"
 
 
-def test_json_is_the_manifest_and_nothing_else(
+def test_json_is_the_manifest_and_what_was_looked_at(
     amoeba: Amoeba, model: Path, strategy: Path, target: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -54,6 +55,9 @@ def test_json_is_the_manifest_and_nothing_else(
     )
     data = json.loads(run.out)
     assert data.pop("out") == str(out)
+    found = Frontier.from_json(data.pop("frontier"), where="stdout")
+    assert found.chosen is not None
+    assert found.chosen.shape == f"{data['shape']['depth']}x{data['shape']['width']:g}"
     assert data == json.loads((out / "amoeba.json").read_text())
 
 
@@ -64,13 +68,56 @@ def test_search_shows_the_candidates_and_writes_nothing(
     words = ("search", model, "--target", target, "--latency", "80%", "--strategy", strategy)
     run = amoeba(*words)
     assert run.code == 0
-    assert squeezed(run.out)[0] == "shape decode p50 prefill memory loss"
-    assert " chosen" in run.out
+    lines = squeezed(run.out)
+    assert lines[0] == "dtype shape decode p50 loss memory"
+    rows = [
+        line.split()
+        for line in lines[1 : lines.index("Bars: decode p50 from 0, and loss from the best to the worst of these.")]
+    ]
+    assert " ".join(rows[0][:3]) == "fp32 full model"
+    assert len({tuple(row[1:3]) for row in rows}) == len(rows)
+    assert sum(row[-1] == "chosen" for row in rows) == 1
     assert re.search(r"^\S+ is the best under \S+ ms \(decode p50\): \S+ ms predicted", run.out, re.MULTILINE)
     data = json.loads(amoeba(*words, "--json").out)
     assert data["best"]["fits"] is True
-    assert data["plan"]["shape"] == data["best"]["shape"]
+    assert data["plan"]["shape"] == data["best"]["shape"] == Frontier.from_json(data["frontier"], where="").chosen.shape  # type: ignore[union-attr]
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_frontier_is_shown_and_a_number_of_it_taken(
+    amoeba: Amoeba, model: Path, strategy: Path, target: Path, tmp_path: Path
+) -> None:
+    words = (model, "--target", target, "--strategy", strategy)
+    plots = [word for suffix in ("html", "json") for word in ("--plot", tmp_path / f"a.{suffix}")]
+    run = amoeba("frontier", *words, "--latency", "80%", *plots)
+    assert run.code == 0
+    lines = squeezed(run.out)
+    assert lines[0] == "llama on imaginary"
+    assert lines[1] == "dtype shape decode p50 loss memory"
+    assert lines[-1] == f"next: amoeba export {model} --target {target} --pick N"
+    found = Frontier.from_json(json.loads((tmp_path / "a.json").read_text()), where="a.json")
+    assert (tmp_path / "a.html").read_text().startswith("<!doctype html>")
+    numbers = [line.split()[0] for line in lines[2 : 2 + len(found.numbered)]]
+    assert numbers == [str(point.number) for point in reversed(found.numbered)]
+    run = amoeba("export", *words, "--pick", "2", "--out", tmp_path / "out", "--json")
+    data = json.loads(run.out)
+    shape = found.numbered[1].shape
+    assert f"{data['shape']['depth']}x{data['shape']['width']:g}" == shape
+    assert Frontier.from_json(data["frontier"], where="").chosen.shape == shape  # type: ignore[union-attr]
+    refused = amoeba("export", *words, "--pick", "99", "--out", tmp_path / "other")
+    assert (refused.code, refused.err.splitlines()[-2]) == (
+        2,
+        f"error: The frontier has no number 99: its choices are 1 to {len(found.numbered)}.",
+    )
+
+
+def test_a_plot_is_refused_before_the_work(amoeba: Amoeba, model: Path, tmp_path: Path) -> None:
+    run = amoeba("export", model, "--shape", "4x1", "--out", tmp_path / "out", "--plot", tmp_path / "a.gif")
+    assert run.code == 2
+    assert run.err.startswith(f"error: --plot cannot be '{tmp_path / 'a.gif'}'.")
+    run = amoeba("export", model, "--shape", "4x1", "--out", tmp_path / "out", "--plot", tmp_path / "a.html")
+    assert run.err.startswith("error: There is nothing to plot: the shape is given.")
+    assert nothing_left(tmp_path)
 
 
 def test_a_dry_run_says_what_would_be_built(amoeba: Amoeba, model: Path, strategy: Path, tmp_path: Path) -> None:
@@ -297,6 +344,7 @@ _SLOW = """
 import sys, threading
 from amoeba_export.application import pipeline
 from amoeba_export.cli.app import main
+from amoeba_export.ir.frontier import Frontier
 
 def wait(*args, **kwargs):
     print("written", flush=True)

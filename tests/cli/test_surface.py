@@ -15,7 +15,7 @@ from amoeba_export.ir.dtype import AUTO, DTYPE_NAMES
 
 EXPORT_AND_SEARCH = (
     "MODEL --target --latency --throughput --memory --metric --percentile --prompt --generate --batch --strategy "
-    "--recipe --seed --adapter --policy --format --dtype --json"
+    "--recipe --seed --adapter --policy --format --dtype --plot --json"
 )
 SURFACE = {
     "amoeba": "--version --debug --install-completion --show-completion",
@@ -24,11 +24,11 @@ SURFACE = {
         "--dry-run"
     ),
     "amoeba search": f"{EXPORT_AND_SEARCH} --refit --calibration-data",
-    "amoeba frontier": f"{EXPORT_AND_SEARCH} --measure --plot",
+    "amoeba frontier": f"{EXPORT_AND_SEARCH} --measure",
     "amoeba refit": "MODEL --plan --out --refit --calibration-data --strategy --recipe --adapter --seed --json",
     "amoeba heal": "MODEL --plan --out --heal --refit --calibration-data --strategy --recipe --adapter --seed --json",
     "amoeba init": "AMOEBA.TOML --force",
-    "amoeba build": "AMOEBA.TOML --locked --engine --only --jobs --json",
+    "amoeba build": "AMOEBA.TOML --locked --engine --only --jobs --plot --json",
     "amoeba cache": "",
     "amoeba cache info": "--json",
     "amoeba cache prune": "--older-than --kind --json",
@@ -47,7 +47,7 @@ SURFACE = {
     "amoeba bench": (
         "ARTIFACT... --target --prompt --generate --batch --rounds --baseline --metric --fail-if-slower --plot --json"
     ),
-    "amoeba inspect": "FILE|DIR --json",
+    "amoeba inspect": "FILE|DIR --html --json",
     "amoeba verify": "ARTIFACT --model --strategy --adapter --refit --checksums-only --json",
     "amoeba import": "UPSTREAM.npy MODEL --out --json",
     "amoeba targets": "",

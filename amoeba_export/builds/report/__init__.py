@@ -7,6 +7,7 @@ from pathlib import Path
 from amoeba_export.builds.outcome import REPORT_NAME, BuildReport
 from amoeba_export.builds.report.junit import junit_xml
 from amoeba_export.builds.report.page import html_page
+from amoeba_export.builds.report.plots import frontiers as frontiers
 from amoeba_export.builds.report.summary import markdown_summary
 from amoeba_export.replacing import replace_text
 

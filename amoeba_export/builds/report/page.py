@@ -28,7 +28,7 @@ def html_page(report: BuildReport) -> str:
     return render(
         "page.html.j2",
         report=report,
-        plots=plots.pareto_plots(report),
+        plots=plots.frontier_plots(report),
         pictures=[(entry, plots.layer_bars(entry.plan)) for entry in report.entries if entry.plan],
         budget_rows=rows,
         budget_at=100 / end,
