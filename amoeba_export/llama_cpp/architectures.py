@@ -15,7 +15,7 @@ Read from llama.cpp's `src/models/*.cpp`. Roles and features are those of `ir/fa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 KindsRule = Literal["alike", "listed", "every_fourth"]
@@ -167,22 +167,20 @@ class GgufPlace:
 
     Attributes:
         tensor: Name of the tensor.
-        before: Roles whose rows come first in it.
+        roles: What it holds, from the top.
     """
 
     tensor: str
-    before: tuple[str, ...] = field(default=())
+    roles: tuple[str, ...]
 
 
 def gguf_place(architecture: LlamaCppArchitecture, role: str, layer: int | None, part: str) -> GgufPlace:
     """The place of a role's `weight` or `bias`."""
-    stem, before = _STEMS[role], tuple[str, ...]()
+    stem, roles = _STEMS[role], tuple[str, ...]((role,))
     if architecture.fused:
-        for roles, fused in _FUSED.items():
-            if role in roles:
-                stem, before = fused, roles[: roles.index(role)]
+        stem, roles = next(((one, held) for held, one in _FUSED.items() if role in held), (stem, roles))
     prefix = "" if layer is None else f"blk.{layer}."
-    return GgufPlace(f"{prefix}{stem}.{part}", before)
+    return GgufPlace(f"{prefix}{stem}.{part}", roles)
 
 
 def rotates(architecture: LlamaCppArchitecture, layer: int) -> bool:

@@ -188,7 +188,7 @@ def _judge(
     tie = max(MAX_REL_DIFF["fp32"], distance.max_rel_diff)
     equal = not broken and _follows(answer.tokens, reference.after[answer.tokens], tie=tie)
     rope = source_rope(supernet)
-    if not broken and (problem := rope_problem(opened, rope)):
+    if not broken and (problem := rope_problem(opened, rope, supernet.architecture.max_positions)):
         broken = [problem]
     exact = None if broken else opened.exact(rope)
     if not broken and exact is not None:

@@ -249,6 +249,9 @@ class OpenedGguf:
             sides = sides[:1]
         pairs = [self._turns(num_positions, local=local) for local in sides]
         cos, sin = (torch.cat(parts, dim=-1) for parts in zip(*pairs, strict=True))
+        if self._key("rope.scaling.type") == "longrope":
+            short = self._turns(min(self._key("rope.scaling.original_context_length"), num_positions))
+            cos, sin = torch.cat([short[0], cos]), torch.cat([short[1], sin])
         return cos, sin
 
     def continued(self, prompt: torch.Tensor, num_tokens: int) -> Continuation:

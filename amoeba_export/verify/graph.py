@@ -147,10 +147,9 @@ def far_problems(exact: Opened, supernet: Supernet, plan: SubnetPlan) -> list[st
     return []
 
 
-def rope_problem(opened: Opened, rope: Rope) -> str | None:
+def rope_problem(opened: Opened, rope: Rope, num_positions: int) -> str | None:
     """Where a file turns queries and keys by other angles than the supernet, at any position of its context."""
-    num_positions = len(rope[0])
-    allowed_P = _ANGLE * (torch.arange(num_positions) + 1)[:, None] + _TABLE_ULP.get(opened.dtype, 0.0)
+    allowed_P = _ANGLE * (torch.arange(len(rope[0])) + 1)[:, None] + _TABLE_ULP.get(opened.dtype, 0.0)
     for wanted_PH, found_PH in zip(rope, opened.rope(num_positions), strict=True):
         if wanted_PH.shape != found_PH.shape:
             return f"its RoPE has {list(found_PH.shape)} values, not {list(wanted_PH.shape)}"

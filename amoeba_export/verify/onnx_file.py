@@ -93,7 +93,7 @@ class OpenedOnnx:
         found = []
         for part in ("cos", "sin"):
             tables = [table for name, table in self._tables.items() if name.endswith(f".{part}")]
-            if not tables or any(table.ndim != 2 or len(table) != num_positions for table in tables):
+            if not tables or any(table.ndim != 2 or not _has_rows(len(table), num_positions) for table in tables):
                 shapes = [list(table.shape) for table in tables]
                 raise DamagedFile(path, f"its tables of RoPE are {shapes}, for {num_positions} positions")
             found.append(torch.from_numpy(np.concatenate([np.array(one, dtype=np.float32) for one in tables], axis=1)))
@@ -173,6 +173,11 @@ def _widen(model: onnx.ModelProto, path: Path, rope: Rope | None) -> dict[str, A
         else:
             tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
     return widened
+
+
+def _has_rows(rows: int, num_positions: int) -> bool:
+    """Whether a table has all positions, and maybe those of short texts again."""
+    return num_positions <= rows <= 2 * num_positions
 
 
 def _exact_tables(graph: onnx.GraphProto, rope: Rope) -> dict[str, npt.NDArray[np.float32]]:

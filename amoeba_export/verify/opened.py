@@ -16,7 +16,10 @@ Past = Sequence[tuple[torch.Tensor, torch.Tensor]]
 
 
 Rope = tuple[torch.Tensor, torch.Tensor]
-"""Cosines and sines of all positions of a context, with their magnitude [P, H / 2]."""
+"""Cosines and sines of all positions of a context, with their magnitude [P, R / 2].
+
+Those of several layer types are side by side, by name. With longrope, rows for texts within the first training's length
+come before those of all positions."""
 
 
 @dataclass(frozen=True, slots=True)

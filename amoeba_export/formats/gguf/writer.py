@@ -113,7 +113,8 @@ class GgufWriter:
             value = weight.to(torch.float32)
             self._vectors[tensor] = value if present is None else present + value
         else:
-            first = sum(self._rows_of(role, place.layer) for role in target.before)
+            before = target.roles[: target.roles.index(place.role)]
+            first = sum(self._rows_of(role, place.layer) for role in before)
             self._write_rows(tensor, weight, first_row=first)
 
     def _as_llama_cpp_has_it(self, weight: torch.Tensor, role: Role, dims: LayerDims) -> torch.Tensor:

@@ -61,6 +61,9 @@ class Dialect(Protocol):
     def add(self, x: Value, bias: Value, name: str) -> Value:
         """A tensor plus a vector."""
 
+    def as_row(self, bias: Value, name: str) -> Value:
+        """A vector as a tensor [1, 1, hidden]."""
+
     def scale(self, x: Value, factor: float, name: str) -> Value:
         """A tensor times a number."""
 
@@ -144,7 +147,7 @@ class _Blocks:
         node = self.names.node(writer, layer)
         bias = dialect.output_bias(writer, layer) if has_bias else None
         if made is None:
-            return stream if bias is None else self._with_constant(stream, bias, node)
+            return stream if bias is None else self._with_constant(stream, bias, norm, layer, node)
         if not base.output_norms and base.residual_scale == 1.0:
             return Stream(stream.base, made, bias)
         if bias is not None:
@@ -155,8 +158,10 @@ class _Blocks:
             made = dialect.scale(made, base.residual_scale, f"{node}/scaled")
         return Stream(stream.base, made)
 
-    def _with_constant(self, stream: Stream, bias: Value, node: str) -> Stream:
-        """The stream plus what is left of a block that is gone: a vector, which no norm changes any more."""
+    def _with_constant(self, stream: Stream, bias: Value, norm: Role, layer: int, node: str) -> Stream:
+        """The stream plus what is left of a block that is gone: the norm of its bias."""
+        if self.base.output_norms:
+            bias = self.dialect.output_norm(self.dialect.as_row(bias, f"{node}/bias_row"), norm, layer)
         if self.base.residual_scale != 1.0:
             bias = self.dialect.scale(bias, self.base.residual_scale, f"{node}/bias_scaled")
         total = stream.base

@@ -178,6 +178,11 @@ class StandardDialect:
         """See `Dialect`."""
         return self._recorder.op("Add", [x, bias], name=name)
 
+    def as_row(self, bias: Value, name: str) -> Value:
+        """See `Dialect`."""
+        shape = self._recorder.constant("row", [1, 1, -1])
+        return self._recorder.op("Reshape", [bias, shape], name=name)
+
     def scale(self, x: Value, factor: float, name: str) -> Value:
         """See `Dialect`."""
         return scaled(x, factor, name, self._recorder, self._dtype)

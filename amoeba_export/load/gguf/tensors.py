@@ -173,15 +173,15 @@ def _sources(model: Model) -> Iterator[_Source]:
 
 def _rows(place: GgufPlace, template: TensorTemplate, layer: LayerSize | None, model: Model) -> tuple[int, int]:
     """Where a weight begins in a tensor that holds several, and the rows of that; zeros for a tensor of its own."""
-    fused = next((one.roles for one in model.family.family.fused if template.role in one.roles), ())
-    if not model.metadata.arch.fused or template.role not in fused:
+    if len(place.roles) == 1:
         return 0, 0
     sizes: dict[str, int] = {
         one.role: _shape(one, layer, model)[0]
         for one in model.family.family.layer
-        if one.role in fused and one.name.endswith(".weight")
+        if one.role in place.roles and one.name.endswith(".weight")
     }
-    return sum(sizes[role] for role in place.before), sum(sizes.values())
+    before = place.roles[: place.roles.index(template.role)]
+    return sum(sizes[role] for role in before), sum(sizes.values())
 
 
 def _is_gone(block: Block | None, layer: LayerSize | None) -> bool:

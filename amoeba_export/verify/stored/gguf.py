@@ -71,9 +71,10 @@ class GgufWeights:
         if found.tensor not in by_name:
             return False
         self._tensors[name] = by_name[found.tensor]
-        if found.before:
+        if len(found.roles) > 1:
             assert place.layer is not None
-            self._first_rows[name] = sum(self._sizes[place.layer][role] for role in found.before)
+            before = found.roles[: found.roles.index(place.role)]
+            self._first_rows[name] = sum(self._sizes[place.layer][role] for role in before)
         return True
 
     def _sizes_of(self, reader: gguf.GGUFReader, layer: int) -> dict[str, int]:
