@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amoeba_export.errors import NotFound
+from amoeba_export.errors import InputError, NotFound
 from amoeba_export.ir import DenseArchitecture, LayerPlan, Shape, Subnet, SubnetPlan
 from amoeba_export.ir.dtype import DTYPES, FLOATS
 from amoeba_export.load.family_file import read_family
@@ -90,6 +90,11 @@ def prepare_safetensors(subject: Subject, folder: Path, options: Any) -> dict[st
     from amoeba_export.formats import safetensors
     from amoeba_export.formats.config import dense_config
 
+    if DTYPES[subject.dtype].is_quantized:
+        raise InputError(
+            f"{subject.label} has weights of {subject.dtype}, and random ones are made as floats alone.",
+            next_step="Export it, and time the artifact.",
+        )
     safetensors.check(subject.dense, dtype=subject.dtype)
     config = dense_config(_as_subnet(subject.dense), dtype=DTYPES[subject.dtype].torch_name)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")

@@ -54,6 +54,7 @@ class LimitsTable(Strict):
     runtime: str
     ffn_multiple: Annotated[int, Field(ge=1)] = 1
     query_multiple: Annotated[int, Field(ge=1)] = 1
+    hidden_multiple: Annotated[int, Field(ge=1)] = 1
     multiples_of: tuple[DtypeName, ...] = ()
     hidden_by_heads: bool = False
     output_biases: Annotated[tuple[str, ...] | None, BeforeValidator(_families)] = None

@@ -54,7 +54,7 @@ class _Group:
     held: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
-EQUALIZED = ("int4", "int4-mixed")
+EQUALIZED = ("int4", "int4-mixed", "w4a16", "w4a16-asym")
 
 
 def is_equalized(dtype: str) -> bool:

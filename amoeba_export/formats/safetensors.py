@@ -18,16 +18,26 @@ import torch
 
 from amoeba_export.errors import DiskFull, NotRepresentable, WeightsMismatch
 from amoeba_export.formats.config import AMOEBA, check_family, container_type, dense_config, zero_biases
+from amoeba_export.formats.packed import (
+    SCHEMES,
+    PackedWriter,
+    Round,
+    group_size,
+    nearest_group,
+    parts_of,
+    quantization_config,
+    round_to_nearest,
+)
 from amoeba_export.formats.reserved import ReservedFile
 from amoeba_export.formats.sidecars import copy_generation_config, copy_license, copy_tokenizer, write_model_card
 from amoeba_export.formats.sizes import WeightBytes, sum_bytes
-from amoeba_export.ir import DenseArchitecture, Subnet, TensorSpec
-from amoeba_export.ir.dtype import FLOATS, SOURCE
+from amoeba_export.ir import DenseArchitecture, Subnet, TensorSpec, Writer
+from amoeba_export.ir.dtype import DTYPES, FLOATS, SOURCE
 from amoeba_export.ir.safetensors_header import safetensors_header
 from amoeba_export.model.foreign_code import MODELING, modeling_file
 
 default_dtype = SOURCE
-dtypes = (SOURCE, *FLOATS)
+dtypes = (SOURCE, *FLOATS, *SCHEMES)
 
 MAX_SHARD_BYTES = 5_000_000_000
 """As the Hugging Face hub cuts large models."""
@@ -37,44 +47,77 @@ _CHUNK_BYTES = 32 << 20
 
 
 def check(dense: DenseArchitecture, *, dtype: str) -> None:
-    """Every plan can be held. Raises `NotRepresentable` for weights of fewer than 16 bits."""
+    """Every plan can be held. Raises `NotRepresentable` for another precision, or rows that it does not pack."""
     check_family(dense)
     if dtype not in dtypes:
         raise NotRepresentable(
             "safetensors",
-            f"transformers loads weights of 16 or 32 bits, and {dtype} is asked for",
-            ("--dtype bf16", f"--format onnx --dtype {dtype}", f"--format gguf --dtype {dtype}"),
+            f"{dtype} is not one of its precisions",
+            ("--dtype bf16", "--dtype w4a16", f"--format onnx --dtype {dtype}", f"--format gguf --dtype {dtype}"),
         )
+    if dtype in SCHEMES:
+        group_size(dense)
 
 
 def weight_bytes(dense: DenseArchitecture, *, dtype: str) -> WeightBytes:
     """See `Format`. Biases that the container's type has, and the model not, are zeros in the file."""
-    number = FLOATS[dtype].bits // 8
+    number = DTYPES[dtype].torch_dtype.itemsize
     zeros = sum(math.prod(spec.shape) for spec in zero_biases(dense)) * number
 
-    def matrix(rows: int, columns: int) -> int:
+    def plain_matrix(rows: int, columns: int) -> int:
         return rows * columns * number
 
-    plain = sum_bytes(dense, matrix=matrix, head=matrix, vector_bytes=number)
+    def matrix(rows: int, columns: int) -> int:
+        if dtype not in SCHEMES:
+            return plain_matrix(rows, columns)
+        spec = TensorSpec(name=".weight", shape=(rows, columns))
+        parts = parts_of(spec, group, SCHEMES[dtype], DTYPES[dtype].torch_dtype)
+        return sum(math.prod(part.shape) * part.dtype.itemsize for part in parts if part.dtype)
+
+    group = nearest_group(dense)
+    plain = sum_bytes(dense, matrix=matrix, head=plain_matrix, vector_bytes=number)
     return dataclasses.replace(plain, layers=plain.layers + zeros)
 
 
 def open_writer(
-    subnet: Subnet, folder: Path, *, dtype: str = default_dtype, max_shard_bytes: int = MAX_SHARD_BYTES
-) -> SafetensorsWriter:
+    subnet: Subnet,
+    folder: Path,
+    *,
+    dtype: str = default_dtype,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    round_weight: Round = round_to_nearest,
+) -> Writer:
     """Write everything but the weights, reserve their space, and return the writer that takes them.
+
+    Args:
+        subnet: The cut model.
+        folder: Where the files go.
+        dtype: `w4a16` and `w4a16-asym` pack the matrices of layers in 4 bits; the rest is bf16 then.
+        max_shard_bytes: Of weights in a file.
+        round_weight: How packed weights are rounded.
 
     Raises:
         NotRepresentable: As `check`; or from `accept`, when a weight is too large for fp16.
         DiskFull: The shards do not fit on the disk.
     """
-    check(subnet.architecture, dtype=dtype)
+    dense = subnet.architecture
+    check(dense, dtype=dtype)
     specs, torch_dtype = subnet.specs, subnet.source_dtype
     if dtype != SOURCE:
-        torch_dtype = FLOATS[dtype].torch_dtype
+        torch_dtype = DTYPES[dtype].torch_dtype
         specs = tuple(dataclasses.replace(spec, dtype=torch_dtype) for spec in specs)
-    model_type = container_type(subnet.architecture)
+    model_type = container_type(dense)
     config = dense_config(subnet, dtype=str(torch_dtype).removeprefix("torch."))
+    stored, scheme = specs, SCHEMES.get(dtype)
+    packed = _packed_names(subnet) if scheme else frozenset()
+    if scheme:
+        group = group_size(dense)
+        config["quantization_config"] = quantization_config(group, scheme)
+        stored = tuple(
+            part
+            for spec in specs
+            for part in (parts_of(spec, group, scheme, torch_dtype) if spec.name in packed else (spec,))
+        )
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if model_type == AMOEBA:
         shutil.copyfile(modeling_file(), folder / MODELING)
@@ -82,9 +125,18 @@ def open_writer(
     copy_generation_config(subnet.source_folder, folder)
     copy_license(subnet.source_folder, folder)
     write_model_card(subnet, folder, needs_code=model_type == AMOEBA)
-    return SafetensorsWriter(
-        folder, specs, zeros=tuple(zero_biases(subnet.architecture)), dtype=torch_dtype, limit=max_shard_bytes
+    writer = SafetensorsWriter(
+        folder, stored, zeros=tuple(zero_biases(dense)), dtype=torch_dtype, limit=max_shard_bytes
     )
+    if not scheme:
+        return writer
+    return PackedWriter(writer, specs, packed, group=group, scheme=scheme, round_weight=round_weight, folder=folder)
+
+
+def _packed_names(subnet: Subnet) -> frozenset[str]:
+    """The matrices of layers."""
+    places = {spec.name: subnet.family.place(spec.name) for spec in subnet.specs if len(spec.shape) == 2}
+    return frozenset(name for name, place in places.items() if place.layer is not None)
 
 
 _Dtypes = Mapping[str, torch.dtype]

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 if TYPE_CHECKING:
     import torch
 
-DtypeName = Literal["fp32", "fp16", "bf16", "int8", "q6_k", "q5_k_m", "int4-mixed", "q4_k_m", "int4"]
+DtypeName = Literal[
+    "fp32", "fp16", "bf16", "int8", "q6_k", "q5_k_m", "int4-mixed", "q4_k_m", "int4", "w4a16-asym", "w4a16"
+]
 
 DTYPE_NAMES: tuple[DtypeName, ...] = get_args(DtypeName)
 
@@ -68,9 +70,11 @@ DTYPES: Mapping[str, Dtype] = MappingProxyType(
         "int4-mixed": Dtype(bits=4, torch_name="float32", safetensors_name="F32", is_quantized=True),
         "q4_k_m": Dtype(bits=4, torch_name="float32", safetensors_name="F32", is_quantized=True),
         "int4": Dtype(bits=4, torch_name="float32", safetensors_name="F32", is_quantized=True),
+        "w4a16-asym": Dtype(bits=4, torch_name="bfloat16", safetensors_name="BF16", is_quantized=True),
+        "w4a16": Dtype(bits=4, torch_name="bfloat16", safetensors_name="BF16", is_quantized=True),
     }
 )
-"""By `--dtype`, finest first. Those that begin with q are llama.cpp's mixtures, by its names."""
+"""By `--dtype`, finest first. Those that begin with q are llama.cpp's mixtures, those with w what vLLM calls so."""
 
 FLOATS: Mapping[str, Dtype] = MappingProxyType(
     {name: dtype for name, dtype in DTYPES.items() if not dtype.is_quantized}

@@ -16,7 +16,8 @@ class RuntimeLimits:
         runtime: Who makes the rules, as messages call it.
         ffn_multiple: FFN sizes are multiples of it.
         query_multiple: Query heads times head dim is a multiple of it.
-        multiples_of: Precisions for which the two multiples hold; empty for all.
+        hidden_multiple: The hidden size is a multiple of it. No cut changes it: it is the model that is loaded or not.
+        multiples_of: Precisions for which the multiples hold; empty for all.
         hidden_by_heads: Whether the hidden size is a multiple of each layer's number of query heads.
         output_biases: Families whose biases on o_proj and down_proj are computed; None for all. A cut of another one is
             not compensated.
@@ -26,6 +27,7 @@ class RuntimeLimits:
     runtime: str = ""
     ffn_multiple: int = 1
     query_multiple: int = 1
+    hidden_multiple: int = 1
     multiples_of: tuple[str, ...] = ()
     hidden_by_heads: bool = False
     output_biases: tuple[str, ...] | None = None
@@ -34,6 +36,8 @@ class RuntimeLimits:
     def problems(self, dense: DenseArchitecture, dtype: str | None = None) -> list[str]:
         """Each rule that `dense` breaks, in words; every one once."""
         base, found = dense.base, []
+        if self._has_multiples(dtype) and base.hidden_size % self.hidden_multiple:
+            found.append(f"a hidden size of {base.hidden_size} is no multiple of {self.hidden_multiple}")
         for layer in dict.fromkeys(dense.layers):
             query = layer.num_heads * base.head_dim
             if self._has_multiples(dtype) and layer.ffn_size % self.ffn_multiple:
@@ -57,6 +61,8 @@ class RuntimeLimits:
             words.append(f"FFN a multiple of {self.ffn_multiple}{only}")
         if self.query_multiple > 1:
             words.append(f"heads x head dim a multiple of {self.query_multiple}{only}")
+        if self.hidden_multiple > 1:
+            words.append(f"hidden size a multiple of {self.hidden_multiple}{only}")
         if self.hidden_by_heads:
             words.append("hidden size a multiple of the heads")
         if self.output_biases is not None:

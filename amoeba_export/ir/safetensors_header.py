@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import torch
 
 
+_INTEGERS = {"torch.int32": "I32", "torch.int64": "I64"}
+
+
 def safetensors_header(
     specs: Iterable[TensorSpec], dtypes: Mapping[str, torch.dtype], *, metadata: Mapping[str, str]
 ) -> tuple[bytes, dict[str, int], int]:
@@ -35,7 +38,7 @@ def safetensors_header(
     for spec in specs:
         dtype = dtypes[spec.name]
         end = position + math.prod(spec.shape) * dtype.itemsize
-        kind = FLOATS[float_name(dtype)].safetensors_name
+        kind = _INTEGERS.get(str(dtype)) or FLOATS[float_name(dtype)].safetensors_name
         table[spec.name] = {"dtype": kind, "shape": list(spec.shape), "data_offsets": [position, end]}
         offsets[spec.name], position = position, end
     text = json.dumps(table, separators=(",", ":")).encode()

@@ -31,6 +31,8 @@ MAX_KL = {
     "int4-mixed": 0.5,
     "q4_k_m": 1.0,
     "int4": 1.0,
+    "w4a16-asym": 1.0,
+    "w4a16": 1.0,
 }
 """Mean KL divergence to the unrounded subnet, in nats per token."""
 
@@ -43,6 +45,8 @@ MAX_PERPLEXITY_RATIO = {
     "int4-mixed": 1.5,
     "q4_k_m": 2.0,
     "int4": 2.0,
+    "w4a16-asym": 2.0,
+    "w4a16": 2.0,
 }
 """Perplexity on the text, relative to the unrounded subnet's."""
 

@@ -21,6 +21,7 @@ from amoeba_export.verify.gguf_file import OpenedGguf
 from amoeba_export.verify.loaded import cache_name, rope_tables
 from amoeba_export.verify.onnx_file import OpenedOnnx
 from amoeba_export.verify.opened import LARGE_BYTES, Continuation, Opened, Past, Rope, greedy
+from amoeba_export.verify.packed_model import is_packed, read_packed
 
 
 class OpenedSafetensors:
@@ -28,10 +29,14 @@ class OpenedSafetensors:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.dtype = _coarsest(folder)
-        large = sum(path.stat().st_size for path in folder.glob("*.safetensors")) > LARGE_BYTES
-        with ONE_AT_A_TIME, _no_bars():
-            self._model = read_model(folder, dtype="auto" if large else torch.float32).eval()
+        if is_packed(folder):
+            self.dtype, model = read_packed(folder)
+            self._model = model.eval()
+        else:
+            self.dtype = _coarsest(folder)
+            large = sum(path.stat().st_size for path in folder.glob("*.safetensors")) > LARGE_BYTES
+            with ONE_AT_A_TIME, _no_bars():
+                self._model = read_model(folder, dtype="auto" if large else torch.float32).eval()
         self._is_exact = self._model.dtype is torch.float32
         self._cache_name = cache_name(self._model)
 

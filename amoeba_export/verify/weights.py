@@ -31,7 +31,7 @@ HALF_ULP = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
 SMALLEST = {"fp32": 2.0**-149, "fp16": 2.0**-25, "bf16": 2.0**-133}
 """Half the distance of the smallest numbers, or more."""
 
-PRECISION = ("int4", "q4_k_m", "q5_k_m", "q6_k", "int8", "bf16", "fp16", "fp32")
+PRECISION = ("w4a16", "w4a16-asym", "int4", "q4_k_m", "q5_k_m", "q6_k", "int8", "bf16", "fp16", "fp32")
 """From coarse to fine."""
 
 COARSEST = {"int4-mixed": "int4"}
@@ -122,7 +122,7 @@ def check_storage(folder: Path, dtypes: Mapping[str, str], opened: Opened, expec
         rank = PRECISION.index(stored)
         if rank < PRECISION.index(COARSEST.get(opened.dtype, opened.dtype)) and stored != expected.source_dtype(name):
             raise NumbersDiffer(folder, [f"{name} is stored in {stored}, and the file says {opened.dtype}"])
-        if loaded not in (None, "fp32", stored):
+        if stored in HALF_ULP and loaded not in (None, "fp32", stored):
             raise NumbersDiffer(folder, [f"{name} is stored in {stored}, and config.json says to load it as {loaded}"])
 
 
@@ -202,14 +202,14 @@ def _scaled(name: str, wanted: Expected, found: Stored, factors: _Factors, store
     values = wanted.values
     if module in _READERS and values.shape == found.values.shape:
         readers = [f"{layer}.{reader}.weight" for reader in _READERS[module]]
-        if readers[0] in stored.names() and stored.read(readers[0]).steps is not None:
-            factor_D = _on_grid(values, found.values)
+        if readers[0] in stored.names() and _is_integers(stored.read(readers[0])):
+            factor_D = _on_grid(values, found.values, tolerance=1e-5 + HALF_ULP[found.dtype])
             factors.columns |= dict.fromkeys(readers, factor_D)
             return Expected(values / factor_D, wanted.slack)
         return wanted
     if name in factors.columns:
         values = values * factors.columns[name]
-    if name.endswith("mlp.up_proj.weight") and found.steps is not None and values.shape == found.values.shape:
+    if name.endswith("mlp.up_proj.weight") and _is_integers(found) and values.shape == found.values.shape:
         # A row has steps of its own, so how large it is survives rounding.
         factor_F = _on_grid(values.norm(dim=1), found.values.norm(dim=1), tolerance=0.08)
         factors.rows |= {name: 1 / factor_F, f"{layer}.up_proj.bias": 1 / factor_F}
@@ -220,7 +220,11 @@ def _scaled(name: str, wanted: Expected, found: Stored, factors: _Factors, store
     return Expected(values, wanted.slack)
 
 
-def _on_grid(wanted: torch.Tensor, found: torch.Tensor, *, tolerance: float = 1e-5) -> torch.Tensor:
+def _is_integers(found: Stored) -> bool:
+    return found.steps is not None or found.searched is not None
+
+
+def _on_grid(wanted: torch.Tensor, found: torch.Tensor, *, tolerance: float) -> torch.Tensor:
     """Wanted / found, where that is a power of two to a multiple of a quarter, and 1 elsewhere."""
     ratio = wanted / found
     steps = (ratio.abs().log2() * 4).nan_to_num(0.0, 0.0, 0.0).round().clamp(-64, 64)

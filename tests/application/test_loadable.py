@@ -118,6 +118,35 @@ def test_hidden_is_a_multiple_of_the_heads(tiny_dirs: dict[str, Path], tmp_path:
     assert all(64 % layer.num_heads == 0 for layer in dense.layers)
 
 
+def test_layers_are_alike_where_the_runtime_wants_that(tiny_dirs: dict[str, Path], tmp_path: Path) -> None:
+    for limits, is_uniform in (("uniform = true", True), ("", False)):
+        heard = Heard()
+        request = ExportRequest(
+            model=str(tiny_dirs["llama"]),
+            strategy=strategy_of(tiny_dirs["llama"], tmp_path),
+            target=board(tmp_path, limits),
+            latency="80%",
+            policy="adaptive",
+        )
+        result = search(request, progress=heard)
+        assert result.plan.dense(result.supernet.architecture).is_uniform is is_uniform
+
+
+@pytest.mark.parametrize("limit", ["hidden_multiple = 128", "query_multiple = 4096"])
+def test_a_model_that_a_precision_is_not_loaded_in_is_searched_in_the_others(
+    limit: str, tiny_dirs: dict[str, Path], tmp_path: Path
+) -> None:
+    path = Path(board(tmp_path, f'{limit}\nmultiples_of = ["fp16"]'))
+    path.write_text(path.read_text().replace('dtype = "fp16"', 'dtype = ["fp16", "bf16"]'))
+    request = ExportRequest(
+        model=str(tiny_dirs["llama"]),
+        strategy=strategy_of(tiny_dirs["llama"], tmp_path),
+        target=str(path),
+        latency="90%",
+    )
+    assert search(request).settings.dtype == "bf16"
+
+
 def test_nothing_that_a_runtime_loads_is_no_shape(tiny_dirs: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(NothingLoads, match="Runtime loads no shape that the strategy knows") as caught:
         searched(tiny_dirs["llama"], tmp_path, "query_multiple = 4096")
@@ -131,6 +160,7 @@ def test_nothing_that_a_runtime_loads_is_no_shape(tiny_dirs: dict[str, Path], tm
         ("query_multiple = 128", "2 heads of 32 are no multiple of 128"),
         ("output_biases = false", "biases on o_proj or down_proj of a llama are not computed"),
         ("output_biases = false\nffn_multiple = 128", "an FFN of 48 is no multiple of 128; biases"),
+        ("hidden_multiple = 128", "a hidden size of 96 is no multiple of 128"),
     ],
 )
 def test_a_given_plan_outside_is_refused(tiny_dirs: dict[str, Path], tmp_path: Path, limits: str, problem: str) -> None:
@@ -163,6 +193,8 @@ def test_each_rule_finds_its_fault() -> None:
     assert RuntimeLimits(ffn_multiple=64).problems(dense) == ["an FFN of 96 is no multiple of 64"]
     assert RuntimeLimits(query_multiple=64).problems(dense) == ["3 heads of 16 are no multiple of 64"]
     assert RuntimeLimits(query_multiple=64, multiples_of=("int4",)).problems(dense, "fp16") == []
+    assert RuntimeLimits(hidden_multiple=128).problems(dense) == ["a hidden size of 64 is no multiple of 128"]
+    assert RuntimeLimits(hidden_multiple=128, multiples_of=("w4a16",)).problems(dense, "bf16") == []
     assert RuntimeLimits(hidden_by_heads=True).problems(dense) == ["a hidden size of 64 is no multiple of 3 heads"]
     assert RuntimeLimits(uniform=True).problems(dense) == ["layers differ in their dims"]
     assert RuntimeLimits(output_biases=("qwen2",)).problems(dense) == [

@@ -46,7 +46,10 @@ def test_the_targets_that_amoeba_ships() -> None:
             assert target.formats[0] == "gguf"
         if target.flow in ("vLLM", "TensorRT Edge-LLM"):
             assert target.formats == ("safetensors",)
-            assert (target.limits.ffn_multiple, target.limits.query_multiple) == (128, 128)
+            limits = target.limits
+            assert {limits.ffn_multiple, limits.query_multiple, limits.hidden_multiple} == {128}
+            assert "w4a16" in limits.multiples_of
+            assert "w4a16" in target.dtypes
 
 
 def test_plain_names_are_the_flow_that_is_recommended_there() -> None:

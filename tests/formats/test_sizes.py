@@ -10,6 +10,7 @@ import pytest
 from amoeba_export.backends import Subject, measure_latency
 from amoeba_export.backends.targets import read_target
 from amoeba_export.formats import FORMATS
+from amoeba_export.formats.packed import SCHEMES
 from amoeba_export.formats.sizes import weight_bytes
 from amoeba_export.formats.write import write_formats
 from amoeba_export.ir import Latency, SubnetPlan, Supernet, Workload
@@ -61,7 +62,7 @@ def test_the_figure_is_the_size_of_the_files(
     plan = _plan(supernet, shape)
     subnet = materialize_subnet(supernet, plan)
     for dtype in FORMATS[container].dtypes:
-        if dtype == SOURCE:
+        if dtype == SOURCE or (dtype in SCHEMES and shape != "full"):  # no rows of whole groups
             continue
         folder = tmp_path / dtype
         folder.mkdir()

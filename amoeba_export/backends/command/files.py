@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from amoeba_export.backends.command.template import PATHS
 from amoeba_export.backends.graphs import artifact_folder, prepare_gguf, prepare_safetensors, spelling
+from amoeba_export.backends.runner.weights import write_weights
 from amoeba_export.errors import InputError, NotFound
 from amoeba_export.ir import TensorSpec, Workload
 from amoeba_export.ir.dtype import DTYPES, SOURCE
@@ -145,7 +146,11 @@ def _random_safetensors(subject: Subject, folder: Path, options: Any) -> None:
 
 
 def _random_gguf(subject: Subject, folder: Path, options: Any) -> None:
-    prepare_gguf(subject, folder, options)
+    """With words that mean nothing for a vocabulary: see `formats.gguf.random_weights`."""
+    weights = prepare_gguf(subject, folder, options)["weights"]
+    head = folder / weights["head"]
+    write_weights(str(folder / weights["file"]), weights["regions"], head=str(head))
+    head.unlink()
 
 
 _RANDOM: dict[str, Callable[[Subject, Path, Any], None]] = {

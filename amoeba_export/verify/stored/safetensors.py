@@ -10,18 +10,24 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from amoeba_export.errors import DamagedFile
-from amoeba_export.verify.stored.tensor import Stored, Wanted
+from amoeba_export.verify.stored import packed
+from amoeba_export.verify.stored.tensor import Shapes, Stored, Wanted
 
 _DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 _INDEX = "model.safetensors.index.json"
 
 
 class SafetensorsWeights:
-    """See `StoredWeights`. Biases that only a stock type wants must be zero: they are listed like all others."""
+    """See `StoredWeights`. Biases that only a stock type wants must be zero: they are listed like all others.
 
-    def __init__(self, folder: Path, wanted: Wanted) -> None:
+    Args:
+        folder: Where the shards are.
+        wanted: What they must have; None to read whatever they have.
+    """
+
+    def __init__(self, folder: Path, wanted: Wanted | None) -> None:
         self.sums: Mapping[str, tuple[str, ...]] = {}
-        self._shapes = wanted.shapes
+        self._shapes: Shapes = wanted.shapes if wanted else {}
         self._shards: dict[str, Path] = {}
         paths = sorted(folder.glob("*.safetensors"))
         if not paths:
@@ -52,17 +58,37 @@ class SafetensorsWeights:
             raise DamagedFile(path, "it does not list what the shards have")
 
     def names(self) -> Collection[str]:
-        """See `StoredWeights`."""
-        return self._shards.keys()
+        """See `StoredWeights`. The parts of a packed weight go by its name."""
+        return packed.weight_names(self._shards)
 
     def read(self, name: str) -> Stored:
         """See `StoredWeights`."""
+        parts = packed.part_names(name)
+        if parts["weight_packed"] in self._shards:
+            return self._unpacked(name, parts)
         path = self._shards[name]
-        with safe_open(path, framework="pt") as shard:
-            tensor = shard.get_tensor(name)
+        tensor = self._tensor(name)
         if tensor.dtype not in _DTYPES:
             raise DamagedFile(path, f"{name} is of type {tensor.dtype}")
+        self._check_shape(path, name, tensor)
+        return Stored(values=tensor.float(), dtype=_DTYPES[tensor.dtype])
+
+    def _unpacked(self, name: str, parts: Mapping[str, str]) -> Stored:
+        path = self._shards[parts["weight_packed"]]
+        tensors = {part: self._tensor(key) for part, key in parts.items() if key in self._shards}
+        try:
+            stored = packed.unpack(tensors)
+        except ValueError as error:
+            raise DamagedFile(path, f"{name} is not packed as W4A16: {error}") from error
+        self._check_shape(path, name, stored.values)
+        return stored
+
+    def _tensor(self, name: str) -> torch.Tensor:
+        with safe_open(self._shards[name], framework="pt") as shard:
+            tensor: torch.Tensor = shard.get_tensor(name)
+        return tensor
+
+    def _check_shape(self, path: Path, name: str, tensor: torch.Tensor) -> None:
         expected = self._shapes.get(name)
         if expected is not None and tuple(tensor.shape) != expected:
             raise DamagedFile(path, f"{name} is {list(tensor.shape)}, and the plan keeps {list(expected)}")
-        return Stored(values=tensor.float(), dtype=_DTYPES[tensor.dtype])

@@ -29,7 +29,7 @@ class Wanted:
     dense: DenseArchitecture
 
 
-BITS = {"int8": 8, "int4": 4}
+BITS = {"int8": 8, "int4": 4, "w4a16": 4}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
