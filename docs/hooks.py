@@ -19,10 +19,11 @@ _LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^()\s#]+)(#[^()\s]*)?(?=\))
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """The page with its relative links as the site needs them."""
     source = Path(page.file.abs_src_path)
-    return _LINK.sub(lambda match: resolved(match[1], source, config["repo_url"]) + (match[2] or ""), markdown)
+    repository = config["extra"]["repository"]
+    return _LINK.sub(lambda match: resolved(match[1], source, repository) + (match[2] or ""), markdown)
 
 
-def resolved(link: str, source: Path, repo_url: str) -> str:
+def resolved(link: str, source: Path, repository: str) -> str:
     """Where `link` in the page `source` leads.
 
     Raises:
@@ -37,7 +38,7 @@ def resolved(link: str, source: Path, repo_url: str) -> str:
     if target.is_relative_to(DOCS):
         return os.path.relpath(target, source.parent)
     kind = "tree" if target.is_dir() else "blob"
-    return f"{repo_url}/{kind}/main/{target.relative_to(ROOT).as_posix()}"
+    return f"{repository}/{kind}/main/{target.relative_to(ROOT).as_posix()}"
 
 
 def pages() -> dict[Path, Path]:
