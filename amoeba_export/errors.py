@@ -462,12 +462,22 @@ class SlowerThanBaseline(BudgetError):
 
 
 class QualityTooLow(BudgetError):
-    """The best subnet that keeps the latency is worse than the entry's `quality_floor` accepts."""
+    """The best subnet that keeps the latency is worse than `quality_floor`, or `--quality`, accepts."""
 
     def __init__(self, shape: str, metric: str, value: float, floor: float) -> None:
         super().__init__(
             f"The subnet {shape} has a {metric} of {value:.4g}; the quality floor is {floor:.4g}.",
-            next_step="Allow more latency, or accept a worse quality_floor.",
+            next_step="Allow more latency, or accept a worse quality.",
+        )
+
+
+class NothingGoodEnough(BudgetError):
+    """`--quality` or `--quality-loss` asks for more than anything on the target gives."""
+
+    def __init__(self, metric: str, wanted: float, best: str, reached: float) -> None:
+        super().__init__(
+            f"Nothing is as good as {metric} {wanted:.4g}; the best, {best}, has {reached:.4g}.",
+            next_step="Accept a worse quality, or fine-tune the model first.",
         )
 
 

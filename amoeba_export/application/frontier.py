@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
@@ -26,7 +27,14 @@ Searches = Mapping[str, Sequence[SearchResult]]
 """Of each precision that was searched."""
 
 
-def frontier_of(session: Session, wholes: Sequence[Whole], searches: Searches, chosen: Taken | None = None) -> Frontier:
+def frontier_of(
+    session: Session,
+    wholes: Sequence[Whole],
+    searches: Searches,
+    chosen: Taken | None = None,
+    *,
+    quality_error: float | None = None,
+) -> Frontier:
     """What `searches` looked at, beside the full model in every precision.
 
     Args:
@@ -34,6 +42,7 @@ def frontier_of(session: Session, wholes: Sequence[Whole], searches: Searches, c
         wholes: The one that relative budgets refer to first.
         searches: Precisions that were not searched have their full model alone.
         chosen: What was taken.
+        quality_error: Of a loss that is predicted from refitted shapes, in nats; None where it is not known.
     """
     pairs = [(one, search) for one in wholes for search in searches.get(one.dtype, ())]
     metric, higher_is_better = _judged_by(session, wholes, [search for _, search in pairs])
@@ -41,7 +50,8 @@ def frontier_of(session: Session, wholes: Sequence[Whole], searches: Searches, c
     points = [_whole_point(session, one, metric, wholes[0].latency, chosen) for one in wholes]
     found = [point for point in points if point is not None]
     for one, search in pairs:
-        found += _points(session, one, search, limits, chosen)
+        drawn = _points(session, one, search, limits, chosen)
+        found += [_with_error(point, metric, quality_error) for point in drawn]
     settings = session.settings
     return Frontier(
         model=session.supernet.name,
@@ -141,6 +151,13 @@ def _points(
         for one in kept
     }
     return _thinned(kept, points, sign)
+
+
+def _with_error(point: FrontierPoint, metric: str, error: float | None) -> FrontierPoint:
+    if error is None or point.quality_source != "predicted":
+        return point
+    half_width = point.quality * math.expm1(error) if metric == "perplexity" else error
+    return dataclasses.replace(point, quality_error=half_width)
 
 
 def _thinned(kept: Sequence[Candidate], points: Mapping[int, FrontierPoint], sign: float) -> list[FrontierPoint]:

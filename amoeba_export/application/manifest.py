@@ -10,6 +10,7 @@ from amoeba_export.application.problem import rounded, whole_quality
 from amoeba_export.application.request import Settings
 from amoeba_export.application.session import Session
 from amoeba_export.application.wholes import Whole
+from amoeba_export.application.worth import quality_figures
 from amoeba_export.artifact import (
     FullModelRecord,
     LatencyRecord,
@@ -21,7 +22,6 @@ from amoeba_export.artifact import (
 )
 from amoeba_export.ir import SubnetPlan, Supernet
 from amoeba_export.ir.dtype import float_name
-from amoeba_export.search import quality_surface
 from amoeba_export.verify import VerifyReport
 
 
@@ -34,7 +34,7 @@ def make_manifest(fitted: Fitted, report: VerifyReport) -> Manifest:
         shape=ShapeRecord.of(fitted.plan),
         dtype=settings.dtype or float_name(supernet.dtype),
         latency=_latency(settings, fitted),
-        quality=_quality(fitted),
+        quality=quality_figures(fitted),
         reference=reference_records(session, fitted.wholes),
         refit=_refit(session, fitted.plan),
         verification=verification_record(report),
@@ -111,20 +111,3 @@ def reference_records(session: Session, wholes: Sequence[Whole]) -> tuple[FullMo
             )
         )
     return tuple(records)
-
-
-def _quality(fitted: Fitted) -> dict[str, float] | None:
-    """The metric of the chosen shape, and of the full model for comparison."""
-    session = fitted.session
-    whole = next((one for one in fitted.wholes if one.dtype == session.settings.dtype), None)
-    rise = whole.rise if whole else 0.0
-    strategy, shape = session.supernet.strategy, fitted.plan.shape
-    if strategy is None or not strategy.quality:
-        known = whole_quality(session, whole) if whole and strategy is None else None
-        return known and {known[0]: rounded(*known, rise), f"{known[0]}_full": known[1]}
-    surface = quality_surface(strategy)
-    quality = fitted.candidate.quality if fitted.candidate else surface.at(shape.depth, shape.width)
-    full = surface.at(session.architecture.num_layers, 1.0)
-    figures = {surface.metric: quality and rounded(surface.metric, quality.value, rise)}
-    figures[f"{surface.metric}_full"] = full and full.value
-    return {name: figure for name, figure in figures.items() if figure is not None} or None

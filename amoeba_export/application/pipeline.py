@@ -8,15 +8,17 @@ from dataclasses import dataclass, replace
 from amoeba_export.application.assemble import Assembler, Cutter, check_containers, container_dtypes, cut_alone
 from amoeba_export.application.choose import Chooser
 from amoeba_export.application.costs import is_measured
-from amoeba_export.application.fit import Build, Fitted, fit_budget, fit_plan
+from amoeba_export.application.fit import Fitted, fit_budget, fit_plan
 from amoeba_export.application.frontier import frontier_of, listed
+from amoeba_export.application.goal import check_quality, fit_pick, fit_quality
 from amoeba_export.application.manifest import make_manifest, reference_records
+from amoeba_export.application.picks import make_frontier, pick, pick_quality
 from amoeba_export.application.recovery import recovered
 from amoeba_export.application.refits import with_named_refit
 from amoeba_export.application.request import ExportRequest, Settings, resolve
 from amoeba_export.application.selection import given_plan, with_strategy
 from amoeba_export.application.session import open_session
-from amoeba_export.application.sweep import Pick, make_frontier, pick
+from amoeba_export.application.sweep import sweep
 from amoeba_export.artifact import FullModelRecord, LatencyRecord, Manifest, Staging, check_destination
 from amoeba_export.errors import EstimateRefused
 from amoeba_export.ir import SILENT, Progress, SubnetPlan, Supernet
@@ -98,7 +100,9 @@ def export(
         elif request.pick is not None:
             picked = pick(session, request.pick)
             looked_at = picked.frontier
-            fitted = recovered(_fit_pick(picked, build), build)
+            fitted = fit_pick(picked, build)
+        elif settings.is_search and not settings.budgets:
+            fitted, looked_at = fit_quality(session, build)
         elif settings.is_search:
             fitted = fit_budget(session, build)
             looked_at = _looked_at(fitted)
@@ -112,6 +116,7 @@ def export(
         manifest = make_manifest(fitted, report)
         if replay is not None:
             manifest = replace(manifest, latency=replay.latency, quality=replay.quality, reference=replay.reference)
+        check_quality(fitted, manifest)
         if accept is not None:
             accept(manifest)
         manifest = staging.publish(manifest)
@@ -163,13 +168,6 @@ def resolve_settings(request: ExportRequest, progress: Progress, *, needs_limit:
     return settings
 
 
-def _fit_pick(picked: Pick, build: Build) -> Fitted:
-    """A choice of the frontier, built; what was expected of it is said with what it came to."""
-    fitted = fit_plan(picked.session, picked.plan, build, full_dtype=picked.wholes[0].dtype)
-    point = picked.point
-    return replace(fitted, predicted_ms=point.latency_ms, uncertainty=point.latency_error, wholes=picked.wholes)
-
-
 def _looked_at(fitted: Fitted) -> Frontier:
     """What a budget was fitted among."""
     session = fitted.session
@@ -191,6 +189,16 @@ def _plan_only(settings: Settings, progress: Progress) -> ExportResult:
             plan = given_plan(session)
         container_dtypes(session, plan)
         return ExportResult(settings=session.settings, supernet=session.supernet, plan=plan, frontier=looked_at)
+    if not settings.budgets:
+        picked = pick_quality(sweep(session))
+        container_dtypes(picked.session, picked.plan)
+        return ExportResult(
+            settings=picked.session.settings,
+            supernet=picked.session.supernet,
+            plan=picked.plan,
+            reference=reference_records(picked.session, picked.wholes),
+            frontier=picked.frontier,
+        )
     choose = Chooser(session)
     choice = choose()
     session, plan = choice.session, choice.candidate.make_plan()

@@ -181,6 +181,19 @@ def densified(strategy: Strategy) -> Strategy:
     return dataclasses.replace(strategy, quality=quality)
 
 
+def usual_strategy(strategy: Strategy) -> Strategy:
+    """The same with what a refit usually leaves of each rise: to see which shapes are worth a refit."""
+    metric, full = strategy.quality_metric, strategy.quality[Shape(strategy.num_layers, 1.0)]
+    base = nats(metric, full)
+    quality = {
+        shape: _figure(metric, base + usual_share(shape) * (nats(metric, value) - base))
+        if shape != Shape(strategy.num_layers, 1.0)
+        else value
+        for shape, value in strategy.quality.items()
+    }
+    return dataclasses.replace(strategy, quality=quality)
+
+
 def shortlist(options: Sequence[Searched], full: float, *, to_beat: float | None) -> list[tuple[Searched, Candidate]]:
     """What to refit: of each precision, the best of distinct depths that may be the best of all.
 
@@ -233,7 +246,7 @@ def measure_prospects(session: Session, chosen: Sequence[tuple[Searched, Candida
     session.progress.note(f"Which shape is best is known once they are refitted: comparing {names}.")
     distinct = {plan.geometry: plan for plan in plans}
     made, named = refitted(session, list(distinct.values()), SHORTLIST_RECIPE)
-    rises = {plan.geometry: _rise(made.supernet.refits[plan.refit_id or ""]) for plan in named}
+    rises = {plan.geometry: rise_after_refit(made.supernet.refits[plan.refit_id or ""]) for plan in named}
     prospects = Prospects(
         measured=tuple(
             Measured(
@@ -253,7 +266,7 @@ def measure_prospects(session: Session, chosen: Sequence[tuple[Searched, Candida
     return prospects
 
 
-def _rise(held: Refit) -> float:
+def rise_after_refit(held: Refit) -> float:
     """Of the held-out loss over the full model's, mean over the texts."""
     return fmean(losses["refit"] - losses["full"] for losses in held.losses.values())
 

@@ -15,6 +15,7 @@ from amoeba_export.errors import AmoebaError, BadValue, Problems, UnknownName, U
 from amoeba_export.formats import FORMATS
 from amoeba_export.ir import Architecture, Budget, Metric, Policy, Shape, SubnetPlan, Target, Workload, parse_megabytes
 from amoeba_export.ir.dtype import AUTO, DTYPE_NAMES
+from amoeba_export.ir.metric import QualityLimit
 from amoeba_export.reading import read_json_object
 from amoeba_export.refit import HEAL_RECIPE, OFF, HealSettings, shipped_refits
 
@@ -26,13 +27,16 @@ _T = TypeVar("_T")
 class ExportRequest:
     """The settings of one export as a user gives them. None means: the target's default.
 
-    Exactly one of a limit (`latency`, `throughput`), `shape`, `plan` and `pick` chooses the subnet; with one of the
-    last three, the limits are checked. `target` may be left out only where nothing is to be measured.
+    Exactly one of limits (`latency`, `throughput`, `quality`), `shape`, `plan` and `pick` chooses the subnet; with one
+    of the last three, the limits are checked. `target` may be left out only where nothing is to be measured.
 
     Attributes:
         latency: `50ms` or `75%` of `metric`; several with their metrics as `decode=50ms,prefill=300ms`.
         throughput: The least decode speed, such as `30tok/s`, of all sequences of the batch together.
         memory: The most that the model may occupy, such as `900MB`, where that is less than the target allows.
+        quality: The worst value of the quality metric that is accepted, such as `4.2`. Without a limit on the latency,
+            the fastest model that is as good is taken.
+        quality_loss: The same as a share that it may be worse than the full model's, such as `5%`.
         refit: `off`, `fast`, `full`, or the file that a given plan names.
         heal: How long to distil what was refitted from the full model, such as `20m` or `2Mtok`.
         pick: Number of a choice on the frontier that `amoeba frontier` shows for the same settings.
@@ -44,6 +48,8 @@ class ExportRequest:
     latency: str | None = None
     throughput: str | None = None
     memory: str | None = None
+    quality: str | None = None
+    quality_loss: str | None = None
     metric: str | None = None
     percentile: int = 50
     prompt_tokens: int = 128
@@ -74,6 +80,7 @@ class Settings:
 
     Attributes:
         budgets: All of them hold. The first is the one that is reported and that the search uses up.
+        quality: The worst that is accepted, or None.
         memory_limit_mb: The least of what the target and the request allow, or None.
     """
 
@@ -81,6 +88,7 @@ class Settings:
     target: Target | None
     metric: Metric
     budgets: tuple[Budget, ...]
+    quality: QualityLimit | None
     memory_limit_mb: float | None
     workload: Workload
     shape: Shape | None
@@ -139,9 +147,11 @@ class Settings:
             what = f"plan {request.plan}" if self.plan else f"shape {self.shape}"
         elif request.pick:
             what = f"number {request.pick} of the frontier"
-        elif not self.budgets:
+        elif not (self.budgets or self.quality):
             what = "the frontier"
         limits = [text for text in (request.latency, request.throughput, request.memory) if text]
+        if self.quality:
+            limits.append(f"quality {self.quality}")
         limit = f" within {' and '.join(limits)} ({self.metric} p{request.percentile})" if limits else ""
         where = f" on {self.target.name}" if self.target else ""
         use = f", {work.prompt_tokens}+{work.generate_tokens} tokens, batch {work.batch}" if self.target else ""
@@ -176,6 +186,9 @@ def resolve(request: ExportRequest, *, needs_limit: bool = True) -> Settings:
     read = [attempt(read_latency, text) for text in request.latency.split(",")] if request.latency is not None else []
     read.append(attempt(read_speed, request.throughput))
     memory_mb = attempt(parse_megabytes, request.memory)
+    quality = attempt(QualityLimit.parse_value, request.quality) or attempt(
+        QualityLimit.parse_loss, request.quality_loss
+    )
     shape = attempt(Shape.parse, request.shape)
     plan = attempt(read_plan, request.plan)
     healing = attempt(read_heal, request.heal)
@@ -190,6 +203,7 @@ def resolve(request: ExportRequest, *, needs_limit: bool = True) -> Settings:
         target=target,
         metric=budgets[0].metric if budgets else metric,  # type: ignore[arg-type]
         budgets=budgets,
+        quality=quality,
         memory_limit_mb=min((limit for limit in (memory_mb, target and target.memory_limit_mb) if limit), default=None),
         workload=Workload(
             prompt_tokens=request.prompt_tokens, generate_tokens=request.generate_tokens, batch=request.batch
@@ -293,12 +307,15 @@ def _conflicts(request: ExportRequest, *, needs_limit: bool) -> list[AmoebaError
     if len(named) > 1:
         both = "both" if len(named) == 2 else "all"
         problems.append(UsageError(f"{' and '.join(named)} {both} choose the subnet.", next_step="Give one of them."))
-    limited = request.latency or request.throughput
+    limited = request.latency or request.throughput or request.quality or request.quality_loss
+    if request.quality and request.quality_loss:
+        problems.append(UsageError("--quality and --quality-loss are the same limit.", next_step="Give one of them."))
     if needs_limit and not (limited or named):
         problems.append(
             UsageError(
                 "Nothing says how small the subnet should be.",
-                next_step="Give --latency (50ms, 75%), --throughput (30tok/s), --shape (24x0.75) or --plan (a file).",
+                next_step="Give --latency (50ms, 75%), --throughput (30tok/s), --quality-loss (5%), --shape (24x0.75) "
+                "or --plan (a file).",
             )
         )
     if request.pick is not None and request.pick < 1:
@@ -322,7 +339,7 @@ def _conflicts(request: ExportRequest, *, needs_limit: bool) -> list[AmoebaError
         problems.append(
             UsageError(
                 "--dtype auto is a search, and there is nothing to search under.",
-                next_step="Give --latency or --throughput, without --shape or --plan; or name a --dtype.",
+                next_step="Give --latency, --throughput or --quality, without --shape or --plan; or name a --dtype.",
             )
         )
     if request.require_measured and not request.target:
@@ -344,7 +361,9 @@ def read_plan(path: Path) -> SubnetPlan:
 def default_name(request: ExportRequest) -> str:
     """The folder under `dist/` when `--out` is not given: model, target and size, such as `demo-cpu-75pct`."""
     picked = f"pick-{request.pick}" if request.pick else None
-    size = request.latency or request.throughput or request.shape or picked or "plan"
+    quality = f"quality-{request.quality}" if request.quality else None
+    loss = f"loss-{request.quality_loss}" if request.quality_loss else None
+    size = request.latency or request.throughput or request.shape or picked or quality or loss or "plan"
     for mark, word in (("%", "pct"), ("/", "-per-"), ("=", "-"), (",", "-"), (" ", "")):
         size = size.replace(mark, word)
     parts = (Path(request.model).name, Path(request.target).stem if request.target else None, size)

@@ -1,28 +1,32 @@
-"""The frontier without a budget: every precision searched, its distinct choices numbered and kept to be picked from."""
+"""The frontier without a budget: every precision searched, with what refits leave of the losses by cuts."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from amoeba_export.application.costs import device_facts, is_measured, make_predictor
+from amoeba_export.application.costs import is_measured, make_predictor
 from amoeba_export.application.frontier import Searches, frontier_of
 from amoeba_export.application.problem import problem_of
+from amoeba_export.application.prospects import (
+    MOST_REFITS,
+    Prospects,
+    Searched,
+    densified,
+    measure_prospects,
+    usual_strategy,
+    weighs_refits,
+)
 from amoeba_export.application.selection import with_strategy
 from amoeba_export.application.session import Session
 from amoeba_export.application.wholes import Whole, measure_wholes
 from amoeba_export.backends import Subject, measure_latency
-from amoeba_export.cache.kinds import FRONTIERS
-from amoeba_export.errors import NothingFits, NothingLoads, NothingToPick, TargetError, UsageError
-from amoeba_export.ir import Budget, DenseArchitecture, Latency, SubnetPlan
+from amoeba_export.errors import InputError, NothingFits, NothingLoads, TargetError, UsageError
+from amoeba_export.ir import Budget, DenseArchitecture, Latency, Shape, Strategy, SubnetPlan
 from amoeba_export.ir.frontier import Frontier, FrontierPoint
-from amoeba_export.reading import read_json_object
+from amoeba_export.refit import OFF
 from amoeba_export.search import Candidate, SearchResult, Seen, quality_surface, search_plan
-
-FRONTIER_NAME = "frontier.json"
 
 SHARES = (1.0, 0.6, 0.36, 0.2)
 """Of the full model's latency: the budgets that the search layer by layer fills, and spreads its answers below each."""
@@ -32,24 +36,32 @@ Measured = Mapping[str, Sequence[tuple[DenseArchitecture, Latency]]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pick:
-    """One numbered choice of a frontier.
+class Swept:
+    """A frontier, and what it was made of.
 
     Attributes:
-        session: With its plan, its precision and the strategy that it was derived with.
-        frontier: What it was taken from.
-        wholes: The full model in each precision.
+        session: With the strategy that it rests on.
+        strategies: The same for each precision, with what shapes are worth once they are refitted.
     """
 
     session: Session
-    frontier: Frontier
-    point: FrontierPoint
-    plan: SubnetPlan
     wholes: tuple[Whole, ...]
+    strategies: Mapping[str, Strategy]
+    searches: Searches
+    frontier: Frontier
+
+    def plan_of(self, point: FrontierPoint) -> SubnetPlan:
+        """The plan of one of the frontier's points."""
+        if point.is_whole:
+            return self.session.supernet.full_plan()
+        return _candidate(self.searches, point).make_plan()
 
 
-def make_frontier(session: Session, *, measure: int = 0) -> Frontier:
-    """The frontier of every precision that may be chosen, its numbered choices kept for `pick`.
+def sweep(session: Session, *, measure: int = 0) -> Swept:
+    """Search every precision that may be chosen, without a limit.
+
+    Where cuts are refitted, some that are spread over the frontier are, quickly and together; what that leaves of
+    their losses predicts the others.
 
     Args:
         session: With a target. Its budgets are lines in the picture and restrict nothing.
@@ -66,60 +78,63 @@ def make_frontier(session: Session, *, measure: int = 0) -> Frontier:
         )
     wholes = measure_wholes(session)
     session = with_strategy(session)
-    searches = _search_all(session, wholes)
-    frontier = frontier_of(session, wholes, searches)
+    strategies: Mapping[str, Strategy] = {one.dtype: session.strategy for one in wholes}
+    prospects = None
+    if session.settings.refit != OFF and weighs_refits(session.strategy):
+        prospects = _compare(session, wholes)
+    if prospects is not None:
+        prior = densified(session.strategy)
+        strategies = {one.dtype: prospects.strategy(prior, one.dtype) for one in wholes}
+    error = prospects.error if prospects else None
+    searches = _search_all(session, wholes, strategies, prospects=prospects)
+    frontier = frontier_of(session, wholes, searches, quality_error=error)
     if measure:
         wholes, measured = _measure(session, wholes, _spread(frontier, measure), searches)
-        searches = _search_all(session, wholes, measured)
-        frontier = frontier_of(session, wholes, searches)
-    _keep(session, frontier, searches)
-    return frontier
+        searches = _search_all(session, wholes, strategies, measured, prospects=prospects)
+        frontier = frontier_of(session, wholes, searches, quality_error=error)
+    return Swept(session=session, wholes=wholes, strategies=strategies, searches=searches, frontier=frontier)
 
 
-def pick(session: Session, number: int) -> Pick:
-    """Choice `number` of the frontier that was last made for the same request; it is made now if none was.
-
-    Raises:
-        NothingToPick: The frontier has no such number.
-    """
-    wholes = measure_wholes(session)
-    session = with_strategy(session)
-    facts = _facts(session)
-    folder = session.cache.get(FRONTIERS, facts, progress=session.progress)
-    if folder is None:
-        session.progress.note("No frontier is kept for these settings: it is made now.")
-        make_frontier(session)
-        folder = session.cache.get(FRONTIERS, facts, progress=session.progress)
-        assert folder is not None, "it was put there"
-    path = folder / FRONTIER_NAME
-    frontier = Frontier.from_json(read_json_object(path, what="The frontier"), where=path)
-    point = next((one for one in frontier.numbered if one.number == number), None)
-    if point is None:
-        raise NothingToPick(number, len(frontier.numbered))
-    plan_path = folder / _plan_name(number)
-    plan = SubnetPlan.from_json(read_json_object(plan_path, what="The plan"), where=str(plan_path))
-    session.progress.note(
-        f"Number {number} of the frontier: {point.name}, {point.latency_ms:.4g} ms, "
-        f"{frontier.quality_metric} {point.quality:.4g}."
-    )
-    settings = dataclasses.replace(session.settings, plan=plan, dtype=point.dtype)
-    points = tuple(dataclasses.replace(one, chosen=one is point) for one in frontier.points)
-    return Pick(
-        session=session.with_settings(settings),
-        frontier=dataclasses.replace(frontier, points=points),
-        point=point,
-        plan=plan,
-        wholes=wholes,
-    )
+def _compare(session: Session, wholes: Sequence[Whole]) -> Prospects | None:
+    """Refit subnets that are spread over the frontier; None where there are none or the texts cannot be used."""
+    prior = densified(session.strategy)
+    as_cut = _search_all(session, wholes, {one.dtype: prior for one in wholes})
+    expected = usual_strategy(prior)
+    searches = _search_all(session, wholes, {one.dtype: expected for one in wholes})
+    points = _spread(frontier_of(session, wholes, searches), MOST_REFITS)
+    rise_of = {one.dtype: one.rise for one in wholes}
+    chosen: dict[str, tuple[Searched, Candidate]] = {}
+    for point in points:
+        dense = _candidate(searches, point).dense
+        candidate = next((one for one in _all(as_cut, point) if one.dense == dense), None)
+        if candidate is not None:
+            option = Searched(dtype=point.dtype, worse_by=rise_of[point.dtype], search=as_cut[point.dtype][0])
+            chosen.setdefault(point.shape, (option, candidate))
+    if not chosen:
+        return None
+    try:
+        return measure_prospects(session, list(chosen.values()), prior.quality[Shape(prior.num_layers, 1.0)])
+    except InputError as error:
+        session.progress.note(f"Shapes are shown as they are cut, not refitted: {error.what}")
+        return None
 
 
-def _search_all(session: Session, wholes: Sequence[Whole], measured: Measured | None = None) -> Searches:
+def _search_all(
+    session: Session,
+    wholes: Sequence[Whole],
+    strategies: Mapping[str, Strategy],
+    measured: Measured | None = None,
+    *,
+    prospects: Prospects | None = None,
+) -> Searches:
     """Every precision that may be chosen, with its own cost table. What the runtime cannot load is left out, and said.
 
     Args:
         session: With a strategy.
         wholes: The one that relative budgets refer to first.
+        strategies: What shapes are worth in each precision.
         measured: Subnets measured in the run of `wholes`.
+        prospects: What the strategies rest on; the candidates then say so.
     """
     candidates = [one for one in wholes if one.dtype in session.settings.dtypes]
     if quality_surface(session.strategy).metric not in ("loss", "perplexity"):
@@ -133,13 +148,13 @@ def _search_all(session: Session, wholes: Sequence[Whole], measured: Measured | 
             seen = dataclasses.replace(seen, measured=((session.full, one.latency), *subnets))
         for budget in _budgets(session):
             settings = dataclasses.replace(session.settings, budgets=(budget,), dtype=one.dtype)
-            problem = problem_of(session.with_settings(settings), session.strategy)
+            problem = problem_of(session.with_settings(settings), strategies[one.dtype])
             try:
                 result = search_plan(problem, predictor, seen)
             except (NothingFits, NothingLoads) as error:
                 session.progress.note(f"Nothing in {one.dtype} is within {budget.fraction:.0%}. {error.what}")
                 continue
-            found.setdefault(one.dtype, []).append(result)
+            found.setdefault(one.dtype, []).append(prospects.told(result) if prospects else result)
     return found
 
 
@@ -159,12 +174,11 @@ def _spread(frontier: Frontier, number: int) -> list[FrontierPoint]:
 
 def _candidate(searches: Searches, point: FrontierPoint) -> Candidate:
     """What a search said of `point`."""
-    return next(
-        one
-        for search in searches[point.dtype]
-        for one in search.candidates
-        if (str(one.shape), one.policy) == (point.shape, point.policy)
-    )
+    return next(one for one in _all(searches, point) if (str(one.shape), one.policy) == (point.shape, point.policy))
+
+
+def _all(searches: Searches, point: FrontierPoint) -> Iterator[Candidate]:
+    return (one for search in searches[point.dtype] for one in search.candidates)
 
 
 def _measure(
@@ -190,36 +204,3 @@ def _measure(
         else:
             measured.setdefault(point.dtype, []).append((one, result))
     return tuple(now), measured
-
-
-def _keep(session: Session, frontier: Frontier, searches: Searches) -> None:
-    """In place of the last one of the same request, with the plan of every number."""
-
-    def write(folder: Path) -> None:
-        (folder / FRONTIER_NAME).write_text(json.dumps(frontier.to_json(), allow_nan=False), encoding="utf-8")
-        for point in frontier.numbered:
-            plan = session.supernet.full_plan() if point.is_whole else _candidate(searches, point).make_plan()
-            text = json.dumps(plan.to_json(), allow_nan=False)
-            (folder / _plan_name(point.number or 0)).write_text(text, encoding="utf-8")
-
-    session.cache.put(FRONTIERS, _facts(session), write, again=True)
-
-
-def _facts(session: Session) -> dict[str, object]:
-    """What a frontier is looked up by: all that its numbers depend on but the figures of cost tables."""
-    settings, strategy = session.settings, session.supernet.strategy
-    return {
-        **device_facts(session.supernet, session.target, settings.workload),
-        "model": session.supernet.identity,
-        "inputs": [item.sha256 for item in session.supernet.inputs],
-        "strategy": strategy.identity if strategy else None,
-        "metric": [settings.metric, settings.percentile],
-        "dtypes": list(settings.dtypes),
-        "formats": list(settings.formats),
-        "policy": settings.policy,
-        "memory_limit_mb": settings.memory_limit_mb,
-    }
-
-
-def _plan_name(number: int) -> str:
-    return f"plan-{number}.json"

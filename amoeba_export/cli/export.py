@@ -27,6 +27,8 @@ from amoeba_export.cli.options import (
     PlotFiles,
     PolicyName,
     Prompt,
+    Quality,
+    QualityLoss,
     RecipeName,
     RefitName,
     SearchedDtype,
@@ -50,6 +52,8 @@ def export(
     latency: Latency = None,
     throughput: Throughput = None,
     memory: Memory = None,
+    quality: Quality = None,
+    quality_loss: QualityLoss = None,
     metric: MetricName = None,
     percentile: Percentile = 50,
     prompt: Prompt = 128,
@@ -122,6 +126,8 @@ def export(
         latency=latency,
         throughput=throughput,
         memory=memory,
+        quality=quality,
+        quality_loss=quality_loss,
         metric=metric,
         percentile=percentile,
         prompt_tokens=prompt,
@@ -185,6 +191,8 @@ def search(
     latency: Latency = None,
     throughput: Throughput = None,
     memory: Memory = None,
+    quality: Quality = None,
+    quality_loss: QualityLoss = None,
     metric: MetricName = None,
     percentile: Percentile = 50,
     prompt: Prompt = 128,
@@ -215,6 +223,8 @@ def search(
         latency=latency,
         throughput=throughput,
         memory=memory,
+        quality=quality,
+        quality_loss=quality_loss,
         metric=metric,
         percentile=percentile,
         prompt_tokens=prompt,
@@ -260,6 +270,12 @@ def _show_choice(result: ExportResult, *, as_json: bool) -> None:
         console.print(
             f"{_name(result)} is the best under {milliseconds(limit_ms)} ({budget.metric} p{budget.percentile}): "
             f"{milliseconds(best.predicted_ms)} predicted, ± {percent(best.uncertainty)}."
+        )
+    elif result.frontier is not None and (point := result.frontier.chosen) is not None:
+        how = "is the fastest that is good enough" if result.settings.quality else f"is number {point.number}"
+        console.print(
+            f"{_name(result)} {how}: {milliseconds(point.latency_ms)}, "
+            f"{result.frontier.quality_metric} {point.quality:.4g}."
         )
     else:
         layers = " ".join(map(str, result.plan.kept_layers))

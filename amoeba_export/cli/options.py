@@ -168,6 +168,26 @@ Memory = Annotated[
 ]
 
 
+Quality = Annotated[
+    str | None,
+    typer.Option(
+        "--quality",
+        metavar="X",
+        help="The worst loss (or least accuracy) accepted, such as 4.2. Without --latency: the fastest model so good.",
+        rich_help_panel="Quality",
+    ),
+]
+QualityLoss = Annotated[
+    str | None,
+    typer.Option(
+        "--quality-loss",
+        metavar="5%",
+        help="The same as a share that it may be worse than the full model's.",
+        rich_help_panel="Quality",
+    ),
+]
+
+
 def _target(panel: str | None = None) -> Any:
     return typer.Option(
         "--target",

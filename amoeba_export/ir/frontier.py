@@ -189,12 +189,16 @@ def _distinct(front: Sequence[FrontierPoint], positions: Sequence[int]) -> list[
         return []
     step = max(ALIKE, (front[-1].latency_ms / front[0].latency_ms) ** (1 / MOST_NUMBERED) - 1)
     kept: list[int] = []
-    last_ms = float("inf")
+    last = front[-1]
     for point, position in zip(reversed(front), reversed(positions), strict=True):
-        is_far = point.latency_ms * (1 + step) <= last_ms
-        if is_far or point.is_whole or point.chosen or position == positions[0]:
-            kept.append(position)
-            last_ms = point.latency_ms
+        is_near = bool(kept) and point.latency_ms * (1 + step) > last.latency_ms
+        is_end = position == positions[0]
+        if is_near and not (point.is_whole or point.chosen or is_end):
+            continue
+        if is_near and is_end and not (last.is_whole or last.chosen):
+            kept.pop()  # the fastest stands for what is near it
+        kept.append(position)
+        last = point
     return kept[::-1]
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from typing import Literal
+
+from amoeba_export.errors import BadValue
 
 ObjectiveName = Literal["loss", "perplexity", "accuracy"]
 Mode = Literal["min", "max"]
@@ -17,3 +21,45 @@ def mode_of(metric: str) -> Mode:
 def better(metric: float, other: float, mode: Mode) -> bool:
     """Strictly better."""
     return metric < other if mode == "min" else metric > other
+
+
+def good_enough(metric: float, least: float, mode: Mode) -> bool:
+    """Not worse than `least`."""
+    return not better(least, metric, mode)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QualityLimit:
+    """The worst quality that is accepted: a value of the metric, or a share that it may be worse than the full model's.
+
+    Exactly one of `value` and `loss_share` is set.
+    """
+
+    value: float | None = None
+    loss_share: float | None = None
+
+    @classmethod
+    def parse_value(cls, text: str) -> QualityLimit:
+        """Read `4.2`. Raises `BadValue`."""
+        match = re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,12})?", text.strip())
+        if not match or float(text) <= 0:
+            raise BadValue("--quality", text, "a value of the quality metric, such as 4.2")
+        return cls(value=float(text))
+
+    @classmethod
+    def parse_loss(cls, text: str) -> QualityLimit:
+        """Read `5%`. Raises `BadValue`."""
+        match = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)\s*%", text.strip())
+        if not match:
+            raise BadValue("--quality-loss", text, "a share of the full model's quality, such as 5%")
+        return cls(loss_share=float(match[1]) / 100)
+
+    def resolve(self, full: float, mode: Mode) -> float:
+        """The value; `full` is that of the full model."""
+        if self.value is not None:
+            return self.value
+        assert self.loss_share is not None, "one of the two"
+        return full * (1 + self.loss_share if mode == "min" else 1 - self.loss_share)
+
+    def __str__(self) -> str:
+        return f"{self.value:g}" if self.value is not None else f"{100 * (self.loss_share or 0):g}% worse"

@@ -9,7 +9,7 @@ from typing import Any
 
 from amoeba_export.errors import BadValue, InputError
 from amoeba_export.ir.frontier import Frontier, FrontierPoint
-from amoeba_export.pictures.frontier import visible
+from amoeba_export.pictures.frontier import LabelPlace, label_place, visible
 from amoeba_export.quantities import percent
 from amoeba_export.replacing import replacing
 
@@ -134,7 +134,7 @@ def _draw_frontier(axes: Any, frontier: Frontier) -> None:
         )
     for one in shown:
         if one.is_whole or one.number is not None:
-            _draw_mark(axes, one, colours[one.dtype])
+            _draw_mark(axes, one, colours[one.dtype], label_place(frontier, one))
     for limit in frontier.limits:
         if limit.latency_ms is not None:
             axes.axvline(limit.latency_ms, color=LIMIT, linewidth=1.2, linestyle="--", zorder=2)
@@ -155,14 +155,14 @@ def _draw_frontier(axes: Any, frontier: Frontier) -> None:
     axes.set_xlabel(f"{frontier.metric} p{frontier.percentile}, ms (logarithmic)")
     axes.set_ylabel(f"{frontier.quality_metric}, {'higher' if frontier.higher_is_better else 'lower'} is better")
     axes.grid(alpha=0.25, which="both", linewidth=0.6)
-    axes.margins(x=0.07, y=0.09)
+    axes.margins(x=0.09, y=0.1)
     axes.plot([], [], linestyle="none", marker="D", markersize=8, color="0.35", label="the full model")
     axes.plot([], [], linestyle="none", marker="o", markersize=9, color="0.35", label="a choice, with its number")
     axes.plot([], [], linestyle="none", marker="o", markersize=3, color=GREY, label="something is as fast and better")
     axes.legend(fontsize=8.5)
 
 
-def _draw_mark(axes: Any, point: FrontierPoint, colour: str) -> None:
+def _draw_mark(axes: Any, point: FrontierPoint, colour: str, label_at: LabelPlace) -> None:
     place = (point.latency_ms, point.quality)
     face, edge = (colour, "white") if point.on_frontier else ("white", GREY)
     marker, size = ("D", 12) if point.is_whole else ("o", 12.5)
@@ -171,8 +171,9 @@ def _draw_mark(axes: Any, point: FrontierPoint, colour: str) -> None:
         style = {"color": "white", "ha": "center", "va": "center_baseline", "fontsize": 7.5, "fontweight": "bold"}
         axes.annotate(str(point.number), place, zorder=6, **style)
     if point.is_whole:
-        beside = {"textcoords": "offset points", "xytext": (10, 0), "va": "center_baseline", "fontweight": "bold"}
-        axes.annotate(point.dtype, place, zorder=6, fontsize=9, **beside)
+        offset, ha = {"right": ((10, 0), "left"), "above": ((0, 13), "center"), "below": ((0, -14), "center")}[label_at]
+        beside = {"textcoords": "offset points", "xytext": offset, "ha": ha, "va": "center_baseline"}
+        axes.annotate(point.dtype, place, zorder=6, fontsize=9, fontweight="bold", **beside)
     if point.chosen:
         axes.plot(
             *place, marker="o", markersize=20, markerfacecolor="none", markeredgecolor="black", markeredgewidth=1.8

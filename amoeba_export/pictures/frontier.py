@@ -14,6 +14,7 @@ from amoeba_export.quantities import milliseconds, percent
 
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 14.0, 40.0
 MOST_COLOURS = 6
+LabelPlace = Literal["right", "above", "below"]
 NO_NAMES: Mapping[tuple[str, str], str] = MappingProxyType({})
 
 
@@ -40,7 +41,7 @@ class Mark:
     latency: tuple[float, float] | None = None
     quality: tuple[float, float] | None = None
     label: str = ""
-    label_at: Literal["right", "above"] = "right"
+    label_at: LabelPlace = "right"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +139,18 @@ def visible(frontier: Frontier) -> Iterable[FrontierPoint]:
     return (one for one in frontier.points if frontier.badness(one) <= worst + 0.1 * (worst - best) or one.chosen)
 
 
+def label_place(frontier: Frontier, point: FrontierPoint) -> LabelPlace:
+    """Right of a mark, unless a full model is there: then below, or above where one is there, too."""
+    near = [
+        other
+        for other in frontier.wholes
+        if other is not point and point.latency_ms <= other.latency_ms <= 1.35 * point.latency_ms
+    ]
+    if not near:
+        return "right"
+    return "below" if all(frontier.badness(other) >= frontier.badness(point) - 0.05 for other in near) else "above"
+
+
 def told(frontier: Frontier, point: FrontierPoint) -> str:
     """One point in words."""
     error = f" ± {percent(point.latency_error)}" if point.latency_error else ""
@@ -178,5 +191,5 @@ def _mark(frontier: Frontier, point: FrontierPoint, colour: int, places: _Places
         latency=latency,
         quality=quality,
         label=label,
-        label_at="right" if x_of(point.latency_ms) < right_end - 16 - 7 * len(label) else "above",
+        label_at=label_place(frontier, point) if x_of(point.latency_ms) < right_end - 16 - 7 * len(label) else "above",
     )

@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 
 from amoeba_export import ExportRequest, export
-from amoeba_export.application import pipeline
+from amoeba_export.application import goal, pipeline
+from amoeba_export.application.fit import Fitted
+from amoeba_export.application.worth import quality_figures
 from amoeba_export.artifact import read_manifest
-from amoeba_export.errors import NothingToPick, Problems, UsageError
+from amoeba_export.errors import NothingGoodEnough, NothingToPick, Problems, QualityTooLow, UsageError
 from amoeba_export.ir import Shape
 from amoeba_export.ir.frontier import MOST_NUMBERED, Frontier, FrontierPoint, numbered
 from tests.application.test_pipeline import FASTER, RISES, model, precisions, strategy, target
+from tests.application.test_prospects import refits
 
-__all__ = ["model", "precisions", "strategy", "target"]
+__all__ = ["model", "precisions", "refits", "strategy", "target"]
 
 
 @pytest.fixture
@@ -166,6 +169,102 @@ def test_the_layers_own_search_is_a_frontier_too(request_of: ExportRequest):
     assert len(found.numbered) >= 3
 
 
+@pytest.mark.parametrize(
+    ("limit", "dtype", "is_whole"),
+    [
+        pytest.param({"quality": "4.0"}, "fp32", True, id="only the full model unrounded is as good"),
+        pytest.param({"quality_loss": "1%"}, "int8", True, id="int8 loses a quarter of a percent"),
+        pytest.param({"quality": "4.31"}, "int4", True, id="int4 whole is as good, and faster than any cut of int8"),
+        pytest.param({"quality": "6"}, "int4", False, id="a cut of int4"),
+    ],
+)
+def test_the_fastest_that_is_good_enough(
+    request_of: ExportRequest, tmp_path: Path, limit: dict[str, str], dtype: str, is_whole: bool
+):
+    request = dataclasses.replace(request_of, refit="off", out=tmp_path / "out", **limit)
+    found = pipeline.search(request)
+    assert found.frontier is not None
+    chosen = found.frontier.chosen
+    assert chosen is not None
+    assert (chosen.dtype, chosen.is_whole) == (dtype, is_whole)
+    (line,) = (limit for limit in found.frontier.limits if limit.quality is not None)
+    assert line.quality is not None
+    assert chosen.quality <= line.quality + 1e-9
+    for point in found.frontier.points:
+        assert point.latency_ms >= chosen.latency_ms or point.quality > line.quality, "faster, and as good"
+    result = export(request)
+    assert result.manifest is not None
+    assert result.manifest.dtype == dtype
+    assert result.manifest.quality is not None
+    assert result.manifest.quality["loss"] == pytest.approx(chosen.quality, abs=1e-5)
+    assert [one.dtype for one in result.manifest.reference] == list(FASTER)
+
+
+def test_where_nothing_is_good_enough_the_best_is_named(request_of: ExportRequest, tmp_path: Path):
+    with pytest.raises(NothingGoodEnough) as caught:
+        export(dataclasses.replace(request_of, quality="3.9", refit="off", out=tmp_path / "out"))
+    assert caught.value.what == "Nothing is as good as loss 3.9; the best, full model in fp32, has 4."
+    assert caught.value.exit_code == 4
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_latency_that_is_kept_by_what_is_too_bad_is_refused(request_of: ExportRequest, tmp_path: Path):
+    request = dataclasses.replace(request_of, latency="25%", quality="4.5", refit="off", out=tmp_path / "out")
+    with pytest.raises(QualityTooLow) as caught:
+        export(request)
+    assert caught.value.what.endswith("; the quality floor is 4.5.")
+    assert not (tmp_path / "out").exists()
+    assert export(dataclasses.replace(request, latency="35%")).manifest is not None
+
+
+def test_both_spellings_of_the_limit_are_one_too_many(request_of: ExportRequest):
+    with pytest.raises(UsageError, match="same limit"):
+        pipeline.search(dataclasses.replace(request_of, quality="4", quality_loss="5%"))
+
+
+def test_quality_is_that_of_refitted_shapes(request_of: ExportRequest, refits: list[list[Shape]]):
+    """Some are refitted, in one pass, and have what was measured; the others are predicted, with an error or none."""
+    found = pipeline.frontier(dataclasses.replace(request_of, refit="fast"))
+    assert len(refits) == 1
+    measured = {str(shape) for shape in refits[0]}
+    assert 2 <= len(measured) <= 5
+    cuts = [one for one in found.points if not one.is_whole]
+    assert {one.quality_source for one in cuts} == {"refitted", "predicted"}
+    for one in cuts:
+        assert (one.quality_source == "refitted") == (one.shape in measured)
+        if one.shape in measured:
+            shape = Shape.parse(one.shape)
+            rise = 0.9 * (4 - shape.depth) + 0.2 * (1 - shape.width)
+            cut = 10 - shape.depth - 2 * shape.width - 4
+            assert one.quality == pytest.approx(4 + min(rise, cut) + RISES[one.dtype], abs=0.02)
+            assert one.quality_error is None
+    off = pipeline.frontier(dataclasses.replace(request_of, refit="off"))
+    assert len(refits) == 1
+    assert {one.quality_source for one in off.points if not one.is_whole} <= {"measured", "interpolated"}
+
+
+def test_a_cut_that_turns_out_worse_makes_way_for_a_slower_one(
+    request_of: ExportRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The first model that is built has 0.3 nats more than was said of it."""
+    values = [0.3, 0.0, 0.0]
+
+    def figures(fitted: Fitted) -> dict[str, float] | None:
+        known = quality_figures(fitted)
+        return known and {**known, "loss": known["loss"] + (values.pop(0) if values else 0.0)}
+
+    monkeypatch.setattr(goal, "quality_figures", figures)
+    request = dataclasses.replace(request_of, quality="6", refit="off")
+    first = pipeline.search(request)
+    result = export(dataclasses.replace(request, out=tmp_path / "out"))
+    assert result.frontier is not None
+    assert result.frontier.chosen is not None
+    assert first.frontier is not None
+    assert first.frontier.chosen is not None
+    assert result.frontier.chosen.quality <= 6 - (0.3 - (6 - first.frontier.chosen.quality)) + 1e-6
+    assert result.frontier.chosen.latency_ms > first.frontier.chosen.latency_ms
+
+
 def point(latency_ms: float, quality: float, **more: object) -> FrontierPoint:
     return FrontierPoint(dtype="fp32", shape=f"{latency_ms}", latency_ms=latency_ms, quality=quality, **more)  # type: ignore[arg-type]
 
@@ -174,9 +273,9 @@ def test_near_copies_share_a_number_and_the_best_of_them_has_it():
     found = numbered([point(10, 3.0), point(9.9, 3.1), point(9.0, 3.2), point(8.95, 5.0)], higher_is_better=False)
     assert [(one.latency_ms, one.number, one.on_frontier) for one in found] == [
         (8.95, 1, True),
-        (9.0, 2, True),
+        (9.0, None, True),
         (9.9, None, True),
-        (10, 3, True),
+        (10, 2, True),
     ]
 
 

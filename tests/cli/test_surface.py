@@ -14,7 +14,8 @@ from amoeba_export.cli.options import Dtype, SearchedDtype
 from amoeba_export.ir.dtype import AUTO, DTYPE_NAMES
 
 EXPORT_AND_SEARCH = (
-    "MODEL --target --latency --throughput --memory --metric --percentile --prompt --generate --batch --strategy "
+    "MODEL --target --latency --throughput --memory --quality --quality-loss --metric --percentile --prompt --generate "
+    "--batch --strategy "
     "--recipe --seed --adapter --policy --format --dtype --plot --json"
 )
 SURFACE = {
@@ -24,7 +25,7 @@ SURFACE = {
         "--dry-run"
     ),
     "amoeba search": f"{EXPORT_AND_SEARCH} --refit --calibration-data",
-    "amoeba frontier": f"{EXPORT_AND_SEARCH} --measure",
+    "amoeba frontier": f"{EXPORT_AND_SEARCH} --refit --calibration-data --measure",
     "amoeba refit": "MODEL --plan --out --refit --calibration-data --strategy --recipe --adapter --seed --json",
     "amoeba heal": "MODEL --plan --out --heal --refit --calibration-data --strategy --recipe --adapter --seed --json",
     "amoeba init": "AMOEBA.TOML --force",
