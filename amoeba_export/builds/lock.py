@@ -1,6 +1,6 @@
 """`amoeba.lock`: what was chosen for each entry, from what, and how it was measured. For review and for `--locked`.
 
-TOML, written by hand so that a diff reads well: figures one a line, each layer on a line of its own with its counts in
+TOML, laid out so that a diff reads well: figures one a line, each layer on a line of its own with its counts in
 front, so that a reviewer sees "layer 7: 6 heads, 1152 neurons" turn into something else. Kept neurons stand behind
 them as a bit mask (base64, neuron 0 first): thousands of indices that nobody reads, in 256 characters.
 """

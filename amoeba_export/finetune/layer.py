@@ -3,8 +3,8 @@
 B batch, T tokens, D hidden, F FFN, N query heads, K KV heads, H head dim, Q = N * H, R rank, O out, I in features.
 
 The base weights are frozen, and held with the best heads and neurons first: what a shape keeps is then a slice, without
-a copy, and no shape needs weights of its own. Plans that keep others (cuts within KV groups, plans made by hand) gather
-rows at every use. o_proj and down_proj are held transposed, so that their kept *columns* are rows too.
+a copy, and no shape needs weights of its own. Plans that keep others (cuts within KV groups, no strategy) gather rows
+at every use. o_proj and down_proj are held transposed, so that their kept *columns* are rows too.
 
 The four families share this function (transformers' `modeling_{llama,mistral,qwen2,qwen3}.py`); the tests hold it
 against each of them.

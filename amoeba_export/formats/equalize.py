@@ -13,10 +13,7 @@ AWQ (Lin et al., 2023, arXiv:2306.00978), but from weights alone: no data is nee
 little as it is, nor to lm_head, which shares its matrix with the embedding, nor to columns of a matrix that is rounded
 already and would be rounded a second time (`formats/grid.py`).
 
-Mean KL divergence from fp32 of SmolLM2-135M with only one group in 4 bits, without and with factors, on two texts
-(`python -m benchmarks.equalize`): v 0.080 and 0.102 to 0.014 and 0.018, with q and k 0.103 and 0.127 to 0.040 and
-0.042; gate and up 0.067 and 0.067 to 0.052 and 0.052; down 0.078 and 0.100 to 0.053 and 0.055; everything 0.363 and
-0.441 to 0.272 and 0.286. o alone costs 0.013 and 0.015. The exponents were chosen on the first text.
+`python -m benchmarks.equalize` prints what each group loses without and with factors.
 
 Legend: O out, D hidden, F FFN neurons.
 """

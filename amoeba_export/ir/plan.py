@@ -79,7 +79,7 @@ class SubnetPlan:
             from the strategy's input means.
         compensate: Whether removed channels are replaced by their mean (a bias on o_proj and down_proj).
         gate_width: The width choice that a SMoL gate is asked for, or None when no adapter has a gate.
-        strategy_id: sha256 of the strategy that the plan was derived from, or None for a plan by hand.
+        strategy_id: sha256 of the strategy that the plan was derived from, or None for a plan that no strategy made.
         model_id: `Supernet.identity` of the model that the plan belongs to, or None.
         refit_id: sha256 of the refit that holds weights of this cut, or None when they are the model's own.
     """

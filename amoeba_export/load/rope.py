@@ -129,7 +129,7 @@ def _nonsense(problem: str, where: Path) -> InputError:
 
 
 def stretched_positions(architecture: Architecture) -> int:
-    """Positions that the model is made for. Configs switched to YaRN by hand keep the length from before.
+    """Positions that the model is made for. Configs that a user switches to YaRN keep the length from before.
 
     Only where the config says what it stretches from: else `max_position_embeddings` may be either length.
     """

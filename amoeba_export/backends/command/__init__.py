@@ -64,7 +64,7 @@ def _said(name: str, words: tuple[str, ...]) -> str:
         said = f": {error.printed.split('|')[-1].strip()}" if error.printed else ""
         raise TargetUnavailable(
             f"the command that tells its {name} failed, {error.reason}{said}",
-            f"Run it by hand: {spelled(words)}",
+            f"Run it yourself: {spelled(words)}",
         ) from error
     lines = [line.strip() for line in ran.stdout.splitlines() if line.strip()]
     return lines[-1][:200] if lines else "nothing"

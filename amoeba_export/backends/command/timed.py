@@ -162,10 +162,10 @@ class TimedModel:
             try:
                 return filled, run_words(filled, limit_s=limit_s)
             except Broke as error:
-                advice = "Run the command by hand; where it works there, correct [options] of the target file."
+                advice = "Run the command yourself; where it works there, correct [options] of the target file."
                 if error.late:
                     key = "timeout_s" if limit_s == self.limit_s else "transfer_timeout_s"
-                    advice = f"Run the command by hand to see what it waits for, or raise {key} in [options]."
+                    advice = f"Run the command yourself to see what it waits for, or raise {key} in [options]."
                 raise self._failed(filled, error.reason, printed=error.printed, next_step=advice) from error
 
     def _values(self, workload: Workload) -> dict[str, str]:

@@ -68,8 +68,8 @@ def run_job(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             for one in _begin_elsewhere(job["subjects"], round_idx)
             if one["id"] not in failed and (one["id"], round_idx) not in done
         ]
-        companies = _companies(left) if answer["in_main_memory"] else ([one] for one in left)
-        for together in companies:
+        groups = _groups(left) if answer["in_main_memory"] else ([one] for one in left)
+        for together in groups:
             for subject_id, result in _measure(together, job, engine).items():
                 if "decode_ms" in result:
                     yield {"event": "result", "id": subject_id, "round": round_idx, **result}
@@ -86,24 +86,24 @@ def _begin_elsewhere(subjects: Sequence[Any], round_idx: int) -> Sequence[Any]:
     return [*subjects[first:], *subjects[:first]]
 
 
-def _companies(subjects: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[Mapping[str, Any]]]:
+def _groups(subjects: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[Mapping[str, Any]]]:
     """`subjects`, in order, in groups whose models can be open at once. Who does not tell its `memory_mb` is alone.
 
     A model's file may exist twice while it is measured: the disk has to have room for as much.
     """
     free_mb = available_memory_mb() * MEMORY_SHARE / MEMORY_FACTOR
     free_mb = min(free_mb, shutil.disk_usage(tempfile.gettempdir()).free / 2**20 / 2)
-    company: list[Mapping[str, Any]] = []
+    group: list[Mapping[str, Any]] = []
     taken_mb = 0.0
     for subject in subjects:
         memory_mb = subject.get("memory_mb", float("inf"))
-        if company and taken_mb + memory_mb > free_mb:
-            yield company
-            company, taken_mb = [], 0.0
-        company.append(subject)
+        if group and taken_mb + memory_mb > free_mb:
+            yield group
+            group, taken_mb = [], 0.0
+        group.append(subject)
         taken_mb += memory_mb
-    if company:
-        yield company
+    if group:
+        yield group
 
 
 def _measure(
@@ -111,7 +111,7 @@ def _measure(
 ) -> dict[Any, dict[str, Any]]:
     """A round of `subjects`: by id, the samples of each or why there are none.
 
-    What fails in company is tried once more alone: there may not have been enough memory for all of them.
+    What fails beside other models is tried once more alone: there may not have been enough memory for all of them.
     """
     with contextlib.ExitStack() as stack:
         # Started by this thread, not by one of the pool: Linux ends a child with the thread that started it.
