@@ -6,11 +6,47 @@ import dataclasses
 
 from amoeba_export.application.session import Session
 from amoeba_export.errors import NothingFits, OutsideLimits
-from amoeba_export.ir import NO_LIMITS, SubnetPlan, Supernet
+from amoeba_export.formats import FORMATS
+from amoeba_export.ir import NO_LIMITS, ContainerLimits, SubnetPlan, Supernet
+from amoeba_export.ir.order import in_order
 from amoeba_export.search import Predictor, Problem, SearchResult, Seen, search_plan
 
 
 def with_limits(session: Session, supernet: Supernet) -> Supernet:
+    """`supernet` whose strategy makes cuts that the runtime loads and the containers hold, where it can see to it."""
+    supernet = _within_runtime(session, supernet)
+    for name in session.settings.formats:
+        supernet = _within_container(session, supernet, FORMATS[name].limits(supernet.architecture))
+    return supernet
+
+
+def _within_container(session: Session, supernet: Supernet, limits: ContainerLimits) -> Supernet:
+    """`supernet` whose strategy makes no biases that a container does not hold, and keeps the order that it wants."""
+    strategy, architecture = supernet.strategy, supernet.architecture
+    if strategy is None:
+        return supernet
+    if not limits.output_biases and strategy.compensation != "none":
+        session.progress.note(
+            f"{limits.container} holds no biases on what writes into the residual stream of a {architecture.family}: "
+            "what is removed is not compensated. The strategy's figures are of compensated cuts."
+        )
+        strategy = dataclasses.replace(strategy, compensates=False)
+    if limits.unrotated_every:
+        rotated = [architecture.kind(i).rope is not None for i in range(architecture.num_layers)]
+        depths = in_order(strategy.depth, rotated, limits.unrotated_every)
+        others = [removed for removed, active in depths.items() if active != strategy.depth[removed]]
+        if others:
+            changed = sum(a != b for one in others for a, b in zip(depths[one], strategy.depth[one], strict=True)) // 2
+            session.progress.note(
+                f"{limits.container} takes layers without RoPE at every {limits.unrotated_every}th place alone: "
+                f"{len(others)} of {len(strategy.depth)} depths keep other layers than were best, {changed} in all. "
+                "The strategy's figures are of the best ones."
+            )
+        strategy = dataclasses.replace(strategy, depth=depths)
+    return dataclasses.replace(supernet, strategy=strategy)
+
+
+def _within_runtime(session: Session, supernet: Supernet) -> Supernet:
     """`supernet` whose strategy makes no biases that the runtime would drop."""
     target, strategy = session.settings.target, supernet.strategy
     if target is None or strategy is None or target.limits.takes_output_biases(supernet.architecture.family):

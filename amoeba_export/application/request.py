@@ -135,7 +135,9 @@ class Settings:
         return math.lcm(self.target.align, self.target.limits.ffn_align(self.dtype)) if self.target else 1
 
     def head_multiple(self, architecture: Architecture, dtype: str | None) -> int:
-        """Query heads are multiples of this, as the target's runtime wants it."""
+        """Query heads are multiples of this, as the target's runtime and the containers want it."""
+        if any(FORMATS[name].limits(architecture).whole_heads for name in self.formats):
+            return architecture.num_heads
         return self.target.limits.head_multiple(architecture, dtype) if self.target else 1
 
     @property

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from amoeba_export.ir import DenseArchitecture, Subnet, Writer
+from amoeba_export.ir import Architecture, ContainerLimits, DenseArchitecture, Subnet, Writer
 
 if TYPE_CHECKING:
     from amoeba_export.formats.sizes import WeightBytes
@@ -34,6 +34,9 @@ class Format(Protocol):
 
     def check(self, dense: DenseArchitecture, *, dtype: str) -> None:
         """Raise `NotRepresentable`, naming the containers or settings that can, when this one cannot hold `dense`."""
+
+    def limits(self, base: Architecture) -> ContainerLimits:
+        """What cuts of a model have to keep."""
 
     def weight_bytes(self, dense: DenseArchitecture, *, dtype: str) -> WeightBytes:
         """What the weights of `dense` occupy in a `--dtype` (not `source`): the files but for headers, within 1 %."""
@@ -71,6 +74,10 @@ class LazyFormat:
     def check(self, dense: DenseArchitecture, *, dtype: str) -> None:
         """See `Format`."""
         self._load().check(dense, dtype=dtype)
+
+    def limits(self, base: Architecture) -> ContainerLimits:
+        """See `Format`."""
+        return self._load().limits(base)
 
     def weight_bytes(self, dense: DenseArchitecture, *, dtype: str) -> WeightBytes:
         """See `Format`."""

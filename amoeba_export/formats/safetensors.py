@@ -31,7 +31,7 @@ from amoeba_export.formats.packed import (
 from amoeba_export.formats.reserved import ReservedFile
 from amoeba_export.formats.sidecars import copy_generation_config, copy_license, copy_tokenizer, write_model_card
 from amoeba_export.formats.sizes import WeightBytes, sum_bytes
-from amoeba_export.ir import DenseArchitecture, Subnet, TensorSpec, Writer
+from amoeba_export.ir import Architecture, ContainerLimits, DenseArchitecture, Subnet, TensorSpec, Writer
 from amoeba_export.ir.dtype import DTYPES, FLOATS, SOURCE
 from amoeba_export.ir.safetensors_header import safetensors_header
 from amoeba_export.model.foreign_code import MODELING, modeling_file
@@ -57,6 +57,11 @@ def check(dense: DenseArchitecture, *, dtype: str) -> None:
         )
     if dtype in SCHEMES:
         group_size(dense)
+
+
+def limits(base: Architecture) -> ContainerLimits:
+    """See `Format`: none."""
+    return ContainerLimits(container="safetensors")
 
 
 def weight_bytes(dense: DenseArchitecture, *, dtype: str) -> WeightBytes:

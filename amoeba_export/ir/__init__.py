@@ -12,7 +12,7 @@ from amoeba_export.ir.latency import (
     Workload,
     parse_megabytes,
 )
-from amoeba_export.ir.limits import NO_LIMITS, RuntimeLimits
+from amoeba_export.ir.limits import NO_LIMITS, ContainerLimits, RuntimeLimits
 from amoeba_export.ir.plan import LayerPlan, Policy, Shape, SubnetPlan
 from amoeba_export.ir.progress import SILENT, Progress
 from amoeba_export.ir.refit import Refit
@@ -29,6 +29,7 @@ __all__ = [
     "Architecture",
     "Axis",
     "Budget",
+    "ContainerLimits",
     "DenseArchitecture",
     "Family",
     "FixedWidth",

@@ -93,3 +93,20 @@ class RuntimeLimits:
 
 
 NO_LIMITS = RuntimeLimits()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerLimits:
+    """What cuts of one model have to keep for a container to hold them, as far as a choice of cuts can see to it.
+
+    Attributes:
+        container: As messages call it.
+        output_biases: Whether what writes into the residual stream may have a bias.
+        whole_heads: Whether all heads stay.
+        unrotated_every: The layers without RoPE are the last of each so many; 0 for any order.
+    """
+
+    container: str
+    output_biases: bool = True
+    whole_heads: bool = False
+    unrotated_every: int = 0

@@ -112,6 +112,24 @@ def test_a_runtime_without_output_biases_gets_none(tiny_dirs: dict[str, Path], t
     assert any(layer.down_bias for layer in kept.layers)
 
 
+def test_a_container_without_output_biases_gets_none(tiny_dirs: dict[str, Path], tmp_path: Path) -> None:
+    """llama.cpp's `qwen3` has no biases at all. Other containers of the same model do."""
+    for formats, is_compensated in ((("gguf",), False), (("safetensors",), True)):
+        heard = Heard()
+        request = ExportRequest(
+            model=str(tiny_dirs["qwen3"]),
+            strategy=strategy_of(tiny_dirs["qwen3"], tmp_path),
+            target=board(tmp_path, ""),
+            latency="80%",
+            formats=formats,
+        )
+        result = search(request, progress=heard)
+        layers = result.plan.dense(result.supernet.architecture).layers
+        assert any(layer.o_bias or layer.down_bias for layer in layers) == is_compensated
+        said = "GGUF holds no biases on what writes into the residual stream of a qwen3: "
+        assert any(note.startswith(said) for note in heard.notes) != is_compensated
+
+
 def test_hidden_is_a_multiple_of_the_heads(tiny_dirs: dict[str, Path], tmp_path: Path) -> None:
     """96 is a multiple of 6, 4 and 2 heads: nothing changes. 64 and 3 of 4 heads: no shape may keep 3."""
     dense, _ = searched(tiny_dirs["llama-mha"], tmp_path, "hidden_by_heads = true", "75%")

@@ -12,12 +12,12 @@ from pathlib import Path
 from amoeba_export.errors import NotRepresentable
 from amoeba_export.formats.config import check_family
 from amoeba_export.formats.gguf.k_quants import K_QUANTS
-from amoeba_export.formats.gguf.layout import choose_architecture, expected_tensors, written_layers
+from amoeba_export.formats.gguf.layout import able_architectures, choose_architecture, expected_tensors, written_layers
 from amoeba_export.formats.gguf.writer import QUANTIZATIONS, GgufWriter, tensor_bytes, tensor_type
 from amoeba_export.formats.sizes import WeightBytes, sum_bytes
-from amoeba_export.ir import DenseArchitecture, LayerDims, Subnet
+from amoeba_export.ir import Architecture, ContainerLimits, DenseArchitecture, LayerDims, Subnet
 from amoeba_export.ir.dtype import DTYPES
-from amoeba_export.llama_cpp.architectures import LlamaCppArchitecture
+from amoeba_export.llama_cpp.architectures import NOPE_STEP, LlamaCppArchitecture
 from amoeba_export.llama_cpp.quantizer import has_quantizer
 
 default_dtype = "fp16"
@@ -38,6 +38,18 @@ def check(dense: DenseArchitecture, *, dtype: str) -> None:
             ["pip install 'amoeba-export[llamacpp]'", "--dtype int8", "--dtype int4"],
         )
     choose_architecture(dense)
+
+
+def limits(base: Architecture) -> ContainerLimits:
+    """See `Format`: those of the architectures of llama.cpp that compute the model."""
+    able = able_architectures(base.uncut)
+    unrotated = "no_rope" in base.features and all(one.kinds == "every_fourth" for one in able)
+    return ContainerLimits(
+        container="GGUF",
+        output_biases=not able or any({"o", "down"} <= one.biases for one in able),
+        whole_heads=bool(able) and all(one.square for one in able),
+        unrotated_every=NOPE_STEP if able and unrotated else 0,
+    )
 
 
 def weight_bytes(dense: DenseArchitecture, *, dtype: str) -> WeightBytes:

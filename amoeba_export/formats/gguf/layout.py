@@ -63,24 +63,29 @@ class _Problem:
 
 def choose_architecture(dense: DenseArchitecture) -> LlamaCppArchitecture:
     """The architecture to write. Raises `NotRepresentable`, saying what llama.cpp lacks."""
+    features, able = _needed_features(dense), able_architectures(dense)
+    if not able:
+        words = ", ".join(FEATURE_WORDS[feature] for feature in FEATURES if feature in features)
+        raise NotRepresentable("GGUF", f"no architecture of llama.cpp has {words or 'such norms'}", _ELSEWHERE)
+    # Each holds more than those before it, so that what the last one lacks, all lack.
+    problem: _Problem | None = None
+    for one in able:
+        problem = _problem(one, dense)
+        if problem is None:
+            return one
+    assert problem is not None
+    raise NotRepresentable("GGUF", problem.reason, (*_ELSEWHERE, *problem.help))
+
+
+def able_architectures(dense: DenseArchitecture) -> list[LlamaCppArchitecture]:
+    """Those that compute such layers. What computes more than is needed holds nothing that others do not."""
     features = _needed_features(dense)
     able = [
         one
         for one in ARCHITECTURES.values()
         if features <= one.computes and one.always <= features and one.qk_norm == dense.base.qk_norm
     ]
-    if not able:
-        words = ", ".join(FEATURE_WORDS[feature] for feature in FEATURES if feature in features)
-        raise NotRepresentable("GGUF", f"no architecture of llama.cpp has {words or 'such norms'}", _ELSEWHERE)
-    # Those that compute more than is needed hold nothing that others do not. Of the others each holds more than those
-    # before it, so that what the last one lacks, all lack.
-    problem: _Problem | None = None
-    for one in (one for one in able if not any(other.computes < one.computes for other in able)):
-        problem = _problem(one, dense)
-        if problem is None:
-            return one
-    assert problem is not None
-    raise NotRepresentable("GGUF", problem.reason, (*_ELSEWHERE, *problem.help))
+    return [one for one in able if not any(other.computes < one.computes for other in able)]
 
 
 def _needed_features(dense: DenseArchitecture) -> frozenset[Feature]:

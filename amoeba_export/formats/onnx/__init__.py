@@ -20,7 +20,7 @@ from amoeba_export.formats.onnx.turns import turned_by
 from amoeba_export.formats.onnx.writer import DIALECTS, OnnxWriter, Spelling, spelled_dialect
 from amoeba_export.formats.sidecars import copy_generation_config, copy_license, copy_tokenizer
 from amoeba_export.formats.sizes import WeightBytes, sum_bytes
-from amoeba_export.ir import DenseArchitecture, Subnet
+from amoeba_export.ir import Architecture, ContainerLimits, DenseArchitecture, Subnet
 from amoeba_export.ir.dtype import DTYPES
 from amoeba_export.ir.family import FEATURES, Feature
 from amoeba_export.load.family_file import read_family
@@ -73,6 +73,11 @@ def check(dense: DenseArchitecture, *, dtype: str, dialect: str = "ort") -> None
                 f"the angles of its RoPE ({rope_type(rope)}) change with the length of the sequence",
                 ("--format safetensors",),
             )
+
+
+def limits(base: Architecture) -> ContainerLimits:
+    """See `Format`: none."""
+    return ContainerLimits(container="ONNX")
 
 
 def weight_bytes(dense: DenseArchitecture, *, dtype: str) -> WeightBytes:
