@@ -80,6 +80,9 @@ REFITS = Kind(name="refits", made_by=(_REFITTING,), is_large=True)
 RECOVERIES = Kind(name="recoveries", made_by=(_REFITTING,))
 """Which refit came of a model, a plan, a recipe and a seed."""
 
+PACES = Kind(name="paces", made_by=(Algorithm(name="pacing", version=1),))
+"""How long some work took the last time."""
+
 KINDS = (
     DIGESTS,
     MODELS,
@@ -92,4 +95,5 @@ KINDS = (
     FRONTIERS,
     REFITS,
     RECOVERIES,
+    PACES,
 )

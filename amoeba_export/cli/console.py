@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn
 from rich.progress import Progress as Bars
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from amoeba_export.cli.pace import Pace, keep_pace, last_pace, seconds_left
 from amoeba_export.quantities import duration as duration
 from amoeba_export.quantities import milliseconds as milliseconds
 from amoeba_export.quantities import percent as percent
@@ -130,32 +131,38 @@ class Talk:
 
     @contextmanager
     def track(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A bar on a terminal; elsewhere a line when it turns out to take long, one now and then, one at the end."""
+        """A bar on a terminal; elsewhere a line when it turns out to take long, one now and then, one at the end.
+
+        Work that took long the last time says so at once. A last run also makes the time that is left hold.
+        """
         start = time.monotonic()
-        with self._bar(description, total) if self.on_terminal else self._lines(description, total) as advance:
-            yield advance
+        work = _Work(description, total, start, last_pace(description, total))
+        with self._bar(work) if self.on_terminal else self._lines(work):
+            yield work.advance
         seconds = time.monotonic() - start
         if seconds >= WORTH_SAYING_S:
             self._console.print(f"{description}: {duration(seconds)}", style="dim")
+            keep_pace(description, total, [*work.events, (total, seconds)])
 
     @contextmanager
-    def _bar(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
+    def _bar(self, work: _Work) -> Iterator[None]:
         with self._lock:
             if self._bars is None:
                 self._bars = Bars(
                     TextColumn("{task.description}"),
                     BarColumn(bar_width=30),
                     MofNCompleteColumn(),
-                    TimeRemainingColumn(compact=True),
+                    _TimeLeft(),
                     console=self._console,
                     transient=True,
                 )
                 self._bars.start()
             bars = self._bars
             self._num_tracks += 1
-        task = bars.add_task(description, total=total)
+        task = bars.add_task(work.description, total=work.total, work=work)
+        work.listener = lambda steps: bars.advance(task, steps)
         try:
-            yield lambda steps: bars.advance(task, steps)
+            yield
         finally:
             bars.remove_task(task)
             with self._lock:
@@ -165,38 +172,76 @@ class Talk:
                     self._bars = None
 
     @contextmanager
-    def _lines(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
-        start = last = time.monotonic()
-        done = 0
+    def _lines(self, work: _Work) -> Iterator[None]:
+        spoken = work.start
         waiting: list[threading.Timer] = []
         lock = threading.Lock()  # timers speak from threads of their own
 
         def say(now: float) -> None:
             with lock:
-                if waiting and done < total:
-                    left = duration((now - start) / done * (total - done))
-                    self._console.print(f"{description}: {done} of {total}, about {left} left")
+                if waiting and work.done < work.total:
+                    left = work.left(now)
+                    about = "" if left is None else f", about {duration(left)} left"
+                    self._console.print(f"{work.description}: {work.done} of {work.total}{about}")
                 waiting.clear()
 
-        def advance(steps: int) -> None:
-            nonlocal done, last
+        def stepped(steps: int) -> None:
+            nonlocal spoken
             with lock:
-                done += steps
                 now = time.monotonic()
-                if now - last >= HEARTBEAT_S and 0 < done < total and not waiting:
-                    last = now
+                if now - spoken >= HEARTBEAT_S and 0 < work.done < work.total and not waiting:
+                    spoken = now
                     waiting.append(_later(SETTLE_S, say, now))
 
-        # a timer, because the first step may be the long one
-        begun = _later(WORTH_SAYING_S, self._console.print, f"{description} (0 of {total})")
+        work.listener = stepped
+        opening = f"{work.description} (0 of {work.total})"
+        begun = None
+        if work.last is not None and work.last.seconds >= WORTH_SAYING_S:
+            self._console.print(f"{opening}, {duration(work.last.seconds)} the last time")
+        else:  # a timer, because the first step may be the long one
+            begun = _later(WORTH_SAYING_S, self._console.print, opening)
         try:
-            yield advance
+            yield
         finally:
-            begun.cancel()
+            if begun is not None:
+                begun.cancel()
             with lock:
                 for timer in waiting:
                     timer.cancel()
                 waiting.clear()
+
+
+class _Work:
+    """What is tracked: how far it is, and when it got there."""
+
+    def __init__(self, description: str, total: int, start: float, last: Pace | None) -> None:
+        self.description, self.total, self.start, self.last = description, total, start, last
+        self.done = 0
+        self.events: list[tuple[int, float]] = []
+        self.listener: Callable[[int], None] = lambda steps: None
+        self._lock = threading.Lock()
+
+    def advance(self, steps: int) -> None:
+        """So many more steps are done."""
+        with self._lock:
+            self.done += steps
+            self.events.append((self.done, time.monotonic() - self.start))
+        self.listener(steps)
+
+    def left(self, now: float) -> float | None:
+        """Seconds, or None where nothing tells."""
+        return seconds_left(self.done, self.total, now - self.start, self.last)
+
+
+class _TimeLeft(ProgressColumn):
+    """About how long a bar will still take."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        work: _Work = task.fields["work"]
+        left = work.left(time.monotonic()) if work.done < work.total else None
+        return Text("" if left is None else f"about {duration(left)} left", style="progress.remaining")
 
 
 def _later(seconds: float, function: Callable[..., None], argument: object) -> threading.Timer:

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from amoeba_export.cli import console
 from amoeba_export.cli.console import Talk, duration, milliseconds, percent, size
+from amoeba_export.cli.pace import Pace, keep_pace, last_pace, seconds_left
 
 
 def test_talk_is_plain_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,8 +92,64 @@ def test_long_work_says_so_before_its_first_step(
     assert capsys.readouterr().err == "Reading: 2.0 s\n"
 
 
+def test_work_that_took_long_says_so_at_once_and_how_long_is_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The first of four steps takes most of the time: the second run knows, and what it says is left holds."""
+    monkeypatch.setenv("AMOEBA_CACHE", str(tmp_path))
+    later = Later(monkeypatch)
+    for _ in range(2):
+        with Talk().track("Loading", 4) as advance:
+            for seconds in (70, 10, 10, 10):
+                later.now += seconds
+                advance(1)
+                later.run(console.SETTLE_S)
+    first, second = capsys.readouterr().err.split("Loading: 1 min 40 s\n")[:2]
+    assert first == "Loading: 1 of 4, about 3 min 30 s left\n"
+    assert second.startswith("Loading (0 of 4), 1 min 40 s the last time\nLoading: 1 of 4, about 3")
+    (left,) = re.findall(r"1 of 4, about (\d+) s left", second)
+    assert 25 <= int(left) <= 35, "30 s are left"
+
+
+def test_a_run_that_failed_is_no_measure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AMOEBA_CACHE", str(tmp_path))
+    later = Later(monkeypatch)
+
+    def fail() -> None:
+        with Talk().track("Loading", 4):
+            later.now += 60
+            raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        fail()
+    assert last_pace("Loading", 4) is None
+
+
+def test_a_damaged_or_sealed_cache_is_no_reason_to_stop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AMOEBA_CACHE", str(tmp_path / "file"))
+    (tmp_path / "file").write_text("no folder")
+    keep_pace("Loading", 4, [(4, 10.0)])
+    assert last_pace("Loading", 4) is None
+
+
+@pytest.mark.parametrize(
+    ("done", "elapsed", "left"),
+    [
+        pytest.param(0, 0.0, 100.0, id="as long as the last time"),
+        pytest.param(0, 40.0, 60.0, id="nothing done, and some of it gone"),
+        pytest.param(50, 50.0, 50.0, id="as the last time"),
+        pytest.param(50, 100.0, 100.0, id="twice as slow: this run is believed"),
+        pytest.param(100, 90.0, 0.0, id="done"),
+    ],
+)
+def test_the_time_left_follows_the_last_run_and_then_this_one(done: int, elapsed: float, left: float) -> None:
+    even = Pace(seconds=100.0, marks=tuple(part / 20 for part in range(21)))
+    assert seconds_left(done, 100, elapsed, even) == pytest.approx(left)
+
+
 _BARS = """
 import threading
+from amoeba_export.cli.pace import Pace, keep_pace, last_pace, seconds_left
 from amoeba_export.cli.console import Talk
 talk = Talk()
 with talk.track("Outer", 2) as outer, talk.track("Inner", 4) as inner:
