@@ -24,11 +24,13 @@ from amoeba_export.builds.outcome import BuildReport
 from amoeba_export.calibrate.recipe import Recipe
 from amoeba_export.evaluate.quality import ShapeQuality
 from amoeba_export.ir import RuntimeLimits, SubnetPlan, Target
+from amoeba_export.ir.dtype import DTYPE_NAMES
 from amoeba_export.ir.frontier import Frontier
+from amoeba_export.load.families import supported_families
 from amoeba_export.refit.recipe import RefitRecipe
 
 HERE = Path(__file__).parent
-ARCHITECTURE = HERE.parent / "ARCHITECTURE.md"
+ARCHITECTURE, README = HERE.parent / "ARCHITECTURE.md", HERE.parent / "README.md"
 
 
 def commands_page() -> str:
@@ -254,6 +256,15 @@ def architecture_page() -> str:
     return f"{before}{begin}\n\n{block}\n\n{end}{rest.split(end)[1]}"
 
 
+def readme_page() -> str:
+    """README.md with the families and precisions that there are, between their marks."""
+    text = README.read_text(encoding="utf-8")
+    for mark, names in {"families": supported_families(), "dtypes": DTYPE_NAMES}.items():
+        listed = ", ".join(f"`{name}`" for name in names)
+        text = re.sub(rf"<!-- {mark} -->.*?(?=;|:)", f"<!-- {mark} -->{listed}", text, count=1)
+    return text
+
+
 def _layers() -> list[str]:
     """The layers from the top down, those of one layer with commas between them; rooms named once."""
     table = tomllib.loads((ARCHITECTURE.parent / "pyproject.toml").read_text(encoding="utf-8"))
@@ -275,6 +286,7 @@ PAGES = {
     "api.md": api_page,
     "amoeba.schema.json": schema_page,
     "../ARCHITECTURE.md": architecture_page,
+    "../README.md": readme_page,
     **{
         f"schemas/{_schema_name(name)}": lambda kind=kind: json.dumps(schema_of(kind), indent=2) + "\n"
         for name, (kind, _) in JSON_FILES.items()
