@@ -79,7 +79,9 @@ def jobs(supernet: Supernet, rows: int, length: int, rank: int) -> tuple[dict[st
     input_ids_BT = torch.randint(0, architecture.vocab_size, (rows, length))
     batch = Batch(input_ids_BT, input_ids_BT, torch.ones_like(input_ids_BT))
     settings = LowRankSettings(rank=rank)
-    low_rank = TrainedLowRank(architecture, settings, WIDTHS, generator=torch.Generator().manual_seed(0))
+    low_rank = TrainedLowRank(
+        supernet.family, architecture, settings, WIDTHS, generator=torch.Generator().manual_seed(0)
+    )
     optimizer = torch.optim.AdamW(low_rank.parameters(), lr=1e-5)
     full, halves = Shape(architecture.num_layers, 1.0), half_shapes(architecture)
     sandwich = [full, Shape(architecture.num_layers, 0.75), Shape(round(architecture.num_layers * 0.8), 0.875)]

@@ -26,6 +26,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "tie_word_embeddings": False},
 }
 FAMILIES = tuple(_FAMILIES)
+"""The families that every room is tested with; `tests/families` has the others."""
 
 
 def tiny_config(family: str = "llama", **overrides: Any) -> Any:
@@ -45,10 +46,8 @@ def tiny_config(family: str = "llama", **overrides: Any) -> Any:
     return AutoConfig.for_model(family.split("-")[0], **settings)
 
 
-def tiny_model(family: str = "llama", *, seed: int = 0, **overrides: Any) -> Any:
-    """A tiny model with weights large enough that every layer matters, norms and biases not at their defaults."""
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(tiny_config(family, **overrides), dtype=torch.float32)
+def filled(model: Any) -> Any:
+    """`model` with weights large enough that every layer matters, norms and biases not at their defaults."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.dim() == 2:
@@ -58,6 +57,13 @@ def tiny_model(family: str = "llama", *, seed: int = 0, **overrides: Any) -> Any
             else:
                 weight.normal_(1, 0.1)
     return model.eval()
+
+
+def tiny_model(family: str = "llama", *, seed: int = 0, **overrides: Any) -> Any:
+    """A tiny model with weights large enough that every layer matters, norms and biases not at their defaults."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(tiny_config(family, **overrides), dtype=torch.float32)
+    return filled(model)
 
 
 def save_tiny(folder: Path, family: str = "llama", *, seed: int = 0, **overrides: Any) -> Path:

@@ -1,6 +1,6 @@
 """How much each head and neuron matters: FLAP statistics, layer by layer (FLAP; upstream `width_shrink/prune.py`).
 
-C counts the input channels of an o_proj or down_proj, T tokens.
+C counts the input channels of a writer (`o` or `down`), T tokens.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from torch import nn
 from amoeba_export.cache.sealed import read_sealed, write_sealed
 from amoeba_export.calibrate.recipe import WidthMetric
 from amoeba_export.errors import NotANumber
-from amoeba_export.ir import SILENT, Importance, Progress
-from amoeba_export.model.layers import WRITERS, LayerStack
+from amoeba_export.ir import SILENT, Importance, Progress, Role
+from amoeba_export.ir.family import WRITERS
+from amoeba_export.model.layers import LayerStack
 from amoeba_export.model.samples import Samples
 from amoeba_export.model.states import StateStore
 
@@ -125,7 +126,7 @@ def measure_importance(
     folder: Path,
     progress: Progress = SILENT,
 ) -> Importance:
-    """Watch the inputs of o_proj and down_proj while `samples` go through the model, one layer at a time.
+    """Watch the inputs of the writers while `samples` go through the model, one layer at a time.
 
     In memory at a time: one layer's weights (all of them where the stack keeps them), the input and output of one
     batch, and float64 copies of the two inputs that are watched.
@@ -143,7 +144,7 @@ def measure_importance(
     """
     folder.mkdir(parents=True, exist_ok=True)
     num_layers = stack.architecture.num_layers
-    paths = [folder / f"layer-{layer_idx:04d}.sealed" for layer_idx in range(num_layers)]
+    paths = [folder / f"importance-{layer_idx:04d}.sealed" for layer_idx in range(num_layers)]
     sound = [read_sealed(path) is not None for path in paths]
     for path, is_sound in zip(paths, sound, strict=True):
         if path.is_file() and not is_sound:
@@ -156,7 +157,7 @@ def measure_importance(
         watched = {name: ChannelStatistics() for name in WRITERS}
         batches = {name: iter(samples.batches) for name in WRITERS}
 
-        def hook(name: str) -> Any:
+        def hook(name: Role) -> Any:
             def add(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
                 x_BTC, lengths_B = inputs[0], next(batches[name]).lengths_B
                 real_BT = torch.arange(x_BTC.shape[1])[None] < lengths_B[:, None]
@@ -187,10 +188,10 @@ def measure_importance(
     layers = [load(content) for path in paths if (content := read_sealed(path)) is not None]
     stacked = {key: np.stack([layer[key] for layer in layers]) for key in layers[0]}
     return make_importance(
-        stacked["self_attn.o_proj.score"],
-        stacked["mlp.down_proj.score"],
-        stacked["self_attn.o_proj.mean"],
-        stacked["mlp.down_proj.mean"],
+        stacked["o.score"],
+        stacked["down.score"],
+        stacked["o.mean"],
+        stacked["down.mean"],
         metric=metric,
         head_dim=stack.architecture.head_dim,
     )

@@ -6,12 +6,12 @@ The base weights are frozen, and held with the best heads and neurons first: wha
 a copy, and no shape needs weights of its own. Plans that keep others (cuts within KV groups, no strategy) gather rows
 at every use. o_proj and down_proj are held transposed, so that their kept *columns* are rows too.
 
-The four families share this function (transformers' `modeling_{llama,mistral,qwen2,qwen3}.py`); the tests hold it
-against each of them.
+What lies between the matrices is that of `model/function.py`; the tests hold the whole against transformers' models.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from amoeba_export.errors import InputError
 from amoeba_export.finetune.smol import LowRank, Pair
-from amoeba_export.ir import Architecture, LayerPlan, Strategy, SubnetPlan
+from amoeba_export.ir import Architecture, Family, LayerPlan, Role, Strategy, SubnetPlan
+from amoeba_export.ir.family import LAYER_ROLES, LINEARS
+from amoeba_export.model.function import ACTIVATIONS, Place, attention
 
 Frozen = Callable[..., nn.Parameter]
 """Reads a source weight as a parameter that is not trained: `(name, order=None, *, transposed=False)`."""
@@ -88,41 +89,45 @@ class SlicedLayer(nn.Module):
     """One layer's frozen weights, and its function for any cut of them.
 
     Args:
+        family: Names the weights.
         architecture: Of the supernet.
         layer: Its index there.
         frozen: Reads the weights.
         strategy: Says which heads and neurons come first.
     """
 
-    def __init__(self, architecture: Architecture, layer: int, frozen: Frozen, strategy: Strategy | None) -> None:
+    def __init__(
+        self, family: Family, architecture: Architecture, layer: int, frozen: Frozen, strategy: Strategy | None
+    ) -> None:
         super().__init__()
         self.architecture = architecture
-        self.name = f"model.layers.{layer}"
-        attn, mlp = f"{self.name}.self_attn", f"{self.name}.mlp"
+        self._family, self._layer = family, layer
+        self._has = {(t.role, t.name.rpartition(".")[2]) for t in family.layer if architecture.has(t)}
         groups_K, neurons_F = _best_first(strategy, architecture, layer)
         self._head_order = HeldOrder(_rows(groups_K, architecture.heads_per_kv), architecture.head_dim)
         self._group_order = HeldOrder(groups_K, architecture.head_dim)
         self._neuron_order = HeldOrder(neurons_F, 1)
         query, kv, ffn = self._head_order.rows, self._group_order.rows, self._neuron_order.rows
-        self.input_norm_D = frozen(f"{self.name}.input_layernorm.weight")
-        self.post_norm_D = frozen(f"{self.name}.post_attention_layernorm.weight")
-        self.q_QD = frozen(f"{attn}.q_proj.weight", query)
-        self.k_KD = frozen(f"{attn}.k_proj.weight", kv)
-        self.v_KD = frozen(f"{attn}.v_proj.weight", kv)
-        self.o_QD = frozen(f"{attn}.o_proj.weight", query, transposed=True)
-        self.gate_FD = frozen(f"{mlp}.gate_proj.weight", ffn)
-        self.up_FD = frozen(f"{mlp}.up_proj.weight", ffn)
-        self.down_FD = frozen(f"{mlp}.down_proj.weight", ffn, transposed=True)
-        has_qkv, has_mlp = architecture.qkv_bias, architecture.mlp_bias
-        self.q_bias = frozen(f"{attn}.q_proj.bias", query) if has_qkv else None
-        self.k_bias = frozen(f"{attn}.k_proj.bias", kv) if has_qkv else None
-        self.v_bias = frozen(f"{attn}.v_proj.bias", kv) if has_qkv else None
-        self.o_bias = frozen(f"{attn}.o_proj.bias") if architecture.o_bias else None
-        self.gate_bias = frozen(f"{mlp}.gate_proj.bias", ffn) if has_mlp else None
-        self.up_bias = frozen(f"{mlp}.up_proj.bias", ffn) if has_mlp else None
-        self.down_bias = frozen(f"{mlp}.down_proj.bias") if has_mlp else None
-        self.q_norm_H = frozen(f"{attn}.q_norm.weight") if architecture.qk_norm else None
-        self.k_norm_H = frozen(f"{attn}.k_norm.weight") if architecture.qk_norm else None
+        self.q_QD = frozen(family.weight("q", layer), query)
+        self.k_KD = frozen(family.weight("k", layer), kv)
+        self.v_KD = frozen(family.weight("v", layer), kv)
+        self.o_QD = frozen(family.weight("o", layer), query, transposed=True)
+        self.gate_FD = frozen(family.weight("gate", layer), ffn)
+        self.up_FD = frozen(family.weight("up", layer), ffn)
+        self.down_FD = frozen(family.weight("down", layer), ffn, transposed=True)
+        rows = dict(zip(LINEARS, (query, kv, kv, None, ffn, ffn, None), strict=True))
+        self._biases = nn.ParameterDict(
+            {role: frozen(family.bias(role, layer), rows[role]) for role in LINEARS if (role, "bias") in self._has}
+        )
+        whole = architecture.qk_norm_scope == "whole"
+        orders = {"q_norm": query, "k_norm": kv} if whole else {}
+        self._norms = nn.ParameterDict(
+            {
+                role: frozen(family.weight(role, layer), orders.get(role))
+                for role in (*LAYER_ROLES["attention"], *LAYER_ROLES["ffn"])
+                if role.endswith("norm") and (role, "weight") in self._has
+            }
+        )
 
     def cut(self, layer: LayerPlan, plan: SubnetPlan, strategy: Strategy | None) -> LayerCut:
         """Rows and compensation of this layer under `plan`."""
@@ -136,63 +141,62 @@ class SlicedLayer(nn.Module):
             down_bias = _compensation(self.down_FD, self._neuron_order, ffn, layer.source_layer, "down", plan, strategy)
         return LayerCut(layer, query, kv, ffn, o_bias, down_bias)
 
-    def forward(
-        self,
-        x_BTD: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        mask: torch.Tensor | None,
-        cut: LayerCut,
-        low_rank: LowRank,
-    ) -> torch.Tensor:
-        """The residual stream after this layer. A block without heads or neurons adds its output bias, if any."""
-        o_bias_D, down_bias_D = _sum(self.o_bias, cut.o_bias_D), _sum(self.down_bias, cut.down_bias_D)
-        attn = self._attention(x_BTD, cos, sin, mask, cut, low_rank, o_bias_D) if cut.plan.query_heads else o_bias_D
-        if attn is not None:
-            x_BTD = x_BTD + attn
+    def forward(self, x_BTD: torch.Tensor, place: Place, cut: LayerCut, low_rank: LowRank) -> torch.Tensor:
+        """The residual stream after this layer. A block without heads or neurons adds what its output bias makes."""
+        o_bias_D, down_bias_D = _sum(self._bias("o"), cut.o_bias_D), _sum(self._bias("down"), cut.down_bias_D)
+        attn = self._attention(x_BTD, place, cut, low_rank, o_bias_D) if cut.plan.query_heads else o_bias_D
+        x_BTD = self._add(x_BTD, attn, "attn_out_norm")
         ffn = self._ffn(x_BTD, cut, low_rank, down_bias_D) if cut.plan.ffn else down_bias_D
-        return x_BTD if ffn is None else x_BTD + ffn
+        return self._add(x_BTD, ffn, "ffn_out_norm")
+
+    def _add(self, x_BTD: torch.Tensor, written: torch.Tensor | None, norm: Role) -> torch.Tensor:
+        if written is None:
+            return x_BTD
+        written, scale = self._norm(norm, written), self.architecture.residual_scale
+        return x_BTD + (written if scale == 1.0 else written * scale)
+
+    def _norm(self, role: Role, x: torch.Tensor) -> torch.Tensor:
+        """A norm of this layer, or `x` where it has none."""
+        if role not in self._norms:
+            return x
+        return rms_norm(x, self._norms[role], self.architecture.norm_eps, self.architecture.norm_offset)
+
+    def _bias(self, role: Role) -> torch.Tensor | None:
+        bias: torch.Tensor | None = self._biases.get(role)
+        return bias
+
+    def _pair(self, role: Role, low_rank: LowRank) -> Pair | None:
+        return low_rank(self._family.module(role, self._layer))
 
     def _attention(
-        self,
-        x_BTD: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        mask: torch.Tensor | None,
-        cut: LayerCut,
-        low_rank: LowRank,
-        bias_D: torch.Tensor | None,
+        self, x_BTD: torch.Tensor, place: Place, cut: LayerCut, low_rank: LowRank, bias_D: torch.Tensor | None
     ) -> torch.Tensor:
-        eps, name = self.architecture.norm_eps, f"{self.name}.self_attn"
-        heads = (*x_BTD.shape[:2], -1, self.architecture.head_dim)
-        h_BTD = rms_norm(x_BTD, self.input_norm_D, eps)
-        q, k, v = (
-            y.view(heads)
-            for y in _expand(
-                h_BTD,
-                Projection(self.q_QD, self.q_bias, cut.query, low_rank(f"{name}.q_proj")),
-                Projection(self.k_KD, self.k_bias, cut.kv, low_rank(f"{name}.k_proj")),
-                Projection(self.v_KD, self.v_bias, cut.kv, low_rank(f"{name}.v_proj")),
-            )
+        q, k, v = _expand(
+            self._norm("attn_in_norm", x_BTD),
+            Projection(self.q_QD, self._bias("q"), cut.query, self._pair("q", low_rank)),
+            Projection(self.k_KD, self._bias("k"), cut.kv, self._pair("k", low_rank)),
+            Projection(self.v_KD, self._bias("v"), cut.kv, self._pair("v", low_rank)),
         )
-        if self.q_norm_H is not None and self.k_norm_H is not None:
-            q, k = rms_norm(q, self.q_norm_H, eps), rms_norm(k, self.k_norm_H, eps)
-        q, k = apply_rotary_pos_emb(q.transpose(1, 2), k.transpose(1, 2), cos, sin)
-        y = functional.scaled_dot_product_attention(
-            q, k, v.transpose(1, 2), attn_mask=mask, is_causal=mask is None, enable_gqa=True
+        has_norms = "q_norm" in self._norms
+        y_BTQ = attention(
+            q,
+            k,
+            v,
+            self.architecture,
+            place,
+            q_norm=functools.partial(self._norm, "q_norm") if has_norms else None,
+            k_norm=functools.partial(self._norm, "k_norm") if has_norms else None,
         )
-        y_BTQ = y.transpose(1, 2).flatten(2)
-        return _contract(y_BTQ, self.o_QD, bias_D, cut.query, low_rank(f"{name}.o_proj"))
+        return _contract(y_BTQ, self.o_QD, bias_D, cut.query, self._pair("o", low_rank))
 
     def _ffn(self, x_BTD: torch.Tensor, cut: LayerCut, low_rank: LowRank, bias_D: torch.Tensor | None) -> torch.Tensor:
-        name = f"{self.name}.mlp"
-        h_BTD = rms_norm(x_BTD, self.post_norm_D, self.architecture.norm_eps)
         gate, up = _expand(
-            h_BTD,
-            Projection(self.gate_FD, self.gate_bias, cut.ffn, low_rank(f"{name}.gate_proj")),
-            Projection(self.up_FD, self.up_bias, cut.ffn, low_rank(f"{name}.up_proj")),
+            self._norm("ffn_in_norm", x_BTD),
+            Projection(self.gate_FD, self._bias("gate"), cut.ffn, self._pair("gate", low_rank)),
+            Projection(self.up_FD, self._bias("up"), cut.ffn, self._pair("up", low_rank)),
         )
-        return _contract(functional.silu(gate) * up, self.down_FD, bias_D, cut.ffn, low_rank(f"{name}.down_proj"))
+        act = ACTIVATIONS[self.architecture.activation]
+        return _contract(act(gate) * up, self.down_FD, bias_D, cut.ffn, self._pair("down", low_rank))
 
 
 class Projection(NamedTuple):
@@ -299,11 +303,12 @@ def _compensation(
     return bias_D.to(device=w_IO.device, dtype=w_IO.dtype)
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """Root-mean-square norm over the last axis, in fp32, rounded before the weight as transformers does.
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 0.0) -> torch.Tensor:
+    """Root-mean-square norm over the last axis, in fp32, rounded before it is multiplied by offset + weight.
 
     There is no gradient for the weight, which is frozen.
     """
+    weight = weight + offset if offset else weight
     y: torch.Tensor = _RmsNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
     return y
 

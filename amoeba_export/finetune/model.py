@@ -6,21 +6,19 @@ B batch, T tokens, D hidden, H head dim, V vocabulary, P selected positions. Leg
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from amoeba_export.finetune.layer import LayerCut, SlicedLayer, rms_norm
 from amoeba_export.finetune.smol import LowRank, unchanged
 from amoeba_export.ir import LayerPlan, SubnetPlan, Supernet
-from amoeba_export.model.opening import read_config
-
-EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
-"""Modules outside the layers that an adapter may change."""
+from amoeba_export.model.function import Place, capped_logits, temperature_at
+from amoeba_export.model.layers import scaled_embedding
+from amoeba_export.model.rotary import Rotary
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,13 +59,18 @@ class SlicedSupernet(nn.Module):
             weight = weight.contiguous() if order is None else weight[order]
             return nn.Parameter(weight.to(device=device, dtype=dtype), requires_grad=False)
 
-        self.embed_VD = frozen(f"{EMBEDDING}.weight")
-        self.head_VD = self.embed_VD if architecture.tied_embeddings else frozen(f"{HEAD}.weight")
-        self.norm_D = frozen("model.norm.weight")
+        family = supernet.family
+        self._embedding, self._head = family.module("embedding"), family.module("head")
+        self.embed_VD = frozen(family.weight("embedding"))
+        self.head_VD = self.embed_VD if architecture.tied_embeddings else frozen(family.weight("head"))
+        self.norm_D = frozen(family.weight("final_norm"))
         self.layers = nn.ModuleList(
-            SlicedLayer(architecture, i, frozen, supernet.strategy) for i in range(architecture.num_layers)
+            SlicedLayer(family, architecture, i, frozen, supernet.strategy) for i in range(architecture.num_layers)
         )
-        self.rotary: Any = LlamaRotaryEmbedding(read_config(supernet.folder)).to(device)
+        self._rotaries = [
+            None if kind.rope is None else Rotary(kind.rope, architecture, torch.device(device))
+            for kind in architecture.layer_kinds
+        ]
 
     @property
     def device(self) -> torch.device:
@@ -112,27 +115,39 @@ class SlicedSupernet(nn.Module):
                 each other, and each starts at position 0. None: a row is one example, padded (if at all) at its end.
         """
         x_BTD = functional.embedding(input_ids_BT, self.embed_VD)
-        if pair := low_rank(EMBEDDING):
+        if pair := low_rank(self._embedding):
             a_RD, b_VR = (part.to(x_BTD.dtype) for part in pair)
             x_BTD = x_BTD + functional.embedding(input_ids_BT, b_VR) @ a_RD
-        mask = _mask(segments_BT, input_ids_BT, self.architecture.sliding_window)
-        cos, sin = self.rotary(x_BTD, _positions(segments_BT, input_ids_BT))
+        x_BTD = scaled_embedding(x_BTD, self.architecture)
+        places = self._places(x_BTD, segments_BT, input_ids_BT)
         for layer in cut.layers:
-            run = self._layer(layer.plan.source_layer)
+            source_layer = layer.plan.source_layer
+            run, place = self._layer(source_layer), places[self.architecture.kind_index(source_layer)]
             if self.checkpoint_layers and torch.is_grad_enabled():
-                x_BTD = checkpoint(run, x_BTD, cos, sin, mask, layer, low_rank, use_reentrant=False)
+                x_BTD = checkpoint(run, x_BTD, place, layer, low_rank, use_reentrant=False)
             else:
-                x_BTD = run(x_BTD, cos, sin, mask, layer, low_rank)
+                x_BTD = run(x_BTD, place, layer, low_rank)
         x_PD = x_BTD.flatten(0, 1) if select_BT is None else x_BTD[select_BT]
-        return rms_norm(x_PD, self.norm_D, self.architecture.norm_eps)
+        return rms_norm(x_PD, self.norm_D, self.architecture.norm_eps, self.architecture.norm_offset)
+
+    def _places(self, x_BTD: torch.Tensor, segments_BT: torch.Tensor | None, input_ids_BT: torch.Tensor) -> list[Place]:
+        """Where the tokens stand, for each kind of layer."""
+        positions_BT = _positions(segments_BT, input_ids_BT)
+        temperature_BT = temperature_at(self.architecture.query_temperature, positions_BT)
+        places = []
+        for kind, rotary in zip(self.architecture.layer_kinds, self._rotaries, strict=True):
+            cos, sin = (None, None) if rotary is None else rotary(x_BTD, positions_BT)
+            mask = _mask(segments_BT, input_ids_BT, kind.window)
+            places.append(Place(cos=cos, sin=sin, mask=mask, temperature_BT=temperature_BT))
+        return places
 
     def logits(self, x_PD: torch.Tensor, *, low_rank: LowRank = unchanged) -> torch.Tensor:
         """Fp32 logits [P, V] of what `forward` returned."""
         logits_PV = functional.linear(x_PD, self.head_VD)
-        if pair := low_rank(HEAD):
+        if pair := low_rank(self._head):
             a_RD, b_VR = (part.to(x_PD.dtype) for part in pair)
             logits_PV = logits_PV + functional.linear(functional.linear(x_PD, a_RD), b_VR)
-        return logits_PV.float()
+        return capped_logits(logits_PV.float(), self.architecture)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

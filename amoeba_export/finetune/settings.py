@@ -10,6 +10,7 @@ from typing import Any, Literal
 from amoeba_export.errors import AmoebaError, BadValue, Problems, UnknownName
 from amoeba_export.ir import Policy
 from amoeba_export.ir.dtype import TRAINED_DTYPES
+from amoeba_export.ir.family import LINEARS
 
 Mode = Literal["smol", "lora"]
 """`smol`: a shape-aware mixture of LoRAs with one gate. `lora`: one plain LoRA, a standard PEFT adapter."""
@@ -18,7 +19,7 @@ MaskForm = Literal["shifted", "unshifted"]
 """Which positions are distilled. `shifted`: those that predict a label. `unshifted`: those that hold one, which is what
 the published code does (`trainer.py`, `compute_loss`) and off by one."""
 
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+TARGETS = tuple(f"{role}_proj" for role in LINEARS)
 MODES = ("smol", "lora")
 POLICIES = ("uniform", "adaptive")
 MASK_FORMS = ("shifted", "unshifted")

@@ -9,7 +9,7 @@ W x + (alpha / r) (sum g_e B_e) (sum g_e A_e) x.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
 import torch
@@ -17,8 +17,9 @@ from torch import nn
 from torch.nn import functional
 
 from amoeba_export.errors import UnsupportedError
-from amoeba_export.finetune.settings import LowRankSettings
-from amoeba_export.ir import Adapter, Architecture, SubnetPlan
+from amoeba_export.finetune.settings import TARGETS, LowRankSettings
+from amoeba_export.ir import Adapter, Architecture, Family, Role, SubnetPlan
+from amoeba_export.ir.family import LINEARS
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 """A_RI and B_OR of one linear weight, the scale already in B: the change of W is B @ A."""
@@ -28,39 +29,16 @@ LowRank = Callable[[str], Pair | None]
 
 GATE_HIDDEN = 16
 
-MODULES: Mapping[str, str] = {
-    "q_proj": "self_attn",
-    "k_proj": "self_attn",
-    "v_proj": "self_attn",
-    "o_proj": "self_attn",
-    "gate_proj": "mlp",
-    "up_proj": "mlp",
-    "down_proj": "mlp",
-}
-"""Linear weights of a layer and the block that each belongs to, the same in every family we read."""
 
-
-def linear_shapes(architecture: Architecture, targets: Iterable[str]) -> dict[str, tuple[int, int]]:
+def linear_shapes(family: Family, architecture: Architecture, targets: Iterable[str]) -> dict[str, tuple[int, int]]:
     """Module name -> (out features, in features) of every adapted weight of the uncut model, layer by layer."""
-    query = architecture.num_heads * architecture.head_dim
-    kv = architecture.num_kv_heads * architecture.head_dim
-    hidden, ffn = architecture.hidden_size, architecture.ffn_size
-    shapes = {
-        "q_proj": (query, hidden),
-        "k_proj": (kv, hidden),
-        "v_proj": (kv, hidden),
-        "o_proj": (hidden, query),
-        "gate_proj": (ffn, hidden),
-        "up_proj": (ffn, hidden),
-        "down_proj": (hidden, ffn),
-    }
-    chosen = set(targets)
-    return {
-        f"model.layers.{layer}.{block}.{target}": shapes[target]
-        for layer in range(architecture.num_layers)
-        for target, block in MODULES.items()
-        if target in chosen
-    }
+    chosen = [role for target, role in zip(TARGETS, LINEARS, strict=True) if target in set(targets)]
+    shapes: dict[Role, tuple[int, int]] = {}
+    for template in family.layer:
+        if len(template.axes) == 2:
+            rows, columns = (architecture.axis_size(axis) for axis in template.axes)
+            shapes[template.role] = (rows, columns)
+    return {family.module(role, layer): shapes[role] for layer in range(architecture.num_layers) for role in chosen}
 
 
 class Gate(nn.Module):
@@ -104,6 +82,7 @@ class TrainedLowRank(nn.Module):
     A starts as a linear layer's default, B at zero, so that training starts from the pretrained function.
 
     Args:
+        family: Names the weights.
         architecture: Of the supernet.
         settings: `lora` mode has one expert and no gate.
         widths: The gate's width choices.
@@ -112,6 +91,7 @@ class TrainedLowRank(nn.Module):
 
     def __init__(
         self,
+        family: Family,
         architecture: Architecture,
         settings: LowRankSettings,
         widths: Sequence[float],
@@ -120,7 +100,7 @@ class TrainedLowRank(nn.Module):
     ) -> None:
         super().__init__()
         self.settings = settings
-        self.shapes = linear_shapes(architecture, settings.targets)
+        self.shapes = linear_shapes(family, architecture, settings.targets)
         experts = settings.experts if settings.mode == "smol" else 1
         self.gate = Gate(architecture.num_layers, widths, experts, settings.top_k) if settings.mode == "smol" else None
         for layer in self.gate.modules() if self.gate else ():

@@ -166,6 +166,7 @@ class _Session:
             seed=settings.seed,
         )
         self.low_rank = TrainedLowRank(
+            supernet.family,
             supernet.architecture,
             settings.low_rank,
             settings.gate_widths,

@@ -10,24 +10,35 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from amoeba_export.errors import NotRepresentable, UnsupportedModel
-from amoeba_export.ir import DenseArchitecture, LayerDims, Subnet, SubnetPlan, TensorSpec
-from amoeba_export.ir.family import FEATURE_WORDS, FEATURES, Feature
+from amoeba_export.ir import (
+    Architecture,
+    DenseArchitecture,
+    Family,
+    LayerDims,
+    LayerKind,
+    Rope,
+    Subnet,
+    SubnetPlan,
+    TensorSpec,
+)
+from amoeba_export.ir.family import FEATURE_WORDS, FEATURES, Feature, Role
+from amoeba_export.load.family_file import FamilyFile, read_family, supported_families
+from amoeba_export.load.kinds import TYPES_KEY
 from amoeba_export.model.foreign_code import AUTO_MAP
 
 AMOEBA = "amoeba"
+_AMOEBA_CLASS = "AmoebaForCausalLM"
 
-_CLASSES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "granite": "GraniteForCausalLM",
-    AMOEBA: "AmoebaForCausalLM",
-}
-FAMILIES = tuple(name for name in _CLASSES if name != AMOEBA)
-"""The families whose function the formats here know how to write."""
+_STOCK = ("mistral", "llama", "granite")
+"""Types that hold other families' cuts, the simplest first."""
 
-_CARRIED = ("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "attention_dropout", "hidden_act")
+_NUMBERS = ("embedding_scale", "residual_scale", "logits_divisor", "attention_scale")
+"""Facts that a stock type has keys for and other families do not vary."""
+
+_CARRIED = (
+    *("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "attention_dropout", "hidden_act"),
+    "original_max_position_embeddings",
+)
 _NOT_CARRIED = (
     *("_name_or_path", "transformers_version", "torch_dtype", "auto_map", "rope_scaling", "pretraining_tp"),
     *("attn_implementation", "_attn_implementation"),  # may name code, and says how to compute, not what
@@ -35,9 +46,9 @@ _NOT_CARRIED = (
 
 
 def check_family(dense: DenseArchitecture) -> None:
-    """Raise `UnsupportedModel` for a family that no format here writes: it would become another one's function."""
-    if dense.base.family not in FAMILIES:
-        raise UnsupportedModel(dense.base.family, FAMILIES)
+    """Raise `UnsupportedModel` for a family that has no file: what it computes is not known."""
+    if dense.base.family not in supported_families():
+        raise UnsupportedModel(dense.base.family, supported_families())
 
 
 def check_features(container: str, dense: DenseArchitecture, computes: Collection[Feature]) -> None:
@@ -54,63 +65,78 @@ def check_features(container: str, dense: DenseArchitecture, computes: Collectio
 def container_type(dense: DenseArchitecture) -> str:
     """The `model_type` that holds `dense`.
 
-    - Whole layers of the source: the source's own type.
-    - Layers that differ, or a block that is gone: `amoeba`.
-    - QK norms (Qwen3): `qwen3` unless a down_proj bias is needed, which no stock type with QK norms has.
-    - A sliding window: `mistral` or `qwen2`, unless a bias is needed that they do not have.
-    - No biases: the source's type; `mistral` where Llama's config refuses the number of heads.
-    - Biases: `llama`, or `granite` with neutral multipliers where Llama's config refuses the number of heads.
+    Whole layers: the source's own type. Layers that differ, or a block that is gone: `amoeba`. Else the first of the
+    source's own type, `_STOCK` and `amoeba` that holds its biases, windows and heads.
 
     Raises:
         UnsupportedModel: As `check_family`.
     """
     check_family(dense)
-    base = dense.base
     if dense.has_whole_layers:
-        return base.family
+        return dense.base.family
     dims = dense.layers[0]
     if not dense.is_uniform or not dims.num_heads or not dims.ffn_size:
         return AMOEBA
-    output_bias = dims.o_bias or dims.down_bias or dims.gate_up_bias
-    if base.qk_norm:
-        return AMOEBA if dims.down_bias or dims.gate_up_bias else base.family
-    if base.sliding_window is not None:
-        if output_bias:
-            return AMOEBA
-        return "qwen2" if dims.qkv_bias else "mistral"
-    if not output_bias and dims.qkv_bias:
-        return "qwen2"
-    llama_accepts = base.hidden_size % dims.num_heads == 0
-    if not output_bias:
-        return base.family if base.family != "llama" or llama_accepts else "mistral"
-    return "llama" if llama_accepts else "granite"
+    candidates = (dense.base.family, *(name for name in _STOCK if name != dense.base.family))
+    return next((name for name in candidates if _holds(read_family(name), dense)), AMOEBA)
 
 
-def zero_biases(dense: DenseArchitecture) -> Iterator[TensorSpec]:
-    """Biases that the container's type has and the model does not: stock types have them all or none."""
-    model_type = container_type(dense)
-    if model_type not in ("llama", "granite", "qwen3"):
-        return
+def _holds(file: FamilyFile, dense: DenseArchitecture) -> bool:
+    """Whether a stock type computes uniform layers of `dense`."""
+    base, dims = dense.base, dense.layers[0]
+    if file.family.model_type != base.family:
+        own_kinds = base.sliding_window is not None and "sliding_window" not in file.config
+        if base.features or base.qk_norm or own_kinds:
+            return False
+    if file.even_heads and base.hidden_size % dims.num_heads:
+        return False
+    if file.head_dim_follows and base.rope_scaling and base.hidden_size != dims.num_heads * base.head_dim:
+        return False
+    wanted = {
+        "qkv_bias": dims.qkv_bias,
+        "o_bias": dims.o_bias,
+        "mlp_bias": dims.gate_up_bias or dims.down_bias,
+    }
+    return all(file.constants[flag] == is_wanted for flag, is_wanted in wanted.items() if flag in file.constants)
+
+
+def zero_biases(dense: DenseArchitecture, family: Family) -> Iterator[TensorSpec]:
+    """Biases that the container's type has and the model does not: stock types switch several with one key."""
     for idx, dims in enumerate(dense.layers):
-        attention, mlp = _has_biases(dims)
-        base = dense.base
-        wanted = {
-            "self_attn.q_proj": (attention and not dims.qkv_bias, dims.num_heads * base.head_dim),
-            "self_attn.k_proj": (attention and not dims.qkv_bias, dims.num_kv_heads * base.head_dim),
-            "self_attn.v_proj": (attention and not dims.qkv_bias, dims.num_kv_heads * base.head_dim),
-            "self_attn.o_proj": (attention and not dims.o_bias, base.hidden_size),
-            "mlp.gate_proj": (mlp and not dims.gate_up_bias, dims.ffn_size),
-            "mlp.up_proj": (mlp and not dims.gate_up_bias, dims.ffn_size),
-            "mlp.down_proj": (mlp and not dims.down_bias, base.hidden_size),
-        }
-        for module, (missing, size) in wanted.items():
-            if missing:
-                yield TensorSpec(name=f"model.layers.{idx}.{module}.bias", shape=(size,))
+        for role, size in _zero_bias_sizes(dense, dims):
+            yield TensorSpec(name=family.bias(role, idx), shape=(size,))
 
 
-def _has_biases(dims: LayerDims) -> tuple[bool, bool]:
-    """Whether a stock type's one switch for attention biases, and the one for FFN biases, must be on."""
-    return dims.qkv_bias or dims.o_bias, dims.gate_up_bias or dims.down_bias
+def num_zero_biases(dense: DenseArchitecture) -> int:
+    """Numbers in `zero_biases`."""
+    return sum(size for dims in dense.layers for _, size in _zero_bias_sizes(dense, dims))
+
+
+def _zero_bias_sizes(dense: DenseArchitecture, dims: LayerDims) -> Iterator[tuple[Role, int]]:
+    model_type = container_type(dense)
+    if model_type == AMOEBA:
+        return
+    base, switches = dense.base, _switches(read_family(model_type), dims)
+    query, kv = dims.num_heads * base.head_dim, dims.num_kv_heads * base.head_dim
+    table: tuple[tuple[Role, str, bool, int], ...] = (
+        ("q", "qkv_bias", dims.qkv_bias, query),
+        ("k", "qkv_bias", dims.qkv_bias, kv),
+        ("v", "qkv_bias", dims.qkv_bias, kv),
+        ("o", "o_bias", dims.o_bias, base.hidden_size),
+        ("gate", "mlp_bias", dims.gate_up_bias, dims.ffn_size),
+        ("up", "mlp_bias", dims.gate_up_bias, dims.ffn_size),
+        ("down", "mlp_bias", dims.down_bias, base.hidden_size),
+    )
+    for role, flag, is_there, size in table:
+        if switches.get(flag, False) and not is_there:
+            yield role, size
+
+
+def _switches(file: FamilyFile, dims: LayerDims) -> dict[str, bool]:
+    """What a type's keys for biases must say, by `Architecture` flag. Flags of one key have one value."""
+    wanted = {"qkv_bias": dims.qkv_bias, "o_bias": dims.o_bias, "mlp_bias": dims.gate_up_bias or dims.down_bias}
+    keys = {flag: file.key(flag) for flag in wanted if flag not in file.constants}
+    return {flag: any(wanted[other] for other in keys if keys[other] == key) for flag, key in keys.items()}
 
 
 def dense_config(subnet: Subnet, *, dtype: str) -> dict[str, Any]:
@@ -150,12 +176,12 @@ def _named(dense: DenseArchitecture, model_type: str, plan: SubnetPlan, dtype: s
     if model_type == dense.base.family and dense.has_whole_layers:
         config = _cut_in_depth(dense, plan)
     else:
-        config = _built(dense, model_type)
+        config = _built(dense, model_type, plan)
     return {
-        "architectures": [_CLASSES[model_type]],
+        "architectures": [_AMOEBA_CLASS if model_type == AMOEBA else read_family(model_type).class_name],
         "model_type": model_type,
         **config,
-        **_rope(dense),
+        **_rope(dense, model_type),
         "dtype": dtype,
         "torch_dtype": dtype,
         "use_cache": True,
@@ -167,15 +193,18 @@ def _cut_in_depth(dense: DenseArchitecture, plan: SubnetPlan) -> dict[str, Any]:
     config = {key: value for key, value in dense.base.config.items() if key not in _NOT_CARRIED}
     config["num_hidden_layers"] = len(dense.layers)
     config["head_dim"] = dense.base.head_dim
-    if layer_types := config.get("layer_types"):
-        config["layer_types"] = [layer_types[i] for i in plan.kept_layers]
-    return config
+    return config | _lists(dense.base, plan)
 
 
-def _built(dense: DenseArchitecture, model_type: str) -> dict[str, Any]:
+def _lists(base: Architecture, plan: SubnetPlan) -> dict[str, Any]:
+    """What the source's config lists per layer, for the layers that are kept."""
+    keys = (TYPES_KEY, read_family(base.family).rope.get("skipped", {}).get("key"))
+    return {key: [base.config[key][i] for i in plan.kept_layers] for key in keys if key and base.config.get(key)}
+
+
+def _built(dense: DenseArchitecture, model_type: str, plan: SubnetPlan) -> dict[str, Any]:
     """A config from the dims, for a type that may not be the source's."""
     base, first = dense.base, dense.layers[0]
-    attention_bias, mlp_bias = _has_biases(first)
     config: dict[str, Any] = {
         "vocab_size": base.vocab_size,
         "hidden_size": base.hidden_size,
@@ -190,28 +219,37 @@ def _built(dense: DenseArchitecture, model_type: str) -> dict[str, Any]:
         "hidden_act": "silu",
     }
     config |= {key: base.config[key] for key in _CARRIED if key in base.config}
-    if model_type in ("llama", "granite", "qwen3"):
-        config["attention_bias"] = attention_bias
-    if model_type in ("llama", "granite"):
-        config["mlp_bias"] = mlp_bias
-    if model_type == "granite":
-        config |= {"embedding_multiplier": 1.0, "residual_multiplier": 1.0, "logits_scaling": 1.0}
-        config["attention_multiplier"] = base.head_dim**-0.5
-    if model_type == "mistral":
-        config["sliding_window"] = base.sliding_window
-    if model_type in ("qwen2", "qwen3"):
-        config["use_sliding_window"] = base.sliding_window is not None
-        config["sliding_window"] = base.sliding_window
-        config["max_window_layers"] = 0
     if model_type == AMOEBA:
-        config |= _per_layer(dense)
-    return config
+        return config | _per_layer(dense)
+    file = read_family(model_type)
+    switches = {str(file.key(flag)): value for flag, value in _switches(file, first).items()}
+    if model_type == base.family and (base.features or file.family.fused):
+        keys = ("num_heads", "num_kv_heads", "ffn_size")
+        dims = {str(file.key(name)): getattr(first, name) for name in keys}
+        return _cut_in_depth(dense, plan) | dims | switches
+    return config | switches | _facts(base, file)
+
+
+def _facts(base: Architecture, file: FamilyFile) -> dict[str, Any]:
+    """Numbers and window of a stock type, as `base` has them."""
+    facts: dict[str, Any] = {
+        str(file.key(name)): base.score_scale if name == "attention_scale" else getattr(base, name)
+        for name in file.config
+        if name in _NUMBERS
+    }
+    if (key := file.key("sliding_window")) is not None:
+        if "enabled" in file.window:
+            facts[file.window["enabled"]] = base.sliding_window is not None
+        facts[key] = base.sliding_window
+        if "first_layer" in file.window:
+            facts[file.window["first_layer"]["key"]] = 0
+    return facts
 
 
 def _per_layer(dense: DenseArchitecture) -> dict[str, Any]:
     """What `modeling_amoeba.py` reads. The stock keys name the largest layer, for tools that size buffers by them."""
     base, layers = dense.base, dense.layers
-    return {
+    config: dict[str, Any] = {
         "auto_map": dict(AUTO_MAP),
         "num_attention_heads": max(max(dims.num_heads for dims in layers), 1),
         "num_key_value_heads": max(max(dims.num_kv_heads for dims in layers), 1),
@@ -225,16 +263,64 @@ def _per_layer(dense: DenseArchitecture) -> dict[str, Any]:
         "gate_up_bias": base.mlp_bias,
         "qk_norm": base.qk_norm,
         "sliding_window": base.sliding_window,
-        "layer_types": ["full_attention" if base.sliding_window is None else "sliding_attention"] * len(layers),
+        # By place in the cache, as transformers makes one from it: layers without attention come last.
+        "layer_types": [dense.kind(dims).name for dims in sorted(layers, key=lambda dims: not dims.num_heads)],
     }
+    facts = {key: value for key, value in base.facts().items() if key in _AMOEBA_FACTS}
+    if "attention_scale" in facts:
+        facts["attention_scale"] = base.score_scale
+    if {"layer_kinds", "no_rope"} & base.features:
+        config["sliding_window"] = next((kind.window for kind in base.layer_kinds if kind.window), None)
+        facts["layer_kinds"] = [_amoeba_kind(base, kind) for kind in base.layer_kinds]
+        facts["layer_kind"] = [dims.kind for dims in layers]
+    return config | facts
 
 
-def _rope(dense: DenseArchitecture) -> dict[str, Any]:
-    scaling = dict(dense.base.rope_scaling or {"rope_type": "default"})
+_AMOEBA_FACTS = (
+    *("qk_norm_scope", "rotary_dims", "norm_offset", "input_norms", "output_norms", "activation", "attention_scale"),
+    *("attention_softcap", "query_temperature", "embedding_scale", "residual_scale", "logits_divisor", "final_softcap"),
+)
+
+
+def _amoeba_kind(base: Architecture, kind: LayerKind) -> dict[str, Any]:
+    """A kind of layer in the words of `AmoebaConfig`."""
+    if kind.rope is None:
+        return {"window": kind.window, "rope": None}
+    parameters = {**(kind.rope.scaling or {"rope_type": "default"}), "rope_theta": kind.rope.theta}
+    return {"window": kind.window, "rope": parameters, "rotary_dims": kind.rope.dims}
+
+
+def _rope(dense: DenseArchitecture, model_type: str) -> dict[str, Any]:
+    base = dense.base
+    if model_type == base.family and len(_by_type(base)) > 1:
+        return _nested_rope(base)
+    scaling = dict(base.rope_scaling or {"rope_type": "default"})
     rope: dict[str, Any] = {
-        "rope_theta": dense.base.rope_theta,
-        "rope_parameters": {**scaling, "rope_theta": dense.base.rope_theta},
+        "rope_theta": base.rope_theta,
+        "rope_parameters": {**scaling, "rope_theta": base.rope_theta},
     }
-    if dense.base.rope_scaling:
+    if base.rope_scaling:
         rope["rope_scaling"] = scaling
+    if base.rotary_dims is not None and model_type == base.family:
+        share = base.rotary_dims / base.head_dim
+        rope["partial_rotary_factor"] = rope["rope_parameters"]["partial_rotary_factor"] = share
     return rope
+
+
+def _by_type(base: Architecture) -> dict[str, Rope]:
+    """RoPE per layer type, where types differ in it; else one or none."""
+    ropes = {kind.name: kind.rope for kind in base.layer_kinds if kind.rope is not None}
+    return ropes if read_family(base.family).rope.get("by_layer_type") else {}
+
+
+def _nested_rope(base: Architecture) -> dict[str, Any]:
+    """RoPE per layer type: nested for transformers 5, and the keys of 4 that `by_layer_type` names."""
+    rules = read_family(base.family).rope["by_layer_type"]
+    written: dict[str, Any] = {"rope_parameters": {}}
+    for name, rope in _by_type(base).items():
+        scaling = dict(rope.scaling or {"rope_type": "default"})
+        written["rope_parameters"][name] = {**scaling, "rope_theta": rope.theta}
+        written[rules[name]["key"]] = rope.theta
+        if rope.scaling and rules[name].get("scaled"):
+            written["rope_scaling"] = scaling
+    return written

@@ -17,7 +17,14 @@ from pathlib import Path
 import torch
 
 from amoeba_export.errors import DiskFull, NotRepresentable, WeightsMismatch
-from amoeba_export.formats.config import AMOEBA, check_family, container_type, dense_config, zero_biases
+from amoeba_export.formats.config import (
+    AMOEBA,
+    check_family,
+    container_type,
+    dense_config,
+    num_zero_biases,
+    zero_biases,
+)
 from amoeba_export.formats.packed import (
     SCHEMES,
     PackedWriter,
@@ -31,9 +38,10 @@ from amoeba_export.formats.packed import (
 from amoeba_export.formats.reserved import ReservedFile
 from amoeba_export.formats.sidecars import copy_generation_config, copy_license, copy_tokenizer, write_model_card
 from amoeba_export.formats.sizes import WeightBytes, sum_bytes
-from amoeba_export.ir import Architecture, ContainerLimits, DenseArchitecture, Subnet, TensorSpec, Writer
+from amoeba_export.ir import Architecture, ContainerLimits, DenseArchitecture, Family, Subnet, TensorSpec, Writer
 from amoeba_export.ir.dtype import DTYPES, FLOATS, SOURCE
 from amoeba_export.ir.safetensors_header import safetensors_header
+from amoeba_export.load.family_file import read_family
 from amoeba_export.model.foreign_code import MODELING, modeling_file
 
 default_dtype = SOURCE
@@ -56,6 +64,12 @@ def check(dense: DenseArchitecture, *, dtype: str) -> None:
             ("--dtype bf16", "--dtype w4a16", f"--format onnx --dtype {dtype}", f"--format gguf --dtype {dtype}"),
         )
     if dtype in SCHEMES:
+        if read_family(dense.base.family).family.fused and container_type(dense) == dense.base.family:
+            raise NotRepresentable(
+                "safetensors",
+                f"packed weights of a {dense.base.family}, which has several matrices in one, are not written",
+                ("--dtype bf16", "--format onnx --dtype int4", "--format gguf --dtype int4"),
+            )
         group_size(dense)
 
 
@@ -67,7 +81,7 @@ def limits(base: Architecture) -> ContainerLimits:
 def weight_bytes(dense: DenseArchitecture, *, dtype: str) -> WeightBytes:
     """See `Format`. Biases that the container's type has, and the model not, are zeros in the file."""
     number = DTYPES[dtype].torch_dtype.itemsize
-    zeros = sum(math.prod(spec.shape) for spec in zero_biases(dense)) * number
+    zeros = num_zero_biases(dense) * number
 
     def plain_matrix(rows: int, columns: int) -> int:
         return rows * columns * number
@@ -131,7 +145,12 @@ def open_writer(
     copy_license(subnet.source_folder, folder)
     write_model_card(subnet, folder, needs_code=model_type == AMOEBA)
     writer = SafetensorsWriter(
-        folder, stored, zeros=tuple(zero_biases(dense)), dtype=torch_dtype, limit=max_shard_bytes
+        folder,
+        stored,
+        zeros=tuple(zero_biases(dense, subnet.family)),
+        fused=_fused(stored, subnet.family) if model_type == dense.base.family else NOTHING,
+        dtype=torch_dtype,
+        limit=max_shard_bytes,
     )
     if not scheme:
         return writer
@@ -144,6 +163,18 @@ def _packed_names(subnet: Subnet) -> frozenset[str]:
     return frozenset(name for name, place in places.items() if place.layer is not None)
 
 
+def _fused(specs: Sequence[TensorSpec], family: Family) -> dict[str, str]:
+    """Weight -> the weight of the file that it is part of, from the top in the order of `specs`."""
+    modules = {role: fused.module for fused in family.fused for role in fused.roles}
+    places = {spec.name: family.place(spec.name) for spec in specs} if modules else {}
+    return {
+        name: f"{modules[place.role].format(layer=place.layer)}.{place.part}"
+        for name, place in places.items()
+        if place.role in modules
+    }
+
+
+NOTHING: Mapping[str, str] = {}
 _Dtypes = Mapping[str, torch.dtype]
 
 
@@ -162,18 +193,34 @@ class SafetensorsWriter:
         folder: Where the shards go.
         specs: Weights that `accept` will be given.
         zeros: Weights that are zero and never given. Their place in the file is left as it was reserved.
+        fused: Weight -> the weight of the file that it is part of, one under the other in the order of `specs`.
         dtype: Of weights that do not say theirs.
         limit: No shard with more than one weight has more bytes of weights.
     """
 
     def __init__(
-        self, folder: Path, specs: Sequence[TensorSpec], *, zeros: Sequence[TensorSpec], dtype: torch.dtype, limit: int
+        self,
+        folder: Path,
+        specs: Sequence[TensorSpec],
+        *,
+        zeros: Sequence[TensorSpec],
+        fused: Mapping[str, str] = NOTHING,
+        dtype: torch.dtype,
+        limit: int,
     ) -> None:
         self._folder = folder
         self._missing = {spec.name: spec.shape for spec in specs}
         self._dtypes = {spec.name: spec.dtype or dtype for spec in (*specs, *zeros)}
-        shards = _lay_out(folder, [*specs, *zeros], self._dtypes, limit)
+        stored = _together(specs, fused)
+        kinds = self._dtypes | {fused[spec.name]: self._dtypes[spec.name] for spec in specs if spec.name in fused}
+        shards = _lay_out(folder, [*stored, *zeros], kinds, limit)
         self._place = {name: (shard, offset) for shard in shards for name, offset in shard.offsets.items()}
+        filled: dict[str, int] = {}
+        for spec in specs:
+            if (whole := fused.get(spec.name)) is not None:
+                shard, offset = self._place[whole]
+                self._place[spec.name] = (shard, offset + filled.get(whole, 0))
+                filled[whole] = filled.get(whole, 0) + math.prod(spec.shape) * kinds[whole].itemsize
         needed = sum(shard.size_bytes for shard in shards)
         if (free := shutil.disk_usage(folder).free) < needed:  # all shards together, before the first one
             raise DiskFull(folder, needed, free)
@@ -181,7 +228,8 @@ class SafetensorsWriter:
         for shard in shards:
             self._files[shard.path].write(shard.header, 0)
         if len(shards) > 1:
-            weight_map = {name: shard.path.name for name, (shard, _) in sorted(self._place.items())}
+            weight_map = {name: shard.path.name for shard in shards for name in shard.offsets}
+            weight_map = dict(sorted(weight_map.items()))
             total = sum(shard.size_bytes - len(shard.header) for shard in shards)
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             text = json.dumps(index, indent=2) + "\n"
@@ -219,6 +267,17 @@ class SafetensorsWriter:
         self._files = {}
         if self._missing:
             raise WeightsMismatch([f"{name} is missing" for name in self._missing], where=self._folder)
+
+
+def _together(specs: Sequence[TensorSpec], fused: Mapping[str, str]) -> list[TensorSpec]:
+    """What the file has: weights that are parts of one stand together, where the first of them stood."""
+    stored: dict[str, TensorSpec] = {}
+    for spec in specs:
+        name = fused.get(spec.name, spec.name)
+        rows = stored[name].shape[0] if name in stored else 0
+        shape = (rows + spec.shape[0], *spec.shape[1:])
+        stored[name] = TensorSpec(name=name, shape=shape, dtype=spec.dtype)
+    return list(stored.values())
 
 
 def _lay_out(folder: Path, specs: Sequence[TensorSpec], dtypes: _Dtypes, limit: int) -> list[_Shard]:

@@ -11,7 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from amoeba_export.ir.family import Activation, Axis, Feature, LayerKind, QkNormScope, QueryTemperature, Rope
+from amoeba_export.ir.family import (
+    Activation,
+    Axis,
+    Feature,
+    LayerKind,
+    QkNormScope,
+    QueryTemperature,
+    Rope,
+    TensorTemplate,
+)
 from amoeba_export.reading import decode
 
 Compensation = Literal["none", "removed", "all"]
@@ -98,6 +107,12 @@ class Architecture:
     final_softcap: float | None = None
     containers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False, compare=False)
     config: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def has(self, template: TensorTemplate) -> bool:
+        """Whether this model has a weight of its family."""
+        if template.when == "untied":
+            return not self.tied_embeddings
+        return template.when is None or bool(getattr(self, template.when))
 
     @property
     def layer_kinds(self) -> tuple[LayerKind, ...]:
@@ -303,18 +318,22 @@ class DenseArchitecture:
         """Weights of the cut model, embeddings (counted once when tied), norms and biases included."""
         base = self.base
         embeddings = base.vocab_size * base.hidden_size * (1 if base.tied_embeddings else 2)
-        return embeddings + base.hidden_size + sum(self._layer_params(layer) for layer in self.layers)
+        return embeddings + base.hidden_size + sum(self.layer_params(layer) for layer in self.layers)
 
-    def _layer_params(self, layer: LayerDims) -> int:
+    def layer_params(self, layer: LayerDims) -> int:
         """Weights of one layer. A block that is gone takes its norm with it; its output bias may stay."""
         base = self.base
         params = base.prunable_params(layer) + (layer.o_bias + layer.down_bias) * base.hidden_size
         norms_D = base.input_norms + base.output_norms
         if layer.num_heads:
             params += norms_D * base.hidden_size + self._qk_norm_params(layer)
+        elif layer.o_bias:
+            params += base.output_norms * base.hidden_size
             params += layer.qkv_bias * (layer.num_heads + 2 * layer.num_kv_heads) * base.head_dim
         if layer.ffn_size:
             params += norms_D * base.hidden_size + layer.gate_up_bias * 2 * layer.ffn_size
+        elif layer.down_bias:
+            params += base.output_norms * base.hidden_size
         return params
 
     def _qk_norm_params(self, layer: LayerDims) -> int:

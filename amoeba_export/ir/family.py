@@ -136,6 +136,11 @@ class Family:
         """Name of a module's bias, which a cut may have where the source has none."""
         return f"{self.module(role, layer)}.bias"
 
+    def layer_prefix(self, layer: int) -> str:
+        """What names of a layer's weights begin with, such as `model.layers.3.`."""
+        before = self.layer[0].name.partition("{layer}")[0]
+        return f"{before}{layer}."
+
     def find(self, name: str) -> Place | None:
         """What the weight `name` is, in the supernet or a cut of it; None for a name that is none of this family's."""
         if (match := _pattern(self).fullmatch(name)) is None:

@@ -53,6 +53,7 @@ def load_supernet(
     """
     from amoeba_export.load.adapters import add_adapter
     from amoeba_export.load.checkpoint import open_checkpoint
+    from amoeba_export.load.fused import SplitTensors, parts_of, stored_shapes
 
     cache_dir = cache_dir or locations.cache_dir()
     name, folder = locate_model(model, cache_dir=cache_dir, progress=progress)
@@ -61,12 +62,15 @@ def load_supernet(
     config = _read_config(config_path)
     architecture, file = read_architecture(config, where=config_path)
     check_sidecars(folder)
-    tensors = open_checkpoint(
+    expected = expected_weights(file.family, architecture)
+    parts = parts_of(file.family, expected, architecture.num_layers)
+    files = open_checkpoint(
         folder,
-        expected_weights(file.family, architecture),
+        stored_shapes(expected, parts),
         copies=tied_copies(file.family, architecture),
         ignored={name.format(layer=i) for name in file.ignored for i in range(architecture.num_layers)},
     )
+    tensors: TensorSource = SplitTensors(files, expected, parts) if parts else files
     if method := quantization_method(config):
         progress.note(
             f"{name} is quantized ({method}); its weights are dequantized as they are read. Subnets are cut from "
@@ -74,7 +78,7 @@ def load_supernet(
             "adapter trained on the quantized model is merged into the dequantized one."
         )
     _say_types(name, tensors, progress)
-    identity = model_identity(config, tensors.files, cache_dir=cache_dir, progress=progress)
+    identity = model_identity(config, files.files, cache_dir=cache_dir, progress=progress)
     supernet = Supernet(
         name=name,
         folder=folder,

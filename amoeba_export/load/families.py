@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from amoeba_export.errors import InputError, UnsupportedError, UnsupportedModel
-from amoeba_export.ir import Architecture, Family, TensorTemplate
+from amoeba_export.ir import Architecture, Family
 from amoeba_export.load.family_file import FIELDS, FLAGS, FamilyFile, read_family, supported_families
 from amoeba_export.load.kinds import read_kinds
 from amoeba_export.load.rope import stretched_positions
@@ -67,7 +67,6 @@ def read_architecture(config: Mapping[str, Any], *, where: Path) -> tuple[Archit
         where=where,
     )
     fields |= kinds
-    _check_kinds(kinds, where)
     architecture = Architecture(family=model_type, config=config | lists, containers=file.containers, **fields)
     _check_dims(architecture, where)
     if file.even_heads and architecture.hidden_size % architecture.num_heads:
@@ -103,6 +102,11 @@ def _check_computable(config: Mapping[str, Any], file: FamilyFile, where: Path) 
 
 
 def _value(field: str, config: Mapping[str, Any], file: FamilyFile, where: Path) -> Any:
+    value = _given(field, config, file, where)
+    return None if value is False and field in _NUMBERS else value
+
+
+def _given(field: str, config: Mapping[str, Any], file: FamilyFile, where: Path) -> Any:
     if field in file.constants:
         return file.constants[field]
     key = file.key(field)
@@ -190,15 +194,6 @@ def _check_dims(architecture: Architecture, where: Path) -> None:
     _refuse(problems, where)
 
 
-def _check_kinds(fields: Mapping[str, Any], where: Path) -> None:
-    if names := {kind.name for kind in fields.get("kinds", ())}:
-        raise UnsupportedError(
-            f"Layers with different attention are not supported: {', '.join(sorted(names))}.",
-            where=where,
-            next_step="Use a model whose layers all attend to everything, or all through one window.",
-        )
-
-
 def _refuse(problems: Sequence[str], where: Path) -> None:
     if problems:
         raise _nonsense(problems, where)
@@ -216,7 +211,7 @@ def expected_weights(family: Family, architecture: Architecture) -> dict[str, tu
     """Name -> shape of every weight that a checkpoint of this architecture must have."""
     names: dict[str, tuple[int, ...]] = {}
     for template in family.globals + family.layer:
-        if not _present(template, architecture):
+        if not architecture.has(template):
             continue
         shape = tuple(architecture.axis_size(axis) for axis in template.axes)
         layers = range(architecture.num_layers) if template in family.layer else range(1)
@@ -236,9 +231,3 @@ def matrix_shapes(family: Family, architecture: Architecture) -> dict[str, tuple
         for name, shape in expected_weights(family, architecture).items()
         if len(shape) == 2
     }
-
-
-def _present(template: TensorTemplate, architecture: Architecture) -> bool:
-    if template.when is None:
-        return True
-    return not architecture.tied_embeddings if template.when == "untied" else bool(getattr(architecture, template.when))

@@ -30,12 +30,12 @@ FIELDS = tuple(f.name for f in dataclasses.fields(Architecture) if f.name not in
 """What [config], [defaults] and [constants] may name."""
 FLAGS = ("untied", *(f.name for f in dataclasses.fields(Architecture) if f.type == "bool"))
 _WINDOW = ("layer_types", "enabled", "first_layer", "full_every", "only_without_rope")
-_ROPE = ("theta", "default", "partial", "renamed", "by_layer_type", "skipped", "temperature")
+_ROPE = ("theta", "default", "partial", "renamed", "by_layer_type", "skipped", "temperature", "original_positions")
 _KEYS_OF = {
     "ignored": ("names",),
     "window": _WINDOW,
     "rope": _ROPE,
-    "transformers": ("nullable", "even_heads"),
+    "transformers": ("class", "nullable", "even_heads", "head_dim_follows"),
 }
 
 
@@ -45,7 +45,8 @@ class FamilyFile:
 
     Attributes:
         config: Architecture field -> key of config.json, or `{ key, power }` for a power of what it says.
-        defaults: Architecture field -> its value where config.json leaves the key out.
+        defaults: Architecture field -> its value where config.json leaves the key out. `false` for a number is null,
+            which TOML does not have; likewise in `constants`.
         constants: Architecture field -> its value, whatever config.json says.
         requires: Key of config.json -> the only value that computes what we compute.
         ignored: Names of saved buffers that are no weights, with `{layer}`.
@@ -54,6 +55,8 @@ class FamilyFile:
         containers: By container, what it needs to know of the family.
         nullable: Architecture fields that may be null in config.json.
         even_heads: Whether the number of heads must divide the hidden size, whatever a head's size is.
+        head_dim_follows: Whether scaled RoPE is checked against hidden size / heads, whatever a head's size is.
+        class_name: transformers' causal LM.
     """
 
     family: Family
@@ -67,6 +70,8 @@ class FamilyFile:
     containers: Mapping[str, Mapping[str, Any]]
     nullable: tuple[str, ...]
     even_heads: bool
+    head_dim_follows: bool
+    class_name: str
 
     def key(self, field: str) -> str | None:
         """The key of config.json that says an Architecture field, or None."""
@@ -114,6 +119,8 @@ def read_family(model_type: str, folder: Path = FOLDER) -> FamilyFile:
         containers=tables["containers"],
         nullable=tuple(tables["transformers"].get("nullable", ())),
         even_heads=bool(tables["transformers"].get("even_heads", False)),
+        head_dim_follows=bool(tables["transformers"].get("head_dim_follows", False)),
+        class_name=str(tables["transformers"].get("class", "")),
     )
 
 

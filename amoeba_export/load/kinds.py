@@ -13,6 +13,7 @@
 - `renamed`: old name of a type -> its name now.
 - `by_layer_type.NAME = { key, default, scaled }`: the key of a layer type's base, and whether `rope_scaling` is for it.
 - `skipped = { key, every, default }`: the key that lists 1 or 0 per layer; else the last of each so many has no RoPE.
+- `original_positions`: `original_max_position_embeddings` outside RoPE's parameters, where the config has none.
 - `temperature`: the parameter by which queries grow with their position.
 """
 
@@ -168,6 +169,8 @@ def _rope(
     given = config.get("rope_scaling") or config.get("rope_parameters")
     if not given and "default" in rules:
         config = {**config, "rope_parameters": rules["default"]}
+    if "original_positions" in rules:
+        config = {"original_max_position_embeddings": rules["original_positions"], **config}
     theta, scaling, share = read_rope(
         config,
         max_positions=max_positions,

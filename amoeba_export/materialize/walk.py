@@ -11,12 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
-from amoeba_export.ir import Architecture, Axis, LayerPlan, SubnetPlan, Supernet, TensorSpec, TensorTemplate
+from amoeba_export.ir import Architecture, Axis, LayerPlan, Role, SubnetPlan, Supernet, TensorSpec, TensorTemplate
 from amoeba_export.ir.dtype import written_as
+from amoeba_export.ir.family import block_of
 from amoeba_export.model.slice import kept_positions
-
-_ATTENTION = ("input_layernorm", "self_attn")
-_MLP = ("post_attention_layernorm", "mlp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +38,17 @@ class Module:
 def modules(supernet: Supernet, plans: Sequence[SubnetPlan]) -> Iterator[Module]:
     """Every source module that some plan uses, in the family's order, layers ascending."""
     family, architecture = supernet.family, supernet.architecture
-    for stem, axes in _by_module(family.globals, architecture).items():
+    for (stem, _), axes in _by_module(family.globals, architecture).items():
         yield Module(stem, axes, tuple(Use(plan_idx, stem, None) for plan_idx in range(len(plans))))
     table = _by_module(family.layer, architecture)
     by_source = [{layer.source_layer: (i, layer) for i, layer in enumerate(plan.layers)} for plan in plans]
     for source_layer in range(architecture.num_layers):
-        for stem, axes in table.items():
+        for (stem, role), axes in table.items():
             uses = []
             for plan_idx, plan in enumerate(plans):
                 if source_layer in by_source[plan_idx]:
                     position, layer = by_source[plan_idx][source_layer]
-                    if _survives(stem, layer, plan, architecture):
+                    if _survives(role, layer, plan, architecture):
                         uses.append(Use(plan_idx, stem.format(layer=position), layer))
             if uses:
                 yield Module(stem.format(layer=source_layer), axes, tuple(uses))
@@ -100,29 +98,22 @@ def _cut_shape(axes: Sequence[Axis], layer: LayerPlan | None, architecture: Arch
 
 def _by_module(
     templates: Sequence[TensorTemplate], architecture: Architecture
-) -> dict[str, dict[str, tuple[Axis, ...]]]:
-    """The templates that this model has, grouped by module, in table order."""
-    grouped: dict[str, dict[str, tuple[Axis, ...]]] = {}
+) -> dict[tuple[str, Role], dict[str, tuple[Axis, ...]]]:
+    """The templates that this model has, grouped by module and its role, in table order."""
+    grouped: dict[tuple[str, Role], dict[str, tuple[Axis, ...]]] = {}
     for template in templates:
-        if _exists(template, architecture):
+        if architecture.has(template):
             stem, _, part = template.name.rpartition(".")
-            grouped.setdefault(stem, {})[part] = template.axes
+            grouped.setdefault((stem, template.role), {})[part] = template.axes
     return grouped
 
 
-def _exists(template: TensorTemplate, architecture: Architecture) -> bool:
-    if template.when is None:
-        return True
-    if template.when == "untied":
-        return not architecture.tied_embeddings
-    return bool(getattr(architecture, template.when))
-
-
-def _survives(stem: str, layer: LayerPlan, plan: SubnetPlan, architecture: Architecture) -> bool:
-    """Whether anything of a layer's module is left: a block that is gone keeps at most its output bias."""
-    parts = stem.split(".")
-    if not layer.query_heads and any(part in _ATTENTION for part in parts):
-        return parts[-1] == "o_proj" and (architecture.o_bias or plan.has_o_bias(layer, architecture))
-    if not layer.ffn and any(part in _MLP for part in parts):
-        return parts[-1] == "down_proj" and (architecture.mlp_bias or plan.has_down_bias(layer, architecture))
-    return True
+def _survives(role: Role, layer: LayerPlan, plan: SubnetPlan, architecture: Architecture) -> bool:
+    """Whether anything of a layer's module is left: a block that is gone keeps at most what its output bias makes."""
+    if block_of(role) == "attention":
+        kept, left = layer.query_heads, ("o", "attn_out_norm")
+        has_bias = architecture.o_bias or plan.has_o_bias(layer, architecture)
+    else:
+        kept, left = layer.ffn, ("down", "ffn_out_norm")
+        has_bias = architecture.mlp_bias or plan.has_down_bias(layer, architecture)
+    return bool(kept) or (has_bias and role in left)

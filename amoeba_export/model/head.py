@@ -30,7 +30,7 @@ class Head:
 
     def __init__(self, stack: LayerStack) -> None:
         self._stack = stack
-        self._name = "lm_head.weight" if "lm_head.weight" in stack.tensors.names() else "model.embed_tokens.weight"
+        self._name = stack.head_name()
         self._resident_VD = stack.tensors.read(self._name).to(torch.float32, copy=True) if stack.is_resident else None
 
     def _weight(self) -> torch.Tensor:
@@ -50,9 +50,9 @@ class Head:
         block = max(MIN_BLOCK, LOGIT_BYTES // (4 * num_scored))
         self._stack.work.head_logits += vocab_size * num_scored
         log_total_S = torch.full((num_scored,), -torch.inf)
-        right_S = (hidden_SD * weight_VD[batch.targets_S].to(torch.float32)).sum(dim=1)
+        right_S = self._stack.logits((hidden_SD * weight_VD[batch.targets_S].to(torch.float32)).sum(dim=1))
         for start in range(0, vocab_size, block):
-            logits_SV = hidden_SD @ weight_VD[start : start + block].to(torch.float32).T
+            logits_SV = self._stack.logits(hidden_SD @ weight_VD[start : start + block].to(torch.float32).T)
             log_total_S = torch.logaddexp(log_total_S, logits_SV.logsumexp(dim=1))
         # Two ways to the same logit may differ in the last bit; a probability is never above 1.
         return (log_total_S - right_S).clamp_min(0.0)
@@ -62,7 +62,7 @@ class Head:
         assert batch.choices_SC is not None, "accuracy is asked of multiple-choice samples only"
         rows_SCD = self._weight()[batch.choices_SC.clamp_min(0)].to(torch.float32)
         self._stack.work.head_logits += rows_SCD.shape[0] * rows_SCD.shape[1]
-        logits_SC = torch.einsum("sd,scd->sc", hidden_SD, rows_SCD)
+        logits_SC = self._stack.logits(torch.einsum("sd,scd->sc", hidden_SD, rows_SCD))
         if bool(logits_SC.isnan().any()):
             return torch.full((hidden_SD.shape[0],), torch.nan)
         logits_SC = logits_SC.masked_fill(batch.choices_SC < 0, -torch.inf)

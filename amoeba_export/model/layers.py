@@ -1,8 +1,4 @@
-"""Run single layers of a supernet, whole or cut, without ever building the model.
-
-The layers are transformers' own decoder layers, one at a time with the weights of the layer that is asked for, so that
-every family computes what it computes elsewhere. All arithmetic is fp32.
-"""
+"""Run single layers of a supernet, whole or cut, without ever building the model. All arithmetic is fp32."""
 
 from __future__ import annotations
 
@@ -10,20 +6,21 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
 
-from amoeba_export.ir import Importance, LayerPlan, Supernet, TensorSource
+from amoeba_export.ir import Architecture, Importance, LayerPlan, Part, Role, Supernet, TensorSource
 from amoeba_export.ir.architecture import Compensation, has_compensation
-from amoeba_export.model.opening import blank_model, read_config
-
-WRITERS = ("self_attn.o_proj", "mlp.down_proj")
-"""What writes into the residual stream, in the order of a layer."""
+from amoeba_export.ir.family import WRITERS
+from amoeba_export.model.function import Place, capped_logits, temperature_at
+from amoeba_export.model.layer import DecoderLayer, Norm
+from amoeba_export.model.rotary import Rotary
+from amoeba_export.model.slice import kept_positions
 
 CPU = torch.device("cpu")
-NO_BIASES: Mapping[str, torch.Tensor] = MappingProxyType({})
+NO_BIASES: Mapping[Role, torch.Tensor] = MappingProxyType({})
 
 
 @dataclass(slots=True)
@@ -64,35 +61,38 @@ class LayerStack:
         device: torch.device = CPU,
     ) -> None:
         self.architecture = supernet.architecture
+        self.family = supernet.family
         self.tensors = tensors or supernet.tensors
         self.device = device
         self.work = Work()
         self.memory_bytes = memory_bytes
-        config = read_config(supernet.folder)
-        config.num_hidden_layers = 1
-        if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[:1]
-        config._attn_implementation = "sdpa"
-        with torch.device("meta"):
-            model = blank_model(config).eval().model
-        self._blank = model.layers[0]
-        self._rotary = type(model.rotary_emb)(config).to(device)
-        self._norm = model.norm
-        self._norm.load_state_dict({"weight": self.weight("model.norm.weight")}, assign=True)
-        num_weights = sum(weight.numel() for weight in self._blank.state_dict().values())
+        self._templates = [t for t in self.family.layer if self.architecture.has(t)]
+        self._rotaries: list[Rotary | None] = [
+            None if kind.rope is None else Rotary(kind.rope, self.architecture, device)
+            for kind in self.architecture.layer_kinds
+        ]
+        self._norm = Norm(self.weight(self.family.weight("final_norm")), self.architecture)
+        uncut = self.architecture.uncut
+        num_weights = uncut.layer_params(uncut.layers[0])
         self.layer_bytes = 4 * num_weights
         self.is_resident = self.layer_bytes * self.architecture.num_layers <= memory_bytes // 2
         self.head_layers = self.architecture.vocab_size * self.architecture.hidden_size // num_weights
-        self._resident: dict[int, nn.Module] = {}
-        self._positions: dict[int, tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor | None]] = {}
+        self._resident: dict[int, DecoderLayer] = {}
+        self._places: dict[tuple[int, int], Place] = {}
 
     def weight(self, name: str) -> torch.Tensor:
         """A copy of any weight, fp32."""
         return self.tensors.read(name).to(self.device, torch.float32, copy=True)
 
+    def head_name(self) -> str:
+        """The weight of the vocabulary head: the embedding's where they are tied."""
+        head = self.family.weight("head")
+        return head if head in self.tensors.names() else self.family.weight("embedding")
+
     def embed(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         """Input of layer 0. [B, T, D]. Only the rows that are looked up are read."""
-        return self.tensors.read("model.embed_tokens.weight")[tokens_BT].to(self.device, torch.float32)
+        rows_BTD = self.tensors.read(self.family.weight("embedding"))[tokens_BT].to(self.device, torch.float32)
+        return scaled_embedding(rows_BTD, self.architecture)
 
     def final_norm(self) -> nn.Module:
         """A copy of the norm after the last layer."""
@@ -104,121 +104,101 @@ class LayerStack:
         normed: torch.Tensor = self._norm(hidden_TD)
         return normed
 
-    def layer(self, layer_idx: int) -> nn.Module:
+    def logits(self, products: torch.Tensor) -> torch.Tensor:
+        """Logits, from products of normed states with rows of the head: divided and capped as the family does."""
+        return capped_logits(products, self.architecture)
+
+    def layer(self, layer_idx: int) -> DecoderLayer:
         """Layer `layer_idx` as it is."""
         if layer_idx in self._resident:
             return self._resident[layer_idx]
-        module: nn.Module = copy.deepcopy(self._blank)
-        names = module.state_dict()
-        module.load_state_dict({name: self.weight(f"model.layers.{layer_idx}.{name}") for name in names}, assign=True)
+        weights: dict[tuple[Role, Part], torch.Tensor] = {}
+        for template in self._templates:
+            name = template.name.format(layer=layer_idx)
+            weights[template.role, self.family.place(name).part] = self.weight(name)
+        module = DecoderLayer(self.architecture, self.architecture.kind_index(layer_idx), weights)
         if self.is_resident:
             self._resident[layer_idx] = module
         return module
 
-    def cut_layer(self, plan: LayerPlan, importance: Importance, *, compensation: Compensation) -> nn.Module:
+    def cut_layer(self, plan: LayerPlan, importance: Importance, *, compensation: Compensation) -> DecoderLayer:
         """The layer of `plan`, sliced, with the mean of what it lost as biases: what a materialized subnet computes."""
-        biases: dict[str, torch.Tensor] = {}
-        for name, mean_LI, kept_I in (
+        biases: dict[Role, torch.Tensor] = {}
+        for role, mean_LI, kept_I in (
             (WRITERS[0], importance.o_mean_LQ, _channels(plan.query_heads, self.architecture.head_dim)),
             (WRITERS[1], importance.down_mean_LF, torch.tensor(plan.ffn, dtype=torch.int64)),
         ):
-            w_OI = self._source(plan.source_layer, f"{name}.weight")
+            w_OI = self._source(plan.source_layer, role, "weight")
             if has_compensation(compensation, kept=len(kept_I), whole=w_OI.shape[1]):
                 removed_mean_I = torch.tensor(mean_LI[plan.source_layer], dtype=torch.float64)
                 removed_mean_I[kept_I] = 0.0
-                biases[name] = (w_OI.double() @ removed_mean_I).float()
+                biases[role] = (w_OI.double() @ removed_mean_I).float()
         return self.sliced_layer(plan, biases)
 
     def sliced_layer(
-        self, plan: LayerPlan, biases: Mapping[str, torch.Tensor] = NO_BIASES, *, replace: bool = False
-    ) -> nn.Module:
+        self, plan: LayerPlan, biases: Mapping[Role, torch.Tensor] = NO_BIASES, *, replace: bool = False
+    ) -> DecoderLayer:
         """The layer of `plan` with the kept rows and columns of its weights.
 
-        A block without heads, or without neurons, computes its output bias, or nothing.
+        A block without heads, or without neurons, adds what its writer's bias makes, or nothing.
 
         Args:
             plan: What it keeps.
             biases: By writer [D]: added to its bias, or instead of it (`replace`).
             replace: See there.
         """
-        arch = self.architecture
-        module: Any = copy.deepcopy(self._blank)
-        query_I = _channels(plan.query_heads, arch.head_dim)
-        kv_I = _channels(plan.kv_heads, arch.head_dim)
-        ffn_I = torch.tensor(plan.ffn, dtype=torch.int64)
-        rows = {"q_proj": query_I, "k_proj": kv_I, "v_proj": kv_I, "gate_proj": ffn_I, "up_proj": ffn_I}
-        columns = {"o_proj": query_I, "down_proj": ffn_I}
-        weights: dict[str, torch.Tensor] = {}
-        for name in self._blank.state_dict():
-            weight, projection = self._source(plan.source_layer, name), name.split(".")[1]
-            if projection in rows:
-                weight = weight[rows[projection].to(weight.device)]
-            elif projection in columns and weight.dim() == 2:
-                weight = weight[:, columns[projection].to(weight.device)]
-            weights[name] = weight
-        for name, bias_D in biases.items():
-            own_D = None if replace else weights.get(f"{name}.bias")
-            weights[f"{name}.bias"] = bias_D.to(self.device) if own_D is None else own_D + bias_D
-        for name, weight in weights.items():
-            owner, _, kind = name.rpartition(".")
-            setattr(module.get_submodule(owner), kind, nn.Parameter(weight, requires_grad=False))
-        if plan.query_heads:
-            module.self_attn.num_key_value_groups = len(plan.query_heads) // len(plan.kv_heads)
-        else:
-            module.self_attn = _NoAttention(weights.get("self_attn.o_proj.bias"))
-        return cast(nn.Module, module)
+        weights: dict[tuple[Role, Part], torch.Tensor] = {}
+        for template in self._templates:
+            part = self.family.place(template.name.format(layer=0)).part
+            weight = self._source(plan.source_layer, template.role, part)
+            for dim, axis in enumerate(template.axes):
+                if (kept := kept_positions(axis, plan, self.architecture)) is not None:
+                    weight = weight.index_select(dim, kept.to(weight.device))
+            weights[template.role, part] = weight
+        for role, bias_D in biases.items():
+            own_D = None if replace else weights.get((role, "bias"))
+            weights[role, "bias"] = bias_D.to(self.device) if own_D is None else own_D + bias_D
+        return DecoderLayer(self.architecture, self.architecture.kind_index(plan.source_layer), weights)
 
-    def writer_input(self, module: nn.Module, writer: str, hidden_BTD: torch.Tensor) -> torch.Tensor:
-        """What enters a writer of one layer, o_proj or down_proj, when `hidden_BTD` enters its block. [B, T, C]."""
-        block_name, _, name = writer.rpartition(".")
-        block = module.get_submodule(block_name)
-        linear = block.get_submodule(name)
-        setattr(block, name, nn.Identity())
-        try:
-            return self._block(module, block_name, hidden_BTD)
-        finally:
-            setattr(block, name, linear)
+    def writer_input(self, module: DecoderLayer, writer: Role, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        """What enters a writer of one layer when `hidden_BTD` enters its block. [B, T, C]."""
+        return module.enter(writer, hidden_BTD, self._place(module, hidden_BTD))
 
-    def block(self, module: nn.Module, writer: str, hidden_BTD: torch.Tensor) -> torch.Tensor:
+    def block(self, module: DecoderLayer, writer: Role, hidden_BTD: torch.Tensor) -> torch.Tensor:
         """The residual stream after the block of `writer`. [B, T, D]."""
-        return hidden_BTD + self._block(module, writer.rpartition(".")[0], hidden_BTD)
-
-    def _block(self, module: Any, block_name: str, hidden_BTD: torch.Tensor) -> torch.Tensor:
-        if block_name == "self_attn":
-            embeddings, mask = self._position(hidden_BTD)
-            added_BTD, _ = module.self_attn(
-                module.input_layernorm(hidden_BTD), attention_mask=mask, position_embeddings=embeddings
-            )
-        else:
-            added_BTD = module.mlp(module.post_attention_layernorm(hidden_BTD))
-        assert isinstance(added_BTD, torch.Tensor)
-        return added_BTD
-
-    def _source(self, layer_idx: int, name: str) -> torch.Tensor:
-        """One weight of a layer in fp32: the resident one, or read now."""
-        if layer_idx in self._resident or self.is_resident:
-            weight: torch.Tensor = self.layer(layer_idx).state_dict()[name]
-            return weight
-        return self.weight(f"model.layers.{layer_idx}.{name}")
+        return module.block(writer, hidden_BTD, self._place(module, hidden_BTD))
 
     def run(self, module: nn.Module, hidden_BTD: torch.Tensor) -> torch.Tensor:
         """The output of one layer. [B, T, D]."""
-        embeddings, mask = self._position(hidden_BTD)
         self.work.layer_tokens += hidden_BTD.shape[0] * hidden_BTD.shape[1]
-        output: torch.Tensor = module(hidden_BTD, attention_mask=mask, position_embeddings=embeddings)
+        layer = cast(DecoderLayer, module)
+        output: torch.Tensor = layer(hidden_BTD, self._place(layer, hidden_BTD))
         return output
 
-    def _position(self, hidden_BTD: torch.Tensor) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor | None]:
-        """Position embeddings and mask for samples of this length."""
-        num_tokens = hidden_BTD.shape[1]
-        if num_tokens not in self._positions:
-            positions = torch.arange(num_tokens, device=self.device)[None]
-            self._positions[num_tokens] = (self._rotary(hidden_BTD, positions), self._mask(num_tokens))
-        return self._positions[num_tokens]
+    def _source(self, layer_idx: int, role: Role, part: Part) -> torch.Tensor:
+        """One weight of a layer in fp32: the resident one, or read now."""
+        if layer_idx in self._resident or self.is_resident:
+            return self.layer(layer_idx).get_parameter(f"{role}.{part}").detach()
+        name = self.family.weight(role, layer_idx) if part == "weight" else self.family.bias(role, layer_idx)
+        return self.weight(name)
 
-    def _mask(self, num_tokens: int) -> torch.Tensor | None:
+    def _place(self, module: DecoderLayer, hidden_BTD: torch.Tensor) -> Place:
+        """Angles and mask for samples of this length."""
+        num_tokens = hidden_BTD.shape[1]
+        if (module.kind, num_tokens) not in self._places:
+            positions_BT = torch.arange(num_tokens, device=self.device)[None]
+            rotary = self._rotaries[module.kind]
+            cos, sin = (None, None) if rotary is None else rotary(hidden_BTD, positions_BT)
+            self._places[module.kind, num_tokens] = Place(
+                cos=cos,
+                sin=sin,
+                mask=self._mask(self.architecture.layer_kinds[module.kind].window, num_tokens),
+                temperature_BT=temperature_at(self.architecture.query_temperature, positions_BT),
+            )
+        return self._places[module.kind, num_tokens]
+
+    def _mask(self, window: int | None, num_tokens: int) -> torch.Tensor | None:
         """None is causal. A sliding window only needs a mask where samples are longer than it."""
-        window = self.architecture.sliding_window
         if window is None or num_tokens <= window:
             return None
         return (
@@ -226,16 +206,9 @@ class LayerStack:
         )
 
 
-class _NoAttention(nn.Module):
-    """An attention block that kept no head: its compensation bias, or nothing."""
-
-    def __init__(self, bias_D: torch.Tensor | None) -> None:
-        super().__init__()
-        self.bias_D = None if bias_D is None else nn.Parameter(bias_D, requires_grad=False)
-
-    def forward(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
-        added = torch.zeros_like(hidden_states)
-        return (added if self.bias_D is None else added + self.bias_D), None
+def scaled_embedding(rows: torch.Tensor, architecture: Architecture) -> torch.Tensor:
+    """Rows of the embedding as layer 0 gets them."""
+    return rows if architecture.embedding_scale == 1.0 else rows * architecture.embedding_scale
 
 
 def _channels(heads: tuple[int, ...], head_dim: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""A Llama-like decoder whose layers may differ in heads, KV heads and FFN size, or have no attention or no FFN at all.
+"""A decoder whose layers may differ in heads, KV heads and FFN size, or have no attention or no FFN at all.
 
 This file travels beside the weights that it runs, and depends on transformers alone (4.57 to 5.x):
 
@@ -40,7 +40,16 @@ class AmoebaConfig(LlamaConfig):
         layer_query_heads, layer_kv_heads, layer_ffn_sizes: Zero heads: no attention. Zero neurons: no FFN.
         layer_o_bias, layer_down_bias: Whether o_proj and down_proj of the layer have a bias.
         qkv_bias, gate_up_bias: Whether q, k and v, and gate and up, have biases (every layer).
-        qk_norm: Whether queries and keys are normalised per head (every layer).
+        qk_norm: Whether queries and keys are normalised (every layer), over what `qk_norm_scope` says: head or whole.
+        rotary_dims: Leading dims of each head that RoPE turns; None for all.
+        norm_offset: Added to the weight of every norm.
+        input_norms, output_norms: Whether there are norms before and after each block.
+        activation: `silu` or `gelu_tanh`.
+        attention_scale: Of scores; None for head_dim ** -0.5. `attention_softcap` bounds them.
+        query_temperature: `beta` and `length`: queries times 1 + beta * ln(1 + floor(position / length)).
+        embedding_scale, residual_scale, logits_divisor, final_softcap: Of embeddings, blocks, logits.
+        layer_kinds, layer_kind: `window`, `rope` (None: none) and `rotary_dims` of each kind; the kind of each layer.
+        layer_types: By place in the cache: layers without attention come last.
     """
 
     model_type = "amoeba"
@@ -55,9 +64,111 @@ class AmoebaConfig(LlamaConfig):
     qk_norm: bool = False
     sliding_window: int | None = None
     layer_types: list[str] | None = None
+    qk_norm_scope: str = "head"
+    rotary_dims: int | None = None
+    norm_offset: float = 0.0
+    input_norms: bool = True
+    output_norms: bool = False
+    activation: str = "silu"
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    query_temperature: dict[str, Any] | None = None
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logits_divisor: float = 1.0
+    final_softcap: float | None = None
+    layer_kinds: list[dict[str, Any]] | None = None
+    layer_kind: list[int] | None = None
+
+    def kind(self, layer_idx: int) -> dict[str, Any]:
+        """Window and RoPE of a layer."""
+        if self.layer_kinds:
+            return self.layer_kinds[self.layer_kind[layer_idx]]
+        return {"window": self.sliding_window, "rope": "shared"}
 
     def validate_architecture(self) -> None:
         """Llama's rule that heads divide the hidden size does not hold here: `head_dim` is explicit."""
+
+
+class AmoebaNorm(nn.Module):
+    """A root-mean-square norm that multiplies by offset + weight."""
+
+    def __init__(self, size: int, eps: float, offset: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(size))
+        self.eps, self.offset = eps, offset
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        wide = hidden_states.float()
+        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return (normed * (self.offset + self.weight.float())).type_as(hidden_states)
+
+
+def norm_of(config: AmoebaConfig, size: int) -> nn.Module:
+    """A norm of this model."""
+    if config.norm_offset:
+        return AmoebaNorm(size, config.rms_norm_eps, config.norm_offset)
+    return LlamaRMSNorm(size, eps=config.rms_norm_eps)
+
+
+def rotary_of(config: AmoebaConfig, rope: dict[str, Any], dims: int) -> nn.Module:
+    """Angles of one RoPE over `dims` of a head."""
+    scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+    own = LlamaConfig(
+        hidden_size=dims,
+        num_attention_heads=1,
+        head_dim=dims,
+        max_position_embeddings=config.max_position_embeddings,
+        rope_theta=rope["rope_theta"],
+        rope_scaling=None if scaling.get("rope_type", "default") == "default" else scaling,
+        rope_parameters=dict(rope),
+    )
+    return LlamaRotaryEmbedding(config=own)
+
+
+class AmoebaRotary(nn.Module):
+    """Angles of each layer type that has a RoPE of its own."""
+
+    def __init__(self, config: AmoebaConfig) -> None:
+        super().__init__()
+        self.by_type = nn.ModuleDict(
+            {
+                "full_attention" if kind["window"] is None else "sliding_attention": rotary_of(
+                    config, kind["rope"], kind["rotary_dims"]
+                )
+                for kind in config.layer_kinds
+                if kind["rope"] is not None
+            }
+        )
+
+    def forward(
+        self, x: torch.Tensor, position_ids: torch.Tensor, layer_type: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.by_type[layer_type](x, position_ids)
+
+
+def attend_capped(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    softcap: float,
+) -> torch.Tensor:
+    """Attention with scores bounded by a soft cap. [B, T, N, H]."""
+    key, value = (x.repeat_interleave(module.num_key_value_groups, dim=1) for x in (key, value))
+    scores = softcap * torch.tanh(query @ key.transpose(2, 3) * scaling / softcap)
+    if attention_mask is None:
+        num_queries, num_keys = scores.shape[-2:]
+        seen = torch.ones(num_queries, num_keys, dtype=torch.bool, device=scores.device)
+        attention_mask = seen.tril(num_keys - num_queries)
+    if attention_mask.dtype is torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    else:
+        scores = scores + attention_mask[..., : scores.shape[-1]]
+    shares = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    return (shares @ value).transpose(1, 2)
 
 
 class AmoebaAttention(nn.Module):
@@ -70,47 +181,62 @@ class AmoebaAttention(nn.Module):
         self.layer_idx = cache_idx
         self.head_dim = config.head_dim
         self.num_key_value_groups = heads // kv_heads
-        self.scaling = config.head_dim**-0.5
+        self.scaling = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
+        self.sliding_window = config.kind(layer_idx)["window"]
         self.is_causal = True
         self.q_proj = nn.Linear(config.hidden_size, heads * self.head_dim, bias=config.qkv_bias)
         self.k_proj = nn.Linear(config.hidden_size, kv_heads * self.head_dim, bias=config.qkv_bias)
         self.v_proj = nn.Linear(config.hidden_size, kv_heads * self.head_dim, bias=config.qkv_bias)
         self.o_proj = nn.Linear(heads * self.head_dim, config.hidden_size, bias=config.layer_o_bias[layer_idx])
         if config.qk_norm:
-            self.q_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
-            self.k_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
+            whole = config.qk_norm_scope == "whole"
+            self.q_norm = norm_of(config, self.head_dim * (heads if whole else 1))
+            self.k_norm = norm_of(config, self.head_dim * (kv_heads if whole else 1))
 
     def forward(
         self,
         hidden_states: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None,
         attention_mask: torch.Tensor | None,
         past_key_values: Cache | None,
+        query_scale: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query, key, value = (
-            projection(hidden_states).view(shape) for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        if self.config.qk_norm:
+        shape, config = (*hidden_states.shape[:-1], -1, self.head_dim), self.config
+        query, key, value = (projection(hidden_states) for projection in (self.q_proj, self.k_proj, self.v_proj))
+        if config.qk_norm and config.qk_norm_scope == "whole":
+            query, key = self.q_norm(query), self.k_norm(key)
+        query, key, value = (x.view(shape) for x in (query, key, value))
+        if config.qk_norm and config.qk_norm_scope == "head":
             query, key = self.q_norm(query), self.k_norm(key)
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-        cos, sin = position_embeddings
-        query, key = apply_rotary_pos_emb(query, key, cos, sin)
+        if position_embeddings is not None:
+            cos, sin = position_embeddings
+            dims = cos.shape[-1]
+            turned = apply_rotary_pos_emb(query[..., :dims], key[..., :dims], cos, sin)
+            query, key = (
+                x if dims == self.head_dim else torch.cat([x, whole[..., dims:]], dim=-1)
+                for x, whole in zip(turned, (query, key), strict=True)
+            )
+        if query_scale is not None:
+            query = query * query_scale[:, None, :, None].to(query.dtype)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
+        if config.attention_softcap is not None:
+            output = attend_capped(self, query, key, value, attention_mask, self.scaling, config.attention_softcap)
+            return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1))
         attend: Callable = eager_attention_forward
-        if self.config._attn_implementation != "eager":
-            attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
+        if config._attn_implementation != "eager":
+            attend = ALL_ATTENTION_FUNCTIONS[config._attn_implementation]
         output, _ = attend(
             self,
             query,
             key,
             value,
             attention_mask,
-            dropout=self.config.attention_dropout if self.training else 0.0,
+            dropout=config.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
-            sliding_window=self.config.sliding_window,
+            sliding_window=self.sliding_window,
             **kwargs,
         )
         return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1))
@@ -126,8 +252,11 @@ class AmoebaMLP(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, size, bias=config.gate_up_bias)
         self.down_proj = nn.Linear(size, config.hidden_size, bias=config.layer_down_bias[layer_idx])
 
+        self.activation = config.activation
+
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        gate = nn.functional.silu(self.gate_proj(hidden_states))
+        gate = self.gate_proj(hidden_states)
+        gate = nn.functional.silu(gate) if self.activation == "silu" else nn.functional.gelu(gate, approximate="tanh")
         return self.down_proj(gate * self.up_proj(hidden_states))
 
 
@@ -151,26 +280,42 @@ class AmoebaDecoderLayer(nn.Module):
     def __init__(self, config: AmoebaConfig, layer_idx: int, cache_idx: int) -> None:
         super().__init__()
         self.self_attn = self.mlp = None
+        self.residual_scale = config.residual_scale
+        before_ffn = "pre_feedforward_layernorm" if config.output_norms else "post_attention_layernorm"
         if config.layer_query_heads[layer_idx]:
-            self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
             self.self_attn = AmoebaAttention(config, layer_idx, cache_idx)
         elif config.layer_o_bias[layer_idx]:
             self.self_attn = AmoebaConstant(config, "o_proj")
         if config.layer_ffn_sizes[layer_idx]:
-            self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
             self.mlp = AmoebaMLP(config, layer_idx)
         elif config.layer_down_bias[layer_idx]:
             self.mlp = AmoebaConstant(config, "down_proj")
+        self.norms = []  # names: before attention, after it, before the FFN, after it
+        for block, before, after in (
+            (self.self_attn, "input_layernorm", "post_attention_layernorm"),
+            (self.mlp, before_ffn, "post_feedforward_layernorm"),
+        ):
+            has_before = config.input_norms and block is not None and not isinstance(block, AmoebaConstant)
+            has_after = config.output_norms and block is not None
+            for name, is_there in ((before, has_before), (after, has_after)):
+                self.norms.append(name if is_there else None)
+                if is_there:
+                    setattr(self, name, norm_of(config, config.hidden_size))
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        if isinstance(self.self_attn, AmoebaConstant):
-            hidden_states = hidden_states + self.self_attn()
-        elif self.self_attn is not None:
-            hidden_states = hidden_states + self.self_attn(self.input_layernorm(hidden_states), **kwargs)
-        if isinstance(self.mlp, AmoebaConstant):
-            hidden_states = hidden_states + self.mlp()
-        elif self.mlp is not None:
-            hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        for block, before, after, settings in (
+            (self.self_attn, *self.norms[:2], kwargs),
+            (self.mlp, *self.norms[2:], {}),
+        ):
+            if block is None:
+                continue
+            if isinstance(block, AmoebaConstant):
+                added = block()
+            else:
+                added = block(hidden_states if before is None else getattr(self, before)(hidden_states), **settings)
+            if after is not None:
+                added = getattr(self, after)(added)
+            hidden_states = hidden_states + (added if self.residual_scale == 1.0 else added * self.residual_scale)
         return hidden_states
 
 
@@ -196,8 +341,16 @@ class AmoebaModel(AmoebaPreTrainedModel):
         self.layers = nn.ModuleList(
             AmoebaDecoderLayer(config, layer_idx, cache_idx[layer_idx]) for layer_idx in range(config.num_hidden_layers)
         )
-        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.rotary_emb = LlamaRotaryEmbedding(config=config)
+        self.norm = norm_of(config, config.hidden_size)
+        ropes = [(kind["rope"], kind["rotary_dims"]) for kind in config.layer_kinds or () if kind["rope"] is not None]
+        if any(rope != ropes[0] for rope in ropes):
+            self.rotary_emb = AmoebaRotary(config)
+        elif ropes:
+            self.rotary_emb = rotary_of(config, *ropes[0])
+        elif config.rotary_dims is not None:
+            self.rotary_emb = rotary_of(config, config.rope_parameters, config.rotary_dims)
+        else:
+            self.rotary_emb = LlamaRotaryEmbedding(config=config)
         self.post_init()
 
     def forward(
@@ -220,17 +373,28 @@ class AmoebaModel(AmoebaPreTrainedModel):
         positions = torch.arange(seen, seen + hidden_states.shape[1], device=hidden_states.device)
         if position_ids is None:
             position_ids = positions.unsqueeze(0)
-        mask = self._mask(hidden_states, attention_mask, past_key_values, position_ids, positions)
-        position_embeddings = self.rotary_emb(hidden_states, position_ids)
+        if self.config.embedding_scale != 1.0 and inputs_embeds is None:
+            scale = torch.tensor(self.config.embedding_scale, dtype=hidden_states.dtype, device=hidden_states.device)
+            hidden_states = hidden_states * scale
+        masks = {}
+        for window in {self.config.kind(i)["window"] for i in range(len(self.layers))}:
+            masks[window] = self._mask(window, hidden_states, attention_mask, past_key_values, position_ids, positions)
+        angles = self._angles(hidden_states, position_ids)
+        query_scale = None
+        if (temperature := self.config.query_temperature) is not None:
+            query_scale = 1 + temperature["beta"] * torch.log(1 + torch.floor(position_ids / temperature["length"]))
         for name in ("cache_position", "return_dict", "output_attentions", "labels"):
             kwargs.pop(name, None)
         states = [hidden_states]
-        for layer in self.layers:
+        for layer_idx, layer in enumerate(self.layers):
+            kind = self.config.kind(layer_idx)
+            layer_type = "full_attention" if kind["window"] is None else "sliding_attention"
             hidden_states = layer(
                 hidden_states,
-                position_embeddings=position_embeddings,
-                attention_mask=mask,
+                position_embeddings=None if kind["rope"] is None else angles[layer_type],
+                attention_mask=masks[kind["window"]],
                 past_key_values=past_key_values,
+                query_scale=query_scale,
                 **kwargs,
             )
             states.append(hidden_states)
@@ -241,16 +405,23 @@ class AmoebaModel(AmoebaPreTrainedModel):
             **{CACHE: past_key_values},
         )
 
+    def _angles(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> dict[str, Any]:
+        """Cosines and sines of each layer type that has RoPE."""
+        if isinstance(self.rotary_emb, AmoebaRotary):
+            return {name: self.rotary_emb(hidden_states, position_ids, name) for name in self.rotary_emb.by_type}
+        return dict.fromkeys(("full_attention", "sliding_attention"), self.rotary_emb(hidden_states, position_ids))
+
     def _mask(
         self,
+        window: int | None,
         inputs_embeds: torch.Tensor,
         attention_mask: torch.Tensor | None,
         past_key_values: Cache | None,
         position_ids: torch.Tensor,
         cache_position: torch.Tensor,
     ) -> torch.Tensor | None:
-        """The mask of every layer. transformers renames the arguments now and then; each version is given its own."""
-        create = create_causal_mask if self.config.sliding_window is None else create_sliding_window_causal_mask
+        """The mask of layers with this window. transformers renames arguments at times: each version gets its own."""
+        create = create_causal_mask if window is None else create_sliding_window_causal_mask
         known = {
             "config": self.config,
             "inputs_embeds": inputs_embeds,
@@ -301,6 +472,10 @@ class AmoebaForCausalLM(AmoebaPreTrainedModel, GenerationMixin):
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
+        if self.config.logits_divisor != 1.0:
+            logits = logits / self.config.logits_divisor
+        if (cap := self.config.final_softcap) is not None:
+            logits = cap * torch.tanh(logits / cap)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size)

@@ -125,12 +125,11 @@ class _Teacher:
     def __init__(self, supernet: Supernet, device: torch.device) -> None:
         tensors = MergedTensors(supernet, supernet.full_plan())
         self._stack = LayerStack(supernet, memory_bytes=1 << 62, device=device, tensors=tensors)
-        name = "lm_head.weight" if "lm_head.weight" in tensors.names() else "model.embed_tokens.weight"
-        self._head_VD = self._stack.weight(name)
+        self._head_VD = self._stack.weight(self._stack.head_name())
 
-    def head(self) -> torch.Tensor:
-        """The vocabulary head. [V, D]."""
-        return self._head_VD
+    def logits(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        """[B, T, V]."""
+        return self._stack.logits(self(tokens_BT) @ self._head_VD.T)
 
     @torch.no_grad()
     def __call__(self, tokens_BT: torch.Tensor) -> torch.Tensor:
@@ -279,8 +278,8 @@ def _one_by_one(tokens_BT: torch.Tensor) -> list[torch.Tensor]:
 def _divergence(teacher: _Teacher, student: Student, tokens_BT: torch.Tensor) -> torch.Tensor:
     """KL divergence of the student from the teacher, mean over positions, in nats."""
     with torch.no_grad():
-        expected_TV = torch.log_softmax(teacher(tokens_BT).flatten(0, 1) @ teacher.head().T, dim=-1)
-    found_TV = torch.log_softmax(student(tokens_BT).flatten(0, 1) @ student.head().T, dim=-1)
+        expected_TV = torch.log_softmax(teacher.logits(tokens_BT).flatten(0, 1), dim=-1)
+    found_TV = torch.log_softmax(student.logits(tokens_BT).flatten(0, 1), dim=-1)
     return torch.nn.functional.kl_div(found_TV, expected_TV, reduction="batchmean", log_target=True)
 
 
@@ -294,7 +293,7 @@ def _loss(model: Student | _Teacher, batches: Sequence[Batch]) -> float:
     total, count = 0.0, 0
     for batch in batches:
         for row_1T in _one_by_one(batch.tokens_BT):
-            logits_TV = model(row_1T)[0, :-1] @ model.head().T
+            logits_TV = model.logits(row_1T)[0, :-1]
             target_T = row_1T[0, 1:].to(logits_TV.device)
             total += float(torch.nn.functional.cross_entropy(logits_TV, target_T, reduction="sum"))
             count += len(target_T)

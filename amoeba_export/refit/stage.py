@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from amoeba_export.errors import NotANumber
-from amoeba_export.ir import SILENT, Architecture, Axis, LayerPlan, Progress, SubnetPlan, Supernet, TensorSpec
+from amoeba_export.ir import SILENT, Architecture, Axis, LayerPlan, Progress, Role, SubnetPlan, Supernet, TensorSpec
+from amoeba_export.ir.family import WRITERS
 from amoeba_export.model.bias import compensation_bias
 from amoeba_export.model.head import Head, Objective
-from amoeba_export.model.layers import WRITERS, LayerStack
+from amoeba_export.model.layers import LayerStack
 from amoeba_export.model.merged import MergedTensors
 from amoeba_export.model.slice import kept_positions
 from amoeba_export.model.workplace import open_workplace
@@ -29,7 +30,7 @@ MEMORY_BYTES = 3 * 2**29
 VERSION = 2
 """Raise it when the same inputs give other weights than before."""
 
-_AXES: dict[str, Axis] = dict(zip(WRITERS, ("query", "ffn"), strict=True))
+_AXES: dict[Role, Axis] = dict(zip(WRITERS, ("query", "ffn"), strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,7 @@ def refit(
     cuts = [_cut(supernet, plan, device) for plan in plans]
     facts = {
         "refit": VERSION,
+        "layers": 2,  # how solved layers are written
         "samples": data.digest,
         "strengths": list(recipe.strengths),
         "plans": [plan.geometry for plan in plans],
@@ -136,20 +138,20 @@ def _cut(supernet: Supernet, plan: SubnetPlan, device: torch.device) -> Cut:
     return Cut(plan=plan, stack=stack, biases=[writer_biases(supernet, plan, kept) for kept in plan.layers])
 
 
-def writer_biases(supernet: Supernet, plan: SubnetPlan, kept: LayerPlan) -> dict[str, torch.Tensor]:
+def writer_biases(supernet: Supernet, plan: SubnetPlan, kept: LayerPlan) -> dict[Role, torch.Tensor]:
     """What the writers of a kept layer add now: their own bias and the compensation. [D] each, none without either."""
     architecture, tensors = supernet.architecture, supernet.tensors
     compensated = dict(
         zip(WRITERS, (plan.has_o_bias(kept, architecture), plan.has_down_bias(kept, architecture)), strict=True)
     )
-    biases = {}
+    biases: dict[Role, torch.Tensor] = {}
     for writer, axis in _AXES.items():
-        name = f"model.layers.{kept.source_layer}.{writer}"
-        if f"{name}.bias" in tensors.names():
-            biases[writer] = tensors.read(f"{name}.bias").float()
+        weight, bias = (name(writer, kept.source_layer) for name in (supernet.family.weight, supernet.family.bias))
+        if bias in tensors.names():
+            biases[writer] = tensors.read(bias).float()
         if compensated[writer]:
             columns = kept_positions(axis, kept, architecture)
-            constant_D = compensation_bias(tensors.read(f"{name}.weight"), columns, axis, kept, plan, supernet.strategy)
+            constant_D = compensation_bias(tensors.read(weight), columns, axis, kept, plan, supernet.strategy)
             biases[writer] = biases[writer] + constant_D if writer in biases else constant_D
     return biases
 
@@ -191,13 +193,14 @@ def _result(
     cut_idx: int,
     losses: Mapping[str, Mapping[str, float]],
 ) -> Refitted:
-    specs, figures = [], {}
+    specs, figures, family = [], {}, supernet.family
     for position, layer in enumerate(sweep.solved(cut_idx)):
         for writer in WRITERS:
             for part in ("weight", "bias"):
                 tensor = layer.get(f"{writer}.{part}")
                 if tensor is not None and tensor.numel():
-                    specs.append(TensorSpec(name=f"model.layers.{position}.{writer}.{part}", shape=tuple(tensor.shape)))
+                    name = f"{family.module(writer, position)}.{part}"
+                    specs.append(TensorSpec(name=name, shape=tuple(tensor.shape)))
             if f"{writer}.figures" in layer:
                 before, after, strength = layer[f"{writer}.figures"].tolist()
                 figures[f"{position}.{writer}"] = {
@@ -208,9 +211,11 @@ def _result(
 
     def weights() -> Iterator[tuple[str, torch.Tensor]]:
         for position, layer in enumerate(sweep.solved(cut_idx)):
-            for name in (f"{writer}.{part}" for writer in WRITERS for part in ("weight", "bias")):
-                if name in layer and layer[name].numel():
-                    yield f"model.layers.{position}.{name}", layer[name]
+            for writer in WRITERS:
+                for part in ("weight", "bias"):
+                    tensor = layer.get(f"{writer}.{part}")
+                    if tensor is not None and tensor.numel():
+                        yield f"{family.module(writer, position)}.{part}", tensor
 
     texts = losses["full"]
     facts = {

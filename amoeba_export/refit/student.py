@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import nn
 
-from amoeba_export.ir import Refit, SubnetPlan, TensorSpec
-from amoeba_export.model.layers import WRITERS, LayerStack
-
-HEAD, EMBEDDING, NORM = "lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"
+from amoeba_export.ir import Refit, Role, SubnetPlan, TensorSpec
+from amoeba_export.model.layers import LayerStack, scaled_embedding
 
 
 class Student(nn.Module):
@@ -24,7 +23,7 @@ class Student(nn.Module):
     """
 
     def __init__(
-        self, stack: LayerStack, plan: SubnetPlan, biases: Sequence[dict[str, torch.Tensor]], refit: Refit | None
+        self, stack: LayerStack, plan: SubnetPlan, biases: Sequence[dict[Role, torch.Tensor]], refit: Refit | None
     ) -> None:
         super().__init__()
         self._stack = stack
@@ -32,9 +31,10 @@ class Student(nn.Module):
             stack.sliced_layer(kept, added, replace=True) for kept, added in zip(plan.layers, biases, strict=True)
         )
         self.norm = stack.final_norm()
-        names = stack.tensors.names()
-        self.embedding_VD = nn.Parameter(stack.weight(EMBEDDING))
-        self.head_VD = nn.Parameter(stack.weight(HEAD)) if HEAD in names else None
+        family = stack.family
+        has_head = family.weight("head") in stack.tensors.names()
+        self.embedding_VD = nn.Parameter(stack.weight(family.weight("embedding")))
+        self.head_VD = nn.Parameter(stack.weight(family.weight("head"))) if has_head else None
         for parameter in self.parameters():
             parameter.requires_grad_(True)
         if refit is not None:
@@ -46,26 +46,30 @@ class Student(nn.Module):
 
     def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         """Final hidden states, normed. [B, T, D]."""
-        hidden_BTD = nn.functional.embedding(tokens_BT.to(self._stack.device), self.embedding_VD)
+        rows_BTD = nn.functional.embedding(tokens_BT.to(self._stack.device), self.embedding_VD)
+        hidden_BTD = scaled_embedding(rows_BTD, self._stack.architecture)
         for layer in self.layers:
             hidden_BTD = self._stack.run(layer, hidden_BTD)
         normed_BTD: torch.Tensor = self.norm(hidden_BTD)
         return normed_BTD
 
-    def head(self) -> torch.Tensor:
-        """The vocabulary head, or the embedding where they are tied. [V, D]."""
-        return self.embedding_VD if self.head_VD is None else self.head_VD
+    def logits(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        """[B, T, V]."""
+        head_VD = self.embedding_VD if self.head_VD is None else self.head_VD
+        return self._stack.logits(self(tokens_BT) @ head_VD.T)
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every parameter by its name in the cut model."""
-        yield EMBEDDING, self.embedding_VD
-        yield from ((NORM, weight) for weight in self.norm.parameters())
+        """Every parameter by its name in the cut model. What a block that is gone leaves empty is none."""
+        family = self._stack.family
+        yield family.weight("embedding"), self.embedding_VD
+        yield from ((family.weight("final_norm"), weight) for weight in self.norm.parameters())
         if self.head_VD is not None:
-            yield HEAD, self.head_VD
+            yield family.weight("head"), self.head_VD
         for position, layer in enumerate(self.layers):
             for name, parameter in layer.named_parameters():
-                own = f"{WRITERS[0]}.bias" if name == "self_attn.bias_D" else name  # of a block without heads
-                yield f"model.layers.{position}.{own}", parameter
+                role, _, part = name.rpartition(".")
+                if parameter.numel():
+                    yield f"{family.module(cast(Role, role), position)}.{part}", parameter
 
     def held(self, specs: Sequence[TensorSpec]) -> Iterator[tuple[str, torch.Tensor]]:
         """The weights of `specs`, in their order."""

@@ -1,7 +1,7 @@
 """The sweep: the full model and its cuts side by side, layer by layer; each writer of a cut is solved, then used.
 
-A writer of a cut aims at the residual stream of the full model: o_proj at the stream after its block, down_proj at the
-stream after its layer and the dropped layers that follow. Its inputs are those of the cut, all of whose earlier writers
+A writer of a cut aims at the residual stream of the full model: `o` at the stream after its block, `down` at the stream
+after its layer and the dropped layers that follow. Its inputs are those of the cut, all of whose earlier writers
 are solved already. So the error of a layer is seen, and answered, by the next one (sequential calibration; the target
 across dropped layers is that of ReplaceMe, arXiv 2505.02819). A token weighs as the next norm sees it: by the inverse
 mean square of the stream that is aimed at, so that the few tokens of huge norm do not decide alone.
@@ -19,11 +19,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load, save
-from torch import nn
 
 from amoeba_export.cache.sealed import read_sealed, write_sealed
-from amoeba_export.ir import SILENT, Progress, SubnetPlan
-from amoeba_export.model.layers import WRITERS, LayerStack
+from amoeba_export.ir import SILENT, Progress, Role, SubnetPlan
+from amoeba_export.ir.family import WRITERS
+from amoeba_export.model.layer import DecoderLayer, Exit
+from amoeba_export.model.layers import LayerStack
 from amoeba_export.refit.data import RefitData
 from amoeba_export.refit.gram import NormalEquations
 from amoeba_export.refit.solve import Solution, Tokens, solve_writer
@@ -46,7 +47,7 @@ class Cut:
 
     plan: SubnetPlan
     stack: LayerStack
-    biases: Sequence[dict[str, torch.Tensor]]
+    biases: Sequence[dict[Role, torch.Tensor]]
 
 
 class Sweep:
@@ -218,21 +219,21 @@ class Sweep:
         """Take a cut's stream through a layer that it keeps, solving its writers where they are not known."""
         cut = self._cuts[cut_idx]
         position = cut.plan.kept_layers.index(layer_idx)
-        module: nn.Module | None = cut.stack.sliced_layer(cut.plan.layers[position])
+        module: DecoderLayer | None = cut.stack.sliced_layer(cut.plan.layers[position])
         entered = self._states[cut_idx]
         names = (f"cut-{cut_idx}-mid", f"cut-{cut_idx}-{layer_idx:04d}")
         tensors: dict[str, torch.Tensor] = {}
         for writer, name in zip(WRITERS, names, strict=True):
             assert module is not None, "let go of at the end"
             bias_D = cut.biases[position].get(writer)
-            weight_DC = _weight(module, writer, torch.zeros(self._hidden_size, 0, device=cut.stack.device))
+            weight_DC, leaving = module.writer(writer).weight.detach(), module.exit(writer)
             num_inputs = weight_DC.shape[1]
             result = self._room.stream(name, self._hidden_size, sealed=name == names[1])
             if num_inputs or bias_D is not None:
                 inputs = self._room.stream(f"{name}-inputs", num_inputs, sealed=False)
                 if known is None:
                     target = mid if writer == WRITERS[0] else self._boundary(self._next(cut_idx, layer_idx))
-                    normal, heldout = self._collect(cut_idx, module, writer, weight_DC, target, inputs)
+                    normal, heldout = self._collect(cut_idx, module, writer, bias_D, target, inputs)
                     if writer == WRITERS[-1]:
                         module = None  # a solve needs the room
                     solution = solve_writer(
@@ -245,7 +246,7 @@ class Sweep:
                     inputs.write(self._inputs(cut_idx, module, writer, num_inputs, i)[1] for i in self._batches)
                     weight_DC = known[f"{writer}.weight"].to(weight_DC)
                     bias_D = None if bias_D is None else known[f"{writer}.bias"].to(bias_D)
-                result.write(self._after(cut_idx, inputs, weight_DC, bias_D))
+                result.write(self._after(cut_idx, leaving, inputs, weight_DC, bias_D))
                 inputs.remove()
             else:
                 result.write(self._entering(cut_idx, batch_idx) for batch_idx in self._batches)
@@ -258,7 +259,7 @@ class Sweep:
             entered.remove()
 
     def _inputs(
-        self, cut_idx: int, module: nn.Module, writer: str, num_inputs: int, batch_idx: int
+        self, cut_idx: int, module: DecoderLayer, writer: Role, num_inputs: int, batch_idx: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """A batch of the cut's stream [B, T, D], and what enters the writer when it enters the block [B, T, C]."""
         hidden_BTD = self._entering(cut_idx, batch_idx)
@@ -267,24 +268,34 @@ class Sweep:
         return hidden_BTD, self._cuts[cut_idx].stack.writer_input(module, writer, hidden_BTD)
 
     def _after(
-        self, cut_idx: int, inputs: Stream, weight_DC: torch.Tensor, bias_D: torch.Tensor | None
+        self,
+        cut_idx: int,
+        leaving: Exit,
+        inputs: Stream,
+        weight_DC: torch.Tensor,
+        bias_D: torch.Tensor | None,
     ) -> Iterator[torch.Tensor]:
         """The stream after a writer, batch by batch."""
         for batch_idx in self._batches:
             added_BTD = inputs.take(batch_idx) @ weight_DC.T
+            if not leaving.changes_nothing:
+                written_BTD = added_BTD if bias_D is None else added_BTD.add_(bias_D)
+                yield self._entering(cut_idx, batch_idx) + leaving.added(written_BTD)
+                continue
             added_BTD += self._entering(cut_idx, batch_idx)
             yield added_BTD if bias_D is None else added_BTD.add_(bias_D)
 
     def _collect(
         self,
         cut_idx: int,
-        module: nn.Module,
-        writer: str,
-        weight_DC: torch.Tensor,
+        module: DecoderLayer,
+        writer: Role,
+        bias_D: torch.Tensor | None,
         target: Stream,
         inputs: Stream,
     ) -> tuple[NormalEquations, Tokens]:
         """What a writer is fitted to and judged by; what enters it is kept in `inputs`."""
+        weight_DC, leaving = module.writer(writer).weight.detach(), module.exit(writer)
         num_inputs = weight_DC.shape[1]
         normal = NormalEquations(num_inputs, self._hidden_size, weight_DC.device)
         heldout: list[Tokens] = []
@@ -295,7 +306,11 @@ class Sweep:
                 if batch_idx in self._data.fitted or batch_idx in self._data.judging:
                     aim_TD = target.read(batch_idx).flatten(0, 1)
                     weight_T = 1 / aim_TD.square().mean(dim=1).clamp_min(TINY)
-                    tokens = Tokens(x_BTC.flatten(0, 1), aim_TD - hidden_BTD.flatten(0, 1), weight_T)
+                    x_TC, added_TD = x_BTC.flatten(0, 1), aim_TD - hidden_BTD.flatten(0, 1)
+                    if not leaving.changes_nothing:
+                        written_TD = x_TC @ weight_DC.T if bias_D is None else x_TC @ weight_DC.T + bias_D
+                        added_TD = leaving.aim(added_TD, written_TD)
+                    tokens = Tokens(x_TC, added_TD, weight_T)
                     if batch_idx in self._data.fitted:
                         normal.add(*tokens)
                     else:
@@ -306,7 +321,7 @@ class Sweep:
         return normal, Tokens(*(torch.cat(parts) for parts in zip(*heldout, strict=True)))
 
 
-def _tensors_of(writer: str, solution: Solution) -> dict[str, torch.Tensor]:
+def _tensors_of(writer: Role, solution: Solution) -> dict[str, torch.Tensor]:
     """What is kept of a solution."""
     strength = -1.0 if solution.strength is None else solution.strength
     tensors = {
@@ -316,10 +331,3 @@ def _tensors_of(writer: str, solution: Solution) -> dict[str, torch.Tensor]:
     if solution.bias_D is not None:
         tensors[f"{writer}.bias"] = solution.bias_D.cpu()
     return tensors
-
-
-def _weight(module: nn.Module, writer: str, nothing_D0: torch.Tensor) -> torch.Tensor:
-    """The weight of a writer [D, C], or `nothing_D0` where its block is gone."""
-    owner, _, name = writer.rpartition(".")
-    linear = getattr(module.get_submodule(owner), name, None)
-    return linear.weight.detach() if isinstance(linear, nn.Linear) else nothing_D0

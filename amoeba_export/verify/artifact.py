@@ -187,7 +187,7 @@ def _judge(
     broken = broken_limits(distance, dtype)
     tie = max(MAX_REL_DIFF["fp32"], distance.max_rel_diff)
     equal = not broken and _follows(answer.tokens, reference.after[answer.tokens], tie=tie)
-    rope = source_rope(supernet)
+    rope = source_rope(supernet, plan)
     if not broken and (problem := rope_problem(opened, rope, supernet.architecture.max_positions)):
         broken = [problem]
     exact = None if broken else opened.exact(rope)

@@ -6,7 +6,7 @@ masked reference (`masked.py`), so there is one reading of them on this side.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,11 @@ from amoeba_export.verify.stored.tensor import Wanted
 
 _MERGED = 1e-5
 """Slack of what was computed, as a share of the largest value of the weight: two ways of adding in fp32."""
+
+_LINEARS = ("q", "k", "v", "o", "gate", "up", "down", "embedding", "head")
+"""Roles that adapters and constants may change."""
+_WRITERS = ("o", "down")
+_ATTENTION = ("attn_in_norm", "q", "k", "v", "q_norm", "k_norm", "o", "attn_out_norm")
 
 _DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
@@ -52,11 +57,11 @@ class ExpectedWeights:
             return Expected(refit.tensors.read(name).float(), 0.0)
         template, kept = self._places[name]
         source = template.name.format(layer=kept.source_layer) if kept else template.name
-        stem, _, part = source.rpartition(".")
-        if not _is_linear(template):
+        part = source.rpartition(".")[2]
+        if template.role not in _LINEARS:
             return Expected(self._cut(self._supernet.tensors.read(source).float(), template.axes, kept), 0.0)
-        linear = Unmerged(self._supernet, self._plan, stem)
-        if (kept is not None and template.axes[-1] in ("query", "ffn") and len(template.axes) == 2) or _is_output(stem):
+        linear = Unmerged(self._supernet, self._plan, template.role, kept.source_layer if kept else None)
+        if template.role in _WRITERS:
             assert kept is not None
             linear.mask(kept)
         w_OI, bias_O, slack_O = linear.merged()
@@ -78,31 +83,32 @@ class ExpectedWeights:
     def _walk(self) -> Iterator[tuple[str, tuple[TensorTemplate, LayerPlan | None]]]:
         family, architecture = self._supernet.family, self._supernet.architecture
         for template in family.globals:
-            if self._exists(template):
+            if architecture.has(template):
                 yield template.name, (template, None)
         for position, kept in enumerate(self._plan.layers):
-            compensated = {
+            compensated: dict[Axis, bool] = {
                 "query": self._plan.has_o_bias(kept, architecture),
                 "ffn": self._plan.has_down_bias(kept, architecture),
             }
             for template in family.layer:
                 stem, _, part = template.name.rpartition(".")
-                gone = self._is_gone(template, kept)
-                if self._exists(template) and (not gone or (part == "bias" and _is_output(stem))):
+                is_output = template.role in _WRITERS
+                if architecture.has(template) and self._is_there(template, part, kept, compensated):
                     yield template.name.format(layer=position), (template, kept)
-                if part == "weight" and _is_output(stem) and compensated[template.axes[1]]:
+                if part == "weight" and is_output and compensated[template.axes[1]]:
                     bias = TensorTemplate(name=f"{stem}.bias", role=template.role, axes=template.axes[:1])
                     yield bias.name.format(layer=position), (bias, kept)
 
-    def _exists(self, template: TensorTemplate) -> bool:
+    def _is_there(self, template: TensorTemplate, part: str, kept: LayerPlan, compensated: Mapping[Axis, bool]) -> bool:
+        """Whether a weight is left of its block: of one that is gone, the bias of its writer and the norm of that."""
         architecture = self._supernet.architecture
-        if template.when == "untied":
-            return not architecture.tied_embeddings
-        return template.when is None or bool(getattr(architecture, template.when))
-
-    def _is_gone(self, template: TensorTemplate, kept: LayerPlan) -> bool:
-        attention = "self_attn" in template.name or "input_layernorm" in template.name
-        return not (kept.query_heads if attention else kept.ffn)
+        attention = template.role in _ATTENTION
+        if kept.query_heads if attention else kept.ffn:
+            return True
+        own, axis = (architecture.o_bias, "query") if attention else (architecture.mlp_bias, "ffn")
+        if template.role in ("attn_out_norm", "ffn_out_norm"):
+            return own or compensated[axis]  # type: ignore[index]
+        return part == "bias" and template.role in _WRITERS
 
     def _shape(self, name: str) -> tuple[int, ...]:
         template, kept = self._places[name]
@@ -128,12 +134,3 @@ def kept_mask(axis: Axis, kept: LayerPlan | None, supernet: Supernet) -> torch.T
         mask[:] = False
         mask.view(-1, 1 if axis == "ffn" else architecture.head_dim)[list(units)] = True
     return mask
-
-
-def _is_linear(template: TensorTemplate) -> bool:
-    """Whether the weight is one that adapters and constants may change."""
-    return template.name.rpartition(".")[0].endswith(("_proj", "lm_head", "embed_tokens"))
-
-
-def _is_output(stem: str) -> bool:
-    return stem.endswith(("o_proj", "down_proj"))

@@ -2,12 +2,14 @@
 
 Nothing here is shared with `materialize`. The forward pass is that of transformers' own model of the source's family,
 at full width: weights stay as they are in the files, adapters are applied beside them instead of merged, dropped heads
-and neurons are zeroed in the activations, and dropped layers are skipped. One physical layer takes the weights of every
-kept layer in turn, so that a large supernet needs the memory of one layer and its embeddings.
+and neurons are zeroed in the activations, and dropped layers are skipped. One physical layer of each kind takes the
+weights of every kept layer of its kind in turn, so that a large supernet needs the memory of few layers and its
+embeddings.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,22 +17,16 @@ from torch import nn
 from transformers import AutoConfig, DynamicCache
 
 from amoeba_export.errors import InputError
-from amoeba_export.ir import AdapterDelta, LayerPlan, Refit, SubnetPlan, Supernet
+from amoeba_export.ir import AdapterDelta, LayerPlan, Refit, Role, SubnetPlan, Supernet
 from amoeba_export.model.loading import ONE_AT_A_TIME
 from amoeba_export.model.opening import blank_model
 from amoeba_export.verify.loaded import cache_name, rope_tables
 from amoeba_export.verify.opened import Past
 
-_PROJECTIONS = (
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-)
+_LINEARS: tuple[Role, ...] = ("q", "k", "v", "o", "gate", "up", "down")
 
+_PER_LAYER = ("layer_types", "no_rope_layers")
+"""What transformers' configs list per layer."""
 
 _ADDED = 1e-5
 """How far two orders of adding thousands of products in fp32 may be apart, as a share of the sum of their sizes."""
@@ -51,54 +47,53 @@ def masked_logits(
     Returns:
         [B, T, V].
     """
-    model = _one_layer_model(supernet)
-    model.model.embed_tokens = _UnmergedEmbedding(supernet, plan, "model.embed_tokens")
-    refit = supernet.refit_of(plan)
-    model.model.norm.weight.copy_(_weight(supernet, refit, "model.norm.weight", "model.norm.weight"))
-    model.model.layers[0] = _EveryKeptLayer(model.model.layers[0], supernet, plan)
-    model.lm_head = Unmerged(supernet, plan, "lm_head")
+    model, refit, norm = _reference_model(supernet, plan), supernet.refit_of(plan), supernet.family.weight("final_norm")
+    model.model.embed_tokens = _UnmergedEmbedding(supernet, plan, model.model.embed_tokens)
+    model.model.norm.weight.copy_(_weight(supernet, refit, norm, norm))
+    model.lm_head = Unmerged(supernet, plan, "head")
     if refit is not None:
-        _take_outside_layers(model, refit, tied=supernet.architecture.tied_embeddings)
+        _take_head(model, supernet, refit)
     cache = {} if past is None else {cache_name(model): _full_cache(supernet, plan, past)}
     logits: torch.Tensor = model(input_ids, use_cache=past is not None, **cache).logits
     return logits.float()
 
 
-def _take_outside_layers(model: Any, refit: Refit, *, tied: bool) -> None:
-    """Embedding and head that a refit holds, in place of the supernet's."""
-    embedding, head = "model.embed_tokens.weight", "lm_head.weight"
-    if embedding in refit.tensors.names():
-        held_VD = refit.tensors.read(embedding).float()
-        model.model.embed_tokens = nn.Embedding(held_VD.shape[0], held_VD.shape[1], device="meta")
-        model.model.embed_tokens.weight = nn.Parameter(held_VD, requires_grad=False)
-        head = embedding if tied else head
-    if head in refit.tensors.names():
-        held_VD = refit.tensors.read(head).float()
+def _take_head(model: Any, supernet: Supernet, refit: Refit) -> None:
+    """The head that a refit holds, in place of the supernet's."""
+    tied = supernet.architecture.tied_embeddings
+    name = supernet.family.weight("embedding" if tied else "head")
+    if name in refit.tensors.names():
+        held_VD = refit.tensors.read(name).float()
         model.lm_head = nn.Linear(held_VD.shape[1], held_VD.shape[0], bias=False, device="meta")
         model.lm_head.weight = nn.Parameter(held_VD, requires_grad=False)
 
 
 class _UnmergedEmbedding(nn.Module):
-    """The embedding of the supernet, with adapters beside it."""
+    """The embedding of the supernet with adapters beside it, or that of a refit, scaled as `stock` scales its own."""
 
-    def __init__(self, supernet: Supernet, plan: SubnetPlan, module: str) -> None:
+    def __init__(self, supernet: Supernet, plan: SubnetPlan, stock: Any) -> None:
         super().__init__()
-        self._w_VD = supernet.tensors.read(f"{module}.weight")
-        changing = [adapter for adapter in supernet.adapters if module in adapter.modules()]
+        module, refit = supernet.family.module("embedding"), supernet.refit_of(plan)
+        is_held = refit is not None and f"{module}.weight" in refit.tensors.names()
+        source = refit.tensors if refit is not None and is_held else supernet.tensors
+        self._w_VD = source.read(f"{module}.weight")
+        changing = [] if is_held else [adapter for adapter in supernet.adapters if module in adapter.modules()]
         self._deltas = [adapter.delta(module, plan) for adapter in changing]
+        scale = getattr(stock, "embed_scale", 1.0)
+        self._scale = scale.float() if isinstance(scale, torch.Tensor) else scale
 
     def forward(self, ids_BT: torch.Tensor) -> torch.Tensor:
         x_BTD = nn.functional.embedding(ids_BT, self._w_VD).float()
         for delta in self._deltas:
             if delta is not None:
                 x_BTD = x_BTD + delta.scale * (nn.functional.embedding(ids_BT, delta.b_OR.float()) @ delta.a_RI.float())
-        return x_BTD
+        return x_BTD * self._scale
 
 
 @torch.no_grad()
-def source_rope(supernet: Supernet) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines of the supernet's RoPE at all positions of its context [P, H / 2]."""
-    return rope_tables(_one_layer_model(supernet), supernet.architecture.max_positions)
+def source_rope(supernet: Supernet, plan: SubnetPlan) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines of RoPE in the layers of `plan`, at all positions of the context. See `rope_tables`."""
+    return rope_tables(_reference_model(supernet, plan), supernet.architecture.max_positions)
 
 
 def _full_cache(supernet: Supernet, plan: SubnetPlan, past: Past) -> DynamicCache:
@@ -113,62 +108,86 @@ def _full_cache(supernet: Supernet, plan: SubnetPlan, past: Past) -> DynamicCach
     return cache
 
 
-def _one_layer_model(supernet: Supernet) -> Any:
-    """Transformers' model of the source's family with one layer.
+def _reference_model(supernet: Supernet, plan: SubnetPlan) -> Any:
+    """Transformers' model of the source's family whose layers are those of `plan`, computed one at a time.
 
     Embeddings, head and FFN are replaced by the supernet's own: as small as can be, they cost no time to initialize.
     """
-    config = {**supernet.architecture.config, "num_hidden_layers": 1, "vocab_size": 1, "intermediate_size": 1}
-    config |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    config.pop("dtype", None)
-    config.pop("torch_dtype", None)
-    if config.get("layer_types"):
-        config["layer_types"] = config["layer_types"][:1]
-    if supernet.architecture.sliding_window is not None and "max_window_layers" in config:
-        config["max_window_layers"] = 0
+    values = {key: value for key, value in supernet.architecture.config.items() if key not in ("dtype", "torch_dtype")}
+    whole = AutoConfig.for_model(**values)
+    lists = {key: list(found) for key in _PER_LAYER if (found := getattr(whole, key, None))}
+    ways = list(zip(*lists.values(), strict=True)) or [()] * supernet.architecture.num_layers
+    first = {way: ways.index(way) for way in ways}
+    values |= {key: [found[i] for i in first.values()] for key, found in lists.items()}
+    values |= {"num_hidden_layers": len(first), "vocab_size": 1, "intermediate_size": 1}
+    values |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     with ONE_AT_A_TIME:
-        return blank_model(AutoConfig.for_model(**config), dtype=torch.float32).eval()
+        model = blank_model(AutoConfig.for_model(**values), dtype=torch.float32).eval()
+    physical = dict(zip(first, model.model.layers, strict=True))
+    model.model.layers = nn.ModuleList(
+        _KeptLayer(physical[ways[kept.source_layer]], supernet, plan, position)
+        for position, kept in enumerate(plan.layers)
+    )
+    model.config.num_hidden_layers = len(plan.layers)
+    for key, found in lists.items():
+        setattr(model.config, key, [found[i] for i in plan.kept_layers])
+    return model
 
 
-class _EveryKeptLayer(nn.Module):
-    """Stands where one layer stood, and runs every kept layer through it."""
+class _KeptLayer(nn.Module):
+    """Stands where one kept layer stands, and lends its weights to the physical layer of its kind."""
 
-    def __init__(self, layer: nn.Module, supernet: Supernet, plan: SubnetPlan) -> None:
+    def __init__(self, layer: nn.Module, supernet: Supernet, plan: SubnetPlan, position: int) -> None:
         super().__init__()
         self._layer = [layer]  # in a list: its weights are no part of the model's state
-        self._supernet = supernet
-        self._plan = plan
+        self._supernet, self._plan, self._position = supernet, plan, position
         for name in ("attention_type", "self_attn"):
             if hasattr(layer, name) and not isinstance(getattr(layer, name), nn.Module):
                 setattr(self, name, getattr(layer, name))
 
     def forward(self, hidden_BTD: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         (layer,) = self._layer
-        for position, kept in enumerate(self._plan.layers):
-            self._load(layer, position, kept)
-            setattr(layer.self_attn, "layer_idx", position)  # noqa: B010 - torch's stubs know no other attributes
-            output = layer(hidden_BTD, *args, **kwargs)
-            hidden_BTD = output[0] if isinstance(output, tuple) else output
-        return hidden_BTD
+        self._load(layer)
+        setattr(layer.self_attn, "layer_idx", self._position)  # noqa: B010 - torch's stubs know no other attributes
+        output = layer(hidden_BTD, *args, **kwargs)
+        stream_BTD: torch.Tensor = output[0] if isinstance(output, tuple) else output
+        return stream_BTD
 
-    def _load(self, layer: nn.Module, position: int, kept: LayerPlan) -> None:
-        prefix, cut_prefix = f"model.layers.{kept.source_layer}", f"model.layers.{position}"
+    def _load(self, layer: nn.Module) -> None:
+        kept, family = self._plan.layers[self._position], self._supernet.family
+        beside = {role: self._linear(role, kept) for role in _LINEARS}
+        modules = {
+            fused.module.format(layer=0): _Together([beside.pop(role) for role in fused.roles])
+            for fused in family.fused
+        } | {family.module(role, 0): linear for role, linear in beside.items()}
+        for module, linear in modules.items():
+            owner, _, name = module.removeprefix(family.layer_prefix(0)).rpartition(".")
+            setattr(layer.get_submodule(owner), name, linear)
         refit = self._supernet.refit_of(self._plan)
-        for module in _PROJECTIONS:
-            block, _, name = module.partition(".")
-            linear: nn.Module
-            if refit is not None and any(
-                f"{cut_prefix}.{module}.{part}" in refit.tensors.names() for part in ("weight", "bias")
-            ):
-                linear = _Fitted(self._supernet, refit, f"{prefix}.{module}", f"{cut_prefix}.{module}", kept)
-            else:
-                unmerged = Unmerged(self._supernet, self._plan, f"{prefix}.{module}")
-                if module.endswith(("o_proj", "down_proj")):
-                    unmerged.mask(kept)
-                linear = unmerged
-            setattr(getattr(layer, block), name, linear)
+        prefix, cut_prefix = (family.layer_prefix(i) for i in (kept.source_layer, self._position))
         for name, parameter in layer.named_parameters():
-            parameter.copy_(_weight(self._supernet, refit, f"{prefix}.{name}", f"{cut_prefix}.{name}"))
+            parameter.copy_(_weight(self._supernet, refit, f"{prefix}{name}", f"{cut_prefix}{name}"))
+
+    def _linear(self, role: Role, kept: LayerPlan) -> nn.Module:
+        family, refit = self._supernet.family, self._supernet.refit_of(self._plan)
+        cut_module = family.module(role, self._position)
+        if refit is not None and any(f"{cut_module}.{part}" in refit.tensors.names() for part in ("weight", "bias")):
+            return _Fitted(self._supernet, refit, role, kept, cut_module)
+        unmerged = Unmerged(self._supernet, self._plan, role, kept.source_layer)
+        if role in ("o", "down"):
+            unmerged.mask(kept)
+        return unmerged
+
+
+class _Together(nn.Module):
+    """Several linears as the one that transformers has in their place."""
+
+    def __init__(self, parts: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([part(x) for part in self.parts], dim=-1)
 
 
 def _weight(supernet: Supernet, refit: Refit | None, name: str, cut_name: str) -> torch.Tensor:
@@ -181,16 +200,15 @@ def _weight(supernet: Supernet, refit: Refit | None, name: str, cut_name: str) -
 class _Fitted(nn.Module):
     """A linear whose weights a refit holds: they stand where they were cut from, and zeros everywhere else."""
 
-    def __init__(self, supernet: Supernet, refit: Refit, module: str, cut_module: str, kept: LayerPlan) -> None:
+    def __init__(self, supernet: Supernet, refit: Refit, role: Role, kept: LayerPlan, cut_module: str) -> None:
         super().__init__()
         held, names = refit.tensors, refit.tensors.names()
-        num_out, num_in = supernet.tensors.shape(f"{module}.weight")
-        kind = module.rpartition(".")[2]
+        num_out, num_in = supernet.tensors.shape(supernet.family.weight(role, kept.source_layer))
         rows_O, columns_I = torch.ones(num_out, dtype=torch.bool), torch.ones(num_in, dtype=torch.bool)
         for keep, roles in ((rows_O, _ROWS), (columns_I, _COLUMNS)):
-            if kind in roles:
-                units = getattr(kept, roles[kind])
-                size = 1 if roles[kind] == "ffn" else supernet.architecture.head_dim
+            if role in roles:
+                units = getattr(kept, roles[role])
+                size = 1 if roles[role] == "ffn" else supernet.architecture.head_dim
                 keep.zero_().view(-1, size)[list(units)] = True
         self._w_OI = torch.zeros(num_out, num_in)
         if f"{cut_module}.weight" in names:
@@ -204,20 +222,21 @@ class _Fitted(nn.Module):
         return nn.functional.linear(x, self._w_OI, self._bias_O)
 
 
-_ROWS = {"q_proj": "query_heads", "k_proj": "kv_heads", "v_proj": "kv_heads", "gate_proj": "ffn", "up_proj": "ffn"}
-_COLUMNS = {"o_proj": "query_heads", "down_proj": "ffn"}
+_ROWS: dict[Role, str] = {"q": "query_heads", "k": "kv_heads", "v": "kv_heads", "gate": "ffn", "up": "ffn"}
+_COLUMNS: dict[Role, str] = {"o": "query_heads", "down": "ffn"}
 """What of a `LayerPlan` the rows and columns of a projection are."""
 
 
 class Unmerged(nn.Module):
     """A linear of the supernet, full size, with adapters beside it and, on request, inputs masked."""
 
-    def __init__(self, supernet: Supernet, plan: SubnetPlan, module: str) -> None:
+    def __init__(self, supernet: Supernet, plan: SubnetPlan, role: Role, layer: int | None = None) -> None:
         super().__init__()
-        tensors = supernet.tensors
-        self._supernet, self._plan, self._module = supernet, plan, module
-        tied = module == "lm_head" and supernet.architecture.tied_embeddings
-        self._w_OI = tensors.read("model.embed_tokens.weight" if tied else f"{module}.weight").float()
+        tensors, family = supernet.tensors, supernet.family
+        self._supernet, self._plan, self._role = supernet, plan, role
+        module = family.module(role, layer)
+        tied = role == "head" and supernet.architecture.tied_embeddings
+        self._w_OI = tensors.read(family.weight("embedding") if tied else f"{module}.weight").float()
         self._bias_O: torch.Tensor | None = None
         if f"{module}.bias" in tensors.names():
             self._bias_O = tensors.read(f"{module}.bias").float()
@@ -250,7 +269,7 @@ class Unmerged(nn.Module):
         """Zero the inputs of dropped heads or neurons, and add what they contributed on average."""
         architecture, plan = self._supernet.architecture, self._plan
         keep = torch.zeros(self._w_OI.shape[1])
-        if self._module.endswith("o_proj"):
+        if self._role == "o":
             keep.view(architecture.num_heads, -1)[list(kept.query_heads)] = 1
             wanted = plan.has_o_bias(kept, architecture)
         else:
@@ -261,7 +280,7 @@ class Unmerged(nn.Module):
             self._constant_O = self._average(kept, 1 - keep)
 
     def _average(self, kept: LayerPlan, dropped_I: torch.Tensor) -> torch.Tensor:
-        strategy, attention = self._supernet.strategy, self._module.endswith("o_proj")
+        strategy, attention = self._supernet.strategy, self._role == "o"
         if strategy is None:
             raise InputError("The plan has compensation biases and no strategy is given.", next_step="Give --strategy.")
         if self._plan.width_key is not None:

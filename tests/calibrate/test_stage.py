@@ -265,7 +265,7 @@ def test_damaged_work_of_an_earlier_run_is_done_again_with_a_note(
     """A flipped bit in a score, or in a layer's statistics, is neither believed nor fatal."""
     made, cache = recipe(text_file), tmp_path / "cache"
     expected = calibrate(supernet, made, cache_dir=cache)
-    ledgers, layers = sorted(cache.rglob("*.jsonl")), sorted(cache.rglob("layer-*.sealed"))
+    ledgers, layers = sorted(cache.rglob("*.jsonl")), sorted(cache.rglob("importance-*.sealed"))
     assert len(ledgers) == 2
     assert len(layers) == supernet.architecture.num_layers
     for path, position in ((ledgers[0], -4), (ledgers[0], 3), (ledgers[1], -4), (layers[1], -3), (layers[2], 5)):
@@ -281,11 +281,11 @@ def test_another_version_of_the_algorithm_finds_nothing(
 ) -> None:
     made, cache = recipe(text_file), tmp_path / "cache"
     calibrate(supernet, made, cache_dir=cache)
-    num_files = len(list(cache.rglob("layer-*.sealed")))
+    num_files = len(list(cache.rglob("importance-*.sealed")))
     newer = dataclasses.replace(CALIBRATION, made_by=(dataclasses.replace(CALIBRATION.made_by[0], version=99),))
     monkeypatch.setattr("amoeba_export.model.workplace.CALIBRATION", newer)
     calibrate(supernet, made, cache_dir=cache)
-    assert len(list(cache.rglob("layer-*.sealed"))) == 2 * num_files
+    assert len(list(cache.rglob("importance-*.sealed"))) == 2 * num_files
 
 
 def test_damaged_states_are_computed_again_with_a_note(supernet: Supernet, text_file: Path, tmp_path: Path) -> None:

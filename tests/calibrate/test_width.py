@@ -130,7 +130,7 @@ def test_equal_scores_are_all_average() -> None:
 def test_finished_layers_are_not_measured_again(supernet: Supernet, tmp_path: Path) -> None:
     samples = random_samples()
     expected = measure(supernet, samples, tmp_path)
-    (tmp_path / "channels/layer-0004.sealed").unlink()
+    (tmp_path / "channels/importance-0004.sealed").unlink()
     stack = LayerStack(supernet, memory_bytes=RESIDENT)
     states = StateStore(stack, samples, tmp_path / "states", limit_bytes=RESIDENT)
     again = measure_importance(stack, samples, states, metric="WIFV", folder=tmp_path / "channels")

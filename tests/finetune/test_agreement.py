@@ -34,7 +34,7 @@ def test_fine_tuned_and_exported_agree_at_ten_random_shapes(
     supernet = tiny_supernet(tiny_dirs[family])
     settings = LowRankSettings(rank=3, experts=4, top_k=2)
     generator = torch.Generator().manual_seed(7)
-    low_rank = randomised(TrainedLowRank(supernet.architecture, settings, WIDTHS, generator=generator))
+    low_rank = randomised(TrainedLowRank(supernet.family, supernet.architecture, settings, WIDTHS, generator=generator))
     write_adapter(tmp_path, low_rank, base_model="tiny")
     adapted = dataclasses.replace(
         supernet, adapters=load_supernet(str(tiny_dirs[family]), adapters=[tmp_path]).adapters

@@ -181,7 +181,9 @@ def test_recomputed_layers_give_the_gradients_of_kept_ones(tiny_dirs: dict[str, 
     for checkpoint_layers in (False, True):
         settings = LowRankSettings(mode=mode, rank=2, experts=3)
         low_rank = randomised(
-            TrainedLowRank(supernet.architecture, settings, (1.0, 0.5), generator=torch.Generator().manual_seed(0))
+            TrainedLowRank(
+                supernet.family, supernet.architecture, settings, (1.0, 0.5), generator=torch.Generator().manual_seed(0)
+            )
         )
         model = SlicedSupernet(supernet, checkpoint_layers=checkpoint_layers)
         logits_PV = model.logits(model(tokens(2, 9), cut=model.cut(plan), low_rank=low_rank.at(plan)))

@@ -13,6 +13,7 @@ from amoeba_export.finetune.smol import TrainedLowRank
 from amoeba_export.finetune.step import GateNoise
 from amoeba_export.ir import Architecture, Shape, SubnetPlan
 from amoeba_export.load import load_supernet
+from amoeba_export.load.family_file import read_family
 from tests.finetune.test_model import randomised
 
 WIDTHS = (1.0, 0.5)
@@ -25,7 +26,8 @@ def architecture(tiny_dirs: dict[str, Path]) -> Architecture:
 
 
 def trained(architecture: Architecture, settings: LowRankSettings = SETTINGS, seed: int = 0) -> TrainedLowRank:
-    return TrainedLowRank(architecture, settings, WIDTHS, generator=torch.Generator().manual_seed(seed))
+    family = read_family(architecture.family).family
+    return TrainedLowRank(family, architecture, settings, WIDTHS, generator=torch.Generator().manual_seed(seed))
 
 
 def plan_of(architecture: Architecture, depth: int, width: float) -> SubnetPlan:

@@ -139,7 +139,7 @@ def test_the_adapter_is_read_back_as_it_was_trained(
     settings = dataclasses.replace(SETTINGS, low_rank=low_rank_settings, max_steps=3)
     finetune_adapter(supernet, data=data, out=tmp_path / "adapter", settings=settings)
     low_rank = TrainedLowRank(
-        supernet.architecture, low_rank_settings, settings.gate_widths, generator=torch.Generator()
+        supernet.family, supernet.architecture, low_rank_settings, settings.gate_widths, generator=torch.Generator()
     )
     read_weights(tmp_path / "adapter" / WEIGHTS, low_rank)
     (adapter,) = load_supernet(str(folder), adapters=[tmp_path / "adapter"]).adapters
@@ -165,7 +165,9 @@ def test_a_plain_lora_is_a_peft_adapter(supernet: Supernet, data: Path, tmp_path
     records = log(tmp_path / "adapter")
     assert [[s["shape"] for s in record["subnets"]] for record in records] == [["4x1"]] * 3
     model = SlicedSupernet(supernet)
-    low_rank = TrainedLowRank(supernet.architecture, settings.low_rank, (1.0,), generator=torch.Generator())
+    low_rank = TrainedLowRank(
+        supernet.family, supernet.architecture, settings.low_rank, (1.0,), generator=torch.Generator()
+    )
     read_weights(tmp_path / "adapter" / WEIGHTS, low_rank)
     plan = SubnetPlan.full(supernet.architecture)
     theirs = PeftModel.from_pretrained(
@@ -278,7 +280,11 @@ def assert_sharding_changes_nothing(supernet: Supernet) -> None:
     assert supernet.strategy is not None
     plan = derive_plan(supernet.strategy, supernet.architecture, Shape(3, 0.5), gate_widths=(1.0, 0.5))
     low_rank = TrainedLowRank(
-        supernet.architecture, LowRankSettings(rank=2), (1.0, 0.5), generator=torch.Generator().manual_seed(0)
+        supernet.family,
+        supernet.architecture,
+        LowRankSettings(rank=2),
+        (1.0, 0.5),
+        generator=torch.Generator().manual_seed(0),
     )
     low_rank = randomised(low_rank)
     input_ids_BT = torch.randint(4, 90, (2, 9), generator=torch.Generator().manual_seed(3))

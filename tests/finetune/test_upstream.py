@@ -35,7 +35,7 @@ def supernet() -> Supernet:
 @pytest.fixture
 def low_rank(supernet: Supernet, goldens: Path) -> TrainedLowRank:
     settings = LowRankSettings(rank=4, alpha=16, experts=5, top_k=2)
-    low_rank = TrainedLowRank(supernet.architecture, settings, WIDTHS, generator=torch.Generator())
+    low_rank = TrainedLowRank(supernet.family, supernet.architecture, settings, WIDTHS, generator=torch.Generator())
     read_weights(goldens / "C/readme_ratios/adapter" / WEIGHTS, low_rank)
     return low_rank
 

@@ -6,12 +6,13 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import transformers
 
 from amoeba_export.errors import UnsupportedModel
 from amoeba_export.formats import FORMATS
-from amoeba_export.formats.config import FAMILIES, container_type, dense_config, graph_config, zero_biases
+from amoeba_export.formats.config import container_type, dense_config, graph_config, num_zero_biases, zero_biases
 from amoeba_export.ir import Architecture, DenseArchitecture, LayerDims, SubnetPlan
-from amoeba_export.load.family_file import supported_families
+from amoeba_export.load.family_file import read_family, supported_families
 from amoeba_export.materialize import materialize_subnet
 from tests.materialize.subnets import open_supernet, plan_for
 from tests.tiny import save_tiny
@@ -29,6 +30,7 @@ LLAMA = Architecture(
     norm_eps=1e-5,
     rope_theta=1e4,
 )
+NAMES = read_family("llama").family
 QWEN2 = dataclasses.replace(LLAMA, family="qwen2", qkv_bias=True)
 QWEN3 = dataclasses.replace(LLAMA, family="qwen3", qk_norm=True)
 MISTRAL = dataclasses.replace(LLAMA, family="mistral")
@@ -92,12 +94,13 @@ def test_a_family_that_nobody_writes_is_refused_by_name(name: str, layers: tuple
         container_type(dense)
 
 
-def test_every_family_that_is_read_is_written() -> None:
-    assert set(FAMILIES) >= set(supported_families())
+@pytest.mark.parametrize("family", supported_families())
+def test_every_family_that_is_read_names_its_class(family: str) -> None:
+    assert hasattr(transformers, read_family(family).class_name)
 
 
 def test_stock_types_get_the_biases_that_they_insist_on_as_zeros() -> None:
-    names = {spec.name: spec.shape for spec in zero_biases(_dense(LLAMA, TWO_BIASED))}
+    names = {spec.name: spec.shape for spec in zero_biases(_dense(LLAMA, TWO_BIASED), NAMES)}
     assert names == {
         "model.layers.0.self_attn.q_proj.bias": (32,),
         "model.layers.0.self_attn.k_proj.bias": (32,),
@@ -106,13 +109,14 @@ def test_stock_types_get_the_biases_that_they_insist_on_as_zeros() -> None:
         "model.layers.0.mlp.up_proj.bias": (64,),
     }
     only_ffn = dataclasses.replace(WHOLE, ffn_size=64, down_bias=True)
-    assert {spec.name for spec in zero_biases(_dense(QWEN2, only_ffn))} == {
+    assert {spec.name for spec in zero_biases(_dense(QWEN2, only_ffn), NAMES)} == {
         "model.layers.0.self_attn.o_proj.bias",
         "model.layers.0.mlp.gate_proj.bias",
         "model.layers.0.mlp.up_proj.bias",
     }
     for dense in (_dense(LLAMA, TWO), _dense(LLAMA, TWO_BIASED, TWO), _dense(QWEN3, WHOLE)):
-        assert not list(zero_biases(dense))
+        assert not list(zero_biases(dense, NAMES))
+        assert num_zero_biases(dense) == 0
 
 
 def test_rope_is_written_in_both_spellings(tmp_path: Path) -> None:

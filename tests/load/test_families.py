@@ -287,7 +287,8 @@ def test_one_window_for_all_layers_or_none(config: dict[str, Any], window: int |
             small("mixtral"),
             "Models of type 'mixtral' are not supported. Did you mean 'mistral'?\n"
             "  where: config.json\n"
-            "  next:  Use a model of one of these types: llama, mistral, qwen2, qwen3.",
+            "  next:  Use a model of one of these types: gemma2, gemma3_text, granite, llama, ministral3, mistral, "
+            "phi3, qwen2, qwen3, smollm3.",
         ),
         (
             small(hidden_act="gelu"),
@@ -300,12 +301,6 @@ def test_one_window_for_all_layers_or_none(config: dict[str, Any], window: int |
             "This checkpoint is quantized (gptq); its weights cannot be cut as they are.\n"
             "  where: config.json\n"
             "  next:  Give the checkpoint that it was quantized from, in fp32, fp16 or bf16.",
-        ),
-        (
-            small("qwen2", use_sliding_window=True, max_window_layers=1),
-            "Layers with different attention are not supported: full_attention, sliding_attention.\n"
-            "  where: config.json\n"
-            "  next:  Use a model whose layers all attend to everything, or all through one window.",
         ),
         (
             small(rope_parameters={"full_attention": {"rope_theta": 1.0}, "sliding_attention": {"rope_theta": 2.0}}),

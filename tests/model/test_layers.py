@@ -103,6 +103,8 @@ def test_a_cut_layer_is_the_masked_layer(tmp_path: Path, family: str, name: str,
 
         module.register_forward_pre_hook(mask)
     hidden_BTD = stack.embed(TOKENS_BT)
-    expected_BTD = stack.run(reference, hidden_BTD)
+    model = whole_model(supernet).model
+    rotary = model.rotary_emb(hidden_BTD, torch.arange(TOKENS_BT.shape[1])[None])
+    expected_BTD = reference(hidden_BTD, attention_mask=None, position_embeddings=rotary)
     cut = stack.cut_layer(plan, importance, compensation="removed" if compensate else "none")
     torch.testing.assert_close(stack.run(cut, hidden_BTD), expected_BTD, rtol=1e-5, atol=1e-5)

@@ -136,8 +136,6 @@ def _log_probabilities(model: Model, folder: Path, prompt: Sequence[int]) -> tor
     hidden_BTD = stack.embed(torch.tensor([list(prompt)]))
     for layer_idx in range(model.architecture.num_layers):
         hidden_BTD = stack.run(stack.layer(layer_idx), hidden_BTD)
-    head = next((t.name for t in model.family.family.globals if t.when == "untied" and t.name in tensors.names()), None)
-    if head is None:
-        head = next(t.name for t in model.family.family.globals if "vocab" in t.axes)
-    logits_V: torch.Tensor = tensors.read(head) @ stack.norm(hidden_BTD[0, -1])
+    products_V = tensors.read(stack.head_name()) @ stack.norm(hidden_BTD[0, -1])
+    logits_V: torch.Tensor = stack.logits(products_V)
     return logits_V.log_softmax(-1)

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from amoeba_export.errors import DamagedFile
+from amoeba_export.ir import Family
 from amoeba_export.verify.stored import packed
 from amoeba_export.verify.stored.tensor import Shapes, Stored, Wanted
 
@@ -42,7 +43,21 @@ class SafetensorsWeights:
                 if name in self._shards:
                     raise DamagedFile(path, f"{name} is in {self._shards[name].name} as well")
                 self._shards[name] = path
+        self._parts = self._split(wanted.family) if wanted else {}
         self._check_index(folder / _INDEX, several=len(paths) > 1)
+
+    def _split(self, family: Family) -> dict[str, tuple[str, int]]:
+        """Weight -> the one in the files that it is part of, and its first row there."""
+        parts: dict[str, tuple[str, int]] = {}
+        for name in self._shapes:
+            place = family.place(name)
+            for fused in family.fused:
+                whole = f"{fused.module.format(layer=place.layer)}.{place.part}"
+                if place.role in fused.roles and whole in self._shards:
+                    before = fused.roles[: fused.roles.index(place.role)]
+                    names = [f"{family.module(role, place.layer)}.{place.part}" for role in before]
+                    parts[name] = (whole, sum(self._shapes[other][0] for other in names))
+        return parts
 
     def _check_index(self, path: Path, *, several: bool) -> None:
         """A reader that goes by the index must come to the same files."""
@@ -59,15 +74,20 @@ class SafetensorsWeights:
 
     def names(self) -> Collection[str]:
         """See `StoredWeights`. The parts of a packed weight go by its name."""
-        return packed.weight_names(self._shards)
+        wholes = {whole for whole, _ in self._parts.values()}
+        return [*(name for name in packed.weight_names(self._shards) if name not in wholes), *self._parts]
 
     def read(self, name: str) -> Stored:
         """See `StoredWeights`."""
         parts = packed.part_names(name)
         if parts["weight_packed"] in self._shards:
             return self._unpacked(name, parts)
-        path = self._shards[name]
-        tensor = self._tensor(name)
+        whole, start = self._parts.get(name, (name, 0))
+        path = self._shards[whole]
+        tensor = self._tensor(whole)
+        if name in self._parts:
+            self._check_rows(path, whole, tensor)
+            tensor = tensor[start : start + self._shapes[name][0]]
         if tensor.dtype not in _DTYPES:
             raise DamagedFile(path, f"{name} is of type {tensor.dtype}")
         self._check_shape(path, name, tensor)
@@ -92,3 +112,9 @@ class SafetensorsWeights:
         expected = self._shapes.get(name)
         if expected is not None and tuple(tensor.shape) != expected:
             raise DamagedFile(path, f"{name} is {list(tensor.shape)}, and the plan keeps {list(expected)}")
+
+    def _check_rows(self, path: Path, whole: str, tensor: torch.Tensor) -> None:
+        """A fused weight has the rows of its parts and no others."""
+        rows = sum(self._shapes[part][0] for part, (name, _) in self._parts.items() if name == whole)
+        if len(tensor) != rows:
+            raise DamagedFile(path, f"{whole} has {len(tensor)} rows, and the plan keeps {rows}")
