@@ -32,16 +32,23 @@ def ask(
     questions: Sequence[tuple[str, Mapping[str, Any]]],
     *,
     context_tokens: int,
+    own_chat_template: bool = False,
     time_limit_s: float = TIME_LIMIT_S,
 ) -> list[Any]:
     """Open `path` in llama.cpp's server, with a cache in fp32, and return its answer to each question.
 
-    A question is an endpoint of the server (`completion`, `tokenize`) and the JSON that is posted there.
+    A question is an endpoint of the server (`completion`, `tokenize`) and the JSON that is posted there. The file's own
+    chat template is left unread unless it is asked for: none of these needs it.
 
     Raises:
         DamagedFile: llama.cpp does not open the file, fails at a question, crashes, or takes too long.
     """
-    request = {"path": str(path), "context_tokens": context_tokens, "questions": list(questions)}
+    request = {
+        "path": str(path),
+        "context_tokens": context_tokens,
+        "questions": list(questions),
+        "own_chat_template": own_chat_template,
+    }
     with tempfile.TemporaryFile() as complaints:
         # A session of its own: Ctrl-C on a terminal goes to us alone, and we end it.
         process = subprocess.Popen(
@@ -74,6 +81,15 @@ def ask(
         raise DamagedFile(path, f"llama.cpp cannot use it: {answer['failure']}")
     answers: list[Any] = answer["answers"]
     return answers
+
+
+def takes_chat_template(path: Path) -> bool:
+    """Whether llama.cpp's server starts with the chat template of a file that it opens without one."""
+    try:
+        ask(path, [], context_tokens=8, own_chat_template=True)
+    except DamagedFile:
+        return False
+    return True
 
 
 def _exchange(process: subprocess.Popen[bytes], request: bytes) -> bytes:

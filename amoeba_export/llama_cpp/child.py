@@ -31,7 +31,9 @@ def main() -> None:
     os._exit(0)  # tearing the server down may hang
 
 
-def _answers(path: str, context_tokens: int, questions: list[tuple[str, dict[str, Any]]]) -> list[Any]:
+def _answers(
+    path: str, context_tokens: int, questions: list[tuple[str, dict[str, Any]]], own_chat_template: bool
+) -> list[Any]:
     import xllamacpp
 
     settings = xllamacpp.CommonParams()
@@ -40,6 +42,9 @@ def _answers(path: str, context_tokens: int, questions: list[tuple[str, dict[str
     settings.n_parallel = 1
     settings.warmup = False
     settings.verbosity = -1
+    # Nothing here is a chat: one that llama.cpp cannot parse must not keep it from opening the file.
+    if not own_chat_template:
+        settings.chat_template = "chatml"
     settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     server = xllamacpp.Server(settings)  # on a free port of the loopback device

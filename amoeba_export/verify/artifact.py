@@ -130,7 +130,7 @@ def verify_artifact(folder: Path, supernet: Supernet, plan: SubnetPlan, *, progr
     if not formats:
         raise NotFound("A format to verify", folder, next_step=f"It should have one of: {', '.join(OPENERS)}.")
     if "gguf" in formats:
-        check_tokens(folder / "gguf", supernet.tokenizer_folder or supernet.folder)
+        check_tokens(folder / "gguf", supernet.tokenizer_folder or supernet.folder, progress=progress)
     prompts = _prompts(supernet)
     expected = ExpectedWeights(supernet, plan)
     with progress.track("Comparing with the masked supernet", 2 * len(formats) + 1) as advance:

@@ -9,15 +9,17 @@ import gguf
 from amoeba_export import llama_cpp
 from amoeba_export.errors import TokensDiffer
 from amoeba_export.gguf_file import open_gguf
+from amoeba_export.ir import SILENT, Progress
 from amoeba_export.llama_cpp.tokens import differences, hard_texts, questions
 from amoeba_export.model.loading import ONE_AT_A_TIME
 from amoeba_export.model.tokenizer import open_tokenizer
 
 
-def check_tokens(folder: Path, tokenizer_folder: Path) -> None:
+def check_tokens(folder: Path, tokenizer_folder: Path, *, progress: Progress = SILENT) -> None:
     """Compare `model.gguf` in `folder` with the tokenizer, on texts that tokenizers disagree about.
 
-    Without llama.cpp, or without a tokenizer in the file, there is nothing to compare.
+    Without llama.cpp, or without a tokenizer in the file, there is nothing to compare. A chat template that llama.cpp
+    cannot parse is told: the model is none the worse, and its server does not start with it.
 
     Raises:
         TokensDiffer: A text has other tokens.
@@ -39,3 +41,8 @@ def check_tokens(folder: Path, tokenizer_folder: Path) -> None:
     findings = differences(texts, llama_cpp.ask(path, questions(texts), context_tokens=64), encode)
     if findings:
         raise TokensDiffer(path, findings)
+    if "tokenizer.chat_template" in fields and not llama_cpp.takes_chat_template(path):
+        progress.warn(
+            "llama.cpp cannot parse this model's chat template: its server starts with --chat-template NAME, such as "
+            "chatml, or --no-jinja. All else of the GGUF file was checked."
+        )

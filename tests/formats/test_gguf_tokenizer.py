@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,17 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from amoeba_export import llama_cpp
+from amoeba_export.backends import Subject, measure_latency
 from amoeba_export.errors import NotRepresentable, TokensDiffer
 from amoeba_export.formats.gguf.splitting import leading_space, splitting_rule
 from amoeba_export.formats.gguf.tokenizer import _ends
-from amoeba_export.ir import SubnetPlan
+from amoeba_export.ir import Latency, SubnetPlan, Target, Workload
 from amoeba_export.load import load_supernet
 from amoeba_export.materialize import materialize_subnet
+from amoeba_export.verify import verify_artifact
 from amoeba_export.verify.gguf_tokens import check_tokens
-from tests.materialize.subnets import write
+from tests.formats.bpe import save_bpe
+from tests.materialize.subnets import open_supernet, write
 from tests.tiny import save_tiny
 
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -166,6 +170,54 @@ def test_llama_cpp_begins_and_ends_it_likewise(tokens: dict[str, Any], tmp_path:
     assert answer["tokens"] == theirs
 
 
+class Warned:
+    """A progress that keeps its warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def note(self, message: str) -> None:
+        """Not of interest."""
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+    @contextmanager
+    def track(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
+        yield lambda steps: None
+
+
+def test_a_chat_template_that_llama_cpp_cannot_parse_is_told_and_harms_nothing(tmp_path: Path) -> None:
+    """Verified and timed as any other: its server alone wants another template."""
+    pytest.importorskip("xllamacpp")
+    model = save_tiny(tmp_path / "model")
+    save_bpe(model)
+    (model / "chat_template.jinja").write_text("{% frobnicate messages %}", encoding="utf-8")
+    supernet = open_supernet(model)
+    plan = supernet.full_plan()
+    write(materialize_subnet(supernet, plan), tmp_path / "artifact" / "gguf", "gguf", "fp32")
+    said = Warned()
+    verify_artifact(tmp_path / "artifact", supernet, plan, progress=said)
+    assert [warning.partition(":")[0] for warning in said.warnings] == [
+        "llama.cpp cannot parse this model's chat template"
+    ]
+    subject = Subject(dense=supernet.architecture.uncut, artifact=tmp_path / "artifact", dtype="fp32")
+    target = Target(name="here", description="", backend="llamacpp", options={"threads": 1})
+    (result,) = measure_latency([subject], Workload(prompt_tokens=8, generate_tokens=8), target=target, rounds=1)
+    assert isinstance(result, Latency), result
+
+
+def test_a_chat_template_that_it_parses_is_not_mentioned(tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    model = save_tiny(tmp_path / "model")
+    save_bpe(model)
+    supernet = open_supernet(model)
+    folder = write(materialize_subnet(supernet, supernet.full_plan()), tmp_path / "gguf", "gguf", "fp32")
+    said = Warned()
+    check_tokens(folder, model, progress=said)
+    assert said.warnings == []
+
+
 def test_two_tokens_in_front_are_refused(tmp_path: Path) -> None:
     save_words(tmp_path)
     settings = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
@@ -186,7 +238,7 @@ def test_other_tokens_in_llama_cpp_are_an_error(tmp_path: Path, monkeypatch: pyt
     folder = written(tmp_path)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path / "model")
 
-    def ask(path: Path, questions: Sequence[tuple[str, Mapping[str, Any]]], *, context_tokens: int) -> list[Any]:
+    def ask(path: Path, questions: Sequence[tuple[str, Mapping[str, Any]]], **_: object) -> list[Any]:
         texts = [str(body["content"]) for _, body in questions]
         return [{"tokens": tokenizer(text).input_ids + [7] * text.count("don't")} for text in texts]
 

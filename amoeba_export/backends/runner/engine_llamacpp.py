@@ -57,6 +57,7 @@ class _Model:
         params.warmup = True
         params.fit_params = False
         params.verbosity = -1
+        params.chat_template = "chatml"  # nothing is a chat here, and the file's own may be beyond llama.cpp's parser
         self._server = xllamacpp.Server(params)
         self._prompt = [number % 64 + 3 for number in range(prompt)]
         self._before = self._prompt[: max(1, prompt - DECODE_TOKENS // 2)]
