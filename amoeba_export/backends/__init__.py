@@ -57,6 +57,15 @@ class Availability:
     next_step: str = ""
 
 
+def availability_of(ask: Callable[[], object]) -> Availability:
+    """Whether `ask`, which describes a device, gets an answer; if not, why."""
+    try:
+        ask()
+    except TargetError as error:
+        return Availability(ok=False, reason=error.what.rstrip("."), next_step=error.next_step or "")
+    return Availability(ok=True)
+
+
 class Backend(Protocol):
     """What a backend offers. A module, or an object in one.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -16,6 +16,7 @@ import numpy as np
 
 from amoeba_export.backends import ROUNDS, TIME_LIMIT_S, Availability, Subject
 from amoeba_export.backends.graphs import Prepare
+from amoeba_export.backends.runner.engines import advice_for
 from amoeba_export.backends.runner.supervise import ask, run_job
 from amoeba_export.backends.targets import Strict, parse_options
 from amoeba_export.errors import InputError, MeasurementFailed, TargetError, TargetUnavailable, UnsupportedError
@@ -143,8 +144,8 @@ def read_events(
     workload: Workload,
     *,
     target: Target,
-    advance: Any,
     progress: Progress,
+    advance: Callable[[int], None] = lambda steps: None,
 ) -> list[Latency | TargetError]:
     """The runner's events as one result per subject.
 
@@ -209,9 +210,8 @@ def read_events(
 
 
 def _failure(subject: Subject, target: Target, reason: str) -> MeasurementFailed:
-    return MeasurementFailed(
-        subject.label, target.name, reason, "Try a smaller model, another dtype, or a higher time limit."
-    )
+    advice = advice_for(reason) or "Try a smaller model, another dtype, or a higher time limit."
+    return MeasurementFailed(subject.label, target.name, reason, advice)
 
 
 def _impossible(event: Mapping[str, Any]) -> str | None:

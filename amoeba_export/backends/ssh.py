@@ -21,7 +21,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from amoeba_export.backends import ROUNDS, TIME_LIMIT_S, Availability, Subject, find_backend
+from amoeba_export.backends import ROUNDS, TIME_LIMIT_S, Availability, Subject, availability_of, find_backend
 from amoeba_export.backends.events import read_event, read_folder
 from amoeba_export.backends.runtime import DESCRIBE_LIMIT_S, Job, RuntimeBackend, read_events
 from amoeba_export.backends.targets import Strict, parse_options
@@ -93,11 +93,7 @@ options_model = Options
 
 def check(target: Target) -> Availability:
     """Connects, starts the runner there and asks its runtime."""
-    try:
-        _device(target)
-    except TargetError as error:
-        return Availability(ok=False, reason=error.what.rstrip("."), next_step=error.next_step or "")
-    return Availability(ok=True)
+    return availability_of(lambda: _device(target))
 
 
 def describe(target: Target) -> Mapping[str, str]:
@@ -121,9 +117,7 @@ def measure(
         progress.track(f"Measuring on {parse_options(target).host}", rounds * len(subjects)) as advance,
     ):
         events = asyncio.run(_run(target, job, progress, advance))
-        return read_events(
-            events, job, subjects, workload, target=target, advance=lambda steps: None, progress=progress
-        )
+        return read_events(events, job, subjects, workload, target=target, progress=progress)
 
 
 def _flow(target: Target) -> tuple[RuntimeBackend, Target]:

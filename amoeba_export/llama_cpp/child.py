@@ -14,6 +14,9 @@ import threading
 import urllib.request
 from typing import Any
 
+_OPEN: list[Any] = []
+"""Servers stay until the process ends: one that is torn down just after its start waits for ever."""
+
 
 def main() -> None:
     """Read one request from stdin, and write `{"answers": [...]}` or `{"failure": why}` to what was stdout."""
@@ -48,6 +51,7 @@ def _answers(
     settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     server = xllamacpp.Server(settings)  # on a free port of the loopback device
+    _OPEN.append(server)
     # Its Python calls answer with text, from which tokens that are no whole character are missing.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     answers = []

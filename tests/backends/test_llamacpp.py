@@ -152,6 +152,14 @@ def test_a_llama_bench_that_fails_is_its_subjects_error(
     assert reason in result.what
 
 
+def test_a_runtime_for_other_gpus_is_said_with_what_to_do(bench: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That a provider is listed says nothing: an inference has to be tried."""
+    monkeypatch.setenv("LLAMA_BENCH", "crash")
+    (result,) = measure_latency([FULL], SHORT, target=bench, rounds=1)
+    assert isinstance(result, TargetError)
+    assert str(result.next_step).startswith("The runtime was built for other GPUs than this one: build it for the")
+
+
 def test_a_llama_bench_that_is_not_there_is_said_with_the_way_to_get_it() -> None:
     target = dataclasses.replace(TARGET, options={"binary": "/nowhere/llama-bench"})
     with pytest.raises(TargetUnavailable, match="there is no program '/nowhere/llama-bench'") as caught:

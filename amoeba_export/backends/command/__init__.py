@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from amoeba_export.backends import ROUNDS, TIME_LIMIT_S, Availability, Subject
+from amoeba_export.backends import ROUNDS, TIME_LIMIT_S, Availability, Subject, availability_of
 from amoeba_export.backends.command.options import Options
 from amoeba_export.backends.command.process import Broke, run_words
 from amoeba_export.backends.command.template import PATHS, placeholders, spelled
@@ -36,11 +36,7 @@ options_model = Options
 
 def check(target: Target) -> Availability:
     """Whether the programs are there, and the commands that describe the device work."""
-    try:
-        describe(target)
-    except TargetUnavailable as error:
-        return Availability(ok=False, reason=error.what.rstrip("."), next_step=error.next_step or "")
-    return Availability(ok=True)
+    return availability_of(lambda: describe(target))
 
 
 def describe(target: Target) -> Mapping[str, str]:
@@ -118,9 +114,7 @@ def measure(
                     if problem:
                         progress.warn(problem)
         job = Job(content={"rounds": rounds}, errors=errors, folder=Path(scratch))
-        return read_events(
-            events, job, subjects, workload, target=target, advance=lambda steps: None, progress=progress
-        )
+        return read_events(events, job, subjects, workload, target=target, progress=progress)
 
 
 def _as_target_error(error: AmoebaError | OSError, subject: Subject) -> TargetError:

@@ -7,10 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from .device import physical_cores
-from .engines import Unavailable
+from .engines import Unavailable, advice_for
 
 ELEMENT_TYPES = {"tensor(float)": 1, "tensor(float16)": 10, "tensor(bfloat16)": 16}
 """ONNX's numbers of the types that a KV cache may have."""
+
+_ADD = bytes.fromhex(
+    "08083a350a0e0a01780a017812017922034164641201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a0808"
+    "0112040a02080142040a00100d"
+)
+"""An ONNX model that adds a number to itself: y [1] = x [1] + x."""
 
 
 def describe(options: Mapping[str, Any]) -> dict[str, str]:
@@ -26,12 +32,38 @@ def describe(options: Mapping[str, Any]) -> dict[str, str]:
             f"this onnxruntime has no {' and no '.join(missing)}, only {', '.join(available)}",
             "Install the build of onnxruntime that has it (onnxruntime-gpu for CUDA and TensorRT).",
         )
+    prove(onnxruntime, options["providers"][0])
     return {
         "runtime": f"onnxruntime {onnxruntime.__version__}",
         "provider": ", ".join(options["providers"]),
         "threads": str(options["threads"] or physical_cores()),
         "spinning": str(options["spinning"]).lower(),
     }
+
+
+def prove(onnxruntime: Any, provider: str) -> None:
+    """Add two numbers with `provider`: one is listed where it was compiled in, whether or not it runs here.
+
+    Raises:
+        Unavailable: It does not run, or another one stepped in.
+    """
+    if provider == "CPUExecutionProvider":
+        return
+    import numpy as np
+
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(_ADD, settings, providers=[provider])
+        used = session.get_providers()
+        if used[:1] == [provider]:
+            session.run(None, {"x": np.ones(1, np.float32)})
+            return
+        reason = f"onnxruntime lists {provider} and runs on {used[0]} in its place"
+    except Exception as error:  # whatever the provider's libraries raise
+        reason = f"onnxruntime lists {provider}, and an inference on it fails ({str(error).strip()[:300]})"
+    advice = "Install the libraries that it needs on the device (for CUDA: the CUDA and cuDNN of its release)."
+    raise Unavailable(reason, advice_for(reason) or advice)
 
 
 def in_main_memory(options: Mapping[str, Any]) -> bool:

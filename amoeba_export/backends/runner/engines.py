@@ -42,3 +42,13 @@ class Unavailable(Exception):
     def __init__(self, reason: str, next_step: str) -> None:
         super().__init__(reason)
         self.next_step = next_step
+
+
+def advice_for(reason: str) -> str | None:
+    """What to do about a runtime's complaint that is known; None for another one."""
+    if any(words in reason for words in ("no kernel image is available", "cudaErrorNoKernelImageForDevice")):
+        return (
+            "The runtime was built for other GPUs than this one: build it for the architecture of the device (87 is "
+            "Orin, 110 Thor, 89 an RTX 4090), or install the wheel that its vendor has for the device."
+        )
+    return None
