@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amoeba_export.application.request import Settings
 from amoeba_export.application.session import Session
 from amoeba_export.artifact import PLAN_NAME, Staging
 from amoeba_export.backends.targets import graph_options
@@ -38,7 +37,7 @@ class Assembler:
         self.staging.clear()
         dtypes = container_dtypes(session, plan)
         subnet, folder = materialize_subnet(session.supernet, plan), self.staging.folder
-        options = _spelling(session.settings, dtypes)
+        options = _spelling(session, dtypes)
         self.cut(session.supernet, Cut(subnet=subnet, folder=folder, dtypes=dtypes, options=options), session.progress)
         write_plan(plan, folder)
         return folder
@@ -62,11 +61,15 @@ def check_containers(session: Session) -> Session:
     return session
 
 
-def _spelling(settings: Settings, dtypes: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Settings of the formats that the runtime of the target wants."""
-    if settings.target is None or "onnx" not in dtypes:
-        return {}
-    return {"onnx": graph_options(settings.target, dtypes["onnx"])}
+def _spelling(session: Session, dtypes: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Settings of the formats that the runtime of the target wants, and the integers that were chosen for one."""
+    options: dict[str, dict[str, Any]] = {}
+    if session.settings.target is not None and "onnx" in dtypes:
+        options["onnx"] = graph_options(session.settings.target, dtypes["onnx"])
+    held = session.rounded
+    if held is not None and dtypes.get(held.format) == held.dtype:
+        options[held.format] = {**options.get(held.format, {}), "rounded": held.tensors}
+    return options
 
 
 def write_plan(plan: SubnetPlan, folder: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from amoeba_export.application.fit import Fitted
 from amoeba_export.application.problem import rounded, whole_quality
 from amoeba_export.application.request import Settings
+from amoeba_export.application.rounded import rounded_input
 from amoeba_export.application.session import Session
 from amoeba_export.application.wholes import Whole
 from amoeba_export.application.worth import quality_figures
@@ -38,7 +39,7 @@ def make_manifest(fitted: Fitted, report: VerifyReport) -> Manifest:
         reference=reference_records(session, fitted.wholes),
         refit=_refit(session, fitted.plan),
         verification=verification_record(report),
-        inputs=supernet.inputs,
+        inputs=(*supernet.inputs, *([rounded_input(session.rounded)] if session.rounded else [])),
         tool=tool_versions(),
         dims=dims_of(supernet),
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from amoeba_export.application.assemble import Assembler, Cutter, check_containers, container_dtypes, cut_alone
 from amoeba_export.application.choose import Chooser
 from amoeba_export.application.costs import is_measured
-from amoeba_export.application.fit import Fitted, fit_budget, fit_plan
+from amoeba_export.application.fit import Build, Fitted, fit_budget, fit_plan
 from amoeba_export.application.frontier import frontier_of, listed
 from amoeba_export.application.goal import check_quality, fit_pick, fit_quality
 from amoeba_export.application.manifest import make_manifest, reference_records
@@ -16,6 +16,7 @@ from amoeba_export.application.picks import make_frontier, pick, pick_quality
 from amoeba_export.application.recovery import recovered
 from amoeba_export.application.refits import with_named_refit
 from amoeba_export.application.request import ExportRequest, Settings, resolve
+from amoeba_export.application.rounded import with_rounding
 from amoeba_export.application.selection import given_plan, with_strategy
 from amoeba_export.application.session import open_session
 from amoeba_export.application.sweep import sweep
@@ -111,8 +112,11 @@ def export(
             session = with_strategy(session)
             session, plan = with_named_refit(session, given_plan(session))
             fitted = recovered(fit_plan(session, plan, build), build)
+        fitted = _rounded(fitted, build)
         session = fitted.session
-        report = verify_artifact(staging.folder, session.supernet, fitted.plan, progress=progress)
+        report = verify_artifact(
+            staging.folder, session.supernet, fitted.plan, rounded=session.rounded, progress=progress
+        )
         manifest = make_manifest(fitted, report)
         if replay is not None:
             manifest = replace(manifest, latency=replay.latency, quality=replay.quality, reference=replay.reference)
@@ -166,6 +170,15 @@ def resolve_settings(request: ExportRequest, progress: Progress, *, needs_limit:
             f"Latencies of '{settings.target.name}' are estimates ({settings.target.backend}): no device is asked."
         )
     return settings
+
+
+def _rounded(fitted: Fitted, build: Build) -> Fitted:
+    """`fitted` with integers chosen with data where its precision has some: written again, and as fast as before."""
+    session = with_rounding(fitted.session, fitted.plan)
+    if session.rounded is None:
+        return fitted
+    build(session, fitted.plan)
+    return replace(fitted, session=session)
 
 
 def _looked_at(fitted: Fitted) -> Frontier:

@@ -16,6 +16,7 @@ from amoeba_export.errors import NotAsWritten
 from amoeba_export.formats import FORMATS
 from amoeba_export.ir import SILENT, Progress, SubnetPlan, Supernet, validate
 from amoeba_export.ir.dtype import SOURCE, float_name, written_as
+from amoeba_export.ir.rounded import RoundedWeights
 from amoeba_export.model.foreign_code import refuse_foreign_code
 from amoeba_export.verify import VerifyReport, sidecar_problems, verify_artifact
 
@@ -53,7 +54,13 @@ def check_story(folder: Path, manifest: Manifest) -> SubnetPlan:
 
 
 def recheck(
-    folder: Path, manifest: Manifest, plan: SubnetPlan, supernet: Supernet, *, progress: Progress = SILENT
+    folder: Path,
+    manifest: Manifest,
+    plan: SubnetPlan,
+    supernet: Supernet,
+    *,
+    rounded: RoundedWeights | None = None,
+    progress: Progress = SILENT,
 ) -> VerifyReport:
     """Compare what is in an artifact with the supernet that it was cut from.
 
@@ -62,6 +69,7 @@ def recheck(
         manifest: Its manifest.
         plan: Its plan, from `check_story`.
         supernet: By content that of the manifest, with its adapters and the strategy.
+        rounded: The integers that the manifest names, if it names some.
         progress: Told what is being compared.
 
     Raises:
@@ -79,7 +87,7 @@ def recheck(
             problems += [f"{name}/{problem}" for problem in sidecar_problems(folder / name, supernet)]
     if problems:
         raise NotAsWritten(folder, problems)
-    report = verify_artifact(folder, supernet, plan, progress=progress)
+    report = verify_artifact(folder, supernet, plan, rounded=rounded, progress=progress)
     for found in report.formats:
         format_ = FORMATS[found.format]
         expected = manifest.dtype if manifest.dtype in format_.dtypes else format_.default_dtype

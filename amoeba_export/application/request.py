@@ -40,7 +40,9 @@ class ExportRequest:
         refit: `off`, `fast`, `full`, or the file that a given plan names.
         heal: How long to distil what was refitted from the full model, such as `20m` or `2Mtok`.
         pick: Number of a choice on the frontier that `amoeba frontier` shows for the same settings.
-        calibration_data: Texts of the user's own domain, for half of the tokens of a refit.
+        calibration_data: Texts of the user's own domain, for half of the tokens of a refit and of rounding.
+        rounding: `data` to choose 4-bit integers with data, which is done where it can be when nothing is said, or
+            `nearest`.
     """
 
     model: str = "demo"
@@ -61,6 +63,7 @@ class ExportRequest:
     refit: str | None = None
     heal: str | None = None
     calibration_data: tuple[Path, ...] = ()
+    rounding: str | None = None
     adapters: tuple[Path, ...] = ()
     shape: str | None = None
     plan: Path | None = None
@@ -240,6 +243,7 @@ def _bad_values(request: ExportRequest, metric: str) -> list[AmoebaError]:
     problems: list[AmoebaError] = []
     names = [("metric", metric, get_args(Metric)), ("policy", request.policy, get_args(Policy))]
     names += [("format", name, tuple(FORMATS)) for name in request.formats or ()]
+    names += [("rounding", request.rounding, ROUNDINGS)] if request.rounding else []
     names += [("dtype", request.dtype, (*DTYPE_NAMES, AUTO))] if request.dtype else []
     problems += [UnknownName(kind, name, known) for kind, name, known in names if name not in known]
     try:
@@ -289,6 +293,8 @@ _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _TOKENS = {"tok": 1, "ktok": 1000, "Mtok": 1_000_000}
 MOST_TOKENS = 1_000_000_000
 """Where only the time is limited."""
+
+ROUNDINGS = ("data", "nearest")
 
 DEFAULT_REFIT = "full"
 """What a cut gets when nothing is said."""

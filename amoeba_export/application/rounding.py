@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from amoeba_export.application.rounded import with_rounding
 from amoeba_export.application.session import Session
 from amoeba_export.artifact import sha256_file
 from amoeba_export.backends.targets import graph_options
@@ -56,6 +57,7 @@ def measure_rounding(session: Session) -> Rounding:
     loss = _kept(session, None, lambda: _unrounded_loss(session, windows)) if windows else None
     if session.dtype == "fp32":
         return Rounding(rise=0.0, loss=loss)
+    session = with_rounding(session, session.supernet.full_plan())
     rise = _kept(session, session.dtype, lambda: _rise(session, windows, loss))
     return Rounding(rise=max(0.0, rise), loss=loss)
 
@@ -68,6 +70,7 @@ def _kept(session: Session, dtype: str | None, measure: Callable[[], float]) -> 
         "text": [sha256_file(data_dir("calibration") / TEXT), WINDOW, MOST_WINDOWS],
         "format": session.settings.formats[0] if dtype else None,
         "dtype": dtype,
+        "rounded": session.rounded.identity if dtype and session.rounded else None,
         "options": _options(session) if dtype else {},
     }
     found = session.cache.get(ROUNDING, facts, progress=session.progress)
@@ -88,8 +91,11 @@ def _rise(session: Session, windows: Sequence[Sequence[int]], loss: float | None
     with tempfile.TemporaryDirectory(prefix="amoeba-") as scratch:
         folder = Path(scratch)
         subnet = materialize_subnet(supernet, plan)
-        write_formats(subnet, folder, {container: dtype}, options=_options(session), progress=session.progress)
-        report = verify_artifact(folder, supernet, plan, progress=session.progress)
+        options = _options(session)
+        if session.rounded is not None and session.rounded.format == container:
+            options = {container: {**options.get(container, {}), "rounded": session.rounded.tensors}}
+        write_formats(subnet, folder, {container: dtype}, options=options, progress=session.progress)
+        report = verify_artifact(folder, supernet, plan, rounded=session.rounded, progress=session.progress)
         if loss is None:
             return max(one.distance.mean_kl for one in report.formats)
         opened = OPENERS[container](folder / container)

@@ -7,17 +7,23 @@ from dataclasses import dataclass, field, replace
 from amoeba_export.application.request import Settings
 from amoeba_export.cache import Cache
 from amoeba_export.ir import SILENT, Architecture, DenseArchitecture, Progress, Strategy, Supernet, Target
+from amoeba_export.ir.rounded import RoundedWeights
 from amoeba_export.load import load_supernet
 
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """Made once per export by `open_session`; a stage that settles something gives back a copy that says so."""
+    """Made once per export by `open_session`; a stage that settles something gives back a copy that says so.
+
+    Attributes:
+        rounded: Integers that were chosen with data, for the plan that is written next.
+    """
 
     settings: Settings
     supernet: Supernet
     cache: Cache = field(default_factory=Cache)
     progress: Progress = SILENT
+    rounded: RoundedWeights | None = None
 
     @property
     def architecture(self) -> Architecture:

@@ -9,6 +9,7 @@ from pathlib import Path
 from amoeba_export.application.manifest import verification_record
 from amoeba_export.application.recheck import check_story, recheck
 from amoeba_export.application.refits import holding_refit
+from amoeba_export.application.rounded import holding_rounded
 from amoeba_export.application.selection import STRATEGY_NAME
 from amoeba_export.artifact import Manifest, VerificationRecord, sha256_file, verify_checksums
 from amoeba_export.cache import Cache
@@ -44,6 +45,7 @@ def verify(
     strategy: Path | None = None,
     adapters: tuple[Path, ...] = (),
     refit: Path | None = None,
+    rounding: Path | None = None,
     checksums_only: bool = False,
     progress: Progress = SILENT,
 ) -> Verified:
@@ -57,6 +59,7 @@ def verify(
         strategy: The strategy that it was cut by; None for the cached one.
         adapters: Those that it was cut with; empty for what lies where the manifest's names say.
         refit: The refit that it was made with; None for the cached one.
+        rounding: The rounded weights that it was made with; None for the cached ones.
         checksums_only: Only compare the files with the manifest and the provenance statement; needs no supernet.
         progress: Told what is being compared.
 
@@ -82,7 +85,9 @@ def verify(
     if differences := _differences(manifest, supernet):
         raise OtherInputs(artifact, differences)
     supernet = holding_refit(supernet, plan, refit, Cache(), progress=progress)
-    record = verification_record(recheck(artifact, manifest, plan, supernet, progress=progress))
+    rounded = holding_rounded(manifest, plan, rounding, Cache(), progress=progress)
+    report = recheck(artifact, manifest, plan, supernet, rounded=rounded, progress=progress)
+    record = verification_record(report)
     return Verified(artifact=artifact, manifest=manifest, plan=plan, verification=record)
 
 

@@ -44,6 +44,7 @@ _WRITING = Algorithm(name="writing", version=2)
 """The format writers: graphs, quantization, equalization."""
 _COMPARING = Algorithm(name="comparing", version=2)
 _REFITTING = Algorithm(name="refitting", version=1)
+_CHOOSING_INTEGERS = Algorithm(name="choosing integers", version=1)
 _MEASURING = Algorithm(name="measuring", version=2)
 _REFINING = Algorithm(name="refining", version=1)
 
@@ -83,6 +84,12 @@ RECOVERIES = Kind(name="recoveries", made_by=(_REFITTING,))
 PACES = Kind(name="paces", made_by=(Algorithm(name="pacing", version=1),))
 """How long some work took the last time."""
 
+ROUNDED = Kind(name="rounded", made_by=(_CHOOSING_INTEGERS, _WRITING), is_large=True)
+"""Integers chosen with data, by the sha256 of the file."""
+
+ROUNDINGS = Kind(name="roundings", made_by=(_CHOOSING_INTEGERS, _WRITING))
+"""Which integers came of a model, a plan, a dtype, a recipe and a seed."""
+
 KINDS = (
     DIGESTS,
     MODELS,
@@ -96,4 +103,6 @@ KINDS = (
     REFITS,
     RECOVERIES,
     PACES,
+    ROUNDED,
+    ROUNDINGS,
 )

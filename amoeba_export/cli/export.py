@@ -31,6 +31,7 @@ from amoeba_export.cli.options import (
     QualityLoss,
     RecipeName,
     RefitName,
+    RoundingName,
     SearchedDtype,
     Seed,
     StrategyFile,
@@ -65,6 +66,7 @@ def export(
     refit: RefitName = None,
     heal: HealFor = None,
     calibration_data: CalibrationData = None,
+    rounding: RoundingName = None,
     adapter: Adapters = None,
     shape: Annotated[
         str | None,
@@ -139,6 +141,7 @@ def export(
         refit=refit,
         heal=heal,
         calibration_data=tuple(calibration_data or ()),
+        rounding=rounding,
         adapters=tuple(adapter or ()),
         shape=shape,
         plan=plan,

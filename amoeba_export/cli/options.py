@@ -100,6 +100,15 @@ RefitName = Annotated[
         rich_help_panel="Quality",
     ),
 ]
+RoundingName = Annotated[
+    str | None,
+    typer.Option(
+        "--rounding",
+        metavar="data|nearest",
+        help="How 4-bit integers are chosen in ONNX. Left out: with data, where the model has a tokenizer.",
+        rich_help_panel="Quality",
+    ),
+]
 HealFor = Annotated[
     str | None,
     typer.Option(

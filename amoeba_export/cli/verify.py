@@ -26,6 +26,12 @@ def verify(
         Path | None,
         typer.Option("--refit", metavar="F", help="The refit that it was made with, if it is not in the cache."),
     ] = None,
+    rounding: Annotated[
+        Path | None,
+        typer.Option(
+            "--rounding", metavar="F", help="The rounded weights that it was made with, if they are not in the cache."
+        ),
+    ] = None,
     checksums_only: Annotated[
         bool,
         typer.Option(
@@ -47,6 +53,7 @@ def verify(
         strategy=strategy,
         adapters=tuple(adapter or ()),
         refit=refit,
+        rounding=rounding,
         checksums_only=checksums_only,
         progress=Talk(),
     )

@@ -10,8 +10,8 @@ So columns are multiplied by factors, and what makes their inputs is divided by 
 
 The idea is cross-layer equalization (Nagel et al., 2019, arXiv:1906.04721), with exponents that differ by matrix as in
 AWQ (Lin et al., 2023, arXiv:2306.00978), but from weights alone: no data is needed. Not applied to o, which loses
-little as it is, nor to lm_head, which shares its matrix with the embedding, nor to columns of a matrix that is rounded
-already and would be rounded a second time (`formats/grid.py`).
+little as it is, nor to lm_head, which shares its matrix with the embedding, nor to a matrix that is rounded already,
+which would be rounded a second time (`formats/grid.py`).
 
 `python -m benchmarks.equalize` prints what each group loses without and with factors.
 
@@ -120,9 +120,10 @@ def _mlp(layer: str, is_kept: _IsKept, *, biased: bool) -> _Group:
 
     def scale(held: _Weights) -> Iterator[_Named]:
         gain_D = held[norm].float()
-        factor_D = _factors(-0.75 * _levels(held[up]) - 0.5 * _levels(held[gate]))
         if any(is_kept(held[name]) for name in (gate, up)):
-            factor_D = torch.ones_like(factor_D)
+            yield from held.items()
+            return
+        factor_D = _factors(-0.75 * _levels(held[up]) - 0.5 * _levels(held[gate]))
         # A row of up with its gain says how large what it makes is likely to be.
         made_F = _levels(held[up].float() * gain_D, dim=1)
         factor_F = _factors(0.5 * made_F - _levels(held[down]))

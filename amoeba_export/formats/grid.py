@@ -56,17 +56,17 @@ def offset_grids(blocks: _Floats, bits: int) -> Grids:
 
 
 def lies_on_grid(w_OI: _Floats, *, block_size: int, bits: int, has_offsets: bool) -> bool:
-    """Whether a matrix is one that was rounded already, in blocks such as these. Some of its rows are looked at."""
-    rows, columns = w_OI.shape
-    if columns % block_size:
-        return False
-    some = np.ascontiguousarray(w_OI[:: -(-rows // _SAMPLE_ROWS)], np.float32).reshape(
-        -1, columns // block_size, block_size
-    )
-    used = some.any(-1)
+    """Whether a matrix is one that was rounded already, in blocks such as these.
+
+    Some of its rows are looked at, and a last block that is short is not.
+    """
+    rows, whole = len(w_OI), w_OI.shape[1] // block_size * block_size
+    some = np.ascontiguousarray(w_OI[:: -(-rows // _SAMPLE_ROWS), :whole], np.float32)
+    blocks = some.reshape(len(some), -1, block_size)
+    used = blocks.any(-1)
     if not used.any():
         return False
-    grids = (offset_grids if has_offsets else symmetric_grids)(some, bits)
+    grids = (offset_grids if has_offsets else symmetric_grids)(blocks, bits)
     return bool(grids.fits[used].mean() >= MOST)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 
-_INTEGERS = {"torch.int32": "I32", "torch.int64": "I64"}
+_INTEGERS = {"torch.uint8": "U8", "torch.int32": "I32", "torch.int64": "I64"}
 
 
 def safetensors_header(

@@ -72,7 +72,7 @@ class Adapter(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputId:
-    """One input of an artifact, by content: `role` is `model`, `strategy`, `adapter`, `quality`, `plan` or `target`."""
+    """One input of an artifact, by content: `role` is `model`, `adapter`, `strategy`, `refit`, `rounding` and so on."""
 
     role: str
     id: str

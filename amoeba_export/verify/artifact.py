@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from amoeba_export.errors import AmoebaError, NotFound, NotRunnable, NumbersDiffer
 from amoeba_export.ir import SILENT, Progress, SubnetPlan, Supernet
+from amoeba_export.ir.rounded import RoundedWeights
 from amoeba_export.model.loading import ONE_AT_A_TIME
 from amoeba_export.model.tokenizer import open_tokenizer
 from amoeba_export.verify.expected import ExpectedWeights
@@ -102,7 +103,14 @@ class VerifyReport:
         }
 
 
-def verify_artifact(folder: Path, supernet: Supernet, plan: SubnetPlan, *, progress: Progress = SILENT) -> VerifyReport:
+def verify_artifact(
+    folder: Path,
+    supernet: Supernet,
+    plan: SubnetPlan,
+    *,
+    rounded: RoundedWeights | None = None,
+    progress: Progress = SILENT,
+) -> VerifyReport:
     """Open every format of an artifact from disk and compare it with the masked supernet.
 
     Every stored weight is compared with what it must be, within the rounding of its own storage (`weights.py`). Then
@@ -116,6 +124,7 @@ def verify_artifact(folder: Path, supernet: Supernet, plan: SubnetPlan, *, progr
         folder: The artifact: a folder of folders named after formats.
         supernet: What it was cut from, with the adapters and the strategy that it was cut with.
         plan: What was cut.
+        rounded: What its format must have, where integers were chosen with data.
         progress: Told what is being compared.
 
     Raises:
@@ -138,9 +147,11 @@ def verify_artifact(folder: Path, supernet: Supernet, plan: SubnetPlan, *, progr
         for name in formats:
             with _running(folder / name):
                 stored = STORED[name](folder / name, expected.wanted)
-                dtypes = check_weights(folder / name, stored, expected)
+                tensors = rounded.tensors if rounded is not None and rounded.format == name else None
+                wanted = ExpectedWeights(supernet, plan, rounded=tensors)
+                dtypes = check_weights(folder / name, stored, wanted)
                 opened = open_format(name, folder)
-                check_storage(folder / name, dtypes, opened, expected)
+                check_storage(folder / name, dtypes, opened, wanted)
                 subjects.append(_Subject(name, folder / name, stored, opened, ask(opened, prompts, NUM_GREEDY)))
             advance(1)
         reference = reference_of(supernet, plan, prompts, {subject.answer.tokens for subject in subjects})

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from amoeba_export.ir import Axis, LayerPlan, SubnetPlan, Supernet, TensorTemplate
+from amoeba_export.ir import Axis, LayerPlan, SubnetPlan, Supernet, TensorSource, TensorTemplate
 from amoeba_export.verify.masked import Unmerged
 from amoeba_export.verify.stored.tensor import Wanted
 
@@ -35,10 +35,16 @@ class Expected:
 
 
 class ExpectedWeights:
-    """The weights that the file of a plan must have, one at a time."""
+    """The weights that the file of a plan must have, one at a time.
 
-    def __init__(self, supernet: Supernet, plan: SubnetPlan) -> None:
-        self._supernet, self._plan = supernet, plan
+    Args:
+        supernet: What it was cut from.
+        plan: What was cut.
+        rounded: Weights that a format has in place of those, because its integers were chosen with data.
+    """
+
+    def __init__(self, supernet: Supernet, plan: SubnetPlan, *, rounded: TensorSource | None = None) -> None:
+        self._supernet, self._plan, self._rounded = supernet, plan, rounded
         self._places = dict(self._walk())
         self.shapes: dict[str, tuple[int, ...]] = {
             name: shape for name in self._places if 0 not in (shape := self._shape(name))
@@ -52,6 +58,8 @@ class ExpectedWeights:
 
     def read(self, name: str) -> Expected:
         """One of `shapes`."""
+        if self._rounded is not None and name in self._rounded.names():
+            return Expected(self._rounded.read(name), 0.0)
         refit = self._supernet.refit_of(self._plan)
         if refit is not None and name in refit.tensors.names():
             return Expected(refit.tensors.read(name).float(), 0.0)

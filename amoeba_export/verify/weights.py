@@ -41,8 +41,8 @@ _STEP_SLACK = 1e-3
 """Of a step: what computing the scale in another order does to values half-way between two integers."""
 
 _WIDEST_STEP = 1.02
-"""A step is at most the largest value of its block over the largest integer, by so much: a file may not choose a step
-that hides what it rounds away."""
+"""The widest step that is believed is the largest value of a block over the largest integer, by so much: a file may not
+choose a step that hides what it rounds away."""
 
 _RECORDED_STEPS = 4.0
 """Integers that were not rounded to nearest (a later column makes up for an earlier one) stay within so many steps."""
@@ -140,6 +140,7 @@ def deviation(found: Stored, expected: Expected, *, recorded: bool = False) -> s
         recorded: Whether integers were chosen by another rule than rounding to nearest.
     """
     values, wanted = found.values, expected.values
+    too_wide: torch.Tensor | None = None
     if values.shape != wanted.shape:
         return f"is {list(values.shape)}, not {list(wanted.shape)}"
     if found.searched is not None:
@@ -154,18 +155,26 @@ def deviation(found: Stored, expected: Expected, *, recorded: bool = False) -> s
         steps = found.steps.abs().repeat_interleave(found.block, dim=1)[:, : values.shape[1]]
         tiny = largest * SMALLEST["fp16"] * 2 if found.half_steps else 1e-37
         widest = _block_maximum(wanted, found.block) * (_WIDEST_STEP / (largest - 1)) + tiny
-        if not recorded and bool(((found.steps.abs() > widest) & (widest > tiny)).any()):
-            return f"has steps of up to {float((found.steps.abs() / widest).max()):.3g} times what its values need"
+        too_wide = (found.steps.abs() > widest) & (widest > tiny)
         integers = (values / steps.where(steps > 0, 1.0)).abs()
         inexact = HALF_ULP["fp16"] if found.half_steps else 0.0
         # The integers are -8 to 7 and the like: the largest positive value may lack a whole step.
         beyond = (integers > largest - 1.5) & (wanted.abs() > values.abs()) & (wanted.sign() == values.sign())
         share = torch.full_like(steps, _RECORDED_STEPS) if recorded else beyond * 0.5 + (0.5 + _STEP_SLACK)
-        limit = (share + integers * inexact) * steps + tiny + expected.slack
+        # Values that lie on a grid of few levels have wide steps, and are then as near as on steps that they need.
+        needed = (
+            steps if recorded else torch.minimum(steps, widest.repeat_interleave(found.block, 1)[:, : steps.shape[1]])
+        )
+        limit = share * needed + integers * inexact * steps + tiny + expected.slack
     off = (values - wanted).abs()
     wrong = ~(off <= limit)  # a NaN is
     if not bool(wrong.any()):
         return None
+    if too_wide is not None and not recorded and bool((too_wide & _any_of_block(wrong, found.block)).any()):
+        assert found.steps is not None
+        return (
+            f"has steps of up to {float((found.steps.abs() / widest)[too_wide].max()):.3g} times what its values need"
+        )
     rows = int(wrong.flatten(1).any(1).sum()) if wrong.dim() > 1 else int(wrong.sum())
     what = "rows" if wrong.dim() > 1 else "values"
     return f"differs in {rows} of {len(wrong)} {what}, by up to {float(off[wrong].max()):.3g}"
@@ -174,6 +183,11 @@ def deviation(found: Stored, expected: Expected, *, recorded: bool = False) -> s
 def _block_maximum(values: torch.Tensor, block: int) -> torch.Tensor:
     padded = torch.nn.functional.pad(values.abs(), (0, -values.shape[1] % block))
     return padded.reshape(len(values), -1, block).amax(-1)
+
+
+def _any_of_block(flags: torch.Tensor, block: int) -> torch.Tensor:
+    padded = torch.nn.functional.pad(flags, (0, -flags.shape[1] % block))
+    return padded.reshape(len(flags), -1, block).any(-1)
 
 
 def _norms_first(names: set[str]) -> Iterator[str]:

@@ -21,8 +21,8 @@ EXPORT_AND_SEARCH = (
 SURFACE = {
     "amoeba": "--version --debug --install-completion --show-completion",
     "amoeba export": (
-        f"{EXPORT_AND_SEARCH} --refit --heal --calibration-data --shape --plan --pick --require-measured --out --force "
-        "--dry-run"
+        f"{EXPORT_AND_SEARCH} --refit --heal --calibration-data --rounding --shape --plan --pick --require-measured "
+        "--out --force --dry-run"
     ),
     "amoeba search": f"{EXPORT_AND_SEARCH} --refit --calibration-data",
     "amoeba frontier": f"{EXPORT_AND_SEARCH} --refit --calibration-data --measure",
@@ -49,7 +49,7 @@ SURFACE = {
         "ARTIFACT... --target --prompt --generate --batch --rounds --baseline --metric --fail-if-slower --plot --json"
     ),
     "amoeba inspect": "FILE|DIR --html --json",
-    "amoeba verify": "ARTIFACT --model --strategy --adapter --refit --checksums-only --json",
+    "amoeba verify": "ARTIFACT --model --strategy --adapter --refit --rounding --checksums-only --json",
     "amoeba import": "UPSTREAM.npy MODEL --out --json",
     "amoeba targets": "",
     "amoeba targets list": "--json",

@@ -40,6 +40,15 @@ def test_a_file_does_not_choose_steps_that_hide_what_they_lose() -> None:
     assert found(rounded(BLOCK, torch.tensor([[1.0], [3.0]]))) == "has steps of up to 5.15 times what its values need"
 
 
+def test_values_on_a_grid_of_few_levels_may_have_its_steps() -> None:
+    """A source that was rounded before, whose block uses few of the integers."""
+    values = torch.tensor([[-2.0, 3.0, 1.0, 0.0]])
+    stored = Stored(values=values.clone(), dtype="int4", steps=torch.ones(1, 1), block=4)
+    assert found(stored, values) is None
+    near = torch.tensor([[-2.0, 3.0, 1.3, 0.0]])
+    assert found(stored, near) == "has steps of up to 2.29 times what its values need"
+
+
 def test_the_largest_positive_value_may_lack_a_step() -> None:
     values = torch.tensor([[-8.0, 8.0, 1.0, 0.0]])
     stored = rounded(values, torch.ones(1, 1))

@@ -20,7 +20,7 @@ from amoeba_export.formats.onnx.turns import turned_by
 from amoeba_export.formats.onnx.writer import DIALECTS, OnnxWriter, Spelling, spelled_dialect
 from amoeba_export.formats.sidecars import copy_generation_config, copy_license, copy_tokenizer
 from amoeba_export.formats.sizes import WeightBytes, sum_bytes
-from amoeba_export.ir import Architecture, ContainerLimits, DenseArchitecture, Subnet
+from amoeba_export.ir import Architecture, ContainerLimits, DenseArchitecture, Subnet, TensorSource
 from amoeba_export.ir.dtype import DTYPES
 from amoeba_export.ir.family import FEATURES, Feature
 from amoeba_export.load.family_file import read_family
@@ -101,6 +101,7 @@ def open_writer(
     dtype: str = default_dtype,
     dialect: str = "ort",
     last_logits: bool = False,
+    rounded: TensorSource | None = None,
 ) -> OnnxWriter:
     """Write everything but weights and graph, reserve the space of the weights, and return the writer that takes them.
 
@@ -111,6 +112,7 @@ def open_writer(
         dialect: `ort` for onnxruntime (CPU, CUDA), `standard` for everything else. A model whose heads onnxruntime's
             attention does not take is written in `standard`, which onnxruntime runs too.
         last_logits: Compute the logits of the last position only: `logits` is [batch, 1, vocab].
+        rounded: Weights that are written in place of those given: on grids that `dtype` holds, and keeps.
 
     Raises:
         NotRepresentable: As `check`; or from `accept`, when a weight is too large for fp16.
@@ -119,7 +121,7 @@ def open_writer(
     dense = subnet.architecture
     check(dense, dtype=dtype, dialect=dialect)
     spelling = Spelling(dtype=dtype, dialect=spelled_dialect(dense, dialect), last_logits=last_logits)
-    writer = OnnxWriter(dense, subnet.family, folder, spelling)
+    writer = OnnxWriter(dense, subnet.family, folder, spelling, rounded=rounded)
     _write_json(graph_config(subnet, dtype=DTYPES[dtype].torch_name), folder / "config.json")
     if dialect == "ort":
         _write_json(genai_config(dense, subnet.source_folder), folder / "genai_config.json")

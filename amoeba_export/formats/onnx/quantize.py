@@ -26,6 +26,9 @@ from amoeba_export.formats.onnx.precision import Blockwise
 _ROOM = 14.5
 """Levels that a block's values are spread over, of 15: the rest is for the error of its offset."""
 
+_FEW = 16
+"""A last block of fewer weights may be on some grid by chance, and is rounded like any other."""
+
 _Floats = npt.NDArray[np.float32]
 _Bytes = npt.NDArray[np.uint8]
 
@@ -69,7 +72,8 @@ def _symmetric(w_OI: _Floats, blocks_OBS: _Floats, encoding: Blockwise) -> Quant
     scales = scales.reshape(len(w_OI), -1)
     grids = symmetric_grids(blocks_OBS, encoding.bits)
     kept = grids.fits & blocks_OBS.any(-1)
-    kept[:, w_OI.shape[1] // encoding.block_size :] = False  # a short block is on some grid by chance
+    if w_OI.shape[1] % encoding.block_size < _FEW:
+        kept[:, w_OI.shape[1] // encoding.block_size :] = False
     if kept.any():
         codes = np.rint(blocks_OBS[kept] / grids.steps[kept][:, None]) + 2 ** (encoding.bits - 1)
         packed[kept] = _pack(codes.astype(np.uint8), encoding.bits)

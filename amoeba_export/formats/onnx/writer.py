@@ -22,7 +22,7 @@ from amoeba_export.formats.onnx.quantize import is_rounded
 from amoeba_export.formats.onnx.random_weights import fill_random
 from amoeba_export.formats.onnx.standard import StandardDialect
 from amoeba_export.formats.onnx.weights import WeightStore
-from amoeba_export.ir import DenseArchitecture, Family
+from amoeba_export.ir import DenseArchitecture, Family, TensorSource
 
 if TYPE_CHECKING:
     import onnx
@@ -55,8 +55,17 @@ class Spelling:
 class OnnxWriter:
     """A model being written. Weights go straight to their place in the data file; `model.onnx` is written last."""
 
-    def __init__(self, dense: DenseArchitecture, family: Family, folder: Path, spelling: Spelling) -> None:
+    def __init__(
+        self,
+        dense: DenseArchitecture,
+        family: Family,
+        folder: Path,
+        spelling: Spelling,
+        *,
+        rounded: TensorSource | None = None,
+    ) -> None:
         self._folder = folder
+        self._rounded = rounded
         self._graph, self._store = _record(dense, Names(family), spelling)
         self._missing = dict(self._store.placements)
         linear = PRECISIONS[spelling.dtype].linear
@@ -82,6 +91,8 @@ class OnnxWriter:
             problem = f"is {list(weight.shape)}, not {list(placement.shape)}"
             raise WeightsMismatch([f"{name} {problem}"], where=self._folder)
         del self._missing[name]
+        if self._rounded is not None and name in self._rounded.names():
+            weight = self._rounded.read(name)
         for ready, values in self._equalizer.take(name, weight):
             self._store.placements[ready].write(self._file, ready, values)
 

@@ -1,0 +1,244 @@
+"""Integers chosen with data: made once for a model, a plan and a precision, kept, and found again by who verifies.
+
+Values do not change how fast a model is, so this comes last: for the shape and the weights that are shipped, and for
+the full model, where precisions are weighed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from amoeba_export.application.session import Session
+from amoeba_export.artifact import Manifest
+from amoeba_export.cache import Cache
+from amoeba_export.cache.kinds import ROUNDED, ROUNDINGS
+from amoeba_export.errors import InputError, NotFound, WrongModel
+from amoeba_export.ir import SILENT, InputId, Progress, SubnetPlan, Supernet, TensorSpec
+from amoeba_export.ir.rounded import RoundedWeights
+from amoeba_export.load.rounded import CODES, OFFSETS, STEPS, pack_codes, read_rounded, write_rounded
+from amoeba_export.materialize import materialize_subnet
+from amoeba_export.refit import RefitRecipe, load_refit_recipe
+
+ROUNDED_NAME = "rounded.safetensors"
+ID_NAME = "id.json"
+
+FORMAT = "onnx"
+"""The only one whose integers are chosen here: llama.cpp's quantizers choose their own."""
+
+RECIPE = "fast"
+"""Whose texts are used."""
+
+TOKENS = 4096
+"""Of them."""
+
+
+def with_rounding(session: Session, plan: SubnetPlan) -> Session:
+    """`session` with the integers of `plan`, chosen with data; without any where none are to be chosen.
+
+    None are with `--rounding nearest`, in a precision or format that has none, where the texts of the recipe cannot be
+    used, and where every matrix keeps a grid that it has.
+
+    Raises:
+        InputError: The plan or its refit does not belong to the model.
+    """
+    bare = dataclasses.replace(session, rounded=None)
+    if session.settings.request.rounding == "nearest" or FORMAT not in session.settings.formats:
+        return bare
+    dtype = session.settings.dtype
+    from amoeba_export.formats.onnx import dtypes
+    from amoeba_export.formats.onnx.rounding import takes_data
+
+    if dtype is None or dtype not in dtypes or not takes_data(dtype):
+        return bare
+    held = _made(bare, plan, dtype)
+    return bare if held is None else dataclasses.replace(session, rounded=held)
+
+
+def rounded_input(held: RoundedWeights) -> InputId:
+    """What a manifest says of them among its inputs."""
+    return InputId(role="rounding", id=f"{held.dtype}, recipe {held.settings.get('recipe')}", sha256=held.identity)
+
+
+def holding_rounded(
+    manifest: Manifest, plan: SubnetPlan, file: Path | None, cache: Cache, *, progress: Progress = SILENT
+) -> RoundedWeights | None:
+    """The integers that `manifest` names: from the file, or by their content from the cache; None where it names none.
+
+    Raises:
+        NotFound: Neither has them.
+        WrongModel: They are of another model, plan or precision.
+    """
+    named = next((item for item in manifest.inputs if item.role == "rounding"), None)
+    if named is None:
+        return None
+    held = read_rounded(file) if file else _found(cache, named.sha256, progress)
+    if held is None or held.identity != named.sha256:
+        raise NotFound(
+            "The rounded weights that the artifact was made with",
+            f"sha256 {named.sha256}",
+            next_step="Say where they are with --rounding; the cache does not have them.",
+        )
+    model = next((item.sha256 for item in manifest.inputs if item.role == "model"), None)
+    adapters = tuple(item.sha256 for item in manifest.inputs if item.role == "adapter")
+    pairs = {
+        "model": (held.model_id, model),
+        "plan": (held.geometry, plan.geometry),
+        "refit": (held.refit_id, plan.refit_id),
+        "precision": (held.dtype, manifest.dtype),
+        "list of adapters": (held.adapters, adapters),
+    }
+    if differences := [f"they are of another {what}" for what, (theirs, ours) in pairs.items() if theirs != ours]:
+        raise WrongModel("The rounded weights", differences)
+    return held
+
+
+def _made(session: Session, plan: SubnetPlan, dtype: str) -> RoundedWeights | None:
+    """From the cache, or made now. None where nothing is to be rounded."""
+    recipe = load_refit_recipe(RECIPE).with_texts(session.settings.request.calibration_data)
+    recipe = recipe.model_copy(update={"tokens": TOKENS})
+    facts = _facts(session, plan, dtype, recipe)
+    folder = session.cache.get(ROUNDINGS, facts, progress=session.progress)
+    if folder is not None:
+        identity = json.loads((folder / ID_NAME).read_text(encoding="utf-8"))["sha256"]
+        if identity is None:
+            return None
+        if (held := _found(session.cache, identity, session.progress)) is not None:
+            return held
+    held = _choose(session, plan, dtype, recipe, facts)
+    text = json.dumps({"sha256": held and held.identity})
+
+    def write(place: Path) -> None:
+        (place / ID_NAME).write_text(text, encoding="utf-8")
+
+    session.cache.put(ROUNDINGS, facts, write, again=True)
+    return held
+
+
+def _choose(
+    session: Session, plan: SubnetPlan, dtype: str, recipe: RefitRecipe, facts: dict[str, Any]
+) -> RoundedWeights | None:
+    from amoeba_export.formats.onnx.rounding import encoding_of, scaled_layers
+    from amoeba_export.refit.gptq import Grid
+    from amoeba_export.refit.rounding import RoundedLayer, round_with_data
+
+    subnet = materialize_subnet(session.supernet, plan)
+
+    def grid_of(name: str, weight: torch.Tensor) -> Grid | None:
+        encoding = encoding_of(weight, dtype)
+        if encoding is None:
+            return None
+        return Grid(block_size=encoding.block_size, has_offsets=encoding.has_offsets)
+
+    weights = scaled_layers(subnet, dtype)
+    if not any(weight.dim() == 2 and grid_of(name, weight) for name, weight in weights):
+        return None
+    made: list[RoundedWeights] = []
+
+    def take(layers: Iterator[RoundedLayer]) -> None:
+        made.append(_stored(session, plan, dtype, recipe, layers))
+
+    try:
+        round_with_data(
+            session.supernet,
+            plan,
+            lambda: scaled_layers(subnet, dtype),
+            grid_of,
+            recipe,
+            take=take,
+            identity={"facts": facts},
+            seed=session.settings.request.seed,
+            cache_dir=session.cache.root,
+            progress=session.progress,
+        )
+    except InputError as error:
+        if session.settings.request.rounding is not None:
+            raise
+        session.progress.note(f"The weights are rounded to nearest, without data. {error.what}")
+        return None
+    return made[0]
+
+
+def _stored(
+    session: Session, plan: SubnetPlan, dtype: str, recipe: RefitRecipe, layers: Iterator[Any]
+) -> RoundedWeights:
+    """Into a file of the cache, by its content."""
+    request, supernet = session.settings.request, session.supernet
+    with tempfile.TemporaryDirectory(prefix="amoeba-rounded-") as scratch:
+        parts = Path(scratch) / "parts"
+        parts.mkdir()
+        specs, odd, block_size = _spread(layers, parts)
+        facts = {
+            "geometry": plan.geometry,
+            "model_id": supernet.identity,
+            "adapters": _adapters(supernet),
+            "refit_id": plan.refit_id,
+            "format": FORMAT,
+            "dtype": dtype,
+            "block_size": block_size,
+            "settings": {"recipe": recipe.name, **recipe.facts(), "seed": request.seed, "odd": odd},
+        }
+        path = Path(scratch) / ROUNDED_NAME
+        tensors = ((spec.name, torch.load(parts / f"{i}.pt", weights_only=True)) for i, spec in enumerate(specs))
+        held = write_rounded(path, facts, specs, tensors)
+
+        def move(folder: Path) -> None:
+            shutil.copyfile(path, folder / ROUNDED_NAME)
+
+        entry = session.cache.put(ROUNDED, {"sha256": held.identity}, move)
+    return read_rounded(entry / ROUNDED_NAME)
+
+
+def _spread(layers: Iterator[Any], folder: Path) -> tuple[list[TensorSpec], list[str], int]:
+    """Every tensor of the file on disk by its place, since a header comes first: (specs, odd matrices, block size)."""
+    specs: list[TensorSpec] = []
+    odd: list[str] = []
+    block_size = 0
+
+    def put(name: str, tensor: torch.Tensor) -> None:
+        torch.save(tensor, folder / f"{len(specs)}.pt")
+        specs.append(TensorSpec(name=name, shape=tuple(tensor.shape), dtype=tensor.dtype))
+
+    for layer in layers:
+        for name, vector in layer.others.items():
+            put(name, vector.float())
+        for name, rounded in layer.matrices.items():
+            block_size = rounded.grid.block_size
+            odd += [name] if rounded.codes_OC.shape[1] % 2 else []
+            put(name + CODES, pack_codes(rounded.codes_OC))
+            put(name + STEPS, rounded.steps_OG)
+            if rounded.grid.has_offsets:
+                put(name + OFFSETS, rounded.offsets_OG)
+    return specs, odd, block_size
+
+
+def _facts(session: Session, plan: SubnetPlan, dtype: str, recipe: RefitRecipe) -> dict[str, Any]:
+    """What integers are looked up by."""
+    strategy = session.supernet.strategy
+    return {
+        "model": session.supernet.identity,
+        "adapters": _adapters(session.supernet),
+        "strategy": strategy.identity if strategy and plan.is_compensated(session.architecture) else None,
+        "plan": plan.geometry,
+        "refit": plan.refit_id,
+        "format": FORMAT,
+        "dtype": dtype,
+        "recipe": recipe.identity,
+        "seed": session.settings.request.seed,
+    }
+
+
+def _adapters(supernet: Supernet) -> list[str]:
+    return [item.sha256 for item in supernet.inputs if item.role == "adapter"]
+
+
+def _found(cache: Cache, identity: str, progress: Progress) -> RoundedWeights | None:
+    folder = cache.get(ROUNDED, {"sha256": identity}, progress=progress)
+    return None if folder is None else read_rounded(folder / ROUNDED_NAME)

@@ -1,0 +1,42 @@
+"""What a rounding that uses data has to know of this format: weights as it scales them, and on which grids they go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+
+from amoeba_export.formats.equalize import Equalizer, is_equalized
+from amoeba_export.formats.onnx.precision import PRECISIONS, Blockwise
+from amoeba_export.formats.onnx.quantize import is_rounded
+from amoeba_export.ir import Subnet
+
+BITS = 4
+"""More lose nothing that data could save."""
+
+
+def takes_data(dtype: str) -> bool:
+    """Whether the layers of a `--dtype` have matrices whose integers are worth choosing with data."""
+    linear = PRECISIONS[dtype].linear
+    return linear is not None and linear.bits == BITS
+
+
+def scaled_layers(subnet: Subnet, dtype: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights of the layers in fp32, in order, scaled as the writer of `dtype` scales them before it rounds."""
+    linear = PRECISIONS[dtype].linear
+    assert linear is not None, dtype
+    names = {spec.name for spec in subnet.specs if subnet.family.place(spec.name).layer is not None}
+    equalizer = Equalizer(names if is_equalized(dtype) else (), is_kept=partial(is_rounded, encoding=linear))
+    for name, weight in subnet.stream():
+        if name in names:
+            for ready, values in equalizer.take(name, weight):
+                yield ready, values.float()
+
+
+def encoding_of(weight: torch.Tensor, dtype: str) -> Blockwise | None:
+    """How a matrix in a layer is rounded; None where it keeps the grid that it has."""
+    linear = PRECISIONS[dtype].linear
+    assert linear is not None, dtype
+    encoding = linear.for_columns(weight.shape[1])
+    return None if is_rounded(weight, encoding) else encoding

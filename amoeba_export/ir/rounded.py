@@ -1,0 +1,37 @@
+"""Weights of one cut whose integers were chosen with data, for one precision: what a format that has them stores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from amoeba_export.ir.supernet import TensorSource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundedWeights:
+    """Matrices on their grids, and the vectors that were scaled with them.
+
+    Attributes:
+        tensors: By the name that they have in the cut model, at its shapes. They take the place of its own.
+        geometry: `SubnetPlan.geometry` of the plan that they are for.
+        model_id: `Supernet.identity` of the model.
+        adapters: sha256 of the adapters that were applied, in order.
+        refit_id: Identity of the refit that they were rounded from, or None.
+        format: What they are for.
+        dtype: The precision that it has then.
+        settings: Recipe, tokens, seed: what is needed to repeat it.
+        identity: sha256 of the file.
+    """
+
+    tensors: TensorSource
+    geometry: str
+    model_id: str
+    adapters: tuple[str, ...]
+    refit_id: str | None
+    format: str
+    dtype: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    identity: str

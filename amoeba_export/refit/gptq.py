@@ -1,0 +1,159 @@
+"""Error-compensated rounding of one matrix: GPTQ (Frantar et al., 2022, arXiv:2210.17323, algorithm 1).
+
+Columns are rounded in their natural order, and what rounding a column loses is made up for by those that follow, as far
+as the inputs of the matrix are correlated. The step of a block is chosen when its first column is reached, from the
+weights as they are then, by squared error weighted as the algorithm weighs it: a column by 1 / U_jj^2, U being the
+Cholesky factor of the inverse Gram matrix. So what is lost counts as it does in the output of the matrix.
+
+Legend: O out, C in, G blocks of a row, S weights of a block, K candidates for a step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+DAMPING = 0.01
+"""Of the mean diagonal of the Gram matrix, as in the paper."""
+
+_LAZY = 128
+"""Columns that are compensated among themselves before the rest is, as in the paper."""
+
+_SHRINK = tuple(1 - 0.04 * i for i in range(9))
+"""Shares of the step that reaches the largest weight which are tried."""
+
+LEVELS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """What a format holds: blocks of 4-bit integers along the inputs.
+
+    Attributes:
+        block_size: Weights that share a step.
+        has_offsets: The smallest value of a block is free; else levels are -8 to 7 steps.
+    """
+
+    block_size: int
+    has_offsets: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rounded:
+    """A matrix on its grid: codes_OC * steps + offsets, block by block.
+
+    Attributes:
+        codes_OC: From 0 to 15.
+        steps_OG: Of each block.
+        offsets_OG: Value of code 0 of each block.
+        grid: That it lies on.
+    """
+
+    codes_OC: torch.Tensor
+    steps_OG: torch.Tensor
+    offsets_OG: torch.Tensor
+    grid: Grid
+
+    def values(self) -> torch.Tensor:
+        """The matrix. [O, C], fp32."""
+        return values_of(self.codes_OC, self.steps_OG, self.offsets_OG, self.grid.block_size)
+
+
+def values_of(
+    codes_OC: torch.Tensor, steps_OG: torch.Tensor, offsets_OG: torch.Tensor, block_size: int
+) -> torch.Tensor:
+    """The matrix [O, C] that codes stand for, fp32. The last block may be short."""
+    columns = codes_OC.shape[1]
+    steps_OC = steps_OG.repeat_interleave(block_size, 1)[:, :columns]
+    return codes_OC.float() * steps_OC + offsets_OG.repeat_interleave(block_size, 1)[:, :columns]
+
+
+def factor_inverse(gram_CC: torch.Tensor) -> torch.Tensor:
+    """The upper Cholesky factor of the inverse of a damped Gram matrix, fp32. `gram_CC` (fp64) is written over.
+
+    A channel that no input has gets the mean of the others: nothing depends on it.
+    """
+    diagonal_C = gram_CC.diagonal()
+    mean = diagonal_C.mean()
+    diagonal_C[diagonal_C == 0] = mean if mean > 0 else 1.0
+    damping = DAMPING * diagonal_C.mean()
+    for _ in range(8):
+        diagonal_C += damping
+        factor_CC, failed = torch.linalg.cholesky_ex(gram_CC)
+        if not failed:
+            break
+        damping = damping * 10  # inputs that are linearly dependent to the last bit
+    inverse_CC = torch.cholesky_inverse(factor_CC)
+    del factor_CC
+    upper_CC: torch.Tensor = torch.linalg.cholesky(inverse_CC, upper=True)
+    return upper_CC.float()
+
+
+def round_matrix(w_OC: torch.Tensor, inverse_CC: torch.Tensor, grid: Grid) -> Rounded:
+    """Round a matrix such that its outputs change as little as they can.
+
+    Args:
+        w_OC: fp32; not written into.
+        inverse_CC: From `factor_inverse`, of the Gram matrix of its inputs.
+        grid: What the result must lie on.
+    """
+    w_OC = w_OC.clone()
+    rows, columns = w_OC.shape
+    size = grid.block_size
+    codes_OC = torch.empty(rows, columns, dtype=torch.uint8, device=w_OC.device)
+    steps_OG = w_OC.new_empty(rows, -(-columns // size))
+    offsets_OG = torch.empty_like(steps_OG)
+    lazy = max(_LAZY, size)
+    for start in range(0, columns, lazy):
+        end = min(start + lazy, columns)
+        errors = w_OC.new_empty(rows, end - start)
+        for column in range(start, end):
+            if column % size == 0:
+                block = slice(column, min(column + size, columns))
+                weight_S = inverse_CC.diagonal()[block].square().reciprocal()
+                step_O, offset_O = best_steps(w_OC[:, block], weight_S, grid)
+                steps_OG[:, column // size], offsets_OG[:, column // size] = step_O, offset_O
+            w_O = w_OC[:, column]
+            code_O = ((w_O - offset_O) / step_O).round_().clamp_(0, LEVELS - 1)
+            codes_OC[:, column] = code_O
+            error_O = (w_O - (code_O * step_O + offset_O)) / inverse_CC[column, column]
+            errors[:, column - start] = error_O
+            w_OC[:, column + 1 : end].addr_(error_O, inverse_CC[column, column + 1 : end], alpha=-1)
+        w_OC[:, end:].addmm_(errors, inverse_CC[start:end, end:], alpha=-1)
+    return Rounded(codes_OC=codes_OC, steps_OG=steps_OG, offsets_OG=offsets_OG, grid=grid)
+
+
+def best_steps(w_OS: torch.Tensor, weight_S: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
+    """Step and offset of one block of each row, by weighted squared error over some candidates. [O] each."""
+    candidates = _offset_candidates(w_OS) if grid.has_offsets else _symmetric_candidates(w_OS)
+    best_O = torch.full_like(w_OS[:, 0], torch.inf)
+    step_O, offset_O = torch.ones_like(best_O), torch.zeros_like(best_O)
+    for step, offset in candidates:
+        units_OS = ((w_OS - offset[:, None]) / step[:, None]).round_().clamp_(0, LEVELS - 1)
+        left_OS = torch.addcmul(offset[:, None] - w_OS, units_OS, step[:, None])
+        loss_O = left_OS.square_() @ weight_S
+        is_better = loss_O < best_O
+        best_O = torch.where(is_better, loss_O, best_O)
+        step_O, offset_O = torch.where(is_better, step, step_O), torch.where(is_better, offset, offset_O)
+    return step_O, offset_O
+
+
+def _symmetric_candidates(w_OS: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The largest weight at the end that reaches eight steps, or at either end with seven, and steps below that."""
+    largest_O = w_OS.gather(1, w_OS.abs().argmax(1, keepdim=True))[:, 0]
+    largest_O = torch.where(largest_O == 0, 1.0, largest_O)
+    steps = [largest_O * (share / -8) for share in _SHRINK] + [largest_O.abs() * (share / 7) for share in _SHRINK[:3]]
+    return [(step, -8 * step) for step in steps]
+
+
+def _offset_candidates(w_OS: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """From the smallest weight to the largest, and ranges within."""
+    low_O, high_O = w_OS.amin(1), w_OS.amax(1)
+    span_O = torch.where(high_O > low_O, high_O - low_O, w_OS.abs().amax(1).clamp_min(1e-30))
+    found = []
+    for below in _SHRINK[:5]:
+        for above in _SHRINK[:5]:
+            share = below + above - 1
+            found.append((span_O * (share / (LEVELS - 1)), low_O + (1 - below) * span_O))
+    return found

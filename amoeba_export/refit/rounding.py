@@ -1,0 +1,296 @@
+"""Rounding with data: layer by layer, each for the inputs that the rounded layers before it make.
+
+Prune, refit, round: each sees the error of those before it. The cut comes as the stream of its final weights, scaled as
+its format scales them, so that inputs and Gram matrices are those of the file. Matrices that have the same input share
+a Gram matrix; which ones do is seen when the layer runs. In memory are one layer, one Gram matrix with its factor, and
+the stream of tokens as far as it fits into a bound.
+
+A token counts by the inverse mean square of the stream that enters the layer, as the next norm sees it: the few tokens
+of huge norm, which the first position of a text often is, do not decide alone.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load, save
+from torch import nn
+
+from amoeba_export.cache.sealed import read_sealed, write_sealed
+from amoeba_export.ir import SILENT, Family, LayerPlan, Progress, Role, SubnetPlan, Supernet
+from amoeba_export.ir.family import WRITERS
+from amoeba_export.model.layer import DecoderLayer
+from amoeba_export.model.layers import LayerStack
+from amoeba_export.model.merged import MergedTensors
+from amoeba_export.model.samples import Samples
+from amoeba_export.model.workplace import open_workplace
+from amoeba_export.refit.data import read_data
+from amoeba_export.refit.gptq import Grid, Rounded, factor_inverse, round_matrix
+from amoeba_export.refit.recipe import RefitRecipe
+from amoeba_export.refit.streams import Room, Stream
+
+VERSION = 1
+"""Raise it when the same inputs give other integers than before."""
+
+MEMORY_BYTES = 1 << 30
+"""What the stream of tokens may take in memory."""
+
+TINY = 1e-12
+
+Weights = Iterable[tuple[str, torch.Tensor]]
+GridOf = Callable[[str, torch.Tensor], Grid | None]
+"""What a matrix of the cut model has to lie on; None where it stays as it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundedLayer:
+    """One layer: matrices on their grids, and the vectors that its format may scale with them, by name."""
+
+    matrices: Mapping[str, Rounded]
+    others: Mapping[str, torch.Tensor]
+
+
+def round_with_data(
+    supernet: Supernet,
+    plan: SubnetPlan,
+    weights: Callable[[], Weights],
+    grid_of: GridOf,
+    recipe: RefitRecipe,
+    *,
+    take: Callable[[Iterator[RoundedLayer]], None],
+    identity: Mapping[str, object],
+    seed: int = 0,
+    cache_dir: Path | None = None,
+    device: torch.device | None = None,
+    progress: Progress = SILENT,
+) -> None:
+    """Choose the integers of every matrix in the layers of a cut.
+
+    Args:
+        supernet: With its adapters: where the embedding and what a layer computes come from.
+        plan: The cut.
+        weights: Opens the stream of the weights in its layers, in fp32, layer by layer.
+        grid_of: See `GridOf`. A matrix that stays as it is must be in `weights` what it is without scaling.
+        recipe: Its tokens.
+        take: Is given the layers, in order, and has to store what it wants of them before it returns.
+        identity: What else decides the weights, for what is kept of a run that was stopped.
+        seed: Of the draw of samples.
+        cache_dir: Finished layers are kept below it, so that a run that was stopped goes on; None: nothing is kept.
+        device: Where layers run; None takes a GPU when there is one.
+        progress: Is told of every layer.
+
+    Raises:
+        InputError: The texts of the recipe cannot be used.
+    """
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    samples = read_data(recipe, supernet.folder, seed=seed).fit
+    stack = LayerStack(supernet, memory_bytes=0, device=device, tensors=MergedTensors(supernet, plan))
+    facts = {"rounding": VERSION, "samples": samples.digest, "plan": plan.geometry, "device": device.type, **identity}
+    with open_workplace(supernet.identity, cache_dir, progress=progress) as workplace:
+        folder = workplace.folder_of(facts)
+        sweep = _Sweep(stack, samples, folder, grid_of, progress)
+        with progress.track(f"Rounding {plan.shape} with data", len(plan.layers)) as advance:
+            for position, own in _by_layer(weights(), supernet.family, len(plan.layers)):
+                sweep.through(position, plan.layers[position], own)
+                advance(1)
+        take(sweep.read(position) for position in range(len(plan.layers)))
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _by_layer(weights: Weights, family: Family, count: int) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+    """The weights of each layer by their full names. A layer that has none left is there, too."""
+    position, held = 0, dict[str, torch.Tensor]()
+    for name, weight in weights:
+        found = family.place(name).layer
+        assert found is not None, name
+        while position < found:
+            yield position, held
+            position, held = position + 1, {}
+        assert position == found, f"{name} came late"
+        held[name] = weight
+    while position < count:
+        yield position, held
+        position, held = position + 1, {}
+
+
+class _Reached(Exception):
+    """A matrix was reached; what enters it."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self.x = x
+
+
+class _Sweep:
+    """See the module."""
+
+    def __init__(self, stack: LayerStack, samples: Samples, folder: Path, grid_of: GridOf, progress: Progress) -> None:
+        self._stack, self._samples, self._folder, self._grid_of, self._progress = (
+            stack,
+            samples,
+            folder,
+            grid_of,
+            progress,
+        )
+        shapes = [tuple(batch.tokens_BT.shape) for batch in samples.batches]
+        self._room = Room(folder, shapes, memory_bytes=MEMORY_BYTES, device=stack.device, progress=progress)
+        self._width = stack.architecture.hidden_size
+        self._stream: Stream | None = None
+
+    @torch.no_grad()
+    def through(self, position: int, kept: LayerPlan, own: Mapping[str, torch.Tensor]) -> None:
+        """Round a layer where that is not done yet, and take the stream through it."""
+        layer = self._known(position)
+        module = _module(self._stack, kept, {self._local(name): weight for name, weight in own.items()})
+        if layer is None:
+            layer = self._round(module, own)
+            write_sealed(self._path(position), save(_tensors(layer)))
+        for name, rounded in layer.matrices.items():
+            _put(module, self._local(name), rounded.values().to(self._stack.device))
+        before, after = self._stream, self._room.stream(f"rounded-{position:04d}", self._width, sealed=False)
+        after.write(self._stack.run(module, self._entering(idx)) for idx in range(len(self._samples.batches)))
+        self._stream = after
+        if before is not None:
+            before.remove()
+
+    def read(self, position: int) -> RoundedLayer:
+        """A layer that was rounded."""
+        layer = self._known(position)
+        assert layer is not None, "asked for when all layers are rounded"
+        return layer
+
+    def _local(self, name: str) -> str:
+        """What a weight of the cut model is called in its layer."""
+        place = self._stack.family.place(name)
+        return f"{place.role}.{place.part}"
+
+    def _round(self, module: DecoderLayer, own: Mapping[str, torch.Tensor]) -> RoundedLayer:
+        grids = {
+            self._local(name): (name, grid)
+            for name, weight in own.items()
+            if weight.dim() == 2 and (grid := self._grid_of(name, weight)) is not None
+        }
+        matrices: dict[str, Rounded] = {}
+        for names in self._sharing(module, list(grids)):
+            inverse_CC = factor_inverse(self._gram(module, names[0]))
+            for name in names:
+                weight_OC = module.get_parameter(name).detach()
+                with _one_thread():
+                    rounded = round_matrix(weight_OC, inverse_CC, grids[name][1])
+                _put(module, name, rounded.values())
+                matrices[grids[name][0]] = rounded
+        others = {name: weight for name, weight in own.items() if weight.dim() == 1}
+        return RoundedLayer(matrices=matrices, others=others)
+
+    def _sharing(self, module: DecoderLayer, names: Sequence[str]) -> list[list[str]]:
+        """The matrices in the order in which they are used, those together that have the same input."""
+        seen: list[tuple[torch.Tensor, list[str]]] = []
+
+        def note(name: str, x: torch.Tensor) -> None:
+            if seen and seen[-1][0] is x:
+                seen[-1][1].append(name)
+            else:
+                seen.append((x, [name]))
+
+        hooks = [
+            module.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(
+                lambda _, inputs, name=name: note(name, inputs[0])
+            )
+            for name in names
+        ]
+        try:
+            self._stack.run(module, self._entering(0)[:1])
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [names for _, names in seen]
+
+    def _gram(self, module: DecoderLayer, name: str) -> torch.Tensor:
+        """The Gram matrix of what enters a matrix, tokens weighted. [C, C], fp64."""
+        linear = module.get_submodule(name.removesuffix(".weight"))
+
+        def reach(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            raise _Reached(inputs[0])
+
+        gram_CC: torch.Tensor | None = None
+        hook = linear.register_forward_pre_hook(reach)
+        try:
+            for batch_idx in range(len(self._samples.batches)):
+                hidden_BTD = self._entering(batch_idx)
+                weight_T = 1 / hidden_BTD.square().mean(-1).clamp_min(TINY).flatten()
+                try:
+                    self._stack.run(module, hidden_BTD)
+                except _Reached as reached:
+                    x_TC = reached.x.flatten(0, 1)
+                if gram_CC is None:
+                    gram_CC = torch.zeros(x_TC.shape[1], x_TC.shape[1], dtype=torch.float64, device=x_TC.device)
+                gram_CC += (x_TC * weight_T[:, None]).T @ x_TC
+        finally:
+            hook.remove()
+        assert gram_CC is not None, "samples have batches"
+        return gram_CC
+
+    def _entering(self, batch_idx: int) -> torch.Tensor:
+        """The stream before the next layer. [B, T, D]."""
+        if self._stream is None:
+            return self._stack.embed(self._samples.batches[batch_idx].tokens_BT)
+        return self._stream.read(batch_idx)
+
+    def _path(self, position: int) -> Path:
+        return self._folder / f"layer-{position:04d}"
+
+    def _known(self, position: int) -> RoundedLayer | None:
+        """What was rounded already; None where it was not, or its file is not what was written."""
+        content = read_sealed(self._path(position))
+        return None if content is None else _layer(load(content))
+
+
+def _module(stack: LayerStack, kept: LayerPlan, own: Mapping[str, torch.Tensor]) -> DecoderLayer:
+    """The layer with weights of its own."""
+    biases: dict[Role, torch.Tensor] = {writer: own[f"{writer}.bias"] for writer in WRITERS if f"{writer}.bias" in own}
+    module = stack.sliced_layer(kept, biases, replace=True)
+    present = {name for name, _ in module.named_parameters()}
+    for name, weight in own.items():
+        if name in present:
+            _put(module, name, weight.to(stack.device, torch.float32))
+    return module
+
+
+def _put(module: nn.Module, name: str, weight: torch.Tensor) -> None:
+    owner, _, kind = name.rpartition(".")
+    setattr(module.get_submodule(owner), kind, nn.Parameter(weight, requires_grad=False))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Many small operations: threads that wait for each other between them take several times as long."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+_PARTS = ("codes_OC", "steps_OG", "offsets_OG")
+
+
+def _tensors(layer: RoundedLayer) -> dict[str, torch.Tensor]:
+    tensors = {name: weight.contiguous() for name, weight in layer.others.items()}
+    for name, rounded in layer.matrices.items():
+        tensors |= {f"{name}/{part}": getattr(rounded, part).cpu().contiguous() for part in _PARTS}
+        tensors[f"{name}/grid"] = torch.tensor([rounded.grid.block_size, int(rounded.grid.has_offsets)])
+    return tensors
+
+
+def _layer(tensors: Mapping[str, torch.Tensor]) -> RoundedLayer:
+    matrices = {}
+    for name in (key.removesuffix("/grid") for key in tensors if key.endswith("/grid")):
+        block_size, has_offsets = tensors[f"{name}/grid"].tolist()
+        parts = {part: tensors[f"{name}/{part}"] for part in _PARTS}
+        matrices[name] = Rounded(**parts, grid=Grid(block_size=block_size, has_offsets=bool(has_offsets)))
+    return RoundedLayer(matrices=matrices, others={name: weight for name, weight in tensors.items() if "/" not in name})

@@ -1,0 +1,148 @@
+"""Integers chosen with data on their way through an export: cached, named as an input, verified by their own file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from amoeba_export import ExportRequest, export
+from amoeba_export.application import rounded
+from amoeba_export.application.request import resolve
+from amoeba_export.application.rounded import ROUNDED_NAME
+from amoeba_export.application.session import open_session
+from amoeba_export.application.verify import verify
+from amoeba_export.errors import NotFound, NumbersDiffer, UnknownName
+from amoeba_export.load.rounded import read_rounded
+from amoeba_export.refit import RefitRecipe
+from amoeba_export.verify import verify_artifact
+from amoeba_export.verify.expected import ExpectedWeights
+from amoeba_export.verify.stored import STORED
+from tests.model.models import save_tokenizer
+from tests.tiny import save_tiny
+
+
+@pytest.fixture
+def request_(
+    tmp_path: Path, recipe: RefitRecipe, texts: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> ExportRequest:
+    monkeypatch.setenv("AMOEBA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(rounded, "load_refit_recipe", lambda name: recipe)
+    monkeypatch.setattr(rounded, "TOKENS", 1024)
+    model = save_tiny(tmp_path / "model")
+    save_tokenizer(model)
+    return ExportRequest(model=str(model), shape="4x1", formats=("onnx",), dtype="int4", out=tmp_path / "out")
+
+
+def rounding_file(tmp_path: Path) -> Path:
+    (found,) = (tmp_path / "cache").glob(f"rounded/*/{ROUNDED_NAME}")
+    return found
+
+
+@pytest.mark.parametrize("dtype", ["int4", "int4-mixed"])
+def test_an_artifact_has_the_integers_of_its_rounding(request_: ExportRequest, tmp_path: Path, dtype: str) -> None:
+    request_ = dataclasses.replace(request_, dtype=dtype)
+    result = export(request_)
+    assert result.manifest is not None
+    (named,) = [item for item in result.manifest.inputs if item.role == "rounding"]
+    held = read_rounded(rounding_file(tmp_path))
+    assert (held.identity, held.dtype) == (named.sha256, dtype)
+    provenance = (tmp_path / "out" / "provenance.json").read_text(encoding="utf-8")
+    assert named.sha256 in provenance
+    shapes = {name: held.tensors.shape(name) for name in held.tensors.names()}
+    stored = STORED["onnx"](tmp_path / "out" / "onnx", ExpectedWeights(result.supernet, result.plan).wanted)
+    matrices = [name for name, shape in shapes.items() if len(shape) == 2]
+    assert len(matrices) == 4 * 7
+    for name in matrices:
+        found, wanted = stored.read(name), held.tensors.read(name)
+        assert found.steps is not None
+        assert (found.values - wanted).abs().max() <= 0.04 * found.steps.abs().max()
+    assert verify(tmp_path / "out", model=str(tmp_path / "model")).verification is not None
+
+
+def test_the_same_request_gives_the_same_bytes_and_another_way_of_rounding_others(
+    request_: ExportRequest, tmp_path: Path
+) -> None:
+    export(request_)
+    shutil.rmtree(tmp_path / "cache")
+    export(dataclasses.replace(request_, out=tmp_path / "again"))
+    nearest = export(dataclasses.replace(request_, out=tmp_path / "nearest", rounding="nearest"))
+    first, again, other = (
+        (tmp_path / name / "onnx" / "model.onnx.data").read_bytes() for name in ("out", "again", "nearest")
+    )
+    assert first == again != other
+    assert nearest.manifest is not None
+    assert not [item for item in nearest.manifest.inputs if item.role == "rounding"]
+
+
+def test_verification_needs_the_file_and_believes_no_other(request_: ExportRequest, tmp_path: Path) -> None:
+    export(request_)
+    kept = tmp_path / "kept.safetensors"
+    shutil.copy(rounding_file(tmp_path), kept)
+    shutil.rmtree(tmp_path / "cache" / "rounded")
+    with pytest.raises(NotFound, match="rounded weights"):
+        verify(tmp_path / "out", model=str(tmp_path / "model"))
+    assert verify(tmp_path / "out", model=str(tmp_path / "model"), rounding=kept).verification is not None
+    export(dataclasses.replace(request_, out=tmp_path / "other", seed=1))
+    other = next(
+        item
+        for item in json.loads((tmp_path / "other" / "amoeba.json").read_text())["inputs"]
+        if item["role"] == "rounding"
+    )
+    assert other["sha256"] != read_rounded(kept).identity
+    with pytest.raises(NotFound, match="rounded weights"):
+        verify(tmp_path / "other", model=str(tmp_path / "model"), rounding=kept)
+
+
+def test_other_integers_are_found(request_: ExportRequest, tmp_path: Path) -> None:
+    """Rounded to nearest is as good as a stranger's: it is not what the file says."""
+    result = export(dataclasses.replace(request_, rounding="nearest"))
+    session = dataclasses.replace(request_, out=tmp_path / "data")
+    export(session)
+    held = read_rounded(rounding_file(tmp_path))
+    verify_artifact(tmp_path / "data", result.supernet, result.plan, rounded=held)
+    for folder, expected in (("out", held), ("data", None)):
+        with pytest.raises(NumbersDiffer):
+            verify_artifact(tmp_path / folder, result.supernet, result.plan, rounded=expected)
+
+
+def test_a_model_without_a_tokenizer_is_rounded_to_nearest(request_: ExportRequest, tmp_path: Path) -> None:
+    bare = save_tiny(tmp_path / "bare")
+    result = export(dataclasses.replace(request_, model=str(bare)))
+    assert result.manifest is not None
+    assert not [item for item in result.manifest.inputs if item.role == "rounding"]
+
+
+def test_matrices_that_have_a_grid_need_no_data(request_: ExportRequest, tmp_path: Path) -> None:
+    """What an artifact has was rounded once: exported again from its own values, nothing is left to choose."""
+    session = open_session(resolve(request_))
+    plan = session.supernet.full_plan()
+    held = rounded.with_rounding(session, plan).rounded
+    assert held is not None
+    tensors = session.supernet.tensors
+
+    class OnGrid:
+        def names(self) -> object:
+            return tensors.names()
+
+        def shape(self, name: str) -> tuple[int, ...]:
+            return tensors.shape(name)
+
+        def dtype(self, name: str) -> torch.dtype:
+            return torch.float32
+
+        def read(self, name: str) -> torch.Tensor:
+            return held.tensors.read(name) if name in held.tensors.names() else tensors.read(name)
+
+    again = dataclasses.replace(session.supernet, tensors=OnGrid(), identity="ab" * 32)
+    plan = dataclasses.replace(plan, model_id="ab" * 32)
+    assert rounded.with_rounding(session.with_supernet(again), plan).rounded is None
+
+
+def test_only_known_ways(request_: ExportRequest) -> None:
+    with pytest.raises(UnknownName, match="rounding"):
+        export(dataclasses.replace(request_, rounding="gptq"))
