@@ -15,6 +15,7 @@ import yaml
 from amoeba_export.backends.targets import parse_options, read_target
 from amoeba_export.builds.read import read_config
 from amoeba_export.cli.app import app
+from amoeba_export.load.family_file import _TABLES
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -137,3 +138,7 @@ def test_calls_are_found_in_pages_and_in_scripts() -> None:
     assert "amoeba doctor" in _calls(DOCS / "index.md")[-1]
     assert any("--grid" in line and "--plot" in line for line in _calls(ROOT / "examples/tutorial.sh"))
     assert len([line for page in TEXTS for line in _calls(page)]) > 100
+
+
+def test_the_page_about_families_names_every_table_of_their_files() -> None:
+    assert all(f"| `[{table}]` |" in TEXTS[DOCS / "extending.md"] for table in _TABLES)
