@@ -16,7 +16,7 @@ from amoeba_export.artifact import sha256_file
 from amoeba_export.cache.kinds import FRONTIERS
 from amoeba_export.errors import InputError, NothingGoodEnough, NothingToPick
 from amoeba_export.ir import SubnetPlan
-from amoeba_export.ir.frontier import Frontier, FrontierLimit, FrontierPoint
+from amoeba_export.ir.frontier import Frontier, FrontierLimit, FrontierPoint, numbered
 from amoeba_export.ir.metric import good_enough, mode_of
 from amoeba_export.reading import read_json_object
 from amoeba_export.refit import OFF
@@ -75,7 +75,8 @@ def pick(session: Session, number: int) -> Pick:
         f"Number {number} of the frontier: {point.name}, {point.latency_ms:.4g} ms, "
         f"{frontier.quality_metric} {point.quality:.4g}."
     )
-    return _picked(session, frontier, point, plan, wholes)
+    points = tuple(dataclasses.replace(one, chosen=one is point) for one in frontier.points)
+    return _picked(session, dataclasses.replace(frontier, points=points), point, plan, wholes)
 
 
 def pick_quality(swept: Swept, *, stricter_by: float = 0.0) -> Pick:
@@ -101,7 +102,15 @@ def pick_quality(swept: Swept, *, stricter_by: float = 0.0) -> Pick:
         f"{frontier.quality_metric} {point.quality:.4g}."
     )
     line = FrontierLimit(label=f"{frontier.quality_metric} {limit:.4g}", quality=limit)
-    frontier = dataclasses.replace(frontier, limits=(*frontier.limits, line))
+    points = (
+        dataclasses.replace(one, chosen=one is point, fits=one.fits and good_enough(one.quality, limit, mode))
+        for one in frontier.points
+    )
+    frontier = dataclasses.replace(
+        frontier,
+        limits=(*frontier.limits, line),
+        points=numbered(points, higher_is_better=frontier.higher_is_better),
+    )
     if not point.is_whole:
         supernet = dataclasses.replace(session.supernet, strategy=swept.strategies[point.dtype])
         session = session.with_supernet(supernet)
@@ -129,10 +138,9 @@ def _picked(
     session: Session, frontier: Frontier, point: FrontierPoint, plan: SubnetPlan, wholes: tuple[Whole, ...]
 ) -> Pick:
     settings = dataclasses.replace(session.settings, plan=plan, dtype=point.dtype)
-    points = tuple(dataclasses.replace(one, chosen=one is point) for one in frontier.points)
     return Pick(
         session=session.with_settings(settings),
-        frontier=dataclasses.replace(frontier, points=points),
+        frontier=frontier,
         point=point,
         plan=plan,
         wholes=wholes,

@@ -155,9 +155,8 @@ class Settings:
         elif not (self.budgets or self.quality):
             what = "the frontier"
         limits = [text for text in (request.latency, request.throughput, request.memory) if text]
-        if self.quality:
-            limits.append(f"quality {self.quality}")
         limit = f" within {' and '.join(limits)} ({self.metric} p{request.percentile})" if limits else ""
+        limit += f", {self.quality}" if self.quality else ""
         where = f" on {self.target.name}" if self.target else ""
         use = f", {work.prompt_tokens}+{work.generate_tokens} tokens, batch {work.batch}" if self.target else ""
         return f"{request.model}: {what}{limit}{where}{use} -> {', '.join(self.formats)} {self.dtype or ''}".rstrip()

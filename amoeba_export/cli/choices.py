@@ -76,7 +76,7 @@ def bar(share: float) -> str:
 
 def _said(one: FrontierPoint) -> str:
     words = ["chosen"] if one.chosen else []
-    words += [] if one.fits else ["over the budget"]
+    words += [] if one.fits else ["misses a limit"]
     words += ["measured"] if one.latency_source == "measured" and not one.is_whole else []
     words += [] if one.on_frontier else ["beaten"]
     return ", ".join(words)

@@ -62,4 +62,6 @@ class QualityLimit:
         return full * (1 + self.loss_share if mode == "min" else 1 - self.loss_share)
 
     def __str__(self) -> str:
-        return f"{self.value:g}" if self.value is not None else f"{100 * (self.loss_share or 0):g}% worse"
+        if self.value is not None:
+            return f"quality {self.value:g} or better"
+        return f"quality at most {100 * (self.loss_share or 0):g}% worse than the full model's"

@@ -187,6 +187,7 @@ def test_the_fastest_that_is_good_enough(
     chosen = found.frontier.chosen
     assert chosen is not None
     assert (chosen.dtype, chosen.is_whole) == (dtype, is_whole)
+    assert chosen.number is not None and chosen.fits
     (line,) = (limit for limit in found.frontier.limits if limit.quality is not None)
     assert line.quality is not None
     assert chosen.quality <= line.quality + 1e-9
