@@ -24,19 +24,28 @@ def copy_tokenizer(subnet: Subnet, folder: Path) -> None:
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-    _drop_code(folder / "tokenizer_config.json")
+    _settle(folder / "tokenizer_config.json")
     if (source / "additional_chat_templates").is_dir():
         shutil.copytree(source / "additional_chat_templates", folder / "additional_chat_templates")
 
 
-def _drop_code(path: Path) -> None:
-    """Without `auto_map`: the code that it names is not copied, or is another repository's, and nothing needs it."""
+def _settle(path: Path) -> None:
+    """Settings as every reader takes them.
+
+    Without `auto_map`: the code that it names is not copied, or is another repository's, and nothing needs it. A class
+    that transformers 5 alone knows gets the name that 4 and 5 know: older readers (GenAI before April 2026) refuse it.
+    """
     try:
         content = json.loads(path.read_bytes()) if path.is_file() else {}
     except (ValueError, RecursionError):
         return
-    if isinstance(content, dict) and content.pop("auto_map", None) is not None:
-        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if not isinstance(content, dict):
+        return
+    settled = {key: value for key, value in content.items() if key != "auto_map"}
+    if settled.get("tokenizer_class") == "TokenizersBackend":
+        settled["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if settled != content:
+        path.write_text(json.dumps(settled, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def copy_generation_config(source: Path, folder: Path) -> None:

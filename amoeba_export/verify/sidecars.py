@@ -14,6 +14,9 @@ _WHOLE = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merge
 _SAYS_NOTHING = ("transformers_version", "_from_model_config", "name_or_path", "tokenizer_file", "backend", "auto_map")
 """Keys of a config that only say who wrote it, or name code, which is never copied and refused where it is found."""
 
+_NEW_CLASS, _OLD_CLASS = "TokenizersBackend", "PreTrainedTokenizerFast"
+"""One class: transformers 5 has both names for it, 4 the second alone."""
+
 _GENERATION = "generation_config.json"
 
 _SETTINGS = (
@@ -48,5 +51,7 @@ def _content(path: Path) -> Any:
     except (ValueError, RecursionError):
         return data
     if isinstance(content, dict) and path.name in _SETTINGS:
-        return {key: value for key, value in content.items() if key not in _SAYS_NOTHING}
+        content = {key: value for key, value in content.items() if key not in _SAYS_NOTHING}
+        if content.get("tokenizer_class") == _NEW_CLASS:
+            content["tokenizer_class"] = _OLD_CLASS
     return content
