@@ -58,7 +58,7 @@ def main() -> None:
     supernet = load_supernet(arguments.model)
     subnet = materialize_subnet(supernet, SubnetPlan.full(supernet.architecture))
     plain = {name: weight.float() for name, weight in subnet.stream()}
-    equalizer = Equalizer(plain)
+    equalizer = Equalizer(plain, supernet.family)
     equalized = dict(ready for name, weight in plain.items() for ready in equalizer.take(name, weight))
     model = AutoModelForCausalLM.from_pretrained(supernet.folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(supernet.folder)

@@ -4,9 +4,11 @@ A block of a quantized row has one step, which its largest weight sets. Training
 with large values; beside larger weights they get few of the levels, and their error is multiplied by the large values.
 So columns are multiplied by factors, and what makes their inputs is divided by them:
 
-    columns of q, k, v      input_layernorm
-    columns of gate, up     post_attention_layernorm
+    columns of q, k, v      the norm before attention
+    columns of gate, up     the norm before the FFN
     columns of down         rows of up, and its bias
+
+A model without such norms keeps these columns as they are.
 
 The idea is cross-layer equalization (Nagel et al., 2019, arXiv:1906.04721), with exponents that differ by matrix as in
 AWQ (Lin et al., 2023, arXiv:2306.00978), but from weights alone: no data is needed. Not applied to o, which loses
@@ -26,6 +28,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from amoeba_export.ir import Family, Role
 
 _STEPS = 4
 """Factors are powers of two to the multiples of 1 / this: coarse, so that the last bit of a sum, which depends on the
@@ -62,23 +66,30 @@ def is_equalized(dtype: str) -> bool:
 class Equalizer:
     """Takes the weights of a cut model in any order and gives them back scaled, a group as soon as it is complete."""
 
-    def __init__(self, names: Iterable[str], *, is_kept: _IsKept | None = None) -> None:
+    def __init__(
+        self, names: Iterable[str], family: Family, *, norm_offset: float = 0.0, is_kept: _IsKept | None = None
+    ) -> None:
         """Nothing is read yet.
 
         Args:
-            names: All weights that will come, named as in stock transformers; none if nothing is to be scaled.
+            names: All weights that will come; none if nothing is to be scaled.
+            family: Says what they are.
+            norm_offset: What the family adds to the weight of a norm. What is scaled is the sum.
             is_kept: Whether the columns of a matrix must stay as they are. None: of none.
         """
         is_kept = is_kept or (lambda _: False)
         known = set(names)
         self._groups: dict[str, _Group] = {}
         for name in known:
-            layer, found, _ = name.partition(".self_attn.q_proj.weight")
-            if found:
-                self._add(_attention(layer, is_kept))
-            layer, found, _ = name.partition(".mlp.down_proj.weight")
-            if found:
-                self._add(_mlp(layer, is_kept, biased=f"{layer}.mlp.up_proj.bias" in known))
+            place = family.find(name)
+            if place is None or place.layer is None or place.part != "weight":
+                continue
+            of = _Names(family, place.layer, norm_offset)
+            if place.role == "q" and of("attn_in_norm") in known:
+                self._add(_attention(of, is_kept))
+            if place.role == "down":
+                has_norm, is_biased = of("ffn_in_norm") in known, family.bias("up", place.layer) in known
+                self._add(_mlp(of, is_kept, has_norm=has_norm, biased=is_biased))
 
     def _add(self, group: _Group) -> None:
         self._groups |= dict.fromkeys(group.names, group)
@@ -98,45 +109,69 @@ class Equalizer:
             yield from group.scale(held)
 
 
-def _attention(layer: str, is_kept: _IsKept) -> _Group:
-    norm = f"{layer}.input_layernorm.weight"
-    q, k, v = (f"{layer}.self_attn.{part}_proj.weight" for part in "qkv")
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """Names of the weights of a layer by role, and how its norms are scaled."""
+
+    family: Family
+    layer: int
+    norm_offset: float
+
+    def __call__(self, role: Role) -> str:
+        """Empty for a role that the family has not."""
+        return self.family.weight(role, self.layer) if self.family.has(role) else ""
+
+    def divided(self, gain_D: torch.Tensor, factor_D: torch.Tensor) -> torch.Tensor:
+        """The weight of a norm that multiplies with `gain_D` / `factor_D`."""
+        scaled_D = gain_D / factor_D
+        return scaled_D - self.norm_offset if self.norm_offset else scaled_D
+
+    def gain(self, weight_D: torch.Tensor) -> torch.Tensor:
+        """What a norm multiplies with."""
+        return weight_D.float() + self.norm_offset if self.norm_offset else weight_D.float()
+
+
+def _attention(of: _Names, is_kept: _IsKept) -> _Group:
+    norm, q, k, v = of("attn_in_norm"), of("q"), of("k"), of("v")
 
     def scale(held: _Weights) -> Iterator[_Named]:
         if any(is_kept(held[name]) for name in (q, k, v)):
             yield from held.items()
             return
         factor_D = _factors(-0.75 * _levels(held[v]) - 0.25 * _levels(held[q], held[k]))
-        yield norm, held[norm].float() / factor_D
+        yield norm, of.divided(of.gain(held[norm]), factor_D)
         for name in (q, k, v):
             yield name, held[name].float() * factor_D
 
     return _Group((norm, q, k, v), scale)
 
 
-def _mlp(layer: str, is_kept: _IsKept, *, biased: bool) -> _Group:
-    norm, bias = f"{layer}.post_attention_layernorm.weight", f"{layer}.mlp.up_proj.bias"
-    gate, up, down = (f"{layer}.mlp.{part}_proj.weight" for part in ("gate", "up", "down"))
+def _mlp(of: _Names, is_kept: _IsKept, *, has_norm: bool, biased: bool) -> _Group:
+    norm, bias = of("ffn_in_norm"), of.family.bias("up", of.layer)
+    gate, up, down = of("gate"), of("up"), of("down")
 
     def scale(held: _Weights) -> Iterator[_Named]:
-        gain_D = held[norm].float()
+        gain_D = of.gain(held[norm]) if has_norm else torch.ones(held[up].shape[1])
         if any(is_kept(held[name]) for name in (gate, up)):
             yield from held.items()
             return
         factor_D = _factors(-0.75 * _levels(held[up]) - 0.5 * _levels(held[gate]))
+        if not has_norm:
+            factor_D = torch.ones_like(factor_D)
         # A row of up with its gain says how large what it makes is likely to be.
         made_F = _levels(held[up].float() * gain_D, dim=1)
         factor_F = _factors(0.5 * made_F - _levels(held[down]))
         if is_kept(held[down]):
             factor_F = torch.ones_like(factor_F)
-        yield norm, gain_D / factor_D
+        if has_norm:
+            yield norm, of.divided(gain_D, factor_D)
         yield gate, held[gate].float() * factor_D
         yield up, (held[up].float() * factor_D).div_(factor_F[:, None])
         if biased:
             yield bias, held[bias].float() / factor_F
         yield down, held[down].float() * factor_F
 
-    return _Group((norm, gate, up, down, *([bias] if biased else [])), scale)
+    return _Group((*([norm] if has_norm else []), gate, up, down, *([bias] if biased else [])), scale)
 
 
 def _levels(*weights: torch.Tensor, dim: int = 0) -> _Vector:

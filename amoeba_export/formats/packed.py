@@ -185,6 +185,7 @@ class PackedWriter:
         packed: Which of them are packed.
         group: See `group_size`.
         scheme: How they are packed.
+        equalizer: Makes channels alike.
         round_weight: How they are rounded.
         folder: Where errors say it is.
     """
@@ -197,6 +198,7 @@ class PackedWriter:
         *,
         group: int,
         scheme: Scheme,
+        equalizer: Equalizer,
         round_weight: Round,
         folder: Path,
     ) -> None:
@@ -204,7 +206,7 @@ class PackedWriter:
         self._round, self._folder = round_weight, folder
         self._missing = {spec.name: spec.shape for spec in specs}
         self._known = set(self._missing)
-        self._equalizer = Equalizer(self._missing)
+        self._equalizer = equalizer
 
     def accept(self, name: str, weight: torch.Tensor) -> None:
         """See `Writer`. Raises `WeightsMismatch` for a weight that is unknown, given twice, or of another shape."""

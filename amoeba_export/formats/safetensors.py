@@ -25,6 +25,7 @@ from amoeba_export.formats.config import (
     num_zero_biases,
     zero_biases,
 )
+from amoeba_export.formats.equalize import Equalizer
 from amoeba_export.formats.packed import (
     SCHEMES,
     PackedWriter,
@@ -154,7 +155,17 @@ def open_writer(
     )
     if not scheme:
         return writer
-    return PackedWriter(writer, specs, packed, group=group, scheme=scheme, round_weight=round_weight, folder=folder)
+    names = [spec.name for spec in specs]
+    return PackedWriter(
+        writer,
+        specs,
+        packed,
+        group=group,
+        scheme=scheme,
+        equalizer=Equalizer(names, subnet.family, norm_offset=subnet.architecture.base.norm_offset),
+        round_weight=round_weight,
+        folder=folder,
+    )
 
 
 def _packed_names(subnet: Subnet) -> frozenset[str]:

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from amoeba_export.errors import NumbersDiffer, WeightsMismatch
+from amoeba_export.ir import Family, Role
 from amoeba_export.verify.expected import Expected, ExpectedWeights
 from amoeba_export.verify.opened import Opened
 from amoeba_export.verify.searched import limits
@@ -43,6 +44,9 @@ _STEP_SLACK = 1e-3
 _WIDEST_STEP = 1.02
 """The widest step that is believed is the largest value of a block over the largest integer, by so much: a file may not
 choose a step that hides what it rounds away."""
+
+_OFFSET_SLACK = 2.0**-22
+"""Of what a file adds to the weight of a norm: it was taken off again and added once more."""
 
 _RECORDED_STEPS = 4.0
 """Integers that were not rounded to nearest (a later column makes up for an earlier one) stay within so many steps."""
@@ -87,12 +91,13 @@ def check_weights(
     findings: list[str] = []
     dtypes: dict[str, str] = {}
     factors = _Factors()
-    for name in _norms_first(names & (set(expected.shapes) | set(stored.sums))):
+    family = expected.wanted.family
+    for name in _norms_first(names & (set(expected.shapes) | set(stored.sums)), family):
         found = stored.read(name)
         dtypes[name] = found.dtype
         wanted = _sum(stored.sums.get(name, (name,)), expected)
-        wanted = Expected(found.as_stored(wanted.values), wanted.slack)
-        wanted = _scaled(name, wanted, found, factors, stored)
+        wanted = Expected(found.as_stored(wanted.values), wanted.slack + found.offset * _OFFSET_SLACK)
+        wanted = _scaled(name, wanted, found, factors, stored, family)
         recorded = (rounding or {}).get(name)
         if recorded is not None and values_digest(found.values) != recorded:
             findings.append(f"{name} is not rounded as its writer recorded")
@@ -190,10 +195,17 @@ def _any_of_block(flags: torch.Tensor, block: int) -> torch.Tensor:
     return padded.reshape(len(flags), -1, block).any(-1)
 
 
-def _norms_first(names: set[str]) -> Iterator[str]:
+def _norms_first(names: set[str], family: Family) -> Iterator[str]:
     """Norms before what reads them, and `up` before `down` and its own bias."""
-    order = ("norm.weight", "up_proj.weight")
-    yield from sorted(names, key=lambda name: (next((i for i, e in enumerate(order) if name.endswith(e)), 2), name))
+
+    def rank(name: str) -> tuple[int, str]:
+        place = family.find(name)
+        is_weight = place is not None and place.part == "weight"
+        if place is not None and place.role.endswith("_norm"):
+            return 0, name
+        return (1 if is_weight and place is not None and place.role == "up" else 2), name
+
+    yield from sorted(names, key=rank)
 
 
 def _sum(names: tuple[str, ...], expected: ExpectedWeights) -> Expected:
@@ -204,18 +216,17 @@ def _sum(names: tuple[str, ...], expected: ExpectedWeights) -> Expected:
     return Expected(total, sum((part.slack for part in parts), 0.0) + total.abs() * HALF_ULP["fp32"])
 
 
-_READERS = {
-    "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
-}
+_READERS: Mapping[Role, tuple[Role, ...]] = {"attn_in_norm": ("q", "k", "v"), "ffn_in_norm": ("gate", "up")}
 
 
-def _scaled(name: str, wanted: Expected, found: Stored, factors: _Factors, stored: StoredWeights) -> Expected:
+def _scaled(
+    name: str, wanted: Expected, found: Stored, factors: _Factors, stored: StoredWeights, family: Family
+) -> Expected:
     """`wanted` with the channels scaled as those of the file are. Only what integers read is ever scaled."""
-    layer, _, module = name.removesuffix(".weight").rpartition(".")
-    values = wanted.values
-    if module in _READERS and values.shape == found.values.shape:
-        readers = [f"{layer}.{reader}.weight" for reader in _READERS[module]]
+    place, values = family.find(name), wanted.values
+    role, layer = (None, None) if place is None else (place.role, place.layer)
+    if role is not None and role in _READERS and values.shape == found.values.shape:
+        readers = [family.weight(reader, layer) for reader in _READERS[role]]
         if readers[0] in stored.names() and _is_integers(stored.read(readers[0])):
             factor_D = _on_grid(values, found.values, tolerance=1e-5 + HALF_ULP[found.dtype])
             factors.columns |= dict.fromkeys(readers, factor_D)
@@ -223,11 +234,12 @@ def _scaled(name: str, wanted: Expected, found: Stored, factors: _Factors, store
         return wanted
     if name in factors.columns:
         values = values * factors.columns[name]
-    if name.endswith("mlp.up_proj.weight") and _is_integers(found) and values.shape == found.values.shape:
+    is_up = place is not None and (place.role, place.part) == ("up", "weight")
+    if is_up and _is_integers(found) and values.shape == found.values.shape:
         # A row has steps of its own, so how large it is survives rounding.
         factor_F = _on_grid(values.norm(dim=1), found.values.norm(dim=1), tolerance=0.08)
-        factors.rows |= {name: 1 / factor_F, f"{layer}.up_proj.bias": 1 / factor_F}
-        factors.columns[f"{layer}.down_proj.weight"] = factor_F
+        factors.rows |= {name: 1 / factor_F, family.bias("up", layer): 1 / factor_F}
+        factors.columns[family.weight("down", layer)] = factor_F
     if name in factors.rows:
         factor = factors.rows[name]
         values = values * (factor[:, None] if values.dim() == 2 else factor)

@@ -13,14 +13,19 @@ import torch
 from amoeba_export.formats.equalize import Equalizer
 from amoeba_export.formats.onnx import writer
 from amoeba_export.ir import DenseArchitecture
+from amoeba_export.load.family_file import read_family
 from tests.formats.onnx_model import OnnxDecoder, random_weights, subnet_of, torch_logits, write_onnx
 from tests.formats.test_onnx_values import adaptive, tokens
 
 LAYER = "model.layers.1"
 
 
+FAMILY = read_family("qwen3").family
+"""Has every role that the models here have."""
+
+
 def equalized(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    equalizer = Equalizer(weights)
+    equalizer = Equalizer(weights, FAMILY)
     return dict(ready for name, weight in weights.items() for ready in equalizer.take(name, weight))
 
 
@@ -56,7 +61,7 @@ def test_any_order_gives_the_same_and_a_group_comes_when_it_is_complete() -> Non
     random.Random(0).shuffle(shuffled)
     for name, weight in equalized({name: weights[name] for name in shuffled}).items():
         torch.testing.assert_close(weight, expected[name], rtol=0, atol=0)
-    equalizer = Equalizer(weights)
+    equalizer = Equalizer(weights, FAMILY)
     attention = [f"{LAYER}.self_attn.{part}_proj.weight" for part in "qkv"]
     for name in attention:
         assert not list(equalizer.take(name, weights[name]))
@@ -120,7 +125,7 @@ def test_four_bits_lose_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     errors = []
     for folder in ("with", "without"):
         if folder == "without":
-            monkeypatch.setattr(writer, "Equalizer", lambda names, **_: Equalizer(()))
+            monkeypatch.setattr(writer, "Equalizer", lambda names, family, **_: Equalizer((), family))
         written = write_onnx(subnet_of(dense, weights, tmp_path), tmp_path / folder, dtype="int4")
         errors.append(float((OnnxDecoder(written)(ids) - exact).norm()))
     assert errors[0] < 0.8 * errors[1]

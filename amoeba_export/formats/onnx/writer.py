@@ -70,7 +70,12 @@ class OnnxWriter:
         self._missing = dict(self._store.placements)
         linear = PRECISIONS[spelling.dtype].linear
         is_kept = partial(is_rounded, encoding=linear) if linear else None
-        self._equalizer = Equalizer(self._missing if is_equalized(spelling.dtype) else (), is_kept=is_kept)
+        self._equalizer = Equalizer(
+            self._missing if is_equalized(spelling.dtype) else (),
+            family,
+            norm_offset=dense.base.norm_offset,
+            is_kept=is_kept,
+        )
         self._file = DataFile(folder / DATA_NAME, self._store.layout.size_bytes)
         for region, values in self._store.tables:
             self._file.write(region, 0, values)
