@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +47,26 @@ def stored_shapes(expected: Shapes, parts: Mapping[str, Rows]) -> dict[str, tupl
             before = shapes.get(rows.name, (0, *shape[1:]))
             shapes[rows.name] = (before[0] + shape[0], *shape[1:])
     return shapes
+
+
+def put_together(
+    weights: Iterable[tuple[str, torch.Tensor]], expected: Shapes, parts: Mapping[str, Rows]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """`weights`, those that the files store as part of another joined as soon as all parts are there."""
+    groups: dict[str, list[str]] = {}
+    for name in expected:
+        if name in parts:
+            groups.setdefault(parts[name].name, []).append(name)
+    held: dict[str, torch.Tensor] = {}
+    for name, weight in weights:
+        if name not in parts:
+            yield name, weight
+            continue
+        held[name] = weight
+        group = groups[parts[name].name]
+        if all(other in held for other in group):
+            yield parts[name].name, torch.cat([held.pop(other) for other in group])
+    assert not held, sorted(held)
 
 
 class SplitTensors:

@@ -14,14 +14,17 @@ def cache_name(model: Any) -> str:
 
 
 def rope_tables(model: Any, num_positions: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines [P, R / 2] of a model, with their magnitude.
-
-    Those of models with a RoPE per layer type are side by side, by the name of the type.
-    """
-    positions, rotary = torch.arange(num_positions)[None], model.model.rotary_emb
+    """Cosines and sines of a model, with their magnitude: see `Rope`."""
+    rotary, config = model.model.rotary_emb, model.config
     by_type = "layer_type" in inspect.signature(rotary.forward).parameters
-    names = [{"layer_type": name} for name in sorted(set(model.config.layer_types))] if by_type else [{}]
-    tables = [rotary(torch.zeros(1), position_ids=positions, **name) for name in names]
-    halves = [[table[0, :, : table.shape[-1] // 2].float() for table in pair] for pair in tables]
-    cos, sin = (torch.cat(parts, dim=-1) for parts in zip(*halves, strict=True))
+    names = [{"layer_type": name} for name in sorted(set(config.layer_types))] if by_type else [{}]
+    parameters, lengths = config.rope_parameters or {}, [num_positions]
+    if parameters.get("rope_type") == "longrope":
+        lengths.insert(0, min(int(parameters["original_max_position_embeddings"]), num_positions))
+    rows = []
+    for length in lengths:
+        tables = [rotary(torch.zeros(1), position_ids=torch.arange(length)[None], **name) for name in names]
+        halves = [[table[0, :, : table.shape[-1] // 2].float() for table in pair] for pair in tables]
+        rows.append([torch.cat(parts, dim=-1) for parts in zip(*halves, strict=True)])
+    cos, sin = (torch.cat(parts) for parts in zip(*rows, strict=True))
     return cos, sin

@@ -243,6 +243,8 @@ def _scaled(
     if name in factors.rows:
         factor = factors.rows[name]
         values = values * (factor[:, None] if values.dim() == 2 else factor)
+        if values.dim() == 1:  # a quotient on one side, a product on the other
+            return Expected(values, wanted.slack + values.abs() * HALF_ULP["fp32"] * 4)
     return Expected(values, wanted.slack)
 
 

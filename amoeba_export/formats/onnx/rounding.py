@@ -27,7 +27,12 @@ def scaled_layers(subnet: Subnet, dtype: str) -> Iterator[tuple[str, torch.Tenso
     linear = PRECISIONS[dtype].linear
     assert linear is not None, dtype
     names = {spec.name for spec in subnet.specs if subnet.family.place(spec.name).layer is not None}
-    equalizer = Equalizer(names if is_equalized(dtype) else (), is_kept=partial(is_rounded, encoding=linear))
+    equalizer = Equalizer(
+        names if is_equalized(dtype) else (),
+        subnet.family,
+        norm_offset=subnet.architecture.base.norm_offset,
+        is_kept=partial(is_rounded, encoding=linear),
+    )
     for name, weight in subnet.stream():
         if name in names:
             for ready, values in equalizer.take(name, weight):

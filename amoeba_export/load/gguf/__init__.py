@@ -20,6 +20,7 @@ import torch
 from amoeba_export.gguf_file import open_gguf
 from amoeba_export.ir import SILENT, Progress
 from amoeba_export.load.families import expected_weights
+from amoeba_export.load.fused import parts_of, put_together, stored_shapes
 from amoeba_export.load.gguf.compare import compare_with_llama_cpp
 from amoeba_export.load.gguf.metadata import read_metadata
 from amoeba_export.load.gguf.tensors import Model, read_model, read_weights
@@ -49,14 +50,13 @@ def convert_gguf(path: Path, out: Path, *, progress: Progress = SILENT) -> None:
             f"{size.num_kv_heads} KV heads and {size.ffn_size} neurons each: a source has layers that are alike"
         )
     _save_config(model, vocabulary, out)
-    write_weights(out / "model.safetensors", _shapes(model), read_weights(model))
+    family, expected = model.family.family, expected_weights(model.family.family, model.architecture)
+    parts = parts_of(family, expected, model.architecture.num_layers)
+    weights = put_together(read_weights(model), expected, parts)
+    write_weights(out / "model.safetensors", stored_shapes(expected, parts), weights)
     if vocabulary is not None:
         save_tokenizer(vocabulary, out, max_positions=metadata.max_positions)
     compare_with_llama_cpp(path, out, model, vocabulary, progress=progress)
-
-
-def _shapes(model: Model) -> dict[str, tuple[int, ...]]:
-    return expected_weights(model.family.family, model.architecture)
 
 
 def _save_config(model: Model, vocabulary: Vocabulary | None, out: Path) -> None:

@@ -18,6 +18,7 @@ from amoeba_export.ir import Progress, Supernet
 from amoeba_export.llama_cpp.tokens import differences, hard_texts, questions
 from amoeba_export.load.checkpoint import open_checkpoint
 from amoeba_export.load.families import expected_weights
+from amoeba_export.load.fused import SplitTensors, parts_of, stored_shapes
 from amoeba_export.load.gguf.tensors import Model
 from amoeba_export.load.gguf.tokenizer import Vocabulary
 
@@ -123,7 +124,9 @@ def _log_probabilities(model: Model, folder: Path, prompt: Sequence[int]) -> tor
     """Of the token after `prompt`, from the unpacked folder, with one layer in memory at a time. [V]."""
     from amoeba_export.model.layers import LayerStack
 
-    tensors = open_checkpoint(folder, expected_weights(model.family.family, model.architecture))
+    expected = expected_weights(model.family.family, model.architecture)
+    parts = parts_of(model.family.family, expected, model.architecture.num_layers)
+    tensors = SplitTensors(open_checkpoint(folder, stored_shapes(expected, parts)), expected, parts)
     supernet = Supernet(
         name=folder.name,
         folder=folder,

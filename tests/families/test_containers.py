@@ -1,0 +1,107 @@
+"""What each container makes of every family: weights, logits, decode steps, RoPE, and the tokens of llama.cpp."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from amoeba_export.errors import NotRepresentable
+from amoeba_export.ir import SubnetPlan, Supernet
+from amoeba_export.load import load_supernet
+from amoeba_export.materialize import materialize_subnet
+from amoeba_export.verify import masked_logits, verify_artifact
+from tests.families.configs import save_family
+from tests.families.test_matrix import IDS, NAMES, assert_same, cuts
+from tests.formats.bpe import save_bpe
+from tests.materialize.subnets import open_supernet, write
+
+PLANS = ("full", "depth", "uniform", "uniform, no bias", "adaptive", "bare")
+
+ALIKE = {"full", "depth", "uniform", "uniform, no bias"}
+UNBIASED = {"full", "depth", "uniform, no bias"}
+HELD: dict[str, set[str]] = {
+    "gemma3": UNBIASED,
+    "gemma2": UNBIASED,
+    "smollm3": {"full"},
+    "granite": ALIKE,
+    "granite, biases": ALIKE,
+    "ministral3": ALIKE,
+    "phi3": set(PLANS),
+    "phi3, part of a head": {"full", "depth"},
+    "phi3, longrope": {"full", "depth"},
+}
+"""Plans that llama.cpp computes: none of a family that is not here."""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Every family with a tokenizer beside it, which llama.cpp wants."""
+    root = tmp_path_factory.mktemp("families")
+    made = {name: save_family(root / str(i), name) for i, name in enumerate(NAMES)}
+    for folder in made.values():
+        save_bpe(folder)
+    return made
+
+
+@pytest.fixture(params=NAMES)
+def name(request: pytest.FixtureRequest) -> str:
+    found: str = request.param
+    return found
+
+
+@pytest.fixture
+def supernet(name: str, folders: dict[str, Path]) -> Supernet:
+    return open_supernet(folders[name])
+
+
+def plan_named(supernet: Supernet, name: str) -> SubnetPlan:
+    return supernet.full_plan() if name == "full" else cuts(supernet)[name]
+
+
+@pytest.mark.parametrize("dialect", ["ort", "standard"])
+@pytest.mark.parametrize("plan_name", ["full", "depth", "uniform", "bare"])
+def test_a_graph_is_the_masked_model(supernet: Supernet, plan_name: str, dialect: str, tmp_path: Path) -> None:
+    plan = plan_named(supernet, plan_name)
+    write(materialize_subnet(supernet, plan), tmp_path / "onnx", "onnx", "fp32", dialect=dialect)
+    report = verify_artifact(tmp_path, supernet, plan)
+    assert report.greedy_tokens_equal
+    assert report.max_rel_diff < 1e-4
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_a_graph_of_integers_computes_with_its_weights(supernet: Supernet, dtype: str, tmp_path: Path) -> None:
+    """Norms of 1 + w are scaled with channels; part of a head does without onnxruntime's attention, and integers."""
+    plan = cuts(supernet)["uniform"]
+    subnet = materialize_subnet(supernet, plan)
+    if any(kind.rope is not None and kind.rope.dims % 16 for kind in supernet.architecture.layer_kinds):
+        with pytest.raises(NotRepresentable, match="turns multiples of 16 dims of a head"):
+            write(subnet, tmp_path / "onnx", "onnx", dtype)
+        return
+    write(subnet, tmp_path / "onnx", "onnx", dtype)
+    assert verify_artifact(tmp_path, supernet, plan).formats[0].dtype == dtype
+
+
+@pytest.mark.parametrize("plan_name", PLANS)
+def test_llama_cpp_computes_the_masked_model_or_is_refused(
+    name: str, supernet: Supernet, plan_name: str, tmp_path: Path
+) -> None:
+    plan = plan_named(supernet, plan_name)
+    subnet = materialize_subnet(supernet, plan)
+    if plan_name not in HELD.get(name, set()):
+        with pytest.raises(NotRepresentable, match="Use one of: --format safetensors, --format onnx"):
+            write(subnet, tmp_path / "gguf", "gguf", "fp32")
+        return
+    write(subnet, tmp_path / "gguf", "gguf", "fp32")
+    report = verify_artifact(tmp_path, supernet, plan)
+    assert report.greedy_tokens_equal
+    assert report.max_rel_diff < 1e-4
+
+
+def test_a_gguf_file_is_read_again_and_compared_with_llama_cpp(name: str, supernet: Supernet, tmp_path: Path) -> None:
+    if name not in HELD:
+        return
+    plan = supernet.full_plan()
+    write(materialize_subnet(supernet, plan), tmp_path / "gguf", "gguf", "fp32")
+    again = load_supernet(str(tmp_path / "gguf" / "model.gguf"), cache_dir=tmp_path / "cache")
+    assert_same(masked_logits(again, again.full_plan(), IDS), masked_logits(supernet, plan, IDS))
