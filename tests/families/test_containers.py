@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from amoeba_export.errors import NotRepresentable
 from amoeba_export.ir import SubnetPlan, Supernet
 from amoeba_export.load import load_supernet
 from amoeba_export.materialize import materialize_subnet
 from amoeba_export.verify import masked_logits, verify_artifact
-from tests.families.configs import save_family
+from tests.families.configs import FAMILIES, save_family
 from tests.families.test_matrix import IDS, NAMES, assert_same, cuts
 from tests.formats.bpe import save_bpe
 from tests.materialize.subnets import open_supernet, write
@@ -105,3 +106,23 @@ def test_a_gguf_file_is_read_again_and_compared_with_llama_cpp(name: str, supern
     write(materialize_subnet(supernet, plan), tmp_path / "gguf", "gguf", "fp32")
     again = load_supernet(str(tmp_path / "gguf" / "model.gguf"), cache_dir=tmp_path / "cache")
     assert_same(masked_logits(again, again.full_plan(), IDS), masked_logits(supernet, plan, IDS))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_onnxruntime_genai_generates_what_the_masked_model_does(
+    family: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    genai = pytest.importorskip("onnxruntime_genai")
+    supernet = open_supernet(folders[family])
+    plan = supernet.full_plan()
+    folder = write(materialize_subnet(supernet, plan), tmp_path / "onnx", "onnx", "fp32")
+    model = genai.Model(str(folder))
+    settings = genai.GeneratorParams(model)
+    settings.set_search_options(max_length=16)
+    generator = genai.Generator(model, settings)
+    tokens = [5, 9, 17, 33, 40]
+    generator.append_tokens(tokens)
+    for _ in range(6):
+        generator.generate_next_token()
+        tokens.append(int(masked_logits(supernet, plan, torch.tensor([tokens]))[0, -1].argmax()))
+    assert [int(token) for token in generator.get_sequence(0)] == tokens

@@ -26,7 +26,7 @@ def genai_config(dense: DenseArchitecture, source_folder: Path) -> dict[str, Any
     sampling = {key: default if (given := tokens.get(key)) is None else given for key, default in _SAMPLING.items()}
     return {
         "model": {
-            "type": base.family,
+            "type": base.containers.get("onnx", {}).get("genai_type", base.family),
             "vocab_size": base.vocab_size,
             "context_length": base.max_positions,
             **_special_tokens(tokens),
