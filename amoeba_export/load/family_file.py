@@ -128,6 +128,7 @@ def _merged(model_type: str, folder: Path) -> dict[str, Any]:
     """The tables of a file over those of the file it extends, entry by entry."""
     own = tomllib.loads((folder / f"{model_type}.toml").read_text(encoding="utf-8"))
     parent = _merged(own["extends"], folder) if "extends" in own else {}
+    parent.pop("containers", None)  # what a container calls a family is no one else's name
     return own | {table: parent.get(table, {}) | own.get(table, {}) for table in _TABLES}
 
 
