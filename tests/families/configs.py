@@ -57,6 +57,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"rope_parameters": {**_YARN, "llama_4_scaling_beta": 0.3, "original_max_position_embeddings": 4}},
     ),
     "gemma2": ("gemma2", {"sliding_window": 4, "query_pre_attn_scalar": 24, "final_logit_softcapping": 5.0}),
+    "ministral": (
+        "ministral",
+        {"sliding_window": 4, "layer_types": ["full_attention", *["sliding_attention"] * 3]},
+    ),
 }
 """Name -> `model_type`, and what differs from the sizes above."""
 
