@@ -108,11 +108,12 @@ def logits_distance(
     )
 
 
-def broken_limits(distance: Distance, dtype: str) -> list[str]:
+def broken_limits(distance: Distance, dtype: str, *, rounding_kl: float | None = None) -> list[str]:
     """Every limit of `dtype` that `distance` exceeds, in words. Empty: good."""
     if dtype in MAX_REL_DIFF:
         limit = MAX_REL_DIFF[dtype]
         share, kl = MAX_ROUNDING[dtype]
+        kl = rounding_kl or kl
         if distance.max_rel_diff <= limit or (distance.max_rel_diff <= share and distance.mean_kl <= kl):
             return []
         return [
