@@ -568,5 +568,6 @@ def test_nothing_says_how_small():
         export(ExportRequest(target="cpu"))
     assert str(caught.value) == (
         "Nothing says how small the subnet should be.\n"
-        "  next:  Give --latency (50ms, 75%), --throughput (30tok/s), --quality-loss (5%), --shape (24x0.75) or --plan (a file)."
+        "  next:  Give --latency (50ms, 75%), --throughput (30tok/s), --quality-loss (5%), --shape (24x0.75) or --plan "
+        "(a file)."
     )
