@@ -327,9 +327,9 @@ class DenseArchitecture:
         norms_D = base.input_norms + base.output_norms
         if layer.num_heads:
             params += norms_D * base.hidden_size + self._qk_norm_params(layer)
+            params += layer.qkv_bias * (layer.num_heads + 2 * layer.num_kv_heads) * base.head_dim
         elif layer.o_bias:
             params += base.output_norms * base.hidden_size
-            params += layer.qkv_bias * (layer.num_heads + 2 * layer.num_kv_heads) * base.head_dim
         if layer.ffn_size:
             params += norms_D * base.hidden_size + layer.gate_up_bias * 2 * layer.ffn_size
         elif layer.down_bias:

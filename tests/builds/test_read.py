@@ -19,6 +19,10 @@ KEYS = (
     "percentile, plan, policy, quality_floor, recipe, refit, require_measured, seed, shape, strategy, target, "
     "throughput, workload."
 )
+DTYPES = (
+    "Choose 'fp32', 'fp16', 'bf16', 'int8', 'q6_k', 'q5_k_m', 'int4-mixed', 'q4_k_m', 'int4', 'w4a16-asym', 'w4a16' "
+    "or 'auto'."
+)
 TARGETS = (
     "Choose one of: cpu, h100, h100-vllm, jetson, jetson-agx-orin, jetson-agx-orin-edgellm, "
     "jetson-agx-orin-llamacpp, jetson-agx-orin-vllm, jetson-agx-thor, jetson-agx-thor-edgellm, "
@@ -151,7 +155,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "bad dtype": (
         OK + 'dtype = "fp64"\n',
         [
-            "line 5: build.dtype cannot be 'fp64'. Choose 'fp32', 'fp16', 'bf16', 'int8', 'int4' or 'auto'.",
+            "line 5: build.dtype cannot be 'fp64'. " + DTYPES,
         ],
     ),
     "bad percentile": (
@@ -215,7 +219,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
         [
             "line 3: there is no target named 'cpuu'. Did you mean 'cpu'? " + TARGETS,
             "line 4: a latency cannot be 'x'. Give a time or a share of the full model, such as 50ms, 0.05s or 75%.",
-            "line 5: build.dtype cannot be 'x'. Choose 'fp32', 'fp16', 'bf16', 'int8', 'int4' or 'auto'.",
+            "line 5: build.dtype cannot be 'x'. " + DTYPES,
             "line 6: build.foo: there is no such key. " + KEYS,
             'line 7: build.name is missing. Add name = "...".',
             "line 8: build.shape: input should be a valid string, not 3. Correct the value.",

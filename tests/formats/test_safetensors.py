@@ -181,8 +181,8 @@ def test_small_integers_are_refused_with_the_formats_that_have_them(subnet: Subn
     with pytest.raises(NotRepresentable) as caught:
         safetensors.check(subnet.architecture, dtype="int4")
     assert str(caught.value) == (
-        "safetensors cannot hold this plan: transformers loads weights of 16 or 32 bits, and int4 is asked for.\n"
-        "  next:  Use one of: --dtype bf16, --format onnx --dtype int4, --format gguf --dtype int4."
+        "safetensors cannot hold this plan: int4 is not one of its precisions.\n"
+        "  next:  Use one of: --dtype bf16, --dtype w4a16, --format onnx --dtype int4, --format gguf --dtype int4."
     )
 
 

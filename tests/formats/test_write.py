@@ -61,7 +61,7 @@ def test_what_a_writer_raises_reaches_the_caller_and_no_thread_is_left(
     assert threading.active_count() == before
 
 
-@pytest.mark.parametrize("rope", ["dynamic", "longrope"])
+@pytest.mark.parametrize("rope", ["dynamic"])
 @pytest.mark.parametrize("name", ["onnx", "gguf"])
 def test_advice_names_formats_that_can_hold_it(supernet: Supernet, name: str, rope: str) -> None:
     """ONNX said 'use GGUF', and GGUF 'use ONNX'."""

@@ -16,7 +16,6 @@ from amoeba_export.builds.entry import LockedEntry
 from amoeba_export.builds.lock import write_lock
 from amoeba_export.builds.outcome import (
     BuildReport,
-    CandidatePoint,
     EntryOutcome,
     ErrorRecord,
     LatencyFigures,
@@ -145,8 +144,6 @@ def _report(folder: Path, plan: SubnetPlan, architecture: Architecture) -> None:
         ),
         quality=QualityFigures(metric="loss", value=3.0, full=2.5, floor=4.0),
         plan=PlanRecord.of(plan, architecture),
-        candidates=(CandidatePoint(shape="3x0.5", latency_ms=9.0, quality=3.0, fits=True, on_front=True, chosen=True),
-                    CandidatePoint(shape="2x0.5", latency_ms=7.0, quality=3.5, fits=True, on_front=True, chosen=False)),
     )  # fmt: skip
     failed = EntryOutcome(
         name="b", status="failed", error=ErrorRecord(kind="InputError", message="no", where="x", exit_code=3)

@@ -437,8 +437,8 @@ def test_a_model_without_numbers_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_architecture_is_named(tmp_path: Path) -> None:
-    write_gguf(tmp_path / "phi.gguf", arch="phi3")
-    assert refusal(tmp_path / "phi.gguf") == "Models of type 'phi3' are not supported."
+    write_gguf(tmp_path / "mpt.gguf", arch="mpt")
+    assert refusal(tmp_path / "mpt.gguf") == "Models of type 'mpt' are not supported."
 
 
 @pytest.mark.parametrize("length", [0, 3, 4, 15, 24, 100, 1000, 20000, -1, -40])
