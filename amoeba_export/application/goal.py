@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from amoeba_export.application.fit import Build, Fitted, fit_plan
-from amoeba_export.application.picks import Pick, pick_quality, quality_limit
+from amoeba_export.application.picks import Pick, pick_quality, quality_limit, quality_unknown
 from amoeba_export.application.recovery import recovered
 from amoeba_export.application.session import Session
 from amoeba_export.application.sweep import sweep
@@ -59,14 +59,16 @@ def fit_quality(session: Session, build: Build) -> tuple[Fitted, Frontier]:
 
 
 def check_quality(fitted: Fitted, manifest: Manifest) -> None:
-    """Raise `QualityTooLow` where what was built is worse than the settings accept."""
+    """Raise `QualityTooLow` where what was built is worse than the settings accept, `InputError` where nobody knows."""
     wanted = fitted.session.settings.quality
-    if wanted is None or not manifest.quality:
+    if wanted is None:
         return
+    if not manifest.quality:
+        raise quality_unknown()
     metric, value = next((name, one) for name, one in manifest.quality.items() if not name.endswith("_full"))
     full = manifest.quality.get(f"{metric}_full")
     if wanted.value is None and full is None:
-        return
+        raise quality_unknown()
     least = wanted.resolve(full or 0.0, mode_of(metric))
     if not good_enough(value, least, mode_of(metric)):
         raise QualityTooLow(str(manifest.shape.shape), metric, value, least)

@@ -126,12 +126,17 @@ def quality_limit(swept: Swept) -> float:
     frontier, wanted = swept.frontier, swept.session.settings.quality
     assert wanted, "there is such a limit"
     if frontier.quality_metric == KEPT_WEIGHTS:
-        raise InputError(
-            "The strategy has no measured quality, so a limit of it cannot be kept.",
-            next_step="Measure it with 'amoeba evaluate --grid', or calibrate with 'amoeba calibrate'.",
-        )
+        raise quality_unknown()
     full = next(one.quality for one in frontier.wholes if one.dtype == frontier.reference_dtype)
     return wanted.resolve(full, mode_of(frontier.quality_metric))
+
+
+def quality_unknown() -> InputError:
+    """A limit of quality where no quality is known."""
+    return InputError(
+        "The strategy has no measured quality, so a limit of it cannot be kept.",
+        next_step="Measure it with 'amoeba evaluate --grid', or calibrate with 'amoeba calibrate'.",
+    )
 
 
 def _picked(
