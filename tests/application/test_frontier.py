@@ -13,9 +13,10 @@ from amoeba_export.application import goal, pipeline
 from amoeba_export.application.fit import Fitted
 from amoeba_export.application.worth import quality_figures
 from amoeba_export.artifact import read_manifest
-from amoeba_export.errors import NothingGoodEnough, NothingToPick, Problems, QualityTooLow, UsageError
+from amoeba_export.errors import InputError, NothingGoodEnough, NothingToPick, Problems, QualityTooLow, UsageError
 from amoeba_export.ir import Shape
 from amoeba_export.ir.frontier import MOST_NUMBERED, Frontier, FrontierPoint, numbered
+from amoeba_export.load import read_strategy, write_strategy
 from tests.application.test_pipeline import FASTER, RISES, model, precisions, strategy, target
 from tests.application.test_prospects import refits
 
@@ -216,6 +217,19 @@ def test_a_latency_that_is_kept_by_what_is_too_bad_is_refused(request_of: Export
     assert caught.value.what.endswith("; the quality floor is 4.5.")
     assert not (tmp_path / "out").exists()
     assert export(dataclasses.replace(request, latency="35%")).manifest is not None
+
+
+@pytest.mark.parametrize("more", [{"latency": "35%"}, {}])
+def test_a_limit_that_nobody_can_check_is_refused(
+    request_of: ExportRequest, strategy: Path, tmp_path: Path, more: dict[str, str]
+):
+    blind = tmp_path / "blind.safetensors"
+    write_strategy(dataclasses.replace(read_strategy(strategy), quality={}), blind)
+    with pytest.raises(InputError, match="no measured quality"):
+        export(
+            dataclasses.replace(request_of, strategy=blind, quality="4.5", refit="off", out=tmp_path / "out", **more)
+        )
+    assert not (tmp_path / "out").exists()
 
 
 def test_both_spellings_of_the_limit_are_one_too_many(request_of: ExportRequest):
