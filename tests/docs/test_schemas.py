@@ -7,13 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from tests.conftest import Run
 from tests.finetune.models import char_tokenizer
 from tests.tiny import save_tiny
-
-jsonschema = pytest.importorskip("jsonschema")
 
 SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
 
