@@ -136,10 +136,14 @@ class Family:
         """Name of a module's bias, which a cut may have where the source has none."""
         return f"{self.module(role, layer)}.bias"
 
+    @property
+    def layers_prefix(self) -> str:
+        """What names of all layers' weights begin with, such as `model.layers.`."""
+        return self.layer[0].name.partition("{layer}")[0]
+
     def layer_prefix(self, layer: int) -> str:
         """What names of a layer's weights begin with, such as `model.layers.3.`."""
-        before = self.layer[0].name.partition("{layer}")[0]
-        return f"{before}{layer}."
+        return f"{self.layers_prefix}{layer}."
 
     def find(self, name: str) -> Place | None:
         """What the weight `name` is, in the supernet or a cut of it; None for a name that is none of this family's."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from amoeba_export.load.links import refuse_links_outside
 from amoeba_export.load.locate import locate_model
 from amoeba_export.load.sidecars import check_sidecars
 from amoeba_export.load.strategy import check_strategy, read_strategy, write_strategy
+from amoeba_export.load.wrappers import is_wrapper, text_config, text_name
 from amoeba_export.reading import read_json_object
 
 if TYPE_CHECKING:
@@ -60,7 +62,8 @@ def load_supernet(
     refuse_links_outside(folder)
     config_path = folder / "config.json"
     config = _read_config(config_path)
-    architecture, file = read_architecture(config, where=config_path)
+    own, rename = _text_model(name, folder, config, progress) if is_wrapper(config) else (config, None)
+    architecture, file = read_architecture(own, where=config_path)
     check_sidecars(folder)
     expected = expected_weights(file.family, architecture)
     parts = parts_of(file.family, expected, architecture.num_layers)
@@ -69,6 +72,7 @@ def load_supernet(
         stored_shapes(expected, parts),
         copies=tied_copies(file.family, architecture),
         ignored={name.format(layer=i) for name in file.ignored for i in range(architecture.num_layers)},
+        rename=rename,
     )
     tensors: TensorSource = SplitTensors(files, expected, parts) if parts else files
     if method := quantization_method(config):
@@ -96,6 +100,24 @@ def load_supernet(
         entry = InputId(role="strategy", id=strategy.name, sha256=known.identity or "")
         supernet = dataclasses.replace(supernet, strategy=known, inputs=(*supernet.inputs, entry))
     return supernet
+
+
+def _text_model(
+    name: str, folder: Path, config: Mapping[str, Any], progress: Progress
+) -> tuple[dict[str, Any], Callable[[str], str | None]]:
+    """Config of the text model inside a model that also sees or hears, and what it calls the weights of the whole."""
+    from amoeba_export.load.checkpoint import stored_names
+
+    where = folder / "config.json"
+    own = text_config(config, where=where)
+    family = read_architecture(own, where=where)[1].family
+    rename = partial(text_name, family=family)
+    own["tie_word_embeddings"] = family.weight("head") not in map(rename, stored_names(folder))
+    progress.note(
+        f"{name} is a {config['model_type']}: its text model, a {family.model_type}, is taken. "
+        "What sees or hears is left out."
+    )
+    return own, rename
 
 
 def _say_types(name: str, tensors: TensorSource, progress: Progress) -> None:

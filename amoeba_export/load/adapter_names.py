@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from amoeba_export.errors import DamagedFile, UnsupportedAdapter, WrongModel
+from amoeba_export.load.wrappers import TEXT_STEPS
 
 PREFIX = "base_model.model."
 
-_WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "language_model")
+_WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", *TEXT_STEPS)
 """Steps of a path that are no part of this model: of torch.compile, of what trains on many devices, of a model that
 also sees or hears."""
 

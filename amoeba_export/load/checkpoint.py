@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,6 +24,8 @@ INDEX = "model.safetensors.index.json"
 _DTYPES = {"F64": torch.float64, **{dtype.safetensors_name: dtype.torch_dtype for dtype in FLOATS.values()}}
 _PACKED_DTYPES = {"U8": torch.uint8, "I8": torch.int8}
 """Of the parts of quantized weights."""
+
+Rename = Callable[[str], str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,7 @@ def open_checkpoint(
     *,
     copies: Mapping[str, str] | None = None,
     ignored: Collection[str] = (),
+    rename: Rename | None = None,
 ) -> Checkpoint:
     """Open a checkpoint and check its headers against the weights that the architecture implies.
 
@@ -152,6 +156,7 @@ def open_checkpoint(
         expected: Name -> shape.
         copies: Name -> the expected weight that it repeats (tied embeddings). It may be there, or stand in for it.
         ignored: Names that may be there and are left alone.
+        rename: What a weight of the files is called here, or None for one that is left alone; names are kept without.
 
     Raises:
         NotFound: A file is missing.
@@ -163,12 +168,12 @@ def open_checkpoint(
     files = weight_files(folder)
     found: dict[str, _Entry] = {}
     for path in files:
-        for name, entry in _read_header(path).items():
+        for name, entry in _read_header(path, rename).items():
             if name in found:
                 raise DamagedFile(path, f"{name} is also in {found[name].path.name}")
             found[name] = entry
     if len(files) > 1 or files[0].name != SINGLE:
-        _check_index(folder / INDEX, found)
+        _check_index(folder / INDEX, found, rename)
     found = _folded(found)
     repeated = {name: found.pop(name) for name in copies if name in found}
     for name, entry in repeated.items():
@@ -239,14 +244,23 @@ def _not_floating(name: str, kind: str, path: Path) -> UnsupportedError:
     )
 
 
-def _check_index(index: Path, found: Mapping[str, _Entry]) -> None:
+def _check_index(index: Path, found: Mapping[str, _Entry], rename: Rename | None) -> None:
     for name, shard in _read_index(index).items():
-        if name not in found or found[name].path.name != shard:
+        known = rename(name) if rename else name
+        if known is not None and (known not in found or found[known].path.name != shard):
             raise DamagedFile(index, f"it promises {name} in {shard}, which does not have it")
 
 
-def _read_header(path: Path) -> dict[str, _Entry]:
-    """Name -> where a weight lies. safetensors checks that offsets are ordered, gapless and match shapes and file."""
+def stored_names(folder: Path) -> set[str]:
+    """Every name in the files of a checkpoint folder. Raises as `weight_files` and for a header that is not sound."""
+    return {name for path in weight_files(folder) for name in _header(path)[0]}
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """What a file says of its weights, and where their bytes start.
+
+    safetensors checks that offsets are ordered, gapless and match shapes and file.
+    """
     try:
         with safe_open(path, framework="pt"):
             pass
@@ -255,13 +269,22 @@ def _read_header(path: Path) -> dict[str, _Entry]:
             header = parse_json_object(file.read(length))
     except (SafetensorError, OSError, ValueError) as error:
         raise DamagedFile(path, str(error)) from error
-    entries = {}
-    for name, facts in header.items():
-        if name == "__metadata__":
+    return {name: facts for name, facts in header.items() if name != "__metadata__"}, 8 + length
+
+
+def _read_header(path: Path, rename: Rename | None = None) -> dict[str, _Entry]:
+    """Name -> where a weight lies."""
+    entries: dict[str, _Entry] = {}
+    header, start = _header(path)
+    for stored, facts in header.items():
+        name = rename(stored) if rename else stored
+        if name is None:
             continue
+        if name in entries:
+            raise DamagedFile(path, f"{name} is there under two names")
         kind = _DTYPES.get(facts["dtype"]) or _PACKED_DTYPES.get(facts["dtype"])
         if kind is None:
             raise _not_floating(name, facts["dtype"], path)
-        offset = 8 + length + facts["data_offsets"][0]
+        offset = start + facts["data_offsets"][0]
         entries[name] = _Entry(path, kind, tuple(facts["shape"]), offset)
     return entries

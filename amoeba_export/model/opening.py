@@ -33,6 +33,13 @@ def read_config(folder: Any) -> Any:
     return _plain(AutoConfig.from_pretrained(folder, **DATA_ONLY))
 
 
+def config_of(values: Any) -> Any:
+    """The config that the keys of a `config.json` stand for. Raises whatever its class raises."""
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(**values)
+
+
 def read_model(folder: Any, *, dtype: Any) -> Any:
     """The model of a folder with its weights, which are safetensors. Raises as `read_config`."""
     from transformers import AutoModelForCausalLM

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.tiny import VOCAB, filled
 
-_SIZES: dict[str, Any] = {
+SIZES: dict[str, Any] = {
     "num_hidden_layers": 4,
     "hidden_size": 64,
     "num_attention_heads": 4,
@@ -122,7 +122,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 def config_of(name: str, **overrides: Any) -> Any:
     """The config of a family or a variant."""
     model_type, settings = (FAMILIES | VARIANTS)[name]
-    return AutoConfig.for_model(model_type, **(_SIZES | settings | overrides))
+    return AutoConfig.for_model(model_type, **(SIZES | settings | overrides))
 
 
 def save_family(folder: Path, name: str, *, seed: int = 0, **overrides: Any) -> Path:
