@@ -1,10 +1,11 @@
 """How well the analytic model explains published speeds that it has not seen.
 
-    python -m benchmarks.analytic [--points FILE] [--check FILE] [--markdown] [--json FILE]
+    python -m benchmarks.analytic [--points FILE] [--check FILE] [--markdown] [--json FILE] [--plot]
 
 Reads `targets/points.csv`, fits every device and flow (`amoeba_export.backends.fitted`), and reports of each point what
 the fit says and what the fit without that point says. `--check` asks the fit about other points, in the same columns,
 that had no part in it. `--markdown` prints the table of `docs/targets.md`, and the figures of the target files.
+`--plot` draws that page's picture into `docs/img`.
 """
 
 from __future__ import annotations
@@ -102,6 +103,7 @@ def main() -> int:
     parser.add_argument("--check", type=Path)
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", action="store_true")
     settings = parser.parse_args()
     points = read_points(settings.points)
     rows = rows_of(points, read_points(settings.check) if settings.check else [])
@@ -116,6 +118,11 @@ def main() -> int:
             for metric, figures in summary([row for row in rows if row["in_fit"] is kept]).items():
                 shown = {name: round(value, 4) for name, value in figures.items()}
                 print("left out" if kept else "held back", metric, shown)
+    if settings.plot:
+        from benchmarks.analytic_plot import draw
+
+        for path in draw(rows, Path(__file__).parent.parent / "docs" / "img"):
+            print(path)
     if settings.json:
         text = json.dumps({"rows": rows, "summary": summary(rows)}, indent=1)
         settings.json.write_text(f"{text}\n", encoding="utf-8")

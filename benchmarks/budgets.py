@@ -1,19 +1,22 @@
 """Whether budgets are kept and used: random budgets, exported, then all artifacts measured again together.
 
-    python benchmarks/budgets.py --strategy F [--model demo] [--target cpu] [--budgets 20] [--work DIR] [--json FILE]
+    python benchmarks/budgets.py --strategy F [--model demo] [--target cpu] [--dtype fp32] [--budgets 20] [--work DIR]
+        [--json FILE]
 
 Budgets are shares of the full model between 35 % and 95 %, every other one searched in `grid` (policy uniform) and in
 `layers` (policy adaptive). Afterwards all artifacts are measured in one interleaved run of `--rounds`, and the full
 model before every fourth of them: all budgets are shares of its time, which must not hang on a few readings. Reported:
 how many are over their budget by more than 3 % then, what share of its budget an artifact used, as it was measured when
 it was built and again; and for every budget whether `layers` is worse than `grid` by the estimate of quality, from the
-same cost table. The strategy must reach down to 35 %: `--recipe` with many removed layers and widths of a quarter.
-Budgets that a strategy cannot reach are counted apart.
+same cost table. Everything is in one precision (the target's preferred one), in the container that the target runs,
+and without a refit, which changes no time. The strategy must reach down to 35 %: `--recipe` with many removed layers
+and widths of a quarter. Budgets that a strategy cannot reach are counted apart.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 import sys
@@ -40,6 +43,7 @@ def main() -> None:
     parser.add_argument("--strategy", type=Path, required=True)
     parser.add_argument("--model", default="demo")
     parser.add_argument("--target", default="cpu")
+    parser.add_argument("--dtype", help="left out: the one that the target prefers")
     parser.add_argument("--budgets", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seed", type=int, default=0)
@@ -49,6 +53,7 @@ def main() -> None:
     parser.add_argument("--export-only", type=int, metavar="N", help="make the next N artifacts and stop")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    args.dtype = args.dtype or read_target(args.target).dtype
     shares = np.round(np.random.default_rng(args.seed).uniform(35, 95, args.budgets), 1)
     missing = [i for i in range(len(shares)) if not row_file(args, i).is_file()]
     for i in missing[: args.export_only]:
@@ -77,7 +82,10 @@ def export_one(args: argparse.Namespace, i: int, percent: float) -> dict[str, ob
         strategy=args.strategy,
         latency=f"{percent}%",
         policy=POLICIES[space],
-        formats=("onnx",),
+        dtype=args.dtype,
+        formats=read_target(args.target).formats[:1],
+        refit="off",
+        rounding="nearest",
         out=args.work / f"{i:02}-{space}-{percent}",
         force=True,
     )
@@ -100,14 +108,7 @@ def layers_worse(request: ExportRequest) -> bool | None:
     """Whether the `layers` space chooses something worse than the grid under the same prediction."""
     values = []
     for policy in POLICIES.values():
-        asked = ExportRequest(
-            model=request.model,
-            target=request.target,
-            strategy=request.strategy,
-            latency=request.latency,
-            policy=policy,
-            formats=request.formats,
-        )
+        asked = dataclasses.replace(request, policy=policy, out=None)
         try:
             found = pipeline.search(asked).search
         except BudgetError:
@@ -123,13 +124,13 @@ def again(args: argparse.Namespace, rows: list[dict[str, object]]) -> None:
     if not made:
         sys.exit("No budget could be kept.")
     target, architecture = read_target(args.target), load_supernet(args.model).architecture
-    full = Subject(dense=architecture.uncut, dtype=target.dtype, label="the full model")
+    full = Subject(dense=architecture.uncut, dtype=args.dtype, label="the full model")
     subjects = []
     for i, row in enumerate(made):
         out = Path(str(row["out"]))
         subjects += [full] * (i % 4 == 0)
         subjects.append(
-            Subject(dense=read_plan(out).dense(architecture), artifact=out, dtype=target.dtype, label=out.name)
+            Subject(dense=read_plan(out).dense(architecture), artifact=out, dtype=args.dtype, label=out.name)
         )
     results = measure_latency(subjects, Workload(), target=target, progress=Talk(), rounds=args.rounds)
     full_ms, times = [], []

@@ -11,6 +11,7 @@ from amoeba_export.backends.targets import list_targets, read_target
 from amoeba_export.errors import BadRecord, InputError
 from amoeba_export.formats.sizes import weight_bytes
 from amoeba_export.locations import data_dir
+from benchmarks import analytic_plot
 from benchmarks.analytic import _flow_errors, markdown, rows_of, summary
 
 WIDE = Usual(per_layer_ms=0.1, efficiency=0.7, efficiency_spread=100.0, noise=1e-4)
@@ -39,6 +40,14 @@ def test_the_published_points_are_explained_within_the_bars() -> None:
     assert found["prefill"]["worst"] <= 0.25
     assert min(metric["covered"] for metric in found.values()) >= 0.9
     assert all(one.source for one in points)
+
+
+def test_the_picture_has_a_mark_for_every_flow_and_is_drawn_alike_each_time(tmp_path: Path) -> None:
+    rows = rows_of(read_points(data_dir("targets") / "points.csv"), [])
+    assert {row["flow"] for row in rows} == set(analytic_plot.FLOWS)
+    first = {path.name: path.read_bytes() for path in analytic_plot.draw(rows, tmp_path)}
+    assert sorted(first) == ["analytic-dark.png", "analytic-light.png"]
+    assert {path.name: path.read_bytes() for path in analytic_plot.draw(rows, tmp_path)} == first
 
 
 FLOWS = {"edgellm": "TensorRT Edge-LLM", "vllm": "vLLM", "llamacpp": "llama.cpp"}
