@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from amoeba_export.backends.fitted import Usual, fit_figures, leave_one_out, uncertainty_of
@@ -17,6 +18,8 @@ from amoeba_export.ir import NO_LIMITS, RuntimeLimits, Target
 
 ENOUGH = 3
 """Points from which a leave-one-out error says how far off an estimate is."""
+
+NO_COMMENTS: Mapping[str, str] = MappingProxyType({})
 
 _LOOSE = {"layer_spread": 0.7, "efficiency_spread": 0.4}
 """How far a board may be from the one that it is like: its own measurements decide."""
@@ -119,26 +122,7 @@ def _sources(points: Sequence[Point], like: Target, num_errors: int) -> tuple[st
 
 
 def write_target(target: Target, path: Path) -> None:
-    """Write `target` as a file that `read_target` reads as the same target.
-
-    Raises:
-        UsageError: The path does not end in `.toml`, or is there already.
-    """
-    if path.suffix != ".toml":
-        raise UsageError(f"A target file ends in .toml, and '{path}' does not.", next_step=f"Write {path}.toml.")
-    if path.exists():
-        raise UsageError(f"'{path}' is there already.", next_step="Choose another name, or remove it.")
-    text = _to_toml(target)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _to_toml(target: Target) -> str:
+    """Write `target` as a file that `read_target` reads as the same target. Raises as `write_text`."""
     keys: dict[str, Any] = {
         "description": target.description,
         "flow": target.flow,
@@ -150,18 +134,49 @@ def _to_toml(target: Target) -> str:
         "align": target.align,
         "memory_limit_mb": target.memory_limit_mb,
         "sources": list(target.sources),
+        "options": dict(target.options),
+        "limits": limits_table(target.limits),
+        "on_device": dict(target.on_device),
     }
-    tables = {"options": dict(target.options)}
-    if target.limits != NO_LIMITS:
-        tables["limits"] = _limits(target.limits)
-    if target.on_device:
-        tables["on_device"] = dict(target.on_device)
-    blocks = [_lines(keys), *(f"[{name}]\n{_lines(table)}" for name, table in tables.items())]
+    optional = ("limits", "on_device")
+    write_text(to_toml({key: value for key, value in keys.items() if value or key not in optional}), path)
+
+
+def check_new(path: Path) -> None:
+    """Raise `UsageError` where the path does not end in `.toml`, or is there already. Asked before the work."""
+    if path.suffix != ".toml":
+        raise UsageError(f"A target file ends in .toml, and '{path}' does not.", next_step=f"Write {path}.toml.")
+    if path.exists():
+        raise UsageError(f"'{path}' is there already.", next_step="Choose another name, or remove it.")
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a target file. Raises as `check_new`."""
+    check_new(path)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def to_toml(data: Mapping[str, Any], comments: Mapping[str, str] = NO_COMMENTS) -> str:
+    """A target file: keys, then tables, with what each means beside it where that is said."""
+    keys = {key: value for key, value in data.items() if not isinstance(value, Mapping)}
+    tables = {key: value for key, value in data.items() if isinstance(value, Mapping)}
+    blocks = [_lines(keys, comments)]
+    for name, table in tables.items():
+        inner = {key.removeprefix(f"{name}."): text for key, text in comments.items() if key.startswith(f"{name}.")}
+        blocks.append(f"[{name}]{_comment(name, comments)}\n{_lines(table, inner)}".rstrip())
     return "\n\n".join(blocks) + "\n"
 
 
-def _limits(limits: RuntimeLimits) -> dict[str, Any]:
-    """Keys that differ from what holds without them; `runtime` is always said."""
+def limits_table(limits: RuntimeLimits) -> dict[str, Any]:
+    """Keys that differ from what holds without them, and `runtime`; empty where nothing is limited."""
+    if limits == NO_LIMITS:
+        return {}
     unlimited = dataclasses.asdict(NO_LIMITS)
     return {
         name: list(value) if isinstance(value, tuple) else value
@@ -170,8 +185,13 @@ def _limits(limits: RuntimeLimits) -> dict[str, Any]:
     }
 
 
-def _lines(table: Mapping[str, Any]) -> str:
-    return "\n".join(f"{key} = {_value(value)}" for key, value in table.items() if value not in (None, ""))
+def _lines(table: Mapping[str, Any], comments: Mapping[str, str]) -> str:
+    given = {key: value for key, value in table.items() if value not in (None, "")}
+    return "\n".join(f"{key} = {_value(value)}{_comment(key, comments)}" for key, value in given.items())
+
+
+def _comment(key: str, comments: Mapping[str, str]) -> str:
+    return f"  # {comments[key]}" if key in comments else ""
 
 
 def _value(value: object) -> str:

@@ -172,13 +172,18 @@ def _aliases() -> dict[str, str]:
 
 def _read(path: Path) -> Target:
     data = read_toml(path, what="The target file", missing="'amoeba targets' lists the targets that need no file.")
+    return target_of(data, path)
+
+
+def target_of(data: Mapping[str, Any], path: Path, *, next_step: str = "Correct the file.") -> Target:
+    """The target that `data`, the content of `path`, describes. Raises `InputError` with all mistakes."""
     problems: list[str] = []
     file = _validated(TargetFile, data, (), problems)
     for table, key in ((data, "options"), (data.get("on_device"), "on_device.options")):
         if isinstance(table, Mapping) and isinstance(backend := table.get("backend"), str):
             _check_options(backend, table.get("options", {}), key, problems)
     if problems:
-        raise _mistakes(problems, path)
+        raise _mistakes(problems, path, next_step)
     assert isinstance(file, TargetFile)
     fields = file.model_dump(exclude={"on_device", "dtype", "limits"}) | {"dtypes": file.dtype}
     on_device = file.on_device.model_dump() if file.on_device else {}
@@ -234,7 +239,7 @@ def _keys_at(model: type[BaseModel], place: Sequence[str | int]) -> Iterable[str
     return model.model_fields
 
 
-def _mistakes(problems: list[str], where: str | Path) -> InputError:
+def _mistakes(problems: list[str], where: str | Path, next_step: str = "Correct the file.") -> InputError:
     listed = "\n".join(f"  - {problem}" for problem in problems)
     count = "a mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
-    return InputError(f"The target has {count}:\n{listed}", where=where, next_step="Correct the file.")
+    return InputError(f"The target has {count}:\n{listed}", where=where, next_step=next_step)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +16,9 @@ from amoeba_export.cli.console import answer, facts, print_json, table, titled
 from amoeba_export.cli.options import AsJson
 from amoeba_export.errors import TargetUnavailable
 from amoeba_export.ir import Target
+
+if TYPE_CHECKING:
+    from amoeba_export.backends.new_target import Question
 
 targets = typer.Typer(name="targets", help="List the devices to cut for, show one, check one.")
 
@@ -158,6 +162,80 @@ def fit(
     console = answer()
     console.print(shown)
     console.print(f"\nnext: {command('amoeba', 'targets', 'show', file)}")
+
+
+@targets.command()
+def new(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The target file to write, ending in .toml.")],
+    description: Annotated[str | None, typer.Option("--description", help="What it is, in a line.")] = None,
+    backend: Annotated[
+        str | None, typer.Option("--backend", help="Who measures or estimates it; docs/targets.md lists them.")
+    ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(
+            "--like",
+            metavar="NAME|FILE",
+            help="A target whose formats, precisions and limits hold where nothing else is said. Default: one that "
+            "amoeba ships with that backend.",
+            autocompletion=complete_targets,
+        ),
+    ] = None,
+    flow: Annotated[str | None, typer.Option("--flow", help="The runtime, as people call it.")] = None,
+    power_mode: Annotated[str | None, typer.Option("--power-mode", help="In which the figures hold.")] = None,
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", help="What is written; the first one is run. Repeatable.")
+    ] = None,
+    dtype: Annotated[
+        list[str] | None, typer.Option("--dtype", help="What it runs, the preferred one first. Repeatable.")
+    ] = None,
+    metric: Annotated[str | None, typer.Option("--metric", help="What a budget is about.")] = None,
+    memory: Annotated[float | None, typer.Option("--memory", metavar="MIB", help="What a model may occupy.")] = None,
+    align: Annotated[int | None, typer.Option("--align", help="FFN sizes are multiples of it.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="Of the backend. Repeatable.")
+    ] = None,
+    limit: Annotated[
+        list[str] | None, typer.Option("--limit", metavar="KEY=VALUE", help="Of the runtime. Repeatable.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a commented target file: asks what it must know, unless an option says it.
+
+    Nothing is asked where stdin is no terminal.
+    """
+    from amoeba_export.backends.new_target import new_target, read_pairs
+
+    given = {
+        "description": description,
+        "backend": backend,
+        "flow": flow,
+        "power_mode": power_mode,
+        "formats": formats or None,
+        "dtype": dtype or None,
+        "metric": metric,
+        "memory_limit_mb": memory,
+        "align": align,
+        **read_pairs(option or [], "options", "--option"),
+        **read_pairs(limit or [], "limits", "--limit"),
+    }
+    ask = _ask if sys.stdin.isatty() and not as_json else _unasked
+    answered = {key: value for key, value in given.items() if value is not None}
+    target = new_target(answered, ask, path=file, like=like)
+    if as_json:
+        print_json({"file": str(file), "target": _to_json(target)})
+        return
+    answer().print(f"{file}\n\nnext: {command('amoeba', 'targets', 'check', file)}")
+
+
+def _ask(question: Question) -> str:
+    """On stderr, so that stdout has the answer of the command alone."""
+    choices = f" ({', '.join(question.choices)})" if question.choices else ""
+    return str(typer.prompt(f"{question.words}{choices}", default=question.default, err=True))
+
+
+def _unasked(question: Question) -> str:
+    return ""
 
 
 def _to_json(target: Target) -> dict[str, object]:

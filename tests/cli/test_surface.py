@@ -56,6 +56,10 @@ SURFACE = {
     "amoeba targets show": "NAME|FILE --json",
     "amoeba targets check": "NAME|FILE --json",
     "amoeba targets fit": "FILE --points --like --json",
+    "amoeba targets new": (
+        "FILE --description --backend --like --flow --power-mode --format --dtype --metric --memory --align --option "
+        "--limit --json"
+    ),
     "amoeba doctor": "--json",
 }
 
