@@ -320,7 +320,8 @@ def _nested_rope(base: Architecture) -> dict[str, Any]:
     for name, rope in _by_type(base).items():
         scaling = dict(rope.scaling or {"rope_type": "default"})
         written["rope_parameters"][name] = {**scaling, "rope_theta": rope.theta}
-        written[rules[name]["key"]] = rope.theta
+        if "key" in rules[name]:
+            written[rules[name]["key"]] = rope.theta
         if rope.scaling and rules[name].get("scaled"):
             written["rope_scaling"] = scaling
     return written

@@ -49,6 +49,8 @@ def derive_plan(
     `adaptive`: all layers of the supernet compete, as in the paper, so that a layer keeps the same units at every depth
     and the share is met over all layers, not exactly over the kept ones. A layer may keep no head, or no neuron.
 
+    Where heads cannot be cut (`Architecture.cuts_heads`), all stay, and neurons make the width as far as they can.
+
     Removed channels are replaced by their mean, but for `wanda` importances, which know no such thing.
 
     An upstream import supplies masks, not scores: it decides the policy, and `policy`, `align` and `unit` do not apply.
@@ -226,6 +228,8 @@ def _uniform(
     units_LU, params_U = _units(importance, architecture, unit)
     whole = units_LU.shape[1]
     allowed = [count for count in range(1, whole + 1) if count * architecture.num_heads // whole % head_multiple == 0]
+    if not architecture.cuts_heads:
+        allowed = [whole]
     num_units = min(allowed or range(1, whole + 1), key=lambda count: (round(abs(count - whole * width), 9), -count))
     ffn_params = architecture.prunable_params() * width - params_U[:num_units].sum()
     num_neurons = _aligned(ffn_params / architecture.neuron_params, align, architecture.ffn_size, least=1)
@@ -236,11 +240,15 @@ def _uniform(
 
 def _adaptive(importance: Importance, architecture: Architecture, width: float, align: int, unit: Unit) -> _Masks:
     units_LU, params_U = _units(importance, architecture, unit)
+    if not architecture.cuts_heads:
+        units_LU = np.full_like(units_LU, np.inf)
     kept_LU, kept_LF = flap_threshold(
         units_LU, importance.ffn_LF, width, head_weight=params_U / architecture.neuron_params
     )
     counts = [_aligned(count, align, architecture.ffn_size, least=0) for count in kept_LF.sum(axis=1)]
     ffn_LF = np.concatenate([_best(row[None], count) for row, count in zip(importance.ffn_LF, counts, strict=True)])
+    if not architecture.cuts_heads:
+        kept_LU = np.ones_like(kept_LU)
     return _Masks(_heads(kept_LU, importance, architecture, unit), ffn_LF)
 
 

@@ -12,7 +12,8 @@ def validate(plan: SubnetPlan, architecture: Architecture) -> None:
 
     The rules: at least one layer; layers strictly increase and exist; every index is sorted, unique and in range; kept
     query heads are divided evenly over kept KV heads, each reading the KV head that it read in the supernet; heads and
-    KV heads vanish together; under the `uniform` policy all layers keep the same counts.
+    KV heads vanish together; all heads or none where a norm runs over all of them; under the `uniform` policy all
+    layers keep the same counts.
 
     Raises:
         InputError: With every broken rule, not only the first.
@@ -61,4 +62,9 @@ def _layer_problems(layer: LayerPlan, architecture: Architecture) -> list[str]:
         problems.append(f"KV heads serve different numbers of query heads: {per_kv}")
     if bool(layer.query_heads) != bool(layer.kv_heads) or 0 in per_kv.values():
         problems.append("query heads and KV heads must vanish together")
+    if not architecture.cuts_heads and 0 < len(layer.query_heads) < architecture.num_heads:
+        problems.append(
+            f"it keeps {len(layer.query_heads)} of {architecture.num_heads} heads, and one norm runs over all of them: "
+            "without some, the others would be scaled differently"
+        )
     return problems

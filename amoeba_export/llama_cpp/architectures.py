@@ -9,7 +9,9 @@ Read from llama.cpp's `src/models/*.cpp`. Roles and features are those of `ir/fa
 - `gemma2` and `gemma3` scale scores by the head dim (their 27B, told by its number of layers, by hidden size / heads),
   which a file does not say; so what differs from that goes into q. Norms have 1 added by whoever writes the file.
 - `phi3` has fused matrices and heads that span the hidden size, and may rotate a part of each head.
-- All but `qwen*`, `gemma*` and `phi3` rotate neighbouring pairs, so rows of q and k are permuted.
+- `olmo2` and `exaone4` norm what a block gives, not what it reads. `olmo2` norms q and k over all heads and
+  scales no RoPE in layers with a window (OLMo 3). `exaone4` has windows with 64 layers alone. Both want a square `o`.
+- All but `qwen*`, `gemma*`, `phi3`, `olmo2` and `exaone4` rotate neighbouring pairs, so rows of q and k are permuted.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ class LlamaCppArchitecture:
         name: `general.architecture`.
         computes: Features beyond Llama's layer that it can compute.
         always: Those of them that it computes whether a file says so or not.
-        qk_norm: Whether it norms q and k, head by head.
+        qk_norm: Whether it norms q and k, head by head but for `whole_qk_norm`.
         biases: Roles whose bias it reads.
         needs: Those of them that it does not open a file without.
         whole: Whether it is taken for uncut layers alone.
@@ -44,6 +46,10 @@ class LlamaCppArchitecture:
         kinds: How layers may differ.
         window: Tokens of a window where a file says none; 0 for no window then.
         period: Of the layers' kinds where a file with windows says nothing: the last of each so many has none.
+        one_base: Whether layers with and without a window have the same base of RoPE, whatever a file says.
+        local_base: Base of RoPE in layers with a window where a file says none; None for that of the others.
+        untied: Whether the head has to be there beside the embedding.
+        hybrid: Number of layers at which it takes windows and layers without RoPE for granted.
         large: Number of layers at which scores are scaled by hidden size / heads; None: a file may say the scale.
     """
 
@@ -62,11 +68,16 @@ class LlamaCppArchitecture:
     kinds: KindsRule = "alike"
     window: int = 0
     period: int = 0
+    one_base: bool = False
+    local_base: float | None = None
+    untied: bool = False
+    hybrid: int = 0
     large: int | None = None
 
 
 _GEMMA = frozenset(("norm_offset", "output_norms", "activation", "attention_scale", "embedding_scale"))
 _SANDWICH = frozenset(("output_norms", "activation", "embedding_scale"))
+_AFTER = frozenset(("output_norms", "no_input_norms"))
 _CAPS = frozenset(("attention_softcap", "final_softcap"))
 
 _ALL = (
@@ -107,6 +118,7 @@ _ALL = (
         ropes=frozenset(("linear",)),
         kinds="listed",
         period=6,
+        local_base=10000.0,
         large=62,
     ),
     LlamaCppArchitecture(
@@ -129,6 +141,31 @@ _ALL = (
         square=True,
         fused=True,
         ropes=frozenset(("longrope",)),
+    ),
+    LlamaCppArchitecture(
+        name="olmo2",
+        computes=_AFTER | {"whole_qk_norm", "layer_kinds"},
+        always=_AFTER | {"whole_qk_norm"},
+        qk_norm=True,
+        biases=frozenset(),
+        in_pairs=False,
+        square=True,
+        ropes=frozenset(("linear", "yarn")),
+        kinds="listed",
+        period=4,
+        one_base=True,
+        untied=True,
+    ),
+    LlamaCppArchitecture(
+        name="exaone4",
+        computes=_AFTER,
+        always=_AFTER,
+        qk_norm=True,
+        biases=frozenset(),
+        in_pairs=False,
+        square=True,
+        ropes=frozenset(("linear", "yarn", "llama3")),
+        hybrid=64,
     ),
 )
 ARCHITECTURES: Mapping[str, LlamaCppArchitecture] = {one.name: one for one in _ALL}

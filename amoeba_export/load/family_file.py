@@ -30,7 +30,10 @@ FIELDS = tuple(f.name for f in dataclasses.fields(Architecture) if f.name not in
 """What [config], [defaults] and [constants] may name."""
 FLAGS = ("untied", *(f.name for f in dataclasses.fields(Architecture) if f.type == "bool"))
 _WINDOW = ("layer_types", "enabled", "first_layer", "full_every", "only_without_rope")
-_ROPE = ("theta", "default", "partial", "renamed", "by_layer_type", "skipped", "temperature", "original_positions")
+_ROPE = (
+    *("theta", "default", "partial", "renamed", "by_layer_type", "skipped", "windows_only", "temperature"),
+    "original_positions",
+)
 _KEYS_OF = {
     "ignored": ("names",),
     "window": _WINDOW,

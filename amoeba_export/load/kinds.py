@@ -11,7 +11,9 @@
 - `theta`, `default`: the base, and all parameters, where the config has none.
 - `partial = true`: `partial_rotary_factor` may be below 1.
 - `renamed`: old name of a type -> its name now.
-- `by_layer_type.NAME = { key, default, scaled }`: the key of a layer type's base, and whether `rope_scaling` is for it.
+- `by_layer_type.NAME = { key, default, scaled }`: the key of a layer type's base, if any, and whether `rope_scaling` is
+  for it.
+- `windows_only = true`: where the config has a window, layers without it have no RoPE.
 - `skipped = { key, every, default }`: the key that lists 1 or 0 per layer; else the last of each so many has no RoPE.
 - `original_positions`: `original_max_position_embeddings` outside RoPE's parameters, where the config has none.
 - `temperature`: the parameter by which queries grow with their position.
@@ -57,6 +59,8 @@ def read_kinds(
     try:
         rotated = _rotated(config, file, num_layers)
         types = _types(config, file, num_layers, window, rotated, where)
+        if file.rope.get("windows_only") and window is not None:
+            rotated = [name == SLIDING for name in types]
         ropes = {name: _rope(name, config, file, head_dim, max_positions, where) for name in sorted(set(types))}
         temperature = _temperature(ropes[types[0]], file, max_positions)
     except WrongValue as error:
@@ -160,7 +164,7 @@ def _rope(
     if (rule := rules.get("by_layer_type", {}).get(name)) is not None:
         nested = config.get("rope_parameters")
         own = nested.get(name) if isinstance(nested, Mapping) else None
-        base = config.get(rule["key"], rule["default"])
+        base = config.get(rule["key"], rule["default"]) if "key" in rule else rule["default"]
         if isinstance(own, Mapping):
             scaling = config.get("rope_scaling") if rule.get("scaled") else None  # adds to the new key, as transformers
             config = {"rope_parameters": {"rope_theta": base, **own, **(scaling or {})}}

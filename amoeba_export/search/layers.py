@@ -104,7 +104,8 @@ class _Options:
         self._compensation = compensation
         per_group = range(1, architecture.heads_per_kv + 1)
         groups = range(1, architecture.num_kv_heads + 1)
-        self.attention = [(0, 0), *((kv * each, kv) for kv in groups for each in per_group)]
+        every = [(kv * each, kv) for kv in groups for each in per_group]
+        self.attention = [(0, 0), *(every if architecture.cuts_heads else every[-1:])]
         size = architecture.ffn_size
         step = max(1, -(-size // (NUM_FFN_OPTIONS * align))) * align
         self.ffn = [*range(0, size, step), size]

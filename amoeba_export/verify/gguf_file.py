@@ -19,6 +19,7 @@ from torch.nn import functional
 from amoeba_export import llama_cpp
 from amoeba_export.errors import DamagedFile
 from amoeba_export.llama_cpp.architectures import ARCHITECTURES, has_window, rotates, score_scale
+from amoeba_export.verify.loaded import side_by_side
 from amoeba_export.verify.opened import Continuation, Past, Rope
 
 _FILE_TYPES = {
@@ -88,9 +89,9 @@ class OpenedGguf:
     @torch.no_grad()
     def logits(self, input_ids: torch.Tensor) -> torch.Tensor:
         """See `Opened`."""
-        is_gemma = "output_norms" in self._arch.always
         x_TD = self._read("token_embd.weight")[input_ids[0]]
-        x_TD = x_TD * (x_TD.shape[1] ** 0.5 if is_gemma else self._key("embedding_scale", 0.0) or 1.0)
+        scales = "embedding_scale" in self._arch.always
+        x_TD = x_TD * (x_TD.shape[1] ** 0.5 if scales else self._key("embedding_scale", 0.0) or 1.0)
         for layer in range(self._num_layers):
             x_TD = self._layer(x_TD, layer)
         x_TD = self._norm(x_TD, "output_norm")
@@ -116,16 +117,20 @@ class OpenedGguf:
         scale = self._key("residual_scale", 0.0) or 1.0
         attended_TD = x_TD
         if self._of_layer("attention.head_count", layer):
-            made_TD = self._attention(self._norm(x_TD, f"blk.{layer}.attn_norm"), layer)
+            made_TD = self._attention(self._entering(x_TD, f"blk.{layer}.attn_norm"), layer)
             if "output_norms" in self._arch.always:
                 made_TD = self._norm(made_TD, f"blk.{layer}.post_attention_norm")
             attended_TD = x_TD + scale * made_TD
         if not self._of_layer("feed_forward_length", layer):
             return x_TD  # as `deci` does: without its attention
-        made_TD = self._ffn(self._norm(attended_TD, f"blk.{layer}.ffn_norm"), layer)
+        made_TD = self._ffn(self._entering(attended_TD, f"blk.{layer}.ffn_norm"), layer)
         if "output_norms" in self._arch.always:
             made_TD = self._norm(made_TD, f"blk.{layer}.post_ffw_norm")
         return attended_TD + scale * made_TD
+
+    def _entering(self, x_TD: torch.Tensor, norm: str) -> torch.Tensor:
+        """What a block reads."""
+        return x_TD if "no_input_norms" in self._arch.always else self._norm(x_TD, norm)
 
     def _ffn(self, x_TD: torch.Tensor, layer: int) -> torch.Tensor:
         if self._arch.fused:
@@ -147,13 +152,18 @@ class OpenedGguf:
             parts = torch.split(flat, [flat.shape[1] - 2 * kv, kv, kv], dim=1)
         else:
             parts = tuple(self._linear(x_TD, layer, f"attn_{role}", role) for role in "qkv")
+        if "whole_qk_norm" in self._arch.always:
+            normed = (
+                self._norm(part, f"blk.{layer}.attn_{role}_norm") for part, role in zip(parts, "qk", strict=False)
+            )
+            parts = (*normed, parts[2])
         for part in parts:
             yield part.view(x_TD.shape[0], -1, head_dim).transpose(0, 1)
 
     def _attention(self, x_TD: torch.Tensor, layer: int) -> torch.Tensor:
         head_dim, length = self._key("attention.key_length"), x_TD.shape[0]
         q_NTH, k_KTH, v_KTH = self._projected(x_TD, layer, head_dim)
-        if self._arch.qk_norm:
+        if self._arch.qk_norm and "whole_qk_norm" not in self._arch.always:
             q_NTH = self._norm(q_NTH, f"blk.{layer}.attn_q_norm")
             k_KTH = self._norm(k_KTH, f"blk.{layer}.attn_k_norm")
         if rotates(self._arch, layer):
@@ -199,21 +209,20 @@ class OpenedGguf:
     def _turns(self, length: int, *, local: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines of a text's positions [T, R / 2], with their magnitude."""
         angles_TH = self._angles(length, local=local)
-        return angles_TH.cos() * self._magnitude(), angles_TH.sin() * self._magnitude()
+        magnitude = 1.0 if local and self._key("rope.scaling.type") == "yarn" else self._magnitude()
+        return angles_TH.cos() * magnitude, angles_TH.sin() * magnitude
 
     def _angles(self, length: int, *, local: bool) -> torch.Tensor:
         """Angle of each position and frequency [T, R / 2]."""
         size = self._key("rope.dimension_count")
         base = self._key("rope.freq_base")
-        if local and self._arch.qk_norm:
-            base = self._key("rope.freq_base_swa", 10000.0)
-        elif local:
-            base = self._key("rope.freq_base_swa", base)
+        if local and not self._arch.one_base:
+            base = self._key("rope.freq_base_swa", self._arch.local_base or base)
         frequencies: torch.Tensor = base ** (-torch.arange(0, size, 2, dtype=torch.float32) / size)
         scaling, factor = self._key("rope.scaling.type"), self._key("rope.scaling.factor", 1.0)
         if scaling == "linear" and not local:
             frequencies = frequencies / factor
-        elif scaling == "yarn":
+        elif scaling == "yarn" and not local:
             frequencies = _yarn(frequencies, size, base, factor, self._fields, self._arch.name)
         elif scaling == "longrope":
             is_long = length > self._key("rope.scaling.original_context_length")
@@ -245,10 +254,7 @@ class OpenedGguf:
     def rope(self, num_positions: int) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Opened`: of the header. Of layers without a window before those with one, where they differ."""
         sides = sorted({self._is_local(layer) for layer in range(self._num_layers)})
-        if not self._arch.qk_norm:
-            sides = sides[:1]
-        pairs = [self._turns(num_positions, local=local) for local in sides]
-        cos, sin = (torch.cat(parts, dim=-1) for parts in zip(*pairs, strict=True))
+        cos, sin = side_by_side([self._turns(num_positions, local=local) for local in sides])
         if self._key("rope.scaling.type") == "longrope":
             short = self._turns(min(self._key("rope.scaling.original_context_length"), num_positions))
             cos, sin = torch.cat([short[0], cos]), torch.cat([short[1], sin])

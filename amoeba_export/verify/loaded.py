@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,13 @@ import torch
 def cache_name(model: Any) -> str:
     """What a model calls its KV cache: it has another name since transformers 5.24."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
+def side_by_side(pairs: Sequence[Sequence[torch.Tensor]]) -> list[torch.Tensor]:
+    """Cosines and sines [P, R / 2] of several kinds of layers as one pair, each that differs from the first once."""
+    first, *others = pairs
+    apart = [pair for pair in others if not all(map(torch.equal, pair, first))]
+    return [torch.cat(parts, dim=-1) for parts in zip(first, *apart, strict=True)]
 
 
 def rope_tables(model: Any, num_positions: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -25,6 +33,6 @@ def rope_tables(model: Any, num_positions: int) -> tuple[torch.Tensor, torch.Ten
     for length in lengths:
         tables = [rotary(torch.zeros(1), position_ids=torch.arange(length)[None], **name) for name in names]
         halves = [[table[0, :, : table.shape[-1] // 2].float() for table in pair] for pair in tables]
-        rows.append([torch.cat(parts, dim=-1) for parts in zip(*halves, strict=True)])
+        rows.append(side_by_side(halves))
     cos, sin = (torch.cat(parts) for parts in zip(*rows, strict=True))
     return cos, sin

@@ -9,6 +9,7 @@ import pytest
 from amoeba_export.errors import UsageError, WrongModel
 from amoeba_export.ir import Architecture, FixedWidth, Importance, Shape, Strategy, validate
 from amoeba_export.ir.derive import UPSTREAM_HEAD_WEIGHT, derive_plan, flap_threshold
+from amoeba_export.ir.plan import Policy
 
 SMOL = Architecture(
     family="llama",
@@ -227,3 +228,14 @@ def test_a_strategy_for_other_dims_is_refused() -> None:
         "The strategy was made for another model: num_layers is 30 there and 32 here; "
         "ffn_size is 1536 there and 1024 here."
     )
+
+
+@pytest.mark.parametrize("policy", ["uniform", "adaptive"])
+@pytest.mark.parametrize("width", [1.0, 0.7, 0.4, 0.2])
+def test_heads_under_one_norm_all_stay_and_neurons_make_the_width(policy: Policy, width: float) -> None:
+    whole = dataclasses.replace(SMOL, qk_norm=True, qk_norm_scope="whole")
+    plan = derive_plan(strategy(), whole, Shape(30, width), policy=policy)
+    assert all(layer.query_heads == tuple(range(9)) for layer in plan.layers)
+    attention = 9 * SMOL.query_head_params + 3 * SMOL.kv_head_params
+    wanted = max(SMOL.prunable_params() * width - attention, 0) * 30
+    assert sum(len(layer.ffn) for layer in plan.layers) * SMOL.neuron_params == pytest.approx(wanted, abs=1e5)

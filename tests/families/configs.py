@@ -57,6 +57,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"rope_parameters": {**_YARN, "llama_4_scaling_beta": 0.3, "original_max_position_embeddings": 4}},
     ),
     "gemma2": ("gemma2", {"sliding_window": 4, "query_pre_attn_scalar": 24, "final_logit_softcapping": 5.0}),
+    "olmo2": ("olmo2", {}),
+    "olmo3": ("olmo3", {"sliding_window": 4, "layer_types": [*["sliding_attention"] * 3, "full_attention"]}),
+    "exaone4": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 4}),
     "ministral": (
         "ministral",
         {"sliding_window": 4, "layer_types": ["full_attention", *["sliding_attention"] * 3]},
@@ -112,6 +115,39 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"sliding_window": 4, "attn_logit_softcapping": None, "final_logit_softcapping": None},
     ),
     "granite, biases": ("granite", {"attention_bias": True, "mlp_bias": True, "attention_multiplier": 0.3}),
+    "olmo2, biases": ("olmo2", {"attention_bias": True, "tie_word_embeddings": True}),
+    "olmo3, scaled": (
+        "olmo3",
+        {
+            "sliding_window": 4,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+            "rope_parameters": {
+                "full_attention": {
+                    "rope_type": "yarn",
+                    "rope_theta": 5e5,
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 16,
+                },
+                "sliding_attention": {"rope_type": "default", "rope_theta": 5e5},
+            },
+        },
+    ),
+    "exaone4, windows": ("exaone4", {"sliding_window": 4, "sliding_window_pattern": 2, "tie_word_embeddings": True}),
+    "exaone4, scaled": (
+        "exaone4",
+        {
+            "sliding_window": None,
+            "layer_types": ["full_attention"] * 4,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 1e6,
+                "factor": 4.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 16,
+            },
+        },
+    ),
     "ministral3, window": (
         "ministral3",
         {"sliding_window": 4, "rope_parameters": {**_YARN, "llama_4_scaling_beta": 0.1}},

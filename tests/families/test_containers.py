@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from amoeba_export.errors import NotRepresentable
-from amoeba_export.ir import SubnetPlan, Supernet
+from amoeba_export.formats import FORMATS
+from amoeba_export.ir import Shape, SubnetPlan, Supernet
+from amoeba_export.ir.derive import derive_plan
 from amoeba_export.load import load_supernet
 from amoeba_export.materialize import materialize_subnet
 from amoeba_export.verify import masked_logits, verify_artifact
@@ -28,6 +32,11 @@ HELD: dict[str, set[str]] = {
     "granite": ALIKE,
     "granite, biases": ALIKE,
     "ministral3": ALIKE,
+    "olmo2": UNBIASED,
+    "olmo3": UNBIASED,
+    "olmo3, scaled": UNBIASED,
+    "exaone4": {"full", "depth"},
+    "exaone4, scaled": {"full", "depth"},
     "phi3": set(PLANS),
     "phi3, part of a head": {"full", "depth"},
     "phi3, longrope": {"full", "depth"},
@@ -97,6 +106,48 @@ def test_llama_cpp_computes_the_masked_model_or_is_refused(
     report = verify_artifact(tmp_path, supernet, plan)
     assert report.greedy_tokens_equal
     assert report.max_rel_diff < 1e-4
+
+
+@pytest.mark.parametrize("family", ["olmo2", "exaone4", "phi3, part of a head"])
+def test_architectures_that_want_all_heads_hold_cuts_of_neurons(
+    family: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    supernet = open_supernet(folders[family])
+    assert supernet.strategy is not None
+    base = supernet.architecture
+    plan = derive_plan(supernet.strategy, base, Shape.parse("3x0.7"), head_multiple=base.num_heads)
+    plan = dataclasses.replace(plan, compensate=False)
+    assert {(len(layer.query_heads), len(layer.ffn) < base.ffn_size) for layer in plan.layers} == {(4, True)}
+    write(materialize_subnet(supernet, plan), tmp_path / "gguf", "gguf", "fp32")
+    report = verify_artifact(tmp_path, supernet, plan)
+    assert report.greedy_tokens_equal
+    assert report.max_rel_diff < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "reason"),
+    [
+        ("olmo2", {"tie_word_embeddings": True}, "wants a head that is not tied to the embedding"),
+        (
+            "olmo3",
+            {
+                "rope_parameters": {
+                    "full_attention": {"rope_type": "default", "rope_theta": 5e5},
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+                }
+            },
+            "has one base of RoPE for all layers here",
+        ),
+        ("exaone4", {"num_hidden_layers": 64, "layer_types": ["full_attention"] * 64}, "takes a model of 64 layers"),
+        ("exaone4, windows", {}, "norms after its blocks, no norms before its blocks, layers that attend in different"),
+    ],
+)
+def test_what_llama_cpp_takes_for_granted_is_refused_by_name(
+    name: str, overrides: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    supernet = open_supernet(save_family(tmp_path, name, **overrides))
+    with pytest.raises(NotRepresentable, match=reason):
+        FORMATS["gguf"].check(supernet.architecture.uncut, dtype="fp32")
 
 
 def test_a_gguf_file_is_read_again_and_compared_with_llama_cpp(name: str, supernet: Supernet, tmp_path: Path) -> None:

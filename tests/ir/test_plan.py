@@ -97,6 +97,17 @@ def test_a_broken_rule_is_named(broken: SubnetPlan, problem: str):
     assert problem in caught.value.what
 
 
+def test_heads_under_one_norm_stay_together():
+    whole = dataclasses.replace(ARCHITECTURE, qk_norm=True, qk_norm_scope="whole")
+    validate(plan(layer(0, tuple(range(6)), (0, 1, 2), 5), layer(1, (), ())), whole)
+    with pytest.raises(InputError) as caught:
+        validate(plan(layer(0, (0, 1), (0,))), whole)
+    assert (
+        "layer 0: it keeps 2 of 6 heads, and one norm runs over all of them: without some, the others would be scaled "
+        "differently"
+    ) in caught.value.what
+
+
 def test_all_broken_rules_are_named_at_once():
     with pytest.raises(InputError, match=r"layer 0: .*layer 1: "):
         validate(plan(layer(0, (1, 0), (0,)), layer(1, (), (0,))), ARCHITECTURE)

@@ -61,16 +61,21 @@ def plan_for(supernet: Supernet, shape: str, policy: str = "uniform") -> SubnetP
 
 
 def bare_plan(supernet: Supernet) -> SubnetPlan:
-    """Layer 0 whole, layer 1 without heads, layer 2 without neurons, layer 3 cut. Biases where something is gone."""
+    """Layer 0 whole, layer 1 without heads, layer 2 without neurons, layer 3 cut, as far as heads can be. Biases where
+    something is gone."""
     full = SubnetPlan.full(supernet.architecture)
     a, b, c, d = full.layers
-    per_kv = supernet.architecture.heads_per_kv
+    cut_kv = int(supernet.architecture.cuts_heads)
+    cut_heads = cut_kv * supernet.architecture.heads_per_kv
     layers = (
         a,
         LayerPlan(source_layer=b.source_layer, query_heads=(), kv_heads=(), ffn=b.ffn[::3]),
         LayerPlan(source_layer=c.source_layer, query_heads=c.query_heads, kv_heads=c.kv_heads, ffn=()),
         LayerPlan(
-            source_layer=d.source_layer, query_heads=d.query_heads[per_kv:], kv_heads=d.kv_heads[1:], ffn=d.ffn[1::2]
+            source_layer=d.source_layer,
+            query_heads=d.query_heads[cut_heads:],
+            kv_heads=d.kv_heads[cut_kv:],
+            ffn=d.ffn[1::2],
         ),
     )
     return dataclasses.replace(full, shape=Shape(4, 0.5), policy="adaptive", layers=layers)

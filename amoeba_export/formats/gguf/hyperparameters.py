@@ -103,7 +103,7 @@ def _add_windows(header: gguf.GGUFWriter, dense: DenseArchitecture, architecture
         else:
             header.add_uint32(key, pattern)
     rope = local_rope(dense)
-    if rope is not None:
+    if rope is not None and not architecture.one_base:
         header.add_float32(gguf.Keys.Rope.FREQ_BASE_SWA.format(arch=header.arch), rope.theta)
 
 

@@ -99,7 +99,7 @@ def _needed_features(dense: DenseArchitecture) -> frozenset[Feature]:
 def _problem(architecture: LlamaCppArchitecture, dense: DenseArchitecture) -> _Problem | None:
     """The first thing that is in the way of writing `dense` so."""
     base = dense.base
-    for check in (_rope_problem, _kinds_problem, _scales_problem, _widths_problem, _bias_problem):
+    for check in (_rope_problem, _kinds_problem, _layers_problem, _scales_problem, _widths_problem, _bias_problem):
         if (problem := check(architecture, dense)) is not None:
             return problem
     if architecture.whole and not (dense.has_whole_layers and base.qkv_bias):
@@ -144,6 +144,8 @@ def _kinds_problem(architecture: LlamaCppArchitecture, dense: DenseArchitecture)
         local = {rope_key(kind.rope) for kind in kinds if _is_windowed(kind, dense)}
         if any(scaled for _, scaled in local) or len(local) > 1:
             return _Problem("llama.cpp scales no RoPE of layers with a window")
+        if architecture.one_base and len({kind.rope.theta for kind in kinds if kind.rope}) > 1:
+            return _Problem("llama.cpp has one base of RoPE for all layers here")
         if len({rope_key(kind.rope) for kind in kinds if not _is_windowed(kind, dense)}) > 1:
             return _Problem("llama.cpp has one RoPE for all layers without a window")
     if architecture.kinds == "every_fourth":
@@ -157,6 +159,16 @@ def _kinds_problem(architecture: LlamaCppArchitecture, dense: DenseArchitecture)
     rule = base.query_temperature
     if rule is not None and rule.length != (base.rope_scaling or {}).get("original_max_position_embeddings"):
         return _Problem("llama.cpp scales queries by the length that YaRN stretches, and this model by another")
+    return None
+
+
+def _layers_problem(architecture: LlamaCppArchitecture, dense: DenseArchitecture) -> _Problem | None:
+    if architecture.untied and dense.base.tied_embeddings:
+        return _Problem(f"llama.cpp's '{architecture.name}' wants a head that is not tied to the embedding")
+    if architecture.hybrid == len(dense.layers):
+        return _Problem(
+            f"llama.cpp takes a model of {architecture.hybrid} layers for one with windows, which this is not"
+        )
     return None
 
 
@@ -335,13 +347,18 @@ def _layer_weights(dense: DenseArchitecture, dims: LayerDims) -> Iterator[tuple[
         "q_norm": base.qk_norm,
         "k_norm": base.qk_norm,
     }
+    whole = base.qk_norm_scope == "whole"
+    normed: Mapping[Role, int] = {
+        "q_norm": query if whole else base.head_dim,
+        "k_norm": kv if whole else base.head_dim,
+    }
     biased = biased_roles(dims)
     for block, roles in LAYER_ROLES.items():
         is_there = block == "ffn" or bool(query)  # an FFN is always written
         for role in roles:
             if role in norms:
                 if is_there and norms[role]:
-                    yield role, "weight", (base.head_dim if role in ("q_norm", "k_norm") else hidden,)
+                    yield role, "weight", (normed.get(role, hidden),)
                 continue
             size = rows.get(role, dims.ffn_size)
             if is_there:

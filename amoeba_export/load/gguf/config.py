@@ -73,7 +73,7 @@ def _windows(metadata: Metadata, family: FamilyFile) -> dict[str, Any]:
     key = family.key("sliding_window")
     if key is not None and not family.window.get("enabled"):
         config[key] = metadata.window
-    if metadata.arch.kinds == "listed":
+    if metadata.arch.kinds == "listed" or "full_every" in family.window:
         config[TYPES_KEY] = [SLIDING if is_local else FULL for is_local in metadata.local]
     if (rule := family.rope.get("skipped")) is not None:
         config[rule["key"]] = [int(is_rotated) for is_rotated in metadata.rotated]

@@ -53,10 +53,6 @@ _YARN = {"ext_factor": (-1.0, 1.0), "attn_factor": (-1.0, 1.0), "beta_fast": (32
 with instead. Another value means that the file and its model differ."""
 
 
-_LOCAL_THETA = 10000.0
-"""Base of RoPE in layers with a window, where a file of `gemma3` does not say."""
-
-
 @functools.cache
 def families_by_architecture() -> Mapping[str, str]:
     """Architecture of llama.cpp -> our family, as the families' files say."""
@@ -168,6 +164,8 @@ def read_metadata(file: GgufFile) -> Metadata:
         temperature=_temperature(keys, rope),
         facts=_facts(keys, scale, head_dim),
     )
+    if arch.hybrid == num_layers:
+        raise keys.refused("block_count", num_layers, "llama.cpp takes windows and layers without RoPE for granted")
     keys.finish()
     _check_layers(metadata, file.path)
     return metadata
@@ -286,7 +284,8 @@ def _windows(keys: _Keys, num_layers: int, max_positions: int) -> tuple[int | No
 def _local_theta(keys: _Keys, theta: float) -> float:
     if keys.arch.kinds != "listed":
         return theta
-    return decimal(keys.number("rope.freq_base_swa", _LOCAL_THETA if keys.arch.qk_norm else theta))
+    found = decimal(keys.number("rope.freq_base_swa", keys.arch.local_base or theta))
+    return theta if keys.arch.one_base else found
 
 
 def _temperature(keys: _Keys, rope: Mapping[str, Any]) -> float | None:

@@ -58,6 +58,8 @@ def read_model(file: GgufFile, metadata: Metadata) -> Model:
         UnsupportedError: There are tensors that no weight of ours comes from.
     """
     size, family_name = _largest(metadata), families_by_architecture()[metadata.arch.name]
+    if any(metadata.local):
+        family_name = read_family(family_name).containers["gguf"].get("with_window", family_name)
     if read_family(family_name).even_heads and metadata.hidden_size % size.num_heads:
         # Llama's config wants the heads to divide the hidden size. Mistral's does not, and has no biases.
         if any(name.endswith(".bias") for name in file.tensors):
