@@ -287,8 +287,8 @@ def test_one_window_for_all_layers_or_none(config: dict[str, Any], window: int |
             small("mixtral"),
             "Models of type 'mixtral' are not supported. Did you mean 'mistral'?\n"
             "  where: config.json\n"
-            "  next:  Use a model of one of these types: gemma2, gemma3_text, granite, llama, ministral, "
-            "ministral3, mistral, phi3, qwen2, qwen3, smollm3.",
+            "  next:  Use a model of one of these types: exaone4, gemma2, gemma3_text, granite, llama, ministral, "
+            "ministral3, mistral, olmo2, olmo3, phi3, qwen2, qwen3, smollm3.",
         ),
         (
             small(hidden_act="gelu"),
