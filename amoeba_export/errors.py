@@ -605,6 +605,20 @@ class UnsupportedModel(UnsupportedError):
         )
 
 
+class MixtureOfExperts(UnsupportedError):
+    """A model whose FFN is many, of which a router picks some for each token."""
+
+    def __init__(
+        self, model_type: object, num_experts: object, dense: Iterable[str], *, where: str | Path | None = None
+    ) -> None:
+        super().__init__(
+            f"A {model_type} is a mixture of {num_experts} experts, which is not supported: a router picks neurons for "
+            "each token, and a cut keeps the same ones for all.",
+            where=where,
+            next_step=f"Use a dense model, of one of these types: {', '.join(sorted(dense))}.",
+        )
+
+
 class UnsupportedAdapter(UnsupportedError):
     """An adapter with an option that cannot be merged into the weights of a cut model."""
 

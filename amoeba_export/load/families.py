@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from amoeba_export.errors import InputError, UnsupportedError, UnsupportedModel
+from amoeba_export.errors import InputError, MixtureOfExperts, UnsupportedError, UnsupportedModel
 from amoeba_export.ir import Architecture, Family
 from amoeba_export.load.family_file import FIELDS, FLAGS, FamilyFile, read_family, supported_families
 from amoeba_export.load.kinds import read_kinds
@@ -25,6 +25,8 @@ _NUMBERS = (
     *("logits_divisor", "final_softcap"),
 )
 """Facts that are numbers, not sizes."""
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""Keys by which a config says that it is a mixture of experts."""
 _ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
@@ -43,7 +45,7 @@ def read_architecture(config: Mapping[str, Any], *, where: Path) -> tuple[Archit
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in supported_families():
-        raise UnsupportedModel(model_type, supported_families(), where=where)
+        raise unsupported(config, supported_families(), where=where)
     file = read_family(model_type)
     _check_computable(config, file, where)
     fields = {name: _value(name, config, file, where) for name in FIELDS}
@@ -74,6 +76,17 @@ def read_architecture(config: Mapping[str, Any], *, where: Path) -> tuple[Archit
     positions = stretched_positions(architecture)
     _refuse(dim_problems({"max_positions": positions}), where)
     return dataclasses.replace(architecture, max_positions=positions), file
+
+
+def unsupported(config: Mapping[str, Any], supported: Collection[str], *, where: Path) -> UnsupportedError:
+    """What is said of a model of a type that is not one of `supported`."""
+    model_type = config.get("model_type")
+    text = config.get("text_config")
+    for keys in (config, text if isinstance(text, Mapping) else {}):
+        for key in _EXPERTS:
+            if isinstance(count := keys.get(key), int) and count > 1:
+                return MixtureOfExperts(model_type, count, supported_families(), where=where)
+    return UnsupportedModel(model_type, supported, where=where)
 
 
 def quantization_method(config: Mapping[str, Any]) -> str | None:

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from amoeba_export.errors import InputError, UnsupportedModel
+from amoeba_export.errors import InputError
 from amoeba_export.ir import Family
+from amoeba_export.load.families import unsupported
 from amoeba_export.load.family_file import supported_families
 
 TEXT_STEPS = ("language_model", "text_model")
@@ -31,14 +32,14 @@ def text_config(config: Mapping[str, Any], *, where: Path) -> dict[str, Any]:
     Whether its embeddings are tied is up to the weights: wrappers say it twice, and not always alike.
 
     Raises:
-        UnsupportedModel: It is not known that the text model computes by itself what a family of ours does.
+        UnsupportedError: It is not known that the text model computes by itself what a family of ours does.
         InputError: transformers cannot read the config.
     """
     from amoeba_export.model.opening import config_of
 
     known = _known()
     if config.get("model_type") not in known["models"]:
-        raise UnsupportedModel(config.get("model_type"), (*supported_families(), *known["models"]), where=where)
+        raise unsupported(config, (*supported_families(), *known["models"]), where=where)
     try:
         text: dict[str, Any] = config_of(config).get_text_config().to_dict()
     except Exception as error:  # whatever its checks of a config raise: they come from several packages

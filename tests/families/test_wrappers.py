@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from amoeba_export.errors import DamagedFile, UnsupportedModel, WeightsMismatch
+from amoeba_export.errors import DamagedFile, MixtureOfExperts, UnsupportedModel, WeightsMismatch
 from amoeba_export.ir import SILENT
 from amoeba_export.load import load_supernet
 from amoeba_export.materialize import materialize_subnet
@@ -174,6 +174,16 @@ def test_a_weight_under_two_names_is_refused(tmp_path: Path) -> None:
 def test_wrappers_that_are_not_known_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "paligemma", "text_config": {}}))
     with pytest.raises(UnsupportedModel, match="'paligemma' are not supported"):
+        load_supernet(str(tmp_path), cache_dir=tmp_path / "cache")
+
+
+def test_a_mixture_of_experts_that_also_sees_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        json.dumps(
+            {"model_type": "qwen3_vl_moe", "text_config": {"model_type": "qwen3_vl_moe_text", "num_experts": 64}}
+        )
+    )
+    with pytest.raises(MixtureOfExperts, match="A qwen3_vl_moe is a mixture of 64 experts"):
         load_supernet(str(tmp_path), cache_dir=tmp_path / "cache")
 
 

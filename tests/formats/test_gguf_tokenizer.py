@@ -28,6 +28,11 @@ from tests.materialize.subnets import open_supernet, write
 from tests.tiny import save_tiny
 
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+GPT4O = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+    r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 LLAMA3, QWEN2 = WORDS % r"\p{N}{1,3}", WORDS % r"\p{N}"
 
 
@@ -58,6 +63,10 @@ DIGITS = pre_tokenizers.Digits(individual_digits=True)
         (content([split(LLAMA3), bytes_()]), "smaug-bpe"),
         (content([split(QWEN2), bytes_()]), "qwen2"),
         (content([split(QWEN2), bytes_()], normalizer=normalizers.NFC()), "qwen2"),
+        (content([split(GPT4O), bytes_()]), "gpt-4o"),
+        (content([split(GPT4O, "removed", invert=True), bytes_()]), "gpt-4o"),
+        (content([split(LLAMA3, "removed", invert=True), bytes_()]), "smaug-bpe"),
+        (content([split(GPT4O), bytes_()], ignores_merges=True), None),
         (content([bytes_(words=True)]), "gpt-2"),
         (content([DIGITS, bytes_(words=True)]), "smollm"),
         (content([DIGITS, split(LLAMA3), bytes_()], ignores_merges=True), None),
@@ -105,14 +114,20 @@ def test_spaces_before_text(normalizer: Any, step: Any, space: bool | None) -> N
     assert leading_space(json.loads(tokenizer.to_str())) is space
 
 
-def save_words(folder: Path, *, before: str | None = None, after: str | None = None, bos: str | None = "<s>") -> None:
-    """Byte-level BPE of Llama 3's rule, with tokens around a text as told."""
+def save_words(
+    folder: Path,
+    *,
+    rule: str = LLAMA3,
+    before: str | None = None,
+    after: str | None = None,
+    bos: str | None = "<s>",
+) -> None:
+    """Byte-level BPE of Llama 3's rule or another, with tokens around a text as told."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    names = ["<s>", "</s>", *alphabet, "th", "the", "Ġthe", "19"]
-    tokenizer = Tokenizer(
-        models.BPE({name: idx for idx, name in enumerate(names)}, [("t", "h"), ("th", "e"), ("Ġ", "the"), ("1", "9")])
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split(LLAMA3), bytes_()])
+    merges = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("1", "9"), ("n", "'"), ("l", "C")]
+    names = ["<s>", "</s>", *alphabet, *map("".join, merges)]
+    tokenizer = Tokenizer(models.BPE({name: idx for idx, name in enumerate(names)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split(rule), bytes_()])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<s>", "</s>"])
     around = [token for token in (before, after) if token]
@@ -125,7 +140,7 @@ def save_words(folder: Path, *, before: str | None = None, after: str | None = N
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", **named).save_pretrained(folder)
 
 
-NUM_TOKENS = 2 + 256 + 4
+NUM_TOKENS = 2 + 256 + 6
 
 
 def written(root: Path, **tokens: Any) -> Path:
@@ -168,6 +183,22 @@ def test_llama_cpp_begins_and_ends_it_likewise(tokens: dict[str, Any], tmp_path:
     (answer,) = llama_cpp.ask(folder / "model.gguf", questions, context_tokens=16)
     theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path / "model")("the 19").input_ids
     assert answer["tokens"] == theirs
+
+
+@pytest.mark.parametrize(
+    ("rule", "tokens"),
+    [(LLAMA3, ["d", "o", "n", "'", "t", "lC"]), (GPT4O, ["d", "o", "n'", "t", "l", "C"])],
+    ids=["llama3", "gpt-4o"],
+)
+def test_llama_cpp_splits_words_as_the_model_does(rule: str, tokens: list[str], tmp_path: Path) -> None:
+    """GPT-4o's rule keeps the end of a contraction with its word, and parts words before a capital letter."""
+    pytest.importorskip("xllamacpp")
+    folder = written(tmp_path, rule=rule)
+    check_tokens(folder, tmp_path / "model")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path / "model")
+    questions = [("tokenize", {"content": text}) for text in ("don't", "lC")]
+    answers = llama_cpp.ask(folder / "model.gguf", questions, context_tokens=16)
+    assert tokenizer.convert_ids_to_tokens([idx for answer in answers for idx in answer["tokens"]]) == tokens
 
 
 class Warned:

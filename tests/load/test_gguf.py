@@ -439,6 +439,8 @@ def test_a_model_without_numbers_is_refused(tmp_path: Path) -> None:
 def test_another_architecture_is_named(tmp_path: Path) -> None:
     write_gguf(tmp_path / "mpt.gguf", arch="mpt")
     assert refusal(tmp_path / "mpt.gguf") == "Models of type 'mpt' are not supported."
+    write_gguf(tmp_path / "moe.gguf", arch="qwen3moe", edit=lambda writer: writer.add_expert_count(8))
+    assert refusal(tmp_path / "moe.gguf").startswith("A qwen3moe is a mixture of 8 experts, which is not supported")
 
 
 @pytest.mark.parametrize("length", [0, 3, 4, 15, 24, 100, 1000, 20000, -1, -40])
@@ -473,6 +475,8 @@ def tokens_of(path: Path, text: str) -> list[str]:
     [
         ("smollm", ["a", "ĠĠ", "1", "9", "Ġ", "the"]),
         ("gpt-2", ["a", "Ġ", "Ġ", "19", "Ġ", "the"]),
+        ("exaone4", ["a", "Ġ", "Ġ", "19", "Ġ", "the"]),
+        ("gpt-4o", ["a", "Ġ", "Ġ", "19", "Ġ", "the"]),
         ("qwen2", ["a", "Ġ", "Ġ", "1", "9", "Ġ", "the"]),
         ("llama-bpe", ["<|im_start|>", "a", "Ġ", "Ġ", "19", "Ġ", "the"]),
         ("tekken", ["<|im_start|>", "a", "Ġ", "Ġ", "1", "9", "Ġ", "the"]),

@@ -16,6 +16,13 @@ _TEKKEN = (
     r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+_ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_GPT4O = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?[\p{{Lu}}\p{{Lt}}\p{{Lm}}\p{{Lo}}\p{{M}}]*[\p{{Ll}}\p{{Lm}}\p{{Lo}}\p{{M}}]+{_ENDINGS}|"
+    rf"[^\r\n\p{{L}}\p{{N}}]?[\p{{Lu}}\p{{Lt}}\p{{Lm}}\p{{Lo}}\p{{M}}]+[\p{{Ll}}\p{{Lm}}\p{{Lo}}\p{{M}}]*{_ENDINGS}|"
+    r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
 _Steps = tuple[tuple[Any, ...], ...]
 
 _BYTES = ("ByteLevel", False, False)
@@ -25,6 +32,7 @@ _NAMES: Mapping[tuple[_Steps, bool], str] = {
     ((("Split", _GPT4 % r"\p{N}{1,3}", "Isolated", False), _BYTES), False): "smaug-bpe",
     ((("Split", _GPT4 % r"\p{N}", "Isolated", False), _BYTES), False): "qwen2",
     ((("Split", _TEKKEN, "Isolated", False), _BYTES), True): "tekken",
+    ((("Split", _GPT4O, "Isolated", False), _BYTES), False): "gpt-4o",
     ((_WORDS_AND_BYTES,), False): "gpt-2",
     ((("Digits", True), _WORDS_AND_BYTES), False): "smollm",
 }
@@ -67,8 +75,11 @@ def _step(part: Mapping[str, Any]) -> tuple[Any, ...]:
     """A step with every option that changes what it does. A kind that is not listed equals none in the table."""
     kind = part.get("type")
     pattern = part.get("pattern") or {}
+    behavior, inverted = part.get("behavior"), part.get("invert", False)
+    if (behavior, inverted) == ("Removed", True):  # what no match covers goes, and those of the table cover everything
+        behavior, inverted = "Isolated", False
     options: Mapping[Any, tuple[Any, ...]] = {
-        "Split": (pattern.get("Regex"), part.get("behavior"), part.get("invert", False)),
+        "Split": (pattern.get("Regex"), behavior, inverted),
         "ByteLevel": (part.get("add_prefix_space", True), part.get("use_regex", True)),
         "Digits": (part.get("individual_digits", False),),
         "Metaspace": (part.get("replacement"), part.get("prepend_scheme", "always"), part.get("split", True)),

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from amoeba_export.errors import DamagedFile, UnsupportedError, UnsupportedModel
+from amoeba_export.errors import DamagedFile, MixtureOfExperts, UnsupportedError, UnsupportedModel
 from amoeba_export.gguf_file import GgufFile
 from amoeba_export.llama_cpp.architectures import (
     ARCHITECTURES,
@@ -126,6 +126,8 @@ def read_metadata(file: GgufFile) -> Metadata:
         )
     name = file.fields.get("general.architecture")
     if not isinstance(name, str) or name not in families_by_architecture():
+        if isinstance(count := file.fields.get(f"{name}.expert_count"), int) and count > 1:
+            raise MixtureOfExperts(name, count, families_by_architecture(), where=file.path)
         raise UnsupportedModel(name, families_by_architecture(), where=file.path)
     arch = ARCHITECTURES[name]
     keys = _Keys(file, arch)
