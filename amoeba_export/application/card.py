@@ -111,7 +111,7 @@ def _bars(manifest: Manifest) -> tuple[list[ModelBar], float | None]:
         quality = ", ".join(f"{name} {value:.4g}" for name, value in (one.quality or {}).items())
         bars.append(
             ModelBar(
-                name=f"full in {one.dtype}",
+                name=", ".join(filter(None, (f"full in {one.dtype}", one.rounding_words))),
                 share=100 * one.latency_ms / most_ms,
                 latency=milliseconds(one.latency_ms),
                 quality=quality,

@@ -25,7 +25,7 @@ from amoeba_export.application.prospects import (
 from amoeba_export.application.selection import deeper, with_strategy
 from amoeba_export.application.session import Session
 from amoeba_export.application.trials import Choice, Trial, seen_in
-from amoeba_export.application.wholes import Whole, measure_wholes
+from amoeba_export.application.wholes import Whole, chosen_with_data, measure_wholes
 from amoeba_export.errors import InputError, NothingFits, NothingLoads
 from amoeba_export.ir import DenseArchitecture, Shape, Strategy
 from amoeba_export.refit import OFF
@@ -62,7 +62,8 @@ class Chooser:
         self._prospects: Prospects | None = None
         self._has_compared = False
         self.searches: dict[str, SearchResult] = {}
-        self.wholes = measure_wholes(session)
+        self._has_rounded = False
+        self.wholes = measure_wholes(session, with_data=False)
 
     def __call__(self, history: Sequence[Trial] = ()) -> Choice:
         """The best candidate that fits every limit, by prediction and by what `history` shows.
@@ -73,6 +74,10 @@ class Chooser:
         failure: NothingFits | None = None
         for margin in [True, False] if is_measured(self._opened.target) else [False]:
             whole = self._best_whole(self._opened, history, margin=margin)
+            if not self._is_decided(whole):
+                # A finer precision that fits and loses next to nothing needs no such comparison, and no half a minute.
+                self.wholes, self._has_rounded = chosen_with_data(self._opened, self.wholes), True
+                whole = self._best_whole(self._opened, history, margin=margin)
             if whole is not None and whole.worse_by <= NEGLIGIBLE_RISE:
                 return Choice(session=self._opened.in_dtype(whole.dtype), found=whole)
             try:
@@ -108,6 +113,14 @@ class Chooser:
                 result = search_plan(problem, predictor, seen)
                 return Found(dtype=one.dtype, worse_by=worse_by_rounding(strategy, one), search=result)
         return None
+
+    def _is_decided(self, whole: Found | None) -> bool:
+        """Whether integers chosen with data would change nothing: not what is chosen, nor what is said of it."""
+        if self._has_rounded:
+            return True
+        if whole is None or whole.worse_by > NEGLIGIBLE_RISE:
+            return False
+        return all(one.rounding is None or one.rounding.how is None for one in self.wholes if one.dtype == whole.dtype)
 
     def _among_all(self, history: Sequence[Trial], *, margin: bool) -> Choice:
         """The best of all subnets and of the whole model, in all precisions."""

@@ -109,6 +109,7 @@ def reference_records(session: Session, wholes: Sequence[Whole]) -> tuple[FullMo
                 source=latency.source,
                 quality=quality and {quality[0]: rounded(*quality, whole.rise)},
                 keeps_budget=keeps if budgets else None,
+                rounding=whole.rounding.how if whole.rounding else None,
             )
         )
     return tuple(records)

@@ -13,7 +13,18 @@ from typing import TypeVar, get_args
 from amoeba_export.backends.targets import read_target
 from amoeba_export.errors import AmoebaError, BadValue, Problems, UnknownName, UsageError
 from amoeba_export.formats import FORMATS
-from amoeba_export.ir import Architecture, Budget, Metric, Policy, Shape, SubnetPlan, Target, Workload, parse_megabytes
+from amoeba_export.ir import (
+    Architecture,
+    Budget,
+    Metric,
+    Policy,
+    RoundingHow,
+    Shape,
+    SubnetPlan,
+    Target,
+    Workload,
+    parse_megabytes,
+)
 from amoeba_export.ir.dtype import AUTO, DTYPE_NAMES
 from amoeba_export.ir.metric import QualityLimit
 from amoeba_export.reading import read_json_object
@@ -293,7 +304,7 @@ _TOKENS = {"tok": 1, "ktok": 1000, "Mtok": 1_000_000}
 MOST_TOKENS = 1_000_000_000
 """Where only the time is limited."""
 
-ROUNDINGS = ("data", "nearest")
+ROUNDINGS: tuple[RoundingHow, ...] = get_args(RoundingHow)
 
 DEFAULT_REFIT = "full"
 """What a cut gets when nothing is said."""

@@ -50,16 +50,19 @@ def with_rounding(session: Session, plan: SubnetPlan) -> Session:
         InputError: The plan or its refit does not belong to the model.
     """
     bare = dataclasses.replace(session, rounded=None)
-    if session.settings.request.rounding == "nearest" or FORMAT not in session.settings.formats:
+    if session.settings.request.rounding == "nearest" or not can_use_data(session):
         return bare
-    dtype = session.settings.dtype
+    held = _made(bare, plan, session.dtype)
+    return bare if held is None else dataclasses.replace(session, rounded=held)
+
+
+def can_use_data(session: Session) -> bool:
+    """Whether the session's dtype and formats have integers that data can choose."""
     from amoeba_export.formats.onnx import dtypes
     from amoeba_export.formats.onnx.rounding import takes_data
 
-    if dtype is None or dtype not in dtypes or not takes_data(dtype):
-        return bare
-    held = _made(bare, plan, dtype)
-    return bare if held is None else dataclasses.replace(session, rounded=held)
+    dtype = session.settings.dtype
+    return dtype is not None and FORMAT in session.settings.formats and dtype in dtypes and takes_data(dtype)
 
 
 def rounded_input(held: RoundedWeights) -> InputId:

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
-from amoeba_export.application.rounded import with_rounding
+from amoeba_export.application.rounded import can_use_data, with_rounding
 from amoeba_export.application.session import Session
 from amoeba_export.artifact import sha256_file
 from amoeba_export.backends.targets import graph_options
 from amoeba_export.cache.kinds import ROUNDING
 from amoeba_export.evaluate.perplexity import read_windows
 from amoeba_export.formats.write import write_formats
+from amoeba_export.ir import RoundingHow
 from amoeba_export.locations import data_dir
 from amoeba_export.materialize import materialize_subnet
 from amoeba_export.model.tokenizer import open_tokenizer
@@ -41,14 +42,21 @@ class Rounding:
         rise: Of the loss by rounding, in nats per token; never negative. Without a tokenizer, the mean KL divergence
             of the logits stands for it.
         loss: Of the full model unrounded, on the text that `rise` was measured on; None without a tokenizer.
+        how: Whether integers were chosen with data, where the precision has integers that could be; else None.
     """
 
     rise: float
     loss: float | None
+    how: RoundingHow | None = None
 
 
-def measure_rounding(session: Session) -> Rounding:
+def measure_rounding(session: Session, *, with_data: bool = True) -> Rounding:
     """What rounding to the session's dtype costs the full model, from the cache or measured now. fp32 costs nothing.
+
+    Args:
+        session: With a dtype.
+        with_data: Choose integers with data where an export would. That takes longer than all else here; to nearest is
+            at once, and costs more quality.
 
     Raises:
         NumbersDiffer: It is beyond what is accepted of an artifact.
@@ -57,9 +65,12 @@ def measure_rounding(session: Session) -> Rounding:
     loss = _kept(session, None, lambda: _unrounded_loss(session, windows)) if windows else None
     if session.dtype == "fp32":
         return Rounding(rise=0.0, loss=loss)
-    session = with_rounding(session, session.supernet.full_plan())
+    how: RoundingHow | None = "nearest" if can_use_data(session) else None
+    if with_data:
+        session = with_rounding(session, session.supernet.full_plan())
+        how = "data" if session.rounded is not None else how
     rise = _kept(session, session.dtype, lambda: _rise(session, windows, loss))
-    return Rounding(rise=max(0.0, rise), loss=loss)
+    return Rounding(rise=max(0.0, rise), loss=loss, how=how)
 
 
 def _kept(session: Session, dtype: str | None, measure: Callable[[], float]) -> float:

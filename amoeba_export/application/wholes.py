@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,11 +39,15 @@ class Whole:
         return self.rounding.rise if self.rounding else 0.0
 
 
-def measure_wholes(session: Session) -> tuple[Whole, ...]:
+def measure_wholes(session: Session, *, with_data: bool = True) -> tuple[Whole, ...]:
     """The uncut model in every precision that may be chosen, and then in those of the target, for comparison.
 
     The first one is what a share of the full model refers to. A precision that the target cannot run, or that breaks
     the limits of `amoeba verify`, is left out, as one that cannot be written here.
+
+    Args:
+        session: With a target.
+        with_data: Choose integers with data where an export would. Without, `chosen_with_data` does it later.
 
     Raises:
         TargetError: The target can run none that may be chosen.
@@ -57,15 +61,42 @@ def measure_wholes(session: Session) -> tuple[Whole, ...]:
         )
     auto = session.with_settings(dataclasses.replace(session.settings, dtype=AUTO))
     dtypes = tuple(dict.fromkeys((*allowed, *auto.settings.dtypes)))
-    latencies = _latencies(session, dtypes)
+
+    def rounding_of(dtype: str) -> Rounding | None:
+        return measure_rounding(session.in_dtype(dtype), with_data=with_data) if len(dtypes) > 1 else None
+
+    return _each(session, _latencies(session, dtypes), rounding_of)
+
+
+def chosen_with_data(session: Session, wholes: Sequence[Whole]) -> tuple[Whole, ...]:
+    """`wholes` with integers chosen with data in the precisions that may be chosen; the others are for comparison.
+
+    Raises as `measure_wholes`.
+    """
+    roundings = {one.dtype: one.rounding for one in wholes}
+
+    def rounding_of(dtype: str) -> Rounding | None:
+        known = roundings[dtype]
+        if known is None or known.how != "nearest" or dtype not in session.settings.dtypes:
+            return known
+        return measure_rounding(session.in_dtype(dtype))
+
+    return _each(session, {one.dtype: one.latency for one in wholes}, rounding_of)
+
+
+def _each(
+    session: Session,
+    latencies: Mapping[str, Latency | TargetError],
+    rounding_of: Callable[[str], Rounding | None],
+) -> tuple[Whole, ...]:
+    allowed = session.settings.dtypes
     found: list[Whole] = []
     failure: NumbersDiffer | NotRepresentable | TargetError | None = None
-    for dtype in dtypes:
-        latency = latencies[dtype]
+    for dtype, latency in latencies.items():
         try:
             if isinstance(latency, TargetError):
                 raise latency
-            rounding = measure_rounding(session.in_dtype(dtype)) if len(dtypes) > 1 else None
+            rounding = rounding_of(dtype)
         except (NumbersDiffer, NotRepresentable, TargetError) as error:
             if failure is None and dtype in allowed:
                 failure = error

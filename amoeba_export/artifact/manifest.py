@@ -15,7 +15,7 @@ from typing import Any
 from amoeba_export.artifact.checksums import FileEntry
 from amoeba_export.artifact.provenance import provenance_text
 from amoeba_export.errors import DamagedFile
-from amoeba_export.ir import Architecture, InputId, Metric, Shape, Source, SubnetPlan, Workload
+from amoeba_export.ir import Architecture, InputId, Metric, RoundingHow, Shape, Source, SubnetPlan, Workload
 from amoeba_export.reading import check_schema, decode, dim_problems, read_json_object
 
 MANIFEST_NAME = "amoeba.json"
@@ -112,6 +112,7 @@ class FullModelRecord:
         source: Whether `latency_ms` was measured (on a graph of its dims), or how the estimate came about.
         quality: The metric of the artifact's `quality`, rounding included; None where it is not known.
         keeps_budget: Whether it would keep every budget; None without one.
+        rounding: Whether `quality` is that of integers chosen with data, where the precision has such; else None.
     """
 
     dtype: str
@@ -119,6 +120,12 @@ class FullModelRecord:
     source: Source
     quality: Mapping[str, float] | None = None
     keeps_budget: bool | None = None
+    rounding: RoundingHow | None = None
+
+    @property
+    def rounding_words(self) -> str:
+        """How it was rounded, where there are two ways; else empty."""
+        return {"data": "rounded with data", "nearest": "rounded to nearest", None: ""}[self.rounding]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,8 +44,9 @@ def reference_rows(reference: Sequence[FullModelRecord]) -> dict[str, str]:
 def _whole(one: FullModelRecord) -> str:
     quality = "".join(f", {name} {value:.4g}" for name, value in (one.quality or {}).items())
     how = "" if one.source == "measured" else f" ({one.source})"
+    rounding = f", {one.rounding_words}" if one.rounding_words else ""
     kept = {True: ", keeps the budget", False: ", misses the budget", None: ""}[one.keeps_budget]
-    return f"{milliseconds(one.latency_ms)}{how}{quality}{kept}"
+    return f"{milliseconds(one.latency_ms)}{how}{quality}{rounding}{kept}"
 
 
 def files_table(files: Sequence[FileEntry], folder: Path) -> RenderableType:

@@ -16,6 +16,7 @@ from amoeba_export.ir.limits import NO_LIMITS, ContainerLimits, RuntimeLimits
 from amoeba_export.ir.plan import LayerPlan, Policy, Shape, SubnetPlan
 from amoeba_export.ir.progress import SILENT, Progress
 from amoeba_export.ir.refit import Refit
+from amoeba_export.ir.rounded import RoundingHow
 from amoeba_export.ir.strategy import FixedWidth, Importance, Strategy
 from amoeba_export.ir.subnet import Subnet, TensorSpec, Writer
 from amoeba_export.ir.supernet import Adapter, AdapterDelta, InputId, Supernet, TensorSource
@@ -46,6 +47,7 @@ __all__ = [
     "Refit",
     "Role",
     "Rope",
+    "RoundingHow",
     "RuntimeLimits",
     "Shape",
     "Source",

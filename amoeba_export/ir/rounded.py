@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from amoeba_export.ir.supernet import TensorSource
+
+
+RoundingHow = Literal["data", "nearest"]
+"""Ways to choose the integers of a matrix."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -237,10 +237,14 @@ FASTER = {"fp32": 1.0, "int8": 0.5, "int4": 0.3}
 RISES = {"fp32": 0.0, "int8": 0.01, "int4": 0.3}
 
 
+def rounding_of(session: Session, *, with_data: bool = True) -> Rounding:
+    return Rounding(rise=RISES[session.dtype], loss=None)
+
+
 @pytest.fixture
 def precisions(target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine that is faster in coarser precisions, each of which costs a known loss. The full model's is 4."""
-    monkeypatch.setattr(wholes, "measure_rounding", lambda session: Rounding(rise=RISES[session.dtype], loss=None))
+    monkeypatch.setattr(wholes, "measure_rounding", rounding_of)
     monkeypatch.setenv("AMOEBA_CACHE", str(tmp_path / "cache"))
     return write_target(tmp_path, dtypes=FASTER)
 
@@ -266,6 +270,56 @@ def test_shape_and_precision_are_chosen_together(
     assert (len(list(found.iterdir())) if found.is_dir() else 0) <= tables + 1
     if not tables and dtype == "int8":
         assert not found.exists()
+
+
+@pytest.mark.parametrize(
+    ("latency", "rounded", "int4"),
+    [
+        pytest.param("75%", [], ("nearest", 4.3), id="the whole model in int8 is chosen: int4 is for comparison"),
+        pytest.param("48%", ["int4"], ("data", 4.2), id="a subnet in int8 is weighed against int4"),
+    ],
+)
+def test_integers_are_chosen_with_data_only_where_that_may_change_the_choice(
+    model: Path,
+    strategy: Path,
+    precisions: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    latency: str,
+    rounded: list[str],
+    int4: tuple[str, float],
+):
+    asked: list[str] = []
+
+    def measured(session: Session, *, with_data: bool = True) -> Rounding:
+        if session.dtype != "int4":
+            return rounding_of(session)
+        asked.extend(["int4"] if with_data else [])
+        return Rounding(rise=0.2 if with_data else 0.3, loss=None, how="data" if with_data else "nearest")
+
+    monkeypatch.setattr(wholes, "measure_rounding", measured)
+    request = ExportRequest(model=str(model), strategy=strategy, target=str(precisions), latency=latency)
+    result = pipeline.search(request)
+    assert asked == rounded
+    *finer, coarse = result.reference
+    assert (coarse.rounding, coarse.quality) == (int4[0], pytest.approx({"loss": int4[1]}))
+    assert [one.rounding for one in finer] == [None, None]
+
+
+def test_a_whole_model_whose_integers_can_be_chosen_is_judged_with_them(
+    model: Path, strategy: Path, precisions: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Even where rounding to nearest loses next to nothing: what is said of it is what is exported."""
+
+    def measured(session: Session, *, with_data: bool = True) -> Rounding:
+        if session.dtype == "int4":
+            return Rounding(rise=0.01 if with_data else 0.015, loss=None, how="data" if with_data else "nearest")
+        return Rounding(rise=0.0 if session.dtype == "fp32" else 0.5, loss=None)
+
+    monkeypatch.setattr(wholes, "measure_rounding", measured)
+    request = ExportRequest(model=str(model), strategy=strategy, target=str(precisions), latency="75%")
+    result = pipeline.search(request)
+    assert result.settings.dtype == "int4"
+    assert (result.reference[-1].rounding, result.reference[-1].quality) == ("data", pytest.approx({"loss": 4.01}))
 
 
 def test_an_artifact_is_compared_with_the_full_model_in_every_precision(
@@ -346,7 +400,7 @@ def test_what_no_precision_keeps_is_said_with_the_fastest(model: Path, strategy:
 def test_a_precision_that_fails_is_left_out(
     model: Path, strategy: Path, precisions: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def measured(session: Session) -> Rounding:
+    def measured(session: Session, *, with_data: bool = True) -> Rounding:
         if session.dtype == "int8":
             raise NumbersDiffer(Path("onnx"), ["the KL divergence is 9 nats per token (limit 0.05)"])
         return Rounding(rise=RISES[session.dtype], loss=None)
