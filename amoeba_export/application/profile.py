@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from amoeba_export.application.costs import Profiling, is_measured, make_cost_table
+from amoeba_export.application.threads import sweep_threads
 from amoeba_export.artifact import check_file_destination
-from amoeba_export.backends.targets import read_target
+from amoeba_export.backends.targets import read_target, with_threads
 from amoeba_export.cache import Cache
 from amoeba_export.errors import EstimateRefused
 from amoeba_export.ir import SILENT, Progress, Target, Workload
@@ -21,6 +23,7 @@ def profile(
     out: Path,
     dtype: str | None = None,
     workload: Workload | None = None,
+    threads: int | Literal["sweep"] | None = None,
     progress: Progress = SILENT,
 ) -> CostTable:
     """Record a cost table of `target`, to replay where it is not.
@@ -34,13 +37,15 @@ def profile(
         out: The file (JSON). Replaced when it exists.
         dtype: Precision of the weights; None for what the target's file says.
         workload: Tokens of the prompt and to generate, and sequences at once; None for 128, 128 and 1.
+        threads: Of the CPU; `sweep` for the number that runs the full model fastest, None for what the target's file
+            says.
         progress: Told what is being measured.
 
     Returns:
         The table: milliseconds of each part of a layer.
 
     Raises:
-        UsageError: `out` is a folder, or the target's latency is an estimate.
+        UsageError: `out` is a folder, the target's latency is an estimate, or it has no threads to choose.
         InputError: The target's file or the model cannot be read.
         TargetError: The target cannot be measured.
     """
@@ -49,7 +54,12 @@ def profile(
     if not is_measured(found):
         raise EstimateRefused(found.name, found.backend)
     supernet = load_supernet(model, progress=progress)
-    profiling = Profiling(supernet=supernet, target=found, workload=workload or Workload(), dtype=dtype or found.dtype)
+    workload, dtype = workload or Workload(), dtype or found.dtype
+    if threads == "sweep":
+        found = sweep_threads(found, supernet.architecture.uncut, workload, dtype=dtype, progress=progress)
+    elif threads is not None:
+        found = with_threads(found, threads)
+    profiling = Profiling(supernet=supernet, target=found, workload=workload, dtype=dtype)
     costs = make_cost_table(profiling, cache=Cache(), refresh=True, progress=progress)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_table(costs, out)

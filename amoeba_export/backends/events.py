@@ -40,7 +40,7 @@ def read_event(line: str, *, subjects: Collection[int], rounds: int) -> dict[str
             and "memory_mb" in event
             and (event["memory_mb"] is None or _are_numbers([event["memory_mb"]]))
         ),
-        "done": lambda: _are_temperatures(event.get("temperature_c")),
+        "done": lambda: _are_temperatures(event.get("temperature_c")) and _are_devices(event.get("speed")),
     }
     if not isinstance(kind, str) or kind not in fits or not fits[kind]():
         raise ValueError(line)
@@ -49,6 +49,10 @@ def read_event(line: str, *, subjects: Collection[int], rounds: int) -> dict[str
 
 def _is_device(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(one, str) for one in value.values())
+
+
+def _are_devices(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_device, value))
 
 
 def _are_numbers(value: object) -> bool:

@@ -18,6 +18,7 @@ from amoeba_export.backends import ROUNDS, TIME_LIMIT_S, Availability, Subject
 from amoeba_export.backends.graphs import Prepare
 from amoeba_export.backends.runner.engines import advice_for
 from amoeba_export.backends.runner.supervise import ask, run_job
+from amoeba_export.backends.speed import speed_warnings
 from amoeba_export.backends.targets import Strict, parse_options
 from amoeba_export.errors import InputError, MeasurementFailed, TargetError, TargetUnavailable, UnsupportedError
 from amoeba_export.formats.sizes import weight_bytes
@@ -169,6 +170,10 @@ def read_events(
             for when, reading in zip(("before", "after"), event["temperature_c"], strict=True):
                 if reading is not None:
                     device[f"temperature_c_{when}"] = f"{reading:.1f}"
+            before, after = event["speed"]
+            device |= {f"{name}_after": value for name, value in after.items() if before.get(name) != value}
+            for warning in speed_warnings(before, after, power_mode=target.power_mode):
+                progress.warn(warning)
         else:
             subject_id = event["id"]
             reason = event.get("reason") or _impossible(event)

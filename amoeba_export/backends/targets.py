@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from amoeba_export.backends import find_backend, list_backends
 from amoeba_export.backends.graphs import spelling
-from amoeba_export.errors import InputError, UnknownName, nearest
+from amoeba_export.errors import InputError, UnknownName, UsageError, nearest
 from amoeba_export.ir import NO_LIMITS, Metric, RuntimeLimits, Target
 from amoeba_export.ir.dtype import DtypeName
 from amoeba_export.locations import data_dir
@@ -159,6 +159,20 @@ def over_ssh(target: Target, host: str, *, port: int | None = None, identity: Pa
     if identity is not None:
         options["identity"] = str(identity)
     return replace(target, backend="ssh", options=options)
+
+
+def with_threads(target: Target, threads: int) -> Target:
+    """`target` measured with so many threads, there where an SSH target is. Raises `UsageError` where it has none."""
+    is_there = target.backend == "ssh"
+    inner = dict(target.options.get("options", {}) if is_there else target.options)
+    backend = target.options["backend"] if is_there else target.backend
+    if "threads" not in find_backend(backend).options_model.model_fields:
+        raise UsageError(
+            f"The backend '{backend}' of target '{target.name}' has no threads to choose.",
+            next_step="Leave --threads out.",
+        )
+    inner["threads"] = threads
+    return replace(target, options={**target.options, "options": inner} if is_there else inner)
 
 
 def _files() -> list[Path]:

@@ -108,6 +108,7 @@ class Talk:
         )
         self._bars: Bars | None = None
         self._num_tracks = 0
+        self._warned: set[str] = set()
         self._lock = threading.Lock()  # measurements are tracked from a thread of their own
 
     def note(self, message: str) -> None:
@@ -115,7 +116,10 @@ class Talk:
         self._console.print(message)
 
     def warn(self, message: str) -> None:
-        """One line that should not be missed."""
+        """One line that should not be missed, and that is not read the second time."""
+        if message in self._warned:
+            return
+        self._warned.add(message)
         self._console.print(f"warning: {message}", style="yellow")
 
     def error(self, message: str) -> None:

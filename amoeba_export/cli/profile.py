@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,6 +11,7 @@ from amoeba_export.cli.artifacts import command
 from amoeba_export.cli.console import Talk, answer, print_json
 from amoeba_export.cli.inspect import inspect_cost_table
 from amoeba_export.cli.options import AsJson, Batch, Dtype, Generate, Model, Prompt, Target, model_or_default
+from amoeba_export.errors import BadValue
 from amoeba_export.ir import Workload
 
 
@@ -22,6 +23,14 @@ def profile(
     prompt: Prompt = 128,
     generate: Generate = 128,
     batch: Batch = 1,
+    threads: Annotated[
+        str | None,
+        typer.Option(
+            "--threads",
+            metavar="N|sweep",
+            help="Threads on the CPU; 'sweep' tries some, and takes those that run the full model fastest.",
+        ),
+    ] = None,
     host: Annotated[
         str | None, typer.Option("--host", metavar="USER@HOST", help="Measure on this machine, through SSH.")
     ] = None,
@@ -44,7 +53,8 @@ def profile(
     if host is not None:
         found = over_ssh(found, host, port=port, identity=identity)
     workload = Workload(prompt_tokens=prompt, generate_tokens=generate, batch=batch)
-    run(found, model_or_default(model), out=out, dtype=dtype, workload=workload, progress=Talk())
+    model, asked = model_or_default(model), _threads(threads)
+    run(found, model, out=out, dtype=dtype, workload=workload, threads=asked, progress=Talk())
     data, shown = inspect_cost_table(out)
     if as_json:
         print_json({"out": str(out), **data})
@@ -54,3 +64,13 @@ def profile(
         console.print(renderable)
     console.print()
     console.print(f"next: {command('amoeba', 'inspect', out)}")
+
+
+def _threads(text: str | None) -> int | Literal["sweep"] | None:
+    if text is None:
+        return None
+    if text == "sweep":
+        return "sweep"
+    if not text.isdecimal() or not int(text):
+        raise BadValue("--threads", text, "a number of threads, or sweep")
+    return int(text)

@@ -12,7 +12,7 @@ GOOD = [
     {"event": "failure", "id": 3, "round": 1, "reason": "it hung"},
     {"event": "result", "id": 3, "round": 0, "decode_ms": [1.5, 2], "prefill_ms": [9.0], "memory_mb": None},
     {"event": "result", "id": 7, "round": 0, "decode_ms": [], "prefill_ms": [], "memory_mb": 12.5},
-    {"event": "done", "temperature_c": [None, 41.5]},
+    {"event": "done", "temperature_c": [None, 41.5], "speed": [{}, {"governor": "performance"}]},
 ]
 RESULT = GOOD[3]
 
@@ -37,8 +37,11 @@ def test_what_a_runner_says(event: dict[str, object]) -> None:
         '{"event": "device", "device": {"cores": 4}}',
         '{"event": "unavailable", "reason": "x"}',
         '{"event": "failure", "id": 3, "round": 0, "reason": null}',
-        '{"event": "done", "temperature_c": [1]}',
-        '{"event": "done", "temperature_c": ["hot", 1]}',
+        '{"event": "done", "temperature_c": [1], "speed": [{}, {}]}',
+        '{"event": "done", "temperature_c": ["hot", 1], "speed": [{}, {}]}',
+        '{"event": "done", "temperature_c": [1, 1]}',
+        '{"event": "done", "temperature_c": [1, 1], "speed": [{}]}',
+        '{"event": "done", "temperature_c": [1, 1], "speed": [{}, {"governor": 1}]}',
         *(
             json.dumps({**RESULT, **change})
             for change in (

@@ -44,7 +44,9 @@ SURFACE = {
         "MODEL|ARTIFACT --text --window --windows --tasks --task-folder --limit --shape --grid --depths --widths "
         "--strategy --adapter --policy --dtype --format --out --plot --json"
     ),
-    "amoeba profile": "MODEL --target --out --dtype --prompt --generate --batch --host --port --identity --json",
+    "amoeba profile": (
+        "MODEL --target --out --dtype --prompt --generate --batch --threads --host --port --identity --json"
+    ),
     "amoeba bench": (
         "ARTIFACT... --target --prompt --generate --batch --rounds --baseline --metric --fail-if-slower --plot --json"
     ),

@@ -25,10 +25,23 @@ def describe_machine() -> dict[str, str]:
         "memory_mb": str(_meminfo_mb("MemTotal")),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
-        "governor": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "max_clock_khz": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_max_freq"),
-        "power_mode": _power_mode(),
+        **speed_settings(),
         "huge_pages": _huge_pages(),
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def speed_settings() -> dict[str, str]:
+    """What sets the speed of the machine, and may be changed or change: power mode, governor, and who drives it.
+
+    `clocks` is of an NVIDIA Jetson: `fixed` as by `jetson_clocks`, or `not fixed`.
+    """
+    facts = {
+        "power_mode": _power_mode(),
+        "governor": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "clock_driver": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_driver"),
+        "clocks": _clocks(),
     }
     return {name: value for name, value in facts.items() if value}
 
@@ -79,14 +92,43 @@ def _meminfo_mb(field: str) -> int | str:
 
 
 def _power_mode() -> str:
-    """The power mode of an NVIDIA Jetson, such as `25W`."""
+    """The power mode of an NVIDIA Jetson by name and number, such as `25W (nvpmodel -m 1)`."""
+    said = _said(["nvpmodel", "-q"])
+    name = next((line.split(":", 1)[1].strip() for line in said if "Power Mode" in line and ":" in line), "")
+    number = next((line.strip() for line in said if line.strip().isdigit()), "")
+    return f"{name} (nvpmodel -m {number})" if name and number else name
+
+
+def _clocks() -> str:
+    """Whether the clocks of an NVIDIA Jetson stay at their highest.
+
+    Its own program knows; where that wants root, the lowest clock of the GPU tells.
+    """
     if not shutil.which("nvpmodel"):
         return ""
-    asked = subprocess.run(["nvpmodel", "-q"], capture_output=True, text=True, timeout=10, check=False)
-    for line in asked.stdout.splitlines():
-        if "Power Mode" in line:
-            return line.split(":", 1)[1].strip()
-    return ""
+    ranges = [
+        dict(word.split("=", 1) for word in line.split() if "=" in word)
+        for line in _said(["jetson_clocks", "--show"])
+        if line.startswith(("cpu", "GPU", "EMC"))
+    ]
+    found = [one.get("FreqOverride") == "1" or one["MinFreq"] == one["MaxFreq"] for one in ranges if "MinFreq" in one]
+    if not found:
+        folders = glob("/sys/class/devfreq/*.g*/")  # noqa: PTH207 - startup counts
+        pairs = [(_text(f"{folder}min_freq"), _text(f"{folder}max_freq")) for folder in folders]
+        found = [low == high for low, high in pairs if low and high]
+    return "" if not found else "fixed" if all(found) else "not fixed"
+
+
+def _said(command: list[str]) -> list[str]:
+    """Lines that a program prints; none where it is not there, does not answer or fails."""
+    path = shutil.which(command[0])
+    if path is None:
+        return []
+    try:
+        ran = subprocess.run([path, *command[1:]], capture_output=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [] if ran.returncode else ran.stdout.decode(errors="replace").splitlines()
 
 
 def _huge_pages() -> str:

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from .device import available_memory_mb, physical_cores, temperature_c
+from .device import available_memory_mb, physical_cores, speed_settings, temperature_c
 from .weights import copy_files, remove_weights, write_weights
 
 NUM_TURNS = {"decode": 4, "prefill": 3}
@@ -50,10 +50,11 @@ def run_job(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     `{"event": "device", "device": {...}}` first, or `{"event": "unavailable", "reason", "next_step"}` and nothing more.
     Then, for each subject and round, `{"event": "result", "id", "round", "decode_ms": [...], "prefill_ms": [...],
     "memory_mb"}` or `{"event": "failure", "id", "round", "reason"}`; a subject that failed is not tried again. Last,
-    `{"event": "done", "temperature_c": [before, after]}`. Pairs in `job["done"]` ([id, round]) are skipped.
+    `{"event": "done", "temperature_c": [before, after], "speed": [before, after]}`. Pairs in `job["done"]`
+    ([id, round]) are skipped.
     """
     engine = {"engine": job["engine"], "options": job["options"]}
-    before = temperature_c()
+    before, speed = temperature_c(), speed_settings()
     answer = ask("--describe", engine, job["time_limit_s"])
     if "device" not in answer:
         reason = answer.get("unavailable") or answer["failure"]
@@ -77,7 +78,7 @@ def run_job(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                     failed.add(subject_id)
                     reason = result.get("unavailable") or result["failure"]
                     yield {"event": "failure", "id": subject_id, "round": round_idx, "reason": reason}
-    yield {"event": "done", "temperature_c": [before, temperature_c()]}
+    yield {"event": "done", "temperature_c": [before, temperature_c()], "speed": [speed, speed_settings()]}
 
 
 def _begin_elsewhere(subjects: Sequence[Any], round_idx: int) -> Sequence[Any]:
