@@ -26,7 +26,7 @@ from amoeba_export.refit.stage import Refitted, adapter_ids, writer_biases
 from amoeba_export.refit.student import Student
 from amoeba_export.replacing import replacing
 
-VERSION = 1
+VERSION = 2
 """Raise it when the same inputs give other weights than before."""
 
 WARM_UP = 0.03
@@ -127,9 +127,9 @@ class _Teacher:
         self._stack = LayerStack(supernet, memory_bytes=1 << 62, device=device, tensors=tensors)
         self._head_VD = self._stack.weight(self._stack.head_name())
 
-    def logits(self, tokens_BT: torch.Tensor) -> torch.Tensor:
-        """[B, T, V]."""
-        return self._stack.logits(self(tokens_BT) @ self._head_VD.T)
+    def project(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        """Logits of final hidden states. [B, T, V]."""
+        return self._stack.logits(hidden_BTD @ self._head_VD.T)
 
     @torch.no_grad()
     def __call__(self, tokens_BT: torch.Tensor) -> torch.Tensor:
@@ -156,7 +156,7 @@ class _Run:
         self._teacher, self._student, self._data, self._settings = teacher, student, data, settings
         self._checkpoint, self._seed, self._clock = checkpoint, seed, clock
         self._optimizer = torch.optim.AdamW(
-            student.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
+            student.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
         )
         self._rows = torch.cat([batch.tokens_BT for batch in data.fit.batches])
         self._state: dict[str, Any] = {"step": 0, "seconds": 0.0, "best": math.inf, "since_best": 0, "checks": 0}
@@ -230,9 +230,15 @@ class _Run:
         for group in self._optimizer.param_groups:
             group["lr"] = self._settings.learning_rate * rate
         self._optimizer.zero_grad(set_to_none=True)
-        for row_1T in _one_by_one(rows_BT):
-            loss = _divergence(self._teacher, self._student, row_1T) / len(rows_BT)
+        expected_BTD, hidden_BTD = self._teacher(rows_BT), self._student(rows_BT)
+        leaf_BTD = hidden_BTD.detach().requires_grad_()
+        for row in range(len(rows_BT)):  # layers take the rows together; the logits of one row at a time are in memory
+            one = slice(row, row + 1)
+            with torch.no_grad():
+                logits_1TV = self._teacher.project(expected_BTD[one])
+            loss = _divergence(logits_1TV, self._student.project(leaf_BTD[one])) / len(rows_BT)
             loss.backward()  # type: ignore[no-untyped-call]
+        hidden_BTD.backward(leaf_BTD.grad)  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self._student.parameters(), 1.0)
         self._optimizer.step()
 
@@ -241,7 +247,9 @@ class _Run:
         self._state["checks"] += 1
         with torch.no_grad():
             rows = [row for batch in self._data.judge.batches for row in _one_by_one(batch.tokens_BT)]
-            loss = sum(float(_divergence(self._teacher, self._student, row)) for row in rows) / len(rows)
+            loss = sum(
+                float(_divergence(_logits(self._teacher, row), _logits(self._student, row))) for row in rows
+            ) / len(rows)
         if not math.isfinite(loss):
             raise NotANumber("the held-out loss of healing", [])
         self._state["since_best"] += 1
@@ -275,11 +283,14 @@ def _one_by_one(tokens_BT: torch.Tensor) -> list[torch.Tensor]:
     return [tokens_BT[row : row + 1] for row in range(len(tokens_BT))]
 
 
-def _divergence(teacher: _Teacher, student: Student, tokens_BT: torch.Tensor) -> torch.Tensor:
-    """KL divergence of the student from the teacher, mean over positions, in nats."""
-    with torch.no_grad():
-        expected_TV = torch.log_softmax(teacher.logits(tokens_BT).flatten(0, 1), dim=-1)
-    found_TV = torch.log_softmax(student.logits(tokens_BT).flatten(0, 1), dim=-1)
+def _logits(model: Student | _Teacher, tokens_BT: torch.Tensor) -> torch.Tensor:
+    return model.project(model(tokens_BT))
+
+
+def _divergence(expected_BTV: torch.Tensor, found_BTV: torch.Tensor) -> torch.Tensor:
+    """KL divergence of the distributions of logits `found_BTV` from those expected, mean over positions, in nats."""
+    expected_TV = torch.log_softmax(expected_BTV.flatten(0, 1), dim=-1)
+    found_TV = torch.log_softmax(found_BTV.flatten(0, 1), dim=-1)
     return torch.nn.functional.kl_div(found_TV, expected_TV, reduction="batchmean", log_target=True)
 
 
@@ -293,7 +304,7 @@ def _loss(model: Student | _Teacher, batches: Sequence[Batch]) -> float:
     total, count = 0.0, 0
     for batch in batches:
         for row_1T in _one_by_one(batch.tokens_BT):
-            logits_TV = model.logits(row_1T)[0, :-1]
+            logits_TV = _logits(model, row_1T)[0, :-1]
             target_T = row_1T[0, 1:].to(logits_TV.device)
             total += float(torch.nn.functional.cross_entropy(logits_TV, target_T, reduction="sum"))
             count += len(target_T)

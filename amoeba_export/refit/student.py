@@ -53,10 +53,10 @@ class Student(nn.Module):
         normed_BTD: torch.Tensor = self.norm(hidden_BTD)
         return normed_BTD
 
-    def logits(self, tokens_BT: torch.Tensor) -> torch.Tensor:
-        """[B, T, V]."""
+    def project(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        """Logits of final hidden states. [B, T, V]."""
         head_VD = self.embedding_VD if self.head_VD is None else self.head_VD
-        return self._stack.logits(self(tokens_BT) @ head_VD.T)
+        return self._stack.logits(hidden_BTD @ head_VD.T)
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every parameter by its name in the cut model. What a block that is gone leaves empty is none."""
