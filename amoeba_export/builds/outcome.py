@@ -121,6 +121,10 @@ class LatencyFigures:
     source: str = "measured"
     device: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.measured_ms and f"p{self.percentile}" not in self.measured_ms:
+            raise ValueError(f"p{self.percentile} is not among the measured latencies")
+
     @property
     def actual_ms(self) -> float | None:
         """What counts against the limit: the measured percentile, or the estimate where there is none."""
@@ -176,6 +180,10 @@ class EntryOutcome:
     frontier: Frontier | None = None
     inputs: tuple[InputId, ...] = ()
     files: tuple[FileEntry, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.status == "failed") != (self.error is not None):
+            raise ValueError(f"entry '{self.name}': {self.status}, and error is {'' if self.error else 'not '}given")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

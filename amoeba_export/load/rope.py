@@ -73,6 +73,8 @@ def read_rope(
     theta = parameters.pop("rope_theta", None) or config.get("rope_theta") or default_theta or DEFAULT_THETA
     legacy_type = parameters.pop("type", "default")
     rope_type = parameters.setdefault("rope_type", legacy_type)
+    if not isinstance(rope_type, str):
+        raise _nonsense(f"{key}.rope_type is {shown(rope_type)}, not a name", where)
     if rope_type in renamed:
         rope_type = parameters["rope_type"] = renamed[rope_type]
     if rope_type not in KNOWN_TYPES:

@@ -6,6 +6,7 @@ import io
 import pickle
 import pickletools
 import struct
+import tokenize
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -34,6 +35,7 @@ _BROKEN = (
     OverflowError,
     TypeError,
     ValueError,
+    tokenize.TokenError,
 )
 """What unpickling garbage raises."""
 
