@@ -238,7 +238,7 @@ class _Run:
                 logits_1TV = self._teacher.project(expected_BTD[one])
             loss = _divergence(logits_1TV, self._student.project(leaf_BTD[one])) / len(rows_BT)
             loss.backward()  # type: ignore[no-untyped-call]
-        hidden_BTD.backward(leaf_BTD.grad)  # type: ignore[no-untyped-call]
+        hidden_BTD.backward(leaf_BTD.grad)
         torch.nn.utils.clip_grad_norm_(self._student.parameters(), 1.0)
         self._optimizer.step()
 
