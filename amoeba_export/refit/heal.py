@@ -1,6 +1,7 @@
-"""Heal: a short distillation of one cut from the full model, from its refit on. All weights of the cut are trained.
+"""Heal: a short distillation of one cut from the full model, from its refit on.
 
-The loss is the KL divergence of the cut's next-token distribution from the full model's, at every position.
+The loss is the KL divergence of the cut's next-token distribution from the full model's, at every position. All weights of a small cut are trained; a large one gets changes of low rank, norms and biases
+trained beside them, which are merged in the end.
 """
 
 from __future__ import annotations
@@ -29,6 +30,12 @@ from amoeba_export.replacing import replacing
 VERSION = 2
 """Raise it when the same inputs give other weights than before."""
 
+FULL_WEIGHTS_BELOW = 1_000_000_000
+"""Parameters of a cut up to which all of its weights are trained."""
+RANK = 64
+"""Of the changes of a larger cut."""
+LOW_RANK_RATE = 10.0
+"""Learning rate of a change, relative to that of a weight."""
 WARM_UP = 0.03
 """Share of the steps in which the learning rate rises."""
 CHECKS = 12
@@ -61,7 +68,7 @@ def heal(
     Args:
         supernet: With its adapters and the refit that `plan` names, if it names one.
         plan: What stays. Its refit is where the training starts.
-        specs: The weights of the cut model, all of which are trained.
+        specs: The weights of the cut model.
         recipe: The texts. Its tokens are what an epoch has at most.
         settings: How long.
         take: Is given the result, and has to store what it wants of it before it returns.
@@ -80,7 +87,9 @@ def heal(
     teacher = _Teacher(supernet, device)
     cut = LayerStack(supernet, memory_bytes=0, device=device, tensors=MergedTensors(supernet, plan))
     biases = [writer_biases(supernet, plan, kept) for kept in plan.layers]
-    student = Student(cut, plan, biases, supernet.refit_of(plan))
+    is_small = sum(math.prod(spec.shape) for spec in specs) < FULL_WEIGHTS_BELOW
+    rank = settings.rank if settings.rank or is_small else RANK
+    student = Student(cut, plan, biases, supernet.refit_of(plan), rank=rank)
     facts = {
         "heal": VERSION,
         "samples": data.digest,
@@ -88,12 +97,13 @@ def heal(
         "start": plan.refit_id,
         "strategy": supernet.strategy.identity if supernet.strategy else None,
         "adapters": list(adapter_ids(supernet)),
-        "settings": [settings.tokens, settings.seconds, settings.learning_rate, settings.rows, seed],
+        "settings": [settings.tokens, settings.seconds, settings.learning_rate, settings.rows, rank, seed],
         "device": device.type,
     }
     with open_workplace(supernet.identity, cache_dir, progress=progress) as workplace:
         folder = workplace.folder_of(facts)
-        run = _Run(teacher, student, data, settings, folder / "checkpoint.pt", seed, clock)
+        rate = settings.learning_rate * (LOW_RANK_RATE if rank else 1.0)
+        run = _Run(teacher, student, data, settings, rate, folder / "checkpoint.pt", seed, clock)
         before = _losses(student, data)
         run.train(progress)
         losses = {"full": _losses(teacher, data), "cut": before, "refit": _losses(student, data)}
@@ -112,6 +122,7 @@ def heal(
                 "trained_tokens": run.tokens_done,
                 "learning_rate": settings.learning_rate,
                 "rows": settings.rows,
+                "rank": rank,
             },
             "losses": {text: {name: values[text] for name, values in losses.items()} for text in texts},
         }
@@ -149,14 +160,16 @@ class _Run:
         student: Student,
         data: RefitData,
         settings: HealSettings,
+        rate: float,
         checkpoint: Path,
         seed: int,
         clock: Callable[[], float],
     ) -> None:
         self._teacher, self._student, self._data, self._settings = teacher, student, data, settings
-        self._checkpoint, self._seed, self._clock = checkpoint, seed, clock
+        self._rate, self._checkpoint, self._seed, self._clock = rate, checkpoint, seed, clock
+        self._trained = student.trained()
         self._optimizer = torch.optim.AdamW(
-            student.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+            self._trained.values(), lr=rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
         )
         self._rows = torch.cat([batch.tokens_BT for batch in data.fit.batches])
         self._state: dict[str, Any] = {"step": 0, "seconds": 0.0, "best": math.inf, "since_best": 0, "checks": 0}
@@ -197,7 +210,7 @@ class _Run:
                     saved = self._clock()
         self._check()
         with torch.no_grad():
-            for name, weight in self._student.weights():
+            for name, weight in self._trained.items():
                 weight.copy_(self._best[name])
 
     def _is_time_to_check(self, num_steps: int) -> bool:
@@ -226,9 +239,9 @@ class _Run:
             yield self._rows[torch.stack(picked)]
 
     def _step(self, rows_BT: torch.Tensor, share: float) -> None:
-        rate = min(1.0, share / WARM_UP + 0.05) * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * share)))
+        share_of_rate = min(1.0, share / WARM_UP + 0.05) * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * share)))
         for group in self._optimizer.param_groups:
-            group["lr"] = self._settings.learning_rate * rate
+            group["lr"] = self._rate * share_of_rate
         self._optimizer.zero_grad(set_to_none=True)
         expected_BTD, hidden_BTD = self._teacher(rows_BT), self._student(rows_BT)
         leaf_BTD = hidden_BTD.detach().requires_grad_()
@@ -239,7 +252,7 @@ class _Run:
             loss = _divergence(logits_1TV, self._student.project(leaf_BTD[one])) / len(rows_BT)
             loss.backward()  # type: ignore[no-untyped-call]
         hidden_BTD.backward(leaf_BTD.grad)
-        torch.nn.utils.clip_grad_norm_(self._student.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(self._trained.values(), 1.0)
         self._optimizer.step()
 
     def _check(self) -> None:
@@ -255,12 +268,12 @@ class _Run:
         self._state["since_best"] += 1
         if loss < self._state["best"]:
             self._state |= {"best": loss, "since_best": 0}
-            self._best = {name: weight.detach().clone() for name, weight in self._student.weights()}
+            self._best = {name: weight.detach().clone() for name, weight in self._trained.items()}
 
     def _save(self) -> None:
         held = {
             "state": self._state,
-            "weights": {name: weight.detach() for name, weight in self._student.weights()},
+            "weights": {name: weight.detach() for name, weight in self._trained.items()},
             "best": self._best,
             "optimizer": self._optimizer.state_dict(),
         }
@@ -273,7 +286,7 @@ class _Run:
         held = torch.load(self._checkpoint, weights_only=True, map_location="cpu")
         self._state, self._best = held["state"], held["best"]
         with torch.no_grad():
-            for name, weight in self._student.weights():
+            for name, weight in self._trained.items():
                 weight.copy_(held["weights"][name])
         self._optimizer.load_state_dict(held["optimizer"])
 

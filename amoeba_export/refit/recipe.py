@@ -101,14 +101,16 @@ class HealSettings:
     Attributes:
         tokens: Tokens to train on; the texts are gone through again when they are shorter.
         seconds: Ends it earlier. The learning rate falls with whichever runs out first.
-        learning_rate: The highest, of AdamW; it falls with a cosine to a tenth.
+        learning_rate: The highest, of AdamW, for weights; it falls with a cosine to a tenth.
         rows: Samples a step.
+        rank: Of the changes that are trained instead of weights; None: the size of the cut decides, see `heal`.
     """
 
     tokens: int = 2_000_000
     seconds: float | None = None
     learning_rate: float = 2e-4
     rows: int = 4
+    rank: int | None = None
 
 
 def shipped_refits() -> tuple[str, ...]:

@@ -22,7 +22,12 @@ SETTINGS = HealSettings(tokens=2560, learning_rate=2e-3)
 
 
 def healed(
-    supernet: Supernet, plan: SubnetPlan, recipe: RefitRecipe, path: Path, **settings: Any
+    supernet: Supernet,
+    plan: SubnetPlan,
+    recipe: RefitRecipe,
+    path: Path,
+    how: HealSettings = SETTINGS,
+    **settings: Any,
 ) -> tuple[Supernet, SubnetPlan]:
     """The plan with the name of what was trained, and the supernet that has it."""
     specs = materialize_subnet(supernet, plan).specs
@@ -31,7 +36,7 @@ def healed(
     def take(made: Refitted) -> None:
         found.append(write_refit(path, made.facts, made.specs, made.weights(), dtype=torch.float32))
 
-    heal(supernet, plan, specs, recipe, SETTINGS, take=take, **settings)
+    heal(supernet, plan, specs, recipe, how, take=take, **settings)
     held = dataclasses.replace(supernet, refits={found[0].identity: found[0]})
     return held, dataclasses.replace(plan, refit_id=found[0].identity)
 
@@ -54,6 +59,35 @@ def test_it_comes_closer_to_the_full_model_than_its_refit(tmp_path: Path, recipe
     losses = better.refits[trained.refit_id or ""].losses
     assert losses["another"]["refit"] == pytest.approx(loss_of(dense, recipe, supernet.folder, "another"), abs=2e-5)
     assert better.refits[trained.refit_id or ""].kind == "heal"
+
+
+def test_changes_of_low_rank_are_merged(tmp_path: Path, recipe: RefitRecipe) -> None:
+    supernet = opened(tmp_path / "model")
+    held, (named,) = fitted(supernet, [cut(supernet)], recipe, tmp_path / "refit")
+    how = dataclasses.replace(SETTINGS, rank=4, learning_rate=6e-4)
+    better, trained = healed(held, named, recipe, tmp_path / "healed.safetensors", how)
+    losses = [file.losses["mix"]["refit"] for file in (better.refits[trained.refit_id or ""], *held.refits.values())]
+    assert losses[0] < losses[1]
+    before, after = materialize_subnet(held, named), materialize_subnet(better, trained)
+    changed = {
+        name: after_weight.float() - before_weight.float()
+        for (name, before_weight), (_, after_weight) in zip(before.stream(), after.stream(), strict=True)
+    }
+    assert torch.linalg.matrix_rank(changed["model.layers.0.mlp.gate_proj.weight"], atol=1e-5) == 4
+    assert changed["model.norm.weight"].any() and changed["model.layers.0.mlp.down_proj.bias"].any()
+    assert not changed["model.embed_tokens.weight"].any()
+
+
+def test_large_cuts_get_changes_of_low_rank(
+    tmp_path: Path, recipe: RefitRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("amoeba_export.refit.heal.FULL_WEIGHTS_BELOW", 1000)
+    monkeypatch.setattr("amoeba_export.refit.heal.RANK", 2)
+    supernet = opened(tmp_path / "model")
+    plan = cut(supernet)
+    how = dataclasses.replace(SETTINGS, learning_rate=2e-4)
+    better, trained = healed(supernet, plan, recipe, tmp_path / "healed.safetensors", how)
+    assert better.refits[trained.refit_id or ""].settings["rank"] == 2
 
 
 def test_a_layer_without_heads_is_trained_too(tmp_path: Path, recipe: RefitRecipe) -> None:
