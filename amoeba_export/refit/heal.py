@@ -1,8 +1,8 @@
 """Heal: a short distillation of one cut from the full model, from its refit on.
 
 The loss is the KL divergence of the cut's next-token distribution from the full model's, at every position. All weights
-of a small cut are trained. A large one gets changes of low rank, which are merged in the end; norms and biases are trained
-beside them.
+of a small cut are trained. A large one gets changes of low rank, which are merged in the end; norms and biases are
+trained beside them.
 """
 
 from __future__ import annotations
