@@ -40,7 +40,7 @@ class Kind:
 _HASHING = Algorithm(name="hashing", version=1)
 _UNPACKING = Algorithm(name="unpacking", version=3)
 _CALIBRATION = Algorithm(name="calibration", version=2)
-_WRITING = Algorithm(name="writing", version=2)
+_WRITING = Algorithm(name="writing", version=3)
 """The format writers: graphs, quantization, equalization."""
 _COMPARING = Algorithm(name="comparing", version=2)
 _REFITTING = Algorithm(name="refitting", version=1)

@@ -1,4 +1,4 @@
-"""Channels made alike before weights become integers of 4 bits: the function stays the same, and so does its speed.
+"""Channels made alike before weights become integers: the function stays the same, and so does its speed.
 
 A block of a quantized row has one step, which its largest weight sets. Training leaves small weights behind channels
 with large values; beside larger weights they get few of the levels, and their error is multiplied by the large values.
@@ -55,12 +55,13 @@ class _Group:
     held: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
-EQUALIZED = ("int4", "int4-mixed", "w4a16", "w4a16-asym")
+EQUALIZED = {"onnx": ("int8", "int4-mixed", "int4"), "gguf": ("int4",)}
+"""In ONNX, int8 too: blocks of 64, and kernels that round what enters a matrix to 8 bits, block by block."""
 
 
-def is_equalized(dtype: str) -> bool:
-    """Whether files in a `--dtype` are: 8 bits lose nothing that would be worth it, K-quants have scales enough."""
-    return dtype in EQUALIZED
+def is_equalized(container: str, dtype: str) -> bool:
+    """Whether a file in a `--dtype` is. K-quants have scales enough, and Q8_0 may be what the source is in."""
+    return dtype in EQUALIZED[container]
 
 
 class Equalizer:

@@ -1,4 +1,4 @@
-"""Equalized weights compute what the given ones do, and lose less to 4 bits where channels differ."""
+"""Equalized weights compute what the given ones do, and lose less to integers where channels differ."""
 
 from __future__ import annotations
 
@@ -113,7 +113,8 @@ def test_no_factor_is_extreme() -> None:
     assert gain.max() <= 4
 
 
-def test_four_bits_lose_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_integers_lose_less(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dense = adaptive()
     weights = uneven(dense)
     # Large channels have small weights behind them, as in models that were trained.
@@ -126,6 +127,6 @@ def test_four_bits_lose_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for folder in ("with", "without"):
         if folder == "without":
             monkeypatch.setattr(writer, "Equalizer", lambda names, family, **_: Equalizer((), family))
-        written = write_onnx(subnet_of(dense, weights, tmp_path), tmp_path / folder, dtype="int4")
+        written = write_onnx(subnet_of(dense, weights, tmp_path), tmp_path / folder, dtype=dtype)
         errors.append(float((OnnxDecoder(written)(ids) - exact).norm()))
     assert errors[0] < 0.8 * errors[1]

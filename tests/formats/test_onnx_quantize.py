@@ -82,7 +82,7 @@ def test_stored_matrices_are_their_parts_quantized(dtype: str, tmp_path: Path, m
     dense = adaptive(qkv_bias=True)
     source = random_weights(dense)
     folder = write_onnx(subnet_of(dense, source, tmp_path), tmp_path / "onnx", dtype=dtype)
-    source = equalized(source) if is_equalized(dtype) else source
+    source = equalized(source) if is_equalized("onnx", dtype) else source
     stored = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(folder / "model.onnx").graph.initializer}
     linear, head = PRECISIONS[dtype].linear, PRECISIONS[dtype].head
     assert linear and head
@@ -112,7 +112,7 @@ def test_a_quantized_model_computes_with_its_dequantized_weights(dtype: str, tie
         name: dequantized(weight, precision.linear if "_proj" in name else precision.head)
         if weight.dim() == 2
         else weight
-        for name, weight in (equalized(source) if is_equalized(dtype) else source).items()
+        for name, weight in (equalized(source) if is_equalized("onnx", dtype) else source).items()
     }
     ids = tokens(2, 9)
     expected = torch_logits(dense, reference, ids)

@@ -62,7 +62,7 @@ class GgufWriter:
         self._architecture = choose_architecture(dense)
         self._missing = {spec.name: spec.shape for spec in subnet.specs}
         self._equalizer = Equalizer(
-            self._missing if is_equalized(dtype) else (), subnet.family, norm_offset=dense.base.norm_offset
+            self._missing if is_equalized("gguf", dtype) else (), subnet.family, norm_offset=dense.base.norm_offset
         )
         self._layers = written_layers(dense, self._architecture, quantized=DTYPES[dtype].is_quantized)
         self._q_factor = q_factor(self._architecture, dense)

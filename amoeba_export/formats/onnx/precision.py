@@ -85,7 +85,7 @@ PRECISIONS = {
     "fp32": Precision(activation=DataType.FLOAT),
     "fp16": Precision(activation=DataType.FLOAT16),
     "bf16": Precision(activation=DataType.BFLOAT16),
-    "int8": Precision(activation=DataType.FLOAT, linear=Blockwise(8, 64), head=Blockwise(8, 64)),
+    "int8": Precision(activation=DataType.FLOAT, linear=Blockwise(8, 64), head=Blockwise(8, 32)),
     "int4-mixed": Precision(
         activation=DataType.FLOAT, linear=Blockwise(4, 32, has_offsets=True), head=Blockwise(8, 32)
     ),

@@ -28,7 +28,7 @@ def scaled_layers(subnet: Subnet, dtype: str) -> Iterator[tuple[str, torch.Tenso
     assert linear is not None, dtype
     names = {spec.name for spec in subnet.specs if subnet.family.place(spec.name).layer is not None}
     equalizer = Equalizer(
-        names if is_equalized(dtype) else (),
+        names if is_equalized("onnx", dtype) else (),
         subnet.family,
         norm_offset=subnet.architecture.base.norm_offset,
         is_kept=partial(is_rounded, encoding=linear),

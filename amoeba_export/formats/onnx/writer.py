@@ -71,7 +71,7 @@ class OnnxWriter:
         linear = PRECISIONS[spelling.dtype].linear
         is_kept = partial(is_rounded, encoding=linear) if linear else None
         self._equalizer = Equalizer(
-            self._missing if is_equalized(spelling.dtype) else (),
+            self._missing if is_equalized("onnx", spelling.dtype) else (),
             family,
             norm_offset=dense.base.norm_offset,
             is_kept=is_kept,
