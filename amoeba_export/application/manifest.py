@@ -13,6 +13,7 @@ from amoeba_export.application.session import Session
 from amoeba_export.application.wholes import Whole
 from amoeba_export.application.worth import quality_figures
 from amoeba_export.artifact import (
+    ContinuationRecord,
     FullModelRecord,
     LatencyRecord,
     Manifest,
@@ -39,10 +40,15 @@ def make_manifest(fitted: Fitted, report: VerifyReport) -> Manifest:
         reference=reference_records(session, fitted.wholes),
         refit=_refit(session, fitted.plan),
         verification=verification_record(report),
+        continuations=_continuations(report),
         inputs=(*supernet.inputs, *([rounded_input(session.rounded)] if session.rounded else [])),
         tool=tool_versions(),
         dims=dims_of(supernet),
     )
+
+
+NUM_CONTINUED = 8
+"""Tokens that a manifest tells: enough to see that a runtime has all weights, few enough that it rarely meets a tie."""
 
 
 def _refit(session: Session, plan: SubnetPlan) -> RefitRecord | None:
@@ -60,6 +66,13 @@ def verification_record(report: VerifyReport) -> VerificationRecord:
         greedy_tokens_equal=report.greedy_tokens_equal,
         mean_kl=report.mean_kl,
         perplexity_ratio=report.perplexity_ratio,
+    )
+
+
+def _continuations(report: VerifyReport) -> tuple[ContinuationRecord, ...]:
+    return tuple(
+        ContinuationRecord(format=one.format, prompt=one.prompt, tokens=one.tokens[:NUM_CONTINUED])
+        for one in report.formats
     )
 
 

@@ -1,6 +1,7 @@
 """`amoeba.json`: what an artifact is, where it came from, how fast and how exact it was seen to be.
 
-Everything but the measurements (`latency`, `verification`) is a function of the inputs: same inputs, same bytes.
+Everything but what was measured (`latency`, `verification`, `continuations`) is a function of the inputs: same inputs,
+same bytes.
 """
 
 from __future__ import annotations
@@ -150,6 +151,20 @@ class VerificationRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ContinuationRecord:
+    """How the files of one format go on after a text, so that another runtime can be asked the same.
+
+    Attributes:
+        prompt: Tokens of the text.
+        tokens: Those that come next, each the likeliest after the ones before it, decoded through the KV cache.
+    """
+
+    format: str
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RefitRecord:
     """How the weights were fitted after the cut.
 
@@ -176,6 +191,7 @@ class Manifest:
             were weighed; of the whole model, measured on a text where nothing was calibrated. None if it is not known.
         reference: The uncut model in each precision, that of relative budgets first; empty without a search.
         refit: How the weights were fitted after the cut. None, and not in the JSON, where they were not.
+        continuations: What each format answered when it was verified. Empty, and not in the JSON, where none was asked.
         files: Every file but the manifest, sorted by path.
         tool: Versions of amoeba and of what it computed with.
         dims: Of the supernet, all but its `config`: with the plan, they are the dims of what is in the artifact.
@@ -193,6 +209,7 @@ class Manifest:
     dims: Mapping[str, Any]
     reference: tuple[FullModelRecord, ...] = ()
     refit: RefitRecord | None = None
+    continuations: tuple[ContinuationRecord, ...] = ()
     schema_version: int = MANIFEST_SCHEMA
 
     def architecture(self) -> Architecture:
@@ -218,8 +235,9 @@ class Manifest:
         """The JSON object, `schema_version` first."""
         data = dataclasses.asdict(self)
         data["verification"] = self.verification and self.verification.to_json()
-        if self.refit is None:
-            del data["refit"]
+        for name in ("refit", "continuations"):
+            if not data[name]:
+                del data[name]
         return {"schema_version": data.pop("schema_version"), **data}
 
     def to_text(self) -> str:

@@ -48,12 +48,16 @@ class FormatReport:
         dtype: Of its weights, as its files say.
         greedy_tokens_equal: Whether each of `NUM_GREEDY` tokens, decoded through the KV cache, is what the reference
             picks after the same tokens.
+        prompt: The tokens before them.
+        tokens: These tokens.
     """
 
     format: str
     dtype: str
     distance: Distance
     greedy_tokens_equal: bool
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,7 +216,14 @@ def _judge(
         broken = [f"greedy decoding through the KV cache gives other tokens: {list(answer.tokens)}"]
     if broken:
         raise NumbersDiffer(subject.folder, broken)
-    return FormatReport(format=subject.name, dtype=dtype, distance=distance, greedy_tokens_equal=equal)
+    return FormatReport(
+        format=subject.name,
+        dtype=dtype,
+        distance=distance,
+        greedy_tokens_equal=equal,
+        prompt=tuple(map(int, prompts[-1][0])),
+        tokens=tuple(map(int, answer.tokens)),
+    )
 
 
 def _follows(tokens: Sequence[int], logits_GV: torch.Tensor, *, tie: float) -> bool:
