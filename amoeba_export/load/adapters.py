@@ -12,6 +12,8 @@ from amoeba_export.ir import SILENT, InputId, Progress, Supernet, TensorSource
 from amoeba_export.load.adapter_names import AdapterWeights, sort_weights
 from amoeba_export.load.checkpoint import open_file
 from amoeba_export.load.families import expected_weights, matrix_shapes
+from amoeba_export.load.fused import parts_of, stored_shapes
+from amoeba_export.load.fused_adapters import with_split_modules, with_split_weights
 from amoeba_export.load.identity import model_identity
 from amoeba_export.load.links import refuse_links_outside
 from amoeba_export.load.lora import LoraAdapter, check_biases, check_targets
@@ -77,15 +79,20 @@ def add_adapter(supernet: Supernet, folder: Path, *, cache_dir: Path, progress: 
     sha256 = model_identity(content, [path], cache_dir=cache_dir)
     entry = InputId(role="adapter", id=folder.resolve().name, sha256=sha256)
     names = [name for name in source.names() if not (is_smol and name in GATE_WEIGHTS)]
-    weights = sort_weights(names, possible_weights(supernet.family, supernet.architecture), path)
+    possible = possible_weights(supernet.family, supernet.architecture)
+    parts = parts_of(supernet.family, possible, supernet.architecture.num_layers)
+    fused = {name: shape for name, shape in stored_shapes(possible, parts).items() if name not in possible}
+    named = sort_weights(names, {**possible, **fused}, path)
+    weights, source = with_split_weights(named, source, parts, fused, path)
     _check_own(weights, supernet, is_smol=is_smol, where=path)
     num_words = supernet.architecture.vocab_size
     supernet = with_own_weights(supernet, weights, source, where=path, progress=progress)
     matrices = matrix_shapes(supernet.family, supernet.architecture)
-    check_targets(config, weights, matrices, path)
+    matrices |= {name.removesuffix(".weight"): (shape[0], shape[1]) for name, shape in fused.items()}
+    check_targets(config, named, matrices, path)
     check_biases(str(config.get("bias")), weights, expected_weights(supernet.family, supernet.architecture), path)
     adapter_class = SmolAdapter if is_smol else LoraAdapter
-    adapter = adapter_class.open(
+    opened = adapter_class.open(
         config,
         source,
         found=weights.lora,
@@ -94,6 +101,7 @@ def add_adapter(supernet: Supernet, folder: Path, *, cache_dir: Path, progress: 
         identity=entry,
         where=path,
     )
+    adapter = with_split_modules(opened, parts, path)
     if supernet.architecture.vocab_size != num_words:
         supernet = _with_tokenizer(supernet, folder, num_words, progress)
     return dataclasses.replace(supernet, adapters=(*supernet.adapters, adapter), inputs=(*supernet.inputs, entry))
