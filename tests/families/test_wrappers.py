@@ -13,7 +13,10 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from amoeba_export.errors import DamagedFile, MixtureOfExperts, UnsupportedModel, WeightsMismatch
 from amoeba_export.ir import SILENT
+from amoeba_export.ir.family import LayerKind, Rope
 from amoeba_export.load import load_supernet
+from amoeba_export.load.families import read_architecture
+from amoeba_export.load.wrappers import text_config
 from amoeba_export.materialize import materialize_subnet
 from amoeba_export.verify import masked_logits, verify_artifact
 from tests.families.configs import SIZES
@@ -140,6 +143,51 @@ def test_names_of_other_versions_are_the_same_weights(prefix: str, tmp_path: Pat
     _renamed(tmp_path, lambda name: name.replace("language_model.model.", prefix))
     supernet = load_supernet(str(tmp_path), cache_dir=tmp_path / "cache")
     assert_same(masked_logits(supernet, supernet.full_plan(), IDS), expected)
+
+
+_GEMMA_3_4B: dict[str, Any] = {
+    "model_type": "gemma3",
+    "text_config": {
+        "model_type": "gemma3_text",
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    },
+    "vision_config": {"model_type": "siglip_vision_model"},
+}
+_QWEN_2_5_VL_3B: dict[str, Any] = {
+    "model_type": "qwen2_5_vl",
+    "hidden_size": 2048,
+    "intermediate_size": 11008,
+    "max_position_embeddings": 128000,
+    "max_window_layers": 70,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 36,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+    "sliding_window": 32768,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+    "vision_config": {"depth": 32, "hidden_size": 1280, "out_hidden_size": 2048},
+}
+
+
+def test_configs_as_they_were_published_are_read() -> None:
+    """Gemma 3's leave most to transformers' defaults, Qwen2.5-VL's have no table for the text model."""
+    where = Path("config.json")
+    gemma, _ = read_architecture(text_config(_GEMMA_3_4B, where=where), where=where)
+    assert (gemma.num_heads, gemma.num_kv_heads, gemma.head_dim, gemma.vocab_size) == (8, 4, 256, 262208)
+    assert gemma.score_scale == 256**-0.5
+    linear = Rope(theta=1e6, scaling={"rope_type": "linear", "factor": 8.0}, dims=256)
+    assert gemma.kind(5) == LayerKind(rope=linear)
+    assert gemma.kind(6) == LayerKind(name="sliding_attention", window=1024, rope=Rope(theta=1e4, dims=256))
+    qwen, _ = read_architecture(text_config(_QWEN_2_5_VL_3B, where=where), where=where)
+    assert (qwen.family, qwen.num_layers, qwen.head_dim, qwen.qkv_bias) == ("qwen2", 36, 128, True)
+    assert qwen.layer_kinds == (LayerKind(rope=Rope(theta=1e6, dims=128)),)
 
 
 def test_a_config_that_says_little_has_the_defaults_of_transformers(tmp_path: Path) -> None:
