@@ -18,6 +18,8 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from amoeba_export.shown import an
+
 
 class AmoebaError(Exception):
     """Something amoeba can explain: what happened, where, and what to do next.
@@ -612,8 +614,8 @@ class MixtureOfExperts(UnsupportedError):
         self, model_type: object, num_experts: object, dense: Iterable[str], *, where: str | Path | None = None
     ) -> None:
         super().__init__(
-            f"A {model_type} is a mixture of {num_experts} experts, which is not supported: a router picks neurons for "
-            "each token, and a cut keeps the same ones for all.",
+            f"{an(model_type, begins=True)} is a mixture of {num_experts} experts, which is not supported: "
+            "a router picks neurons for each token, and a cut keeps the same ones for all.",
             where=where,
             next_step=f"Use a dense model, of one of these types: {', '.join(sorted(dense))}.",
         )

@@ -14,6 +14,12 @@ _HIDDEN = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2
 _MARKDOWN = re.compile(r"[\\`*\[\]<>|]|&(?=#?\w+;)|(?<!\w)_|_(?!\w)")
 
 
+def an(name: object, *, begins: bool = False) -> str:
+    """A name behind its article, which may begin a sentence: a llama, an olmo2, An exaone4."""
+    article = "an" if str(name)[:1].lower() in tuple("aeiou") else "a"
+    return f"{article.capitalize() if begins else article} {name}"
+
+
 def for_terminal(text: str) -> str:
     r"""`text` with what is not seen spelled out, as `\x1b`: control characters, turns of direction, half characters.
 

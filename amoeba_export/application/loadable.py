@@ -10,6 +10,7 @@ from amoeba_export.formats import FORMATS
 from amoeba_export.ir import NO_LIMITS, ContainerLimits, SubnetPlan, Supernet
 from amoeba_export.ir.order import in_order
 from amoeba_export.search import Predictor, Problem, SearchResult, Seen, search_plan
+from amoeba_export.shown import an
 
 
 def with_limits(session: Session, supernet: Supernet) -> Supernet:
@@ -27,7 +28,7 @@ def _within_container(session: Session, supernet: Supernet, limits: ContainerLim
         return supernet
     if not limits.output_biases and strategy.compensation != "none":
         session.progress.note(
-            f"{limits.container} holds no biases on what writes into the residual stream of a {architecture.family}: "
+            f"{limits.container} holds no biases on what writes into the residual stream of {an(architecture.family)}: "
             "what is removed is not compensated. The strategy's figures are of compensated cuts."
         )
         strategy = dataclasses.replace(strategy, compensates=False)
@@ -53,8 +54,9 @@ def _within_runtime(session: Session, supernet: Supernet) -> Supernet:
         return supernet
     if strategy.compensation != "none":
         session.progress.note(
-            f"{target.limits.runtime} computes no biases on o_proj and down_proj of a {supernet.architecture.family}: "
-            "what is removed is not compensated. The strategy's figures are of compensated cuts."
+            f"{target.limits.runtime} computes no biases on o_proj and down_proj of "
+            f"{an(supernet.architecture.family)}: what is removed is not compensated. The strategy's figures are "
+            "of compensated cuts."
         )
     return dataclasses.replace(supernet, strategy=dataclasses.replace(strategy, compensates=False))
 

@@ -25,6 +25,7 @@ from amoeba_export.ir.family import FEATURE_WORDS, FEATURES, Feature, Role
 from amoeba_export.load.family_file import FamilyFile, read_family, supported_families
 from amoeba_export.load.kinds import TYPES_KEY
 from amoeba_export.model.foreign_code import AUTO_MAP
+from amoeba_export.shown import an
 
 AMOEBA = "amoeba"
 _AMOEBA_CLASS = "AmoebaForCausalLM"
@@ -58,7 +59,7 @@ def check_features(container: str, dense: DenseArchitecture, computes: Collectio
         NotRepresentable: Naming what it is.
     """
     if missing := [FEATURE_WORDS[feature] for feature in FEATURES if feature in dense.base.features - set(computes)]:
-        reason = f"a {dense.base.family} with {', '.join(missing)} is not written as {container} yet"
+        reason = f"{an(dense.base.family)} with {', '.join(missing)} is not written as {container} yet"
         raise NotRepresentable(container, reason, ("--format safetensors",))
 
 

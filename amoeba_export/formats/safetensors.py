@@ -44,6 +44,7 @@ from amoeba_export.ir.dtype import DTYPES, FLOATS, SOURCE
 from amoeba_export.ir.safetensors_header import safetensors_header
 from amoeba_export.load.family_file import read_family
 from amoeba_export.model.foreign_code import MODELING, modeling_file
+from amoeba_export.shown import an
 
 default_dtype = SOURCE
 dtypes = (SOURCE, *FLOATS, *SCHEMES)
@@ -68,7 +69,7 @@ def check(dense: DenseArchitecture, *, dtype: str) -> None:
         if read_family(dense.base.family).family.fused and container_type(dense) == dense.base.family:
             raise NotRepresentable(
                 "safetensors",
-                f"packed weights of a {dense.base.family}, which has several matrices in one, are not written",
+                f"packed weights of {an(dense.base.family)}, which has several matrices in one, are not written",
                 ("--dtype bf16", "--format onnx --dtype int4", "--format gguf --dtype int4"),
             )
         group_size(dense)

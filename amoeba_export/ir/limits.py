@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from amoeba_export.ir.architecture import Architecture, DenseArchitecture
+from amoeba_export.shown import an
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +49,7 @@ class RuntimeLimits:
             if self.hidden_by_heads and layer.num_heads and base.hidden_size % layer.num_heads:
                 found.append(f"a hidden size of {base.hidden_size} is no multiple of {layer.num_heads} heads")
             if not self.takes_output_biases(base.family) and (layer.o_bias or layer.down_bias):
-                found.append(f"biases on o_proj or down_proj of a {base.family} are not computed")
+                found.append(f"biases on o_proj or down_proj of {an(base.family)} are not computed")
         if self.uniform and len({(one.num_heads, one.num_kv_heads, one.ffn_size) for one in dense.layers}) > 1:
             found.append("layers differ in their dims")
         return list(dict.fromkeys(found))

@@ -25,6 +25,7 @@ from amoeba_export.load.sidecars import check_sidecars
 from amoeba_export.load.strategy import check_strategy, read_strategy, write_strategy
 from amoeba_export.load.wrappers import is_wrapper, text_config, text_name
 from amoeba_export.reading import read_json_object
+from amoeba_export.shown import an
 
 if TYPE_CHECKING:
     from amoeba_export.load.upstream import import_upstream
@@ -114,7 +115,7 @@ def _text_model(
     rename = partial(text_name, family=family)
     own["tie_word_embeddings"] = family.weight("head") not in map(rename, stored_names(folder))
     progress.note(
-        f"{name} is a {config['model_type']}: its text model, a {family.model_type}, is taken. "
+        f"{name} is {an(config['model_type'])}: its text model, {an(family.model_type)}, is taken. "
         "What sees or hears is left out."
     )
     return own, rename

@@ -14,6 +14,7 @@ from amoeba_export.load.kinds import read_kinds
 from amoeba_export.load.rope import stretched_positions
 from amoeba_export.reading import dim_problems
 from amoeba_export.reading.bounds import MAX_FLOAT, shown
+from amoeba_export.shown import an
 
 BITSANDBYTES = "bitsandbytes"
 """The `quant_method` whose checkpoints can be cut: `quantized.py` reads them."""
@@ -108,7 +109,7 @@ def _check_computable(config: Mapping[str, Any], file: FamilyFile, where: Path) 
     for key, value in file.requires.items():
         if config.get(key) not in (None, value):
             raise UnsupportedError(
-                f"A {file.family.model_type} with {key} = {config[key]!r} is not supported.",
+                f"{an(file.family.model_type, begins=True)} with {key} = {config[key]!r} is not supported.",
                 where=where,
                 next_step=f"Use a model with {key} = {value!r}.",
             )
@@ -127,8 +128,8 @@ def _given(field: str, config: Mapping[str, Any], file: FamilyFile, where: Path)
         return config[key]
     if key in config and field not in file.nullable:
         raise InputError(
-            f"The config of the model has {key} = null, which transformers does not accept of a "
-            f"{config['model_type']}.",
+            f"The config of the model has {key} = null, which transformers does not accept of "
+            f"{an(config['model_type'])}.",
             where=where,
             next_step=f"Write what it is into config.json, or remove '{key}' where transformers' default is meant.",
         )
@@ -156,8 +157,8 @@ def _uneven_heads(architecture: Architecture, file: FamilyFile, where: Path) -> 
             '"sliding_window": null into config.json: without biases that is the same model, and is accepted.'
         )
     return UnsupportedError(
-        f"A {architecture.family} with {hidden} = {architecture.hidden_size}, which is no multiple of {heads} = "
-        f"{architecture.num_heads}, is not accepted by transformers.",
+        f"{an(architecture.family, begins=True)} with {hidden} = {architecture.hidden_size}, which is no multiple of "
+        f"{heads} = {architecture.num_heads}, is not accepted by transformers.",
         where=where,
         next_step=next_step,
     )
@@ -169,7 +170,7 @@ def _activation(name: object, file: FamilyFile, where: Path) -> str:
     if not isinstance(name, str) or name not in _ACTIVATIONS:
         key = file.key("activation")
         raise UnsupportedError(
-            f"A {file.family.model_type} with {key} = {shown(name)} is not supported.",
+            f"{an(file.family.model_type, begins=True)} with {key} = {shown(name)} is not supported.",
             where=where,
             next_step=f"Use a model with {key} = {file.defaults.get('activation', 'silu')!r}.",
         )

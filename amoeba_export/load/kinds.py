@@ -31,6 +31,7 @@ from amoeba_export.load.family_file import FamilyFile
 from amoeba_export.load.rope import read_rope
 from amoeba_export.reading import WrongValue, decode
 from amoeba_export.reading.bounds import MAX_SIZES, shown
+from amoeba_export.shown import an
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 TYPES_KEY = "layer_types"
@@ -116,7 +117,7 @@ def _types(
     if not rules.get("layer_types"):
         if len(set(listed)) > 1 or set(listed) == {FULL}:
             raise UnsupportedError(
-                f"The {TYPES_KEY} of a {file.family.model_type} differ from what transformers computes: a window for "
+                f"The {TYPES_KEY} of {an(file.family.model_type)} differ from what transformers computes: a window for "
                 "every layer.",
                 where=where,
                 next_step="Use a model_type whose class in transformers reads them, such as ministral.",

@@ -17,7 +17,7 @@ from amoeba_export.builds.logs import Logged, open_log
 from amoeba_export.builds.outcome import ErrorRecord
 from amoeba_export.builds.report import write_reports
 from amoeba_export.cli import console
-from amoeba_export.shown import as_code, for_markdown, for_terminal
+from amoeba_export.shown import an, as_code, for_markdown, for_terminal
 from tests.builds.test_report import MEASURED, report
 from tests.conftest import Run
 from tests.trust.conftest import Place
@@ -161,3 +161,7 @@ def test_reports_and_logs_of_a_build(tmp_path: Path) -> None:
     with open_log(tmp_path / "log") as log:
         Logged("a", log, Silent(), threading.Event()).note(EVIL)  # type: ignore[arg-type]
     assert (tmp_path / "log").read_text().endswith(f"{SPELLED}\n")
+
+
+def test_a_name_has_its_article() -> None:
+    assert [an("llama"), an("olmo2"), an("exaone4", begins=True), an("")] == ["a llama", "an olmo2", "An exaone4", "a "]
