@@ -23,7 +23,6 @@ from amoeba_export.artifact import (
     tool_versions,
 )
 from amoeba_export.ir import SubnetPlan, Supernet
-from amoeba_export.ir.dtype import float_name
 from amoeba_export.verify import VerifyReport
 
 
@@ -31,10 +30,11 @@ def make_manifest(fitted: Fitted, report: VerifyReport) -> Manifest:
     """What the artifact is. The list of files is added when it is published."""
     session = fitted.session
     supernet, settings = session.supernet, session.settings
+    written = {one.format: one.dtype for one in report.formats}
     return Manifest(
         model=supernet.name,
         shape=ShapeRecord.of(fitted.plan),
-        dtype=settings.dtype or float_name(supernet.dtype),
+        dtype=settings.dtype or written[settings.formats[0]],
         latency=_latency(settings, fitted),
         quality=quality_figures(fitted),
         reference=reference_records(session, fitted.wholes),

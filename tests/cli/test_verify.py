@@ -74,6 +74,19 @@ def test_an_adapter_is_found_where_its_name_says(
 
 
 @pytest.mark.parametrize(
+    ("formats", "dtype"), [("gguf", "fp16"), ("safetensors,onnx,gguf", "fp32"), ("gguf,onnx", "fp16")]
+)
+def test_formats_in_dtypes_of_their_own_are_as_they_were_written(
+    formats: str, dtype: str, amoeba: Amoeba, model: Path, tmp_path: Path
+) -> None:
+    """Without --dtype, GGUF is fp16 and ONNX fp32: the manifest says what the first is."""
+    assert amoeba("export", model, "--shape", "4x1", "--format", formats, "--out", tmp_path / "a").code == 0
+    assert read_manifest(tmp_path / "a").dtype == dtype
+    run = amoeba("verify", tmp_path / "a", "--model", model)
+    assert run.code == 0, run.err
+
+
+@pytest.mark.parametrize(
     ("name", "change", "problem"),
     [
         ("amoeba.json", lambda data: data["shape"]["layers"][0].update(ffn=7), "amoeba.json says other layers and"),
