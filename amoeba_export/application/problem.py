@@ -59,7 +59,9 @@ def memory_mb(session: Session, dense: DenseArchitecture) -> float:
     """What `dense` occupies in the session's dtype while it runs, in MiB."""
     settings, dtype = session.settings, session.dtype
     weights = weight_bytes(dense, settings.formats, dtype).total
-    return predict_memory_mb(dense, weight_bytes=weights, dtype=dtype, workload=settings.workload)
+    return predict_memory_mb(
+        dense, weight_bytes=weights, dtype=dtype, workload=settings.workload, formats=settings.formats
+    )
 
 
 def whole_quality(session: Session, whole: Whole) -> tuple[str, float] | None:

@@ -106,16 +106,18 @@ def work_of(dense: DenseArchitecture, new_tokens: int, workload: Workload, *, we
 
     Logits are computed for one position; the KV cache is 16 bits wide. A prefill computes the whole square of scores,
     not its causal half: with the half, published prefills of one device need twice the compute at 0.6 B that they need
-    at 8 B.
+    at 8 B. A layer with a window reads and computes no more than lies in it.
     """
     base = dense.base
     head_params = base.vocab_size * base.hidden_size
     layer_params = dense.num_params - head_params * (1 if base.tied_embeddings else 2)
     # Halfway through a prefill half of the prompt is in the cache; a decode step sees all of it.
     cached = workload.prompt_tokens if new_tokens == 1 else new_tokens / 2
-    cache_bytes = sum(4 * layer.num_kv_heads * base.head_dim for layer in dense.layers) * cached * workload.batch
+    read = sum(layer.num_kv_heads * dense.kind(layer).seen(cached) for layer in dense.layers)
+    cache_bytes = 4 * base.head_dim * read * workload.batch
     scores = workload.prompt_tokens if new_tokens == 1 else new_tokens
-    attention_flops = sum(4 * layer.num_heads * base.head_dim for layer in dense.layers) * scores * new_tokens
+    attended = sum(layer.num_heads * dense.kind(layer).seen(scores) for layer in dense.layers)
+    attention_flops = 4 * base.head_dim * attended * new_tokens
     blocks = sum((layer.num_heads > 0) + (layer.ffn_size > 0) for layer in dense.layers)
     return Work(
         layers=blocks / 2,

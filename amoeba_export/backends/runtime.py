@@ -116,6 +116,7 @@ class RuntimeBackend:
                         weight_bytes=weight_bytes(subject.dense, self.containers, subject.dtype).total,
                         dtype=subject.dtype,
                         workload=workload,
+                        formats=self.containers,
                     )
                     content["subjects"].append({"id": subject_id, "memory_mb": memory_mb, **prepared})
                 except (InputError, UnsupportedError) as error:

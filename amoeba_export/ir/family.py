@@ -217,6 +217,10 @@ class LayerKind:
     window: int | None = None
     rope: Rope | None
 
+    def seen(self, tokens: float) -> float:
+        """How many of `tokens` one token attends to."""
+        return tokens if self.window is None else min(self.window, tokens)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueryTemperature:

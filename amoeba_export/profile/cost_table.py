@@ -147,10 +147,11 @@ class CostTable:
     def _check_model(self, architecture: Architecture) -> None:
         dims = dims_of(architecture)
         if dims != dict(self.dims):
+            names = dict.fromkeys([*dims, *self.dims])
             raise WrongModel(
                 "The cost table",
-                [f"its {name} is {self.dims.get(name)}, not {size}" for name, size in dims.items()
-                 if self.dims.get(name) != size],
+                [f"its {name} is {self.dims.get(name)}, not {dims.get(name)}" for name in names
+                 if self.dims.get(name) != dims.get(name)],
             )  # fmt: skip
 
     def _check_workload(self, workload: Workload) -> None:

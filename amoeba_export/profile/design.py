@@ -130,8 +130,11 @@ def _log_det(rows: NDArray[np.float64], chosen: Sequence[int]) -> float:
 
 
 def _dense(architecture: Architecture, graph: Sequence[Counts]) -> DenseArchitecture:
-    """The dims of `graph`, with the biases that a compensated cut of these counts has."""
-    layers = tuple(architecture.cut_layer(one.num_heads, one.num_kv_heads, one.ffn_size) for one in graph)
+    """The dims of `graph` as a cut of the first layers, with the biases that a compensated cut of these counts has."""
+    layers = tuple(
+        architecture.cut_layer(one.num_heads, one.num_kv_heads, one.ffn_size, kind=architecture.kind_index(i))
+        for i, one in enumerate(graph)
+    )
     return DenseArchitecture(base=architecture, layers=layers)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
@@ -14,20 +15,29 @@ TOKENS_UNIT = 128
 
 
 class Counts(NamedTuple):
-    """What one layer keeps. Biases and norms are not told apart: they cost nothing that can be measured."""
+    """What one layer keeps. Biases and norms are not told apart: they cost nothing that can be measured.
+
+    Attributes:
+        window: Tokens that it attends to at most; 0 for all.
+    """
 
     num_heads: int
     num_kv_heads: int
     ffn_size: int
+    window: int = 0
 
 
 def counts_of(dense: DenseArchitecture) -> tuple[Counts, ...]:
     """What each layer of `dense` keeps."""
-    return tuple(Counts(layer.num_heads, layer.num_kv_heads, layer.ffn_size) for layer in dense.layers)
+    return tuple(
+        Counts(layer.num_heads, layer.num_kv_heads, layer.ffn_size, dense.kind(layer).window or 0)
+        for layer in dense.layers
+    )
 
 
 def dims_of(architecture: Architecture) -> dict[str, int]:
     """The dims that decide speed: two models that share them share a cost table."""
+    windows = Counter(architecture.kind(layer).window for layer in range(architecture.num_layers))
     return {
         "num_layers": architecture.num_layers,
         "hidden_size": architecture.hidden_size,
@@ -39,6 +49,7 @@ def dims_of(architecture: Architecture) -> dict[str, int]:
         "tied_embeddings": int(architecture.tied_embeddings),
         "qkv_bias": int(architecture.qkv_bias),
         "qk_norm": int(architecture.qk_norm),
+        **{f"layers_of_window_{window}": count for window, count in windows.items() if window},
     }
 
 
@@ -46,7 +57,8 @@ def features(layers: Iterable[Counts], dims: Mapping[str, int], phase: Phase, to
     """The terms of t(plan) = t0 + sum over layers of [c + attn(q, kv, L) + mlp(f)], each to be given a cost in ms.
 
     `c` is split over the attention and the FFN block, so that a layer without one of them is cheaper. Heads and neurons
-    count as shares of the uncut layer's, tokens in units of 128.
+    count as shares of the uncut layer's, tokens in units of 128. A layer with a window has no more tokens in its cache
+    and its scores than the window has.
 
     decode, with L cached tokens: weights are read once per token (`query_heads`, `kv_heads`, `ffn`), the cache grows
     with L (`kv_cache`) and so do the scores (`scores`).
@@ -55,18 +67,30 @@ def features(layers: Iterable[Counts], dims: Mapping[str, int], phase: Phase, to
     Terms that differ in the power of L or T alone can be told apart only if several token counts were measured.
     """
     num_attention = num_ffn = sum_heads = sum_kv = sum_ffn = 0
+    heads_by_window: Counter[int] = Counter()
+    kv_by_window: Counter[int] = Counter()
     for layer in layers:
         num_attention += layer.num_heads > 0
         num_ffn += layer.ffn_size > 0
         sum_heads += layer.num_heads
         sum_kv += layer.num_kv_heads
         sum_ffn += layer.ffn_size
+        heads_by_window[layer.window] += layer.num_heads
+        kv_by_window[layer.window] += layer.num_kv_heads
     query, kv, ffn = sum_heads / dims["num_heads"], sum_kv / dims["num_kv_heads"], sum_ffn / dims["ffn_size"]
     length = tokens / TOKENS_UNIT
+
+    def over_seen(counts: Mapping[int, int], whole: int) -> float:
+        return sum(
+            count / whole * (min(window, tokens) / TOKENS_UNIT if window else length)
+            for window, count in counts.items()
+        )
+
+    scores = over_seen(heads_by_window, dims["num_heads"])
     blocks = {"base": 1.0, "attention_blocks": float(num_attention), "ffn_blocks": float(num_ffn)}
     if phase == "decode":
         weights = {"query_heads": query, "kv_heads": kv, "ffn": ffn}
-        return {**blocks, **weights, "kv_cache": kv * length, "scores": query * length}
+        return {**blocks, **weights, "kv_cache": over_seen(kv_by_window, dims["num_kv_heads"]), "scores": scores}
     weights = {"query_heads": query * length, "kv_heads": kv * length, "ffn": ffn * length}
     growing = {"tokens": length, "attention_tokens": num_attention * length, "ffn_tokens": num_ffn * length}
-    return {**blocks, **weights, **growing, "scores": query * length * length}
+    return {**blocks, **weights, **growing, "scores": scores * length}

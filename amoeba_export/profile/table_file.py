@@ -52,7 +52,7 @@ def table_to_json(table: CostTable) -> dict[str, Any]:
         "measurements": [
             {
                 "prompt_tokens": item.prompt_tokens,
-                "layers": [[*counts, len(list(run))] for counts, run in groupby(item.layers)],
+                "layers": [[*_shown(counts), len(list(run))] for counts, run in groupby(item.layers)],
                 "decode": asdict(item.decode),
                 "prefill": asdict(item.prefill),
             }
@@ -99,12 +99,20 @@ def read_table(path: Path) -> CostTable:
 
 @dataclass(frozen=True)
 class _Row:
-    """One of `measurements` in the file; each of `layers` is heads, KV heads, neurons, and how often in a row."""
+    """One of `measurements` in the file.
+
+    Each of `layers` is heads, KV heads, neurons, the window where there is one, and how often in a row.
+    """
 
     prompt_tokens: int
-    layers: tuple[tuple[int, int, int, int], ...]
+    layers: tuple[tuple[int, ...], ...]
     decode: Timing
     prefill: Timing
+
+
+def _shown(counts: Counts) -> tuple[int, ...]:
+    """Without a window, as files had it before there were windows."""
+    return tuple(counts) if counts.window else tuple(counts)[:-1]
 
 
 def _measurements(data: Any, dims: Mapping[str, int]) -> tuple[Measurement, ...]:
@@ -113,11 +121,14 @@ def _measurements(data: Any, dims: Mapping[str, int]) -> tuple[Measurement, ...]
         raise ValueError("; ".join(problems))
     made = []
     for i, row in enumerate(decode(tuple[_Row, ...], data, "measurements")):
+        if any(len(run) not in (4, 5) for run in row.layers):
+            raise ValueError(f"measurements[{i}] has a layer that is not heads, KV heads, neurons and how often")
         # Counted before they are laid out: a repeat may be any number.
         if any(repeat < 1 for *_, repeat in row.layers) or sum(run[-1] for run in row.layers) > dims["num_layers"]:
             raise ValueError(f"measurements[{i}] has more layers than its model, or less than none")
         for *counts, _ in row.layers:
-            if any(not 0 <= count <= dims[name] for count, name in zip(counts, needed[1:], strict=True)):
+            most = (*(dims[name] for name in needed[1:]), MAX_SIZES["sliding_window"])
+            if any(not 0 <= count <= limit for count, limit in zip(counts, most, strict=False)):
                 raise ValueError(f"measurements[{i}] has a layer of {counts}, which is no cut of its model")
         layers = tuple(Counts(*counts) for *counts, repeat in row.layers for _ in range(repeat))
         made.append(Measurement(layers=layers, prompt_tokens=row.prompt_tokens, decode=row.decode, prefill=row.prefill))

@@ -96,6 +96,14 @@ def layers_sketches(
     return sketches
 
 
+class _Costs(NamedTuple):
+    """Of empty layers, of each attention option of each layer, and of each FFN option of any."""
+
+    base: float
+    attention: list[FloatArray]
+    ffn: FloatArray
+
+
 class _Options:
     """What a layer of `architecture` may keep."""
 
@@ -114,19 +122,31 @@ class _Options:
         """The dims of a model with these layers, biases included."""
         base = self._architecture
         dims = tuple(
-            base.cut_layer(one.num_heads, one.num_kv_heads, one.ffn_size, compensation=self._compensation)
+            base.cut_layer(
+                one.num_heads,
+                one.num_kv_heads,
+                one.ffn_size,
+                compensation=self._compensation,
+                kind=base.kind_index(one.source_layer),
+            )
             for one in layers
         )
         return DenseArchitecture(base=base, layers=dims)
 
-    def costs(self, cost: Callable[[DenseArchitecture], float], depth: int) -> tuple[float, FloatArray, FloatArray]:
-        """Cost of `depth` empty layers, and what each attention and each FFN option adds in one of them."""
-        empty = [LayerCounts(0, 0, 0, 0)] * depth
-        base = cost(self.dense(empty))
-        rest = empty[1:]
-        attention = [cost(self.dense([LayerCounts(0, heads, kv, 0), *rest])) - base for heads, kv in self.attention]
-        ffn = [cost(self.dense([LayerCounts(0, 0, 0, size), *rest])) - base for size in self.ffn]
-        return base, np.array(attention), np.array(ffn)
+    def costs(self, cost: Callable[[DenseArchitecture], float], kept: Sequence[int]) -> _Costs:
+        """What each option adds to the layers `kept`. What attention adds depends on how its layer attends."""
+        empty = [LayerCounts(layer, 0, 0, 0) for layer in kept]
+        base, (first, *rest) = cost(self.dense(empty)), empty
+        ffn = [cost(self.dense([first._replace(ffn_size=size), *rest])) - base for size in self.ffn]
+        attention: dict[int, FloatArray] = {}
+        for i, layer in enumerate(kept):
+            kind = self._architecture.kind_index(layer)
+            if kind not in attention:
+                layers = [LayerCounts(layer, heads, kv, 0) for heads, kv in self.attention]
+                added = [cost(self.dense([*empty[:i], one, *empty[i + 1 :]])) - base for one in layers]
+                attention[kind] = np.array(added)
+        by_layer = [attention[self._architecture.kind_index(layer)] for layer in kept]
+        return _Costs(base, by_layer, np.array(ffn))
 
 
 def _constraints(predictor: Corrected, limits: Limits) -> list[_Constraint]:
@@ -162,8 +182,8 @@ def _solutions(
     kept: Sequence[int], retained: Retained, options: _Options, constraints: Sequence[_Constraint]
 ) -> Iterator[tuple[tuple[LayerCounts, ...], float]]:
     """Solutions for the layers `kept` at several capacities, without repeats, each with what it retains."""
-    parts = [options.costs(constraint.cost, len(kept)) for constraint in constraints]
-    if any(base >= constraint.limit for (base, _, _), constraint in zip(parts, constraints, strict=True)):
+    parts = [options.costs(constraint.cost, kept) for constraint in constraints]
+    if any(part.base >= constraint.limit for part, constraint in zip(parts, constraints, strict=True)):
         return
     values = [
         values
@@ -176,12 +196,16 @@ def _solutions(
     seen = set()
     for weights in _mixtures(len(constraints)):
         capacity = 0.0
-        attention, ffn = np.zeros(len(options.attention)), np.zeros(len(options.ffn))
-        for weight, (base, attention_cost, ffn_cost), constraint in zip(weights, parts, constraints, strict=True):
-            capacity += weight * (1 - base / constraint.limit)
-            attention += weight * attention_cost / constraint.limit
-            ffn += weight * ffn_cost / constraint.limit
-        solved = solve_knapsack([attention, ffn] * len(kept), values, capacity=capacity)
+        attention, ffn = [np.zeros(len(options.attention)) for _ in kept], np.zeros(len(options.ffn))
+        for weight, part, constraint in zip(weights, parts, constraints, strict=True):
+            capacity += weight * (1 - part.base / constraint.limit)
+            attention = [
+                so_far + weight * added / constraint.limit
+                for so_far, added in zip(attention, part.attention, strict=True)
+            ]
+            ffn += weight * part.ffn / constraint.limit
+        costs = [costs for of_layer in attention for costs in (of_layer, ffn)]
+        solved = solve_knapsack(costs, values, capacity=capacity)
         for share in CAPACITIES:
             chosen = solved.solution(capacity - (1 - share))
             if chosen is None or chosen in seen:

@@ -12,7 +12,7 @@ from amoeba_export.ir import DenseArchitecture, Latency, Metric
 ALIKE = 1.05
 """Models whose predicted times are within this factor tell the same about predictions: what they differ by is noise."""
 
-Counts = tuple[tuple[int, int, int], ...]
+Counts = tuple[tuple[int, int, int, int], ...]
 
 
 class Predictor(Protocol):
@@ -23,8 +23,8 @@ class Predictor(Protocol):
 
 
 def counts_of(dense: DenseArchitecture) -> Counts:
-    """Heads, KV heads and neurons of each layer: models that share them are the same to a search."""
-    return tuple((layer.num_heads, layer.num_kv_heads, layer.ffn_size) for layer in dense.layers)
+    """Heads, KV heads, neurons and kind of each layer: models that share them are the same to a search."""
+    return tuple((layer.num_heads, layer.num_kv_heads, layer.ffn_size, layer.kind) for layer in dense.layers)
 
 
 class Corrected:

@@ -7,7 +7,7 @@ import pytest
 
 from amoeba_export.ir import Architecture
 from amoeba_export.profile import design_graphs
-from amoeba_export.profile.features import counts_of, dims_of, features
+from amoeba_export.profile.features import Counts, counts_of, dims_of, features
 from tests.profile.machines import SMOL, Machine
 
 MHA = replace(SMOL, num_kv_heads=9)
@@ -27,7 +27,7 @@ def test_twelve_distinct_graphs_tell_every_term_apart(architecture: Architecture
 
 def test_the_uncut_model_is_first_and_has_no_compensation_bias() -> None:
     first, *others = design_graphs(SMOL)
-    assert counts_of(first) == ((9, 3, 1536),) * 30
+    assert counts_of(first) == (Counts(9, 3, 1536),) * 30
     assert not first.layers[0].o_bias
     assert not first.layers[0].down_bias
     assert [graph.num_params for graph in others] == sorted((graph.num_params for graph in others), reverse=True)
@@ -48,7 +48,10 @@ def test_graphs_span_the_space_and_keep_to_it() -> None:
 
 def test_middle_graphs_are_always_there() -> None:
     """Corners alone cannot show that a machine is not additive."""
-    assert {counts_of(graph) for graph in design_graphs(SMOL)} >= {((3, 1, 960),) * 22, ((9, 3, 960),) * 19}
+    assert {counts_of(graph) for graph in design_graphs(SMOL)} >= {
+        (Counts(3, 1, 960),) * 22,
+        (Counts(9, 3, 960),) * 19,
+    }
 
 
 def test_a_design_beats_random_choices() -> None:
