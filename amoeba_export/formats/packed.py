@@ -148,8 +148,8 @@ def _packed(integers_OI: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(words.copy())
 
 
-def quantization_config(group: int, scheme: Scheme) -> dict[str, Any]:
-    """What `config.json` says of it, as the `compressed-tensors` package reads it."""
+def quantization_config(group: int, scheme: Scheme, *, head: str) -> dict[str, Any]:
+    """What `config.json` says of it, as the `compressed-tensors` package reads it. `head` names what is not packed."""
     weights = {
         "num_bits": 4,
         "type": "int",
@@ -170,7 +170,7 @@ def quantization_config(group: int, scheme: Scheme) -> dict[str, Any]:
                 "output_activations": None,
             }
         },
-        "ignore": ["lm_head"],
+        "ignore": [head],
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
     }

@@ -133,7 +133,7 @@ def open_writer(
     packed = _packed_names(subnet) if scheme else frozenset()
     if scheme:
         group = group_size(dense)
-        config["quantization_config"] = quantization_config(group, scheme)
+        config["quantization_config"] = quantization_config(group, scheme, head=subnet.family.module("head"))
         stored = tuple(
             part
             for spec in specs

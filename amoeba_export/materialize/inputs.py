@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from amoeba_export.errors import UnsupportedError, WrongModel
-from amoeba_export.ir import Adapter, Architecture, SubnetPlan, Supernet, validate
+from amoeba_export.ir import Adapter, SubnetPlan, Supernet, validate
 from amoeba_export.ir.belongs import check_plan_origin, identity_difference
 from amoeba_export.materialize.walk import source_axes, subnet_specs
 
@@ -24,7 +24,7 @@ def check_inputs(supernet: Supernet, plans: Sequence[SubnetPlan]) -> None:
         _check_refit(plan, supernet)
     linears = {name.removesuffix(".weight") for name, axes in source_axes(supernet).items() if len(axes) == 2}
     for adapter in supernet.adapters:
-        _check_adapter(adapter, linears, supernet.architecture)
+        _check_adapter(adapter, linears, supernet)
 
 
 def _check_refit(plan: SubnetPlan, supernet: Supernet) -> None:
@@ -47,12 +47,13 @@ def _check_refit(plan: SubnetPlan, supernet: Supernet) -> None:
         raise WrongModel("The refit", differences)
 
 
-def _check_adapter(adapter: Adapter, linears: set[str], architecture: Architecture) -> None:
+def _check_adapter(adapter: Adapter, linears: set[str], supernet: Supernet) -> None:
     unknown = sorted(set(adapter.modules()) - linears)
-    if "lm_head" in unknown and architecture.tied_embeddings:
+    head = supernet.family.module("head")
+    if head in unknown and supernet.architecture.tied_embeddings:
         raise UnsupportedError(
-            f"The adapter {adapter.input.id} changes lm_head, which shares its weight with the embedding.",
-            next_step="Untie the model's embeddings, or train an adapter without lm_head.",
+            f"The adapter {adapter.input.id} changes {head}, which shares its weight with the embedding.",
+            next_step=f"Untie the model's embeddings, or train an adapter without {head}.",
         )
     if unknown:
         raise WrongModel("The adapter", [f"it changes {name}, which is not here" for name in unknown[:3]])
