@@ -33,6 +33,7 @@ _BROKEN = (
     KeyError,
     MemoryError,
     OverflowError,
+    RuntimeError,
     TypeError,
     ValueError,
     tokenize.TokenError,
