@@ -104,7 +104,7 @@ def test_a_layer_without_heads_is_trained_too(tmp_path: Path, recipe: RefitRecip
 def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(
     tmp_path: Path, recipe: RefitRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("amoeba_export.refit.heal.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("amoeba_export.refit.distill.SAVE_SECONDS", 0.0)
     supernet = opened(tmp_path / "model")
     plan = cut(supernet)
     _, expected = healed(supernet, plan, recipe, tmp_path / "whole.safetensors")
