@@ -26,7 +26,7 @@ from amoeba_export.refit.recipe import HealSettings, RefitRecipe
 from amoeba_export.refit.stage import Refitted, adapter_ids, writer_biases
 from amoeba_export.refit.student import Student
 
-VERSION = 2
+VERSION = 3
 """Raise it when the same inputs give other weights than before."""
 
 FULL_WEIGHTS_BELOW = 1_000_000_000
@@ -77,7 +77,7 @@ def heal(
     biases = [writer_biases(supernet, plan, kept) for kept in plan.layers]
     is_small = sum(math.prod(spec.shape) for spec in specs) < FULL_WEIGHTS_BELOW
     rank = settings.rank if settings.rank or is_small else RANK
-    student = Student(cut, plan, biases, supernet.refit_of(plan), rank=rank)
+    student = Student(cut, plan, biases, supernet.refit_of(plan), rank=rank, seed=seed)
     facts = {
         "heal": VERSION,
         "samples": data.digest,

@@ -23,12 +23,12 @@ class LowRank(nn.Module):
     Args:
         weight_OI: What is changed.
         rank: Of the change.
+        generator: Draws the matrix that is not zero.
     """
 
-    def __init__(self, weight_OI: torch.Tensor, rank: int) -> None:
+    def __init__(self, weight_OI: torch.Tensor, rank: int, generator: torch.Generator) -> None:
         super().__init__()
         num_outputs, num_inputs = weight_OI.shape
-        generator = torch.Generator().manual_seed(num_outputs * num_inputs)
         down_RI = torch.randn(rank, num_inputs, generator=generator) / num_inputs**0.5
         self.down_RI = nn.Parameter(down_RI.to(weight_OI.device))
         self.up_OR = nn.Parameter(weight_OI.new_zeros(num_outputs, rank))
@@ -50,6 +50,7 @@ class Student(nn.Module):
         biases: Per kept layer, what its writers add now [D], by writer.
         refit: Weights that take the place of the sliced ones, or None.
         rank: Of the changes; None trains the weights themselves.
+        seed: Of the draw of the changes.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Student(nn.Module):
         refit: Refit | None,
         *,
         rank: int | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self._stack = stack
@@ -80,9 +82,9 @@ class Student(nn.Module):
                     if name in held:
                         weight.copy_(refit.tensors.read(name))
         if rank is not None:
-            self._train_changes(rank)
+            self._train_changes(rank, torch.Generator().manual_seed(seed))
 
-    def _train_changes(self, rank: int) -> None:
+    def _train_changes(self, rank: int, generator: torch.Generator) -> None:
         """Give the matrices of the layers changes of low rank, and train those instead of what is large."""
         for weight in (self.embedding_VD, self.head_VD):
             if weight is not None:
@@ -90,7 +92,7 @@ class Student(nn.Module):
         matrices = [module for module in self.layers.modules() if isinstance(module, Linear) and module.weight.numel()]
         for module in matrices:
             module.weight.requires_grad_(False)
-            parametrize.register_parametrization(module, "weight", LowRank(module.weight, rank))
+            parametrize.register_parametrization(module, "weight", LowRank(module.weight, rank, generator))
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that are trained, by their names in this module."""
