@@ -1,7 +1,7 @@
 """GGUF for llama.cpp: one file, written through the `gguf` package's header and straight to each tensor's place.
 
-`layout.py` says which architecture of llama.cpp computes a plan and what it needs besides the plan's weights,
-`tokenizer.py` writes the vocabulary, `writer.py` the file.
+`architecture.py` says which architecture of llama.cpp computes a plan, `layout.py` what it needs besides the plan's
+weights, `rope.py` how its layers attend; `tokenizer.py` writes the vocabulary, `writer.py` the file.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from pathlib import Path
 
 from amoeba_export.errors import NotRepresentable
 from amoeba_export.formats.config import check_family
+from amoeba_export.formats.gguf.architecture import able_architectures, choose_architecture
 from amoeba_export.formats.gguf.k_quants import K_QUANTS
-from amoeba_export.formats.gguf.layout import able_architectures, choose_architecture, expected_tensors, written_layers
+from amoeba_export.formats.gguf.layout import expected_tensors, written_layers
 from amoeba_export.formats.gguf.writer import QUANTIZATIONS, GgufWriter, tensor_bytes, tensor_type
 from amoeba_export.formats.sizes import WeightBytes, sum_bytes
 from amoeba_export.ir import Architecture, ContainerLimits, DenseArchitecture, LayerDims, Subnet

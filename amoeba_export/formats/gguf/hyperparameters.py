@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import gguf
 
-from amoeba_export.formats.gguf.layout import (
+from amoeba_export.formats.gguf.rope import (
     global_rope,
     local_rope,
     longrope_magnitude,

@@ -15,17 +15,11 @@ import torch
 
 from amoeba_export.errors import NotRepresentable, WeightsMismatch
 from amoeba_export.formats.equalize import Equalizer, is_equalized
+from amoeba_export.formats.gguf.architecture import choose_architecture
 from amoeba_export.formats.gguf.hyperparameters import add_hyperparameters
 from amoeba_export.formats.gguf.k_quants import K_QUANTS, k_quant_type
-from amoeba_export.formats.gguf.layout import (
-    BLOCK,
-    choose_architecture,
-    expected_tensors,
-    permute_pairs,
-    q_factor,
-    rope_factors,
-    written_layers,
-)
+from amoeba_export.formats.gguf.layout import BLOCK, expected_tensors, permute_pairs, q_factor, written_layers
+from amoeba_export.formats.gguf.rope import rope_factors
 from amoeba_export.formats.gguf.tokenizer import add_tokenizer
 from amoeba_export.formats.reserved import ReservedFile
 from amoeba_export.ir import DenseArchitecture, LayerDims, Role, Subnet
