@@ -1,7 +1,7 @@
 """Recovery: once its shape is settled, a cut gets weights that were fitted to do the work of what is gone.
 
 Whether a shape keeps a budget does not depend on values, so shapes are tried as they are cut. What is shipped is
-refitted (and healed, on request), written again, and measured again.
+refitted and healed, written again, and measured again.
 """
 
 from __future__ import annotations
@@ -17,28 +17,29 @@ from amoeba_export.refit import OFF
 def recovered(fitted: Fitted, build: Build) -> Fitted:
     """`fitted` with fitted weights, built and measured again; unchanged where nothing was cut, or with `--refit off`.
 
-    A plan that names a refit keeps it. With `--heal`, it is healed from there.
+    A plan that names a refit keeps it. With `--heal`, it is healed from there. A cut of a large model is healed only
+    where that is asked for.
 
     Raises:
         InputError: `--refit` or `--heal` was given and the texts of its recipe cannot be used with this model.
     """
     session, plan = fitted.session, fitted.plan
     settings = session.settings
+    heals = settings.heal is not None and settings.request.heal is not None
     if plan.keeps_everything(session.architecture):
-        if settings.heal is not None:
+        if heals:
             session.progress.warn("Nothing is cut, so nothing is healed.")
         return fitted
-    if settings.refit == OFF or (plan.refit_id is not None and settings.heal is None):
+    if settings.refit == OFF or (plan.refit_id is not None and not heals):
         return fitted
     if plan.refit_id is None:
         try:
             session, (plan,) = refitted(session, [plan], settings.refit)
         except InputError as error:
-            if settings.request.refit is not None or settings.heal is not None:
+            if settings.request.refit is not None or heals:
                 raise
             session.progress.warn(f"The weights are not refitted: {error.what} '--refit off' says that this is wanted.")
             return fitted
-    if settings.heal is not None:
-        session, plan = healed(session, plan, settings.heal)
+    session, plan = healed(session, plan)
     folder = build(session, plan)
     return measured_again(dataclasses.replace(fitted, session=session, plan=plan), folder)

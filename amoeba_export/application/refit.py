@@ -12,7 +12,7 @@ from amoeba_export.application.selection import given_plan, with_strategy
 from amoeba_export.application.session import Session, open_session
 from amoeba_export.artifact import check_file_destination
 from amoeba_export.cache.kinds import REFITS
-from amoeba_export.errors import NothingIsCut, UnknownName
+from amoeba_export.errors import BadValue, NothingIsCut, UnknownName
 from amoeba_export.ir import SILENT, Progress, Refit, SubnetPlan
 from amoeba_export.load.refit import read_refit
 from amoeba_export.refit import HEAL_RECIPE, OFF, shipped_refits
@@ -107,6 +107,8 @@ def heal(
     """
     if refit == OFF:
         raise UnknownName("refit", refit, tuple(name for name in shipped_refits() if name != HEAL_RECIPE))
+    if heal == OFF:
+        raise BadValue("--heal", heal, "a time such as 20m, or tokens such as 2Mtok")
     check_file_destination(out)
     request = ExportRequest(
         model=model,
@@ -124,8 +126,7 @@ def heal(
     if named.refit_id is None:
         assert not is_refit_file(refit), "or it is named"
         session, (named,) = refitted(session, [named], refit)
-    assert session.settings.heal is not None, "asked for"
-    session, named = healed(session, named, session.settings.heal)
+    session, named = healed(session, named)
     return _written(session, named, out)
 
 

@@ -19,7 +19,7 @@ from amoeba_export.errors import NotFound, RefitDiffers
 from amoeba_export.ir import SILENT, InputId, Progress, Refit, SubnetPlan, Supernet
 from amoeba_export.load.refit import read_refit, write_refit
 from amoeba_export.materialize import materialize_subnet
-from amoeba_export.refit import HEAL_RECIPE, OFF, HealSettings, RefitRecipe, load_refit_recipe
+from amoeba_export.refit import HEAL_RECIPE, HEALED_UP_TO, OFF, RefitRecipe, load_refit_recipe
 from amoeba_export.refit.heal import heal
 from amoeba_export.refit.stage import Refitted, adapter_ids, refit
 
@@ -62,8 +62,20 @@ def refitted(session: Session, plans: Sequence[SubnetPlan], recipe_name: str) ->
     return session, named
 
 
-def healed(session: Session, plan: SubnetPlan, settings: HealSettings) -> tuple[Session, SubnetPlan]:
-    """The plan with the name of what healing made of its refit, and a session that has it."""
+def healed(session: Session, plan: SubnetPlan) -> tuple[Session, SubnetPlan]:
+    """The plan with the name of what healing made of its refit, and a session that has it.
+
+    Both are unchanged where the request heals nothing, or does not ask for it and the model is large.
+    """
+    settings = session.settings.heal
+    if settings is None:
+        return session, plan
+    size = session.supernet.full_plan().dense(session.architecture).num_params
+    if session.settings.request.heal is None and size > HEALED_UP_TO:
+        session.progress.note(
+            f"The cut is not healed: a model of {size / 1e9:.1f} billion parameters is healed when asked (--heal 20m)."
+        )
+        return session, plan
     recipe = load_refit_recipe(HEAL_RECIPE).with_texts(session.settings.request.calibration_data)
     facts = _facts(session, plan, recipe, kind="heal") | {
         "start": plan.refit_id,
@@ -113,8 +125,8 @@ def with_named_refit(session: Session, plan: SubnetPlan) -> tuple[Session, Subne
     )
     if held is None:
         made, (named,) = refitted(session, [bare], settings.refit)
-        if settings.heal is not None:
-            made, named = healed(made, named, settings.heal)
+        if named.refit_id != plan.refit_id:
+            made, named = healed(made, named)
         assert named.refit_id is not None
         held = made.supernet.refits[named.refit_id]
     if held.identity != plan.refit_id:

@@ -28,7 +28,7 @@ from amoeba_export.ir import (
 from amoeba_export.ir.dtype import AUTO, DTYPE_NAMES
 from amoeba_export.ir.metric import QualityLimit
 from amoeba_export.reading import read_json_object
-from amoeba_export.refit import HEAL_RECIPE, OFF, HealSettings, shipped_refits
+from amoeba_export.refit import HEAL_RECIPE, OFF, HealSettings, load_refit_recipe, shipped_refits
 
 _S = TypeVar("_S")
 _T = TypeVar("_T")
@@ -49,7 +49,8 @@ class ExportRequest:
             the fastest model that is as good is taken.
         quality_loss: The same as a share that it may be worse than the full model's, such as `5%`.
         refit: `off`, `fast`, `full`, or the file that a given plan names.
-        heal: How long to distil what was refitted from the full model, such as `20m` or `2Mtok`.
+        heal: How long to distil what was refitted from the full model, such as `20m` or `2Mtok`, or `off`. Left out:
+            what the recipe of the refit says, where the model is small.
         pick: Number of a choice on the frontier that `amoeba frontier` shows for the same settings.
         calibration_data: Texts of the user's own domain, for half of the tokens of a refit and of rounding.
         rounding: `data` to choose 4-bit integers with data, which is done where it can be when nothing is said, or
@@ -206,7 +207,7 @@ def resolve(request: ExportRequest, *, needs_limit: bool = True) -> Settings:
     )
     shape = attempt(Shape.parse, request.shape)
     plan = attempt(read_plan, request.plan)
-    healing = attempt(read_heal, request.heal)
+    attempt(read_heal, request.heal)
     refit_file = Path(request.refit) if request.refit and is_refit_file(request.refit) else None
     problems += _conflicts(request, needs_limit=needs_limit)
     if problems:
@@ -230,7 +231,7 @@ def resolve(request: ExportRequest, *, needs_limit: bool = True) -> Settings:
         dtype=request.dtype or default_dtype(request, target),
         refit=DEFAULT_REFIT if refit_file else refit_of(request),
         refit_file=refit_file,
-        heal=healing,
+        heal=heal_of(request),
         out=request.out or Path("dist") / default_name(request),
     )
 
@@ -260,7 +261,7 @@ def _bad_values(request: ExportRequest, metric: str) -> list[AmoebaError]:
         check_refit(refit_of(request))
     except AmoebaError as error:
         problems.append(error)
-    if request.heal and request.refit == OFF:
+    if request.heal not in (None, OFF) and request.refit == OFF:
         problems.append(BadValue("--heal", request.heal, "used with a refit: it starts there"))
     if request.percentile not in (50, 90):
         problems.append(BadValue("--percentile", str(request.percentile), "50 or 90"))
@@ -271,11 +272,13 @@ def _bad_values(request: ExportRequest, metric: str) -> list[AmoebaError]:
     return problems
 
 
-def read_heal(text: str) -> HealSettings:
-    """Read `20m`, `90s` or `1h`, or a number of tokens such as `2Mtok` or `500ktok`. Raises `BadValue`."""
+def read_heal(text: str) -> HealSettings | None:
+    """Read `20m`, `90s` or `1h`, a number of tokens such as `2Mtok` or `500ktok`, or `off`. Raises `BadValue`."""
+    if text == OFF:
+        return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h|tok|ktok|Mtok)", text.strip())
     if not match or not float(match[1]):
-        raise BadValue("--heal", text, "a time such as 20m, or tokens such as 2Mtok")
+        raise BadValue("--heal", text, "a time such as 20m, tokens such as 2Mtok, or off")
     number, unit = float(match[1]), match[2]
     if unit in _SECONDS:
         return HealSettings(tokens=MOST_TOKENS, seconds=number * _SECONDS[unit])
@@ -285,6 +288,15 @@ def read_heal(text: str) -> HealSettings:
 def refit_of(request: ExportRequest) -> str:
     """`off`, a recipe's name, or a file: what is asked for, or what a cut gets when nothing is said."""
     return request.refit or DEFAULT_REFIT
+
+
+def heal_of(request: ExportRequest) -> HealSettings | None:
+    """How long a cut is distilled: as asked for, or as the recipe of its refit says; None where it is not."""
+    if request.heal is not None:
+        return read_heal(request.heal)
+    refit = refit_of(request)
+    tokens = 0 if refit == OFF or is_refit_file(refit) else load_refit_recipe(refit).heal_tokens
+    return HealSettings(tokens=tokens) if tokens else None
 
 
 def is_refit_file(text: str) -> bool:

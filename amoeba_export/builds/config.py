@@ -60,7 +60,7 @@ class Shared(Table):
     refit: str | None = Field(
         default=None, description="How what stays is fitted: off, fast, full, or the refit file of the plan."
     )
-    heal: str | None = Field(default=None, description="A distillation after it, such as 20m or 2Mtok.")
+    heal: str | None = Field(default=None, description="A distillation after it, such as 20m, 2Mtok or off.")
     calibration_data: tuple[str, ...] = Field(default=(), description="Texts of your own domain to fit on.")
     quality_floor: float | None = Field(
         default=None, description="Worst accepted value of the calibrated metric: highest loss, lowest accuracy."

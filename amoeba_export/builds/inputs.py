@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from amoeba_export.application.request import ExportRequest, is_refit_file, refit_of
+from amoeba_export.application.request import ExportRequest, heal_of, is_refit_file, refit_of
 from amoeba_export.artifact import MANIFEST_NAME, read_manifest, tool_versions
 from amoeba_export.backends.targets import read_target
 from amoeba_export.builds.entry import Entry, LockedEntry
@@ -78,7 +78,8 @@ def _recovery_inputs(request: ExportRequest, cache: Cache) -> list[InputId]:
     if is_refit_file(refit):
         return [InputId(role="refit", id=Path(refit).name, sha256=file_sha256(Path(refit), cache_dir=cache.root))]
     is_search = request.shape is None and request.plan is None
-    names = dict.fromkeys([refit, *([SHORTLIST_RECIPE] if is_search else []), *([HEAL_RECIPE] if request.heal else [])])
+    heals = heal_of(request) is not None
+    names = dict.fromkeys([refit, *([SHORTLIST_RECIPE] if is_search else []), *([HEAL_RECIPE] if heals else [])])
     recipes = {name: load_refit_recipe(name).with_texts(request.calibration_data) for name in names}
     return [InputId(role="refit", id=name, sha256=recipe.identity) for name, recipe in recipes.items()]
 

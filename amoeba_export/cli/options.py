@@ -113,8 +113,9 @@ HealFor = Annotated[
     str | None,
     typer.Option(
         "--heal",
-        metavar="20m|2Mtok",
-        help="Then distil it from the full model, for so long or so many tokens.",
+        metavar="20m|2Mtok|off",
+        help="Then distil it from the full model, for so long or so many tokens. Left out: as the refit's recipe says, "
+        "for models up to 500M parameters.",
         rich_help_panel="Quality",
     ),
 ]

@@ -5,6 +5,7 @@
 
 from amoeba_export.refit.recipe import (
     HEAL_RECIPE,
+    HEALED_UP_TO,
     OFF,
     SHORTLIST_RECIPE,
     HealSettings,
@@ -14,6 +15,7 @@ from amoeba_export.refit.recipe import (
 )
 
 __all__ = [
+    "HEALED_UP_TO",
     "HEAL_RECIPE",
     "OFF",
     "SHORTLIST_RECIPE",

@@ -25,6 +25,10 @@ SHORTLIST_RECIPE = "fast"
 HEAL_RECIPE = "heal"
 """The texts of a distillation."""
 
+HEALED_UP_TO = 500_000_000
+"""Parameters of a model whose cuts are healed without being asked. The full model, the cut and its optimizer take some
+20 bytes a parameter."""
+
 
 class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,6 +55,7 @@ class RefitRecipe(_Table):
         window: Tokens of a sample.
         batch: Samples in one forward.
         strengths: Of the ridge, relative to the mean diagonal of the Gram matrix; the best of each writer is taken.
+        heal_tokens: Tokens of a distillation that follows it, unless another is asked for; see `HEALED_UP_TO`.
         mix: Texts that are fitted.
         other: Texts that are only reported on.
     """
@@ -63,6 +68,7 @@ class RefitRecipe(_Table):
     window: Annotated[int, Field(ge=2)] = 256
     batch: Annotated[int, Field(ge=1)] = 8
     strengths: tuple[Annotated[float, Field(gt=0)], ...] = (1e-2, 1e-1, 5e-1)
+    heal_tokens: Annotated[int, Field(ge=0)] = 0
     mix: tuple[Share, ...]
     other: tuple[Share, ...]
 

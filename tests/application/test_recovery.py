@@ -18,7 +18,7 @@ from amoeba_export.application.refit import heal as heal_alone
 from amoeba_export.application.refit import refit as refit_alone
 from amoeba_export.application.request import read_heal
 from amoeba_export.errors import BadValue, NothingIsCut, RefitDiffers, UnknownName, UsageError
-from amoeba_export.refit import RefitRecipe
+from amoeba_export.refit import HealSettings, RefitRecipe
 from tests.listener import Listener
 from tests.model.models import save_tokenizer
 from tests.tiny import save_tiny
@@ -27,7 +27,12 @@ from tests.tiny import save_tiny
 @pytest.fixture
 def tiny_recipe(monkeypatch: pytest.MonkeyPatch, recipe: RefitRecipe) -> None:
     """All refit recipes are a small one on words that the tiny tokenizer knows."""
-    monkeypatch.setattr("amoeba_export.application.refits.load_refit_recipe", lambda name: recipe)
+    set_recipe(monkeypatch, recipe)
+
+
+def set_recipe(monkeypatch: pytest.MonkeyPatch, recipe: RefitRecipe) -> None:
+    for module in ("refits", "request"):
+        monkeypatch.setattr(f"amoeba_export.application.{module}.load_refit_recipe", lambda name: recipe)
 
 
 @pytest.fixture
@@ -121,6 +126,29 @@ def test_healing_starts_at_the_refit_and_replaces_it(request_: ExportRequest, tm
     torch.testing.assert_close(embedding, held.tensors.read("model.embed_tokens.weight"))
 
 
+def test_a_recipe_says_how_long_a_cut_is_healed(
+    request_: ExportRequest, tmp_path: Path, recipe: RefitRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless another length is asked for, or the model is large. A plan that names its refit is complete."""
+    set_recipe(monkeypatch, recipe.model_copy(update={"heal_tokens": 512}))
+    made = export(request_)
+    held = made.supernet.refits[made.plan.refit_id or ""]
+    assert held.kind == "heal" and held.settings["trained_tokens"] == 512
+    given = dataclasses.replace(request_, shape=None, plan=tmp_path / "out", out=tmp_path / "given")
+    assert export(given).plan.refit_id == made.plan.refit_id
+    unhealed = export(dataclasses.replace(request_, heal="off", out=tmp_path / "unhealed"))
+    assert unhealed.supernet.refits[unhealed.plan.refit_id or ""].kind == "refit"
+    monkeypatch.setenv("AMOEBA_CACHE", str(tmp_path / "empty"))
+    for number, plan in enumerate((made.plan, unhealed.plan)):  # made again, each to the same bytes
+        again = dataclasses.replace(request_, out=tmp_path / f"again-{number}")
+        assert export(again, replay=Replay(plan=plan)).plan.refit_id == plan.refit_id
+    monkeypatch.setattr("amoeba_export.application.refits.HEALED_UP_TO", 1000)
+    listener = Listener()
+    large = export(dataclasses.replace(request_, out=tmp_path / "large"), progress=listener)
+    assert large.plan.refit_id == unhealed.plan.refit_id
+    assert any(note.startswith("The cut is not healed: a model of") for note in listener.notes)
+
+
 def test_verify_finds_the_refit_and_misses_it(request_: ExportRequest, tmp_path: Path, amoeba: Any) -> None:
     result = export(request_)
     words = ("verify", tmp_path / "out", "--model", request_.model)
@@ -166,8 +194,10 @@ def test_nothing_is_refitted_where_nothing_is_cut(request_: ExportRequest) -> No
 
 
 def test_what_may_be_asked_for() -> None:
-    assert read_heal("20m").seconds == 1200 and read_heal("1.5h").seconds == 5400
-    assert read_heal("2Mtok").tokens == 2_000_000 and read_heal("500 ktok").tokens == 500_000
+    found = {text: read_heal(text) or HealSettings() for text in ("20m", "1.5h", "2Mtok", "500 ktok")}
+    assert (found["20m"].seconds, found["1.5h"].seconds) == (1200, 5400)
+    assert (found["2Mtok"].tokens, found["500 ktok"].tokens) == (2_000_000, 500_000)
+    assert read_heal("off") is None
     for wrong in ("20", "0m", "fast", "2 M", "-1m"):
         with pytest.raises(BadValue):
             read_heal(wrong)
