@@ -27,7 +27,7 @@ import torch
 
 from amoeba_export.calibrate import calibrate, load_recipe
 from amoeba_export.errors import NotRepresentable
-from amoeba_export.formats.config import AMOEBA, container_type
+from amoeba_export.formats.model_type import AMOEBA, container_type
 from amoeba_export.formats.write import format_dtypes, write_formats
 from amoeba_export.ir import DenseArchitecture, LayerPlan, Shape, Subnet, SubnetPlan, Supernet
 from amoeba_export.ir.derive import derive_plan

@@ -47,7 +47,7 @@ import numpy as np
 import torch
 
 from amoeba_export.artifact.checksums import list_files
-from amoeba_export.formats.safetensors import MAX_SHARD_BYTES, SafetensorsWriter
+from amoeba_export.formats.shards import MAX_SHARD_BYTES, SafetensorsWriter
 from amoeba_export.formats.write import write_formats
 from amoeba_export.ir import Architecture, Importance, Shape, Strategy, SubnetPlan, TensorSpec
 from amoeba_export.ir.derive import derive_plan

@@ -2,21 +2,17 @@
 
 from amoeba_export.artifact.check import verify_checksums
 from amoeba_export.artifact.checksums import FileEntry, file_entry, list_files, sha256_file
-from amoeba_export.artifact.manifest import (
-    MANIFEST_NAME,
-    PLAN_NAME,
+from amoeba_export.artifact.manifest import MANIFEST_NAME, PLAN_NAME, Manifest, is_artifact, read_manifest
+from amoeba_export.artifact.provenance import PROVENANCE_NAME
+from amoeba_export.artifact.records import (
     ContinuationRecord,
     FullModelRecord,
     LatencyRecord,
     LayerCounts,
-    Manifest,
     RefitRecord,
     ShapeRecord,
     VerificationRecord,
-    is_artifact,
-    read_manifest,
 )
-from amoeba_export.artifact.provenance import PROVENANCE_NAME
 from amoeba_export.artifact.staging import Staging, check_destination, check_file_destination
 from amoeba_export.artifact.versions import tool_versions
 

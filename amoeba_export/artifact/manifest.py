@@ -9,175 +9,27 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from amoeba_export.artifact.checksums import FileEntry
 from amoeba_export.artifact.provenance import provenance_text
+from amoeba_export.artifact.records import (
+    ContinuationRecord,
+    FullModelRecord,
+    LatencyRecord,
+    RefitRecord,
+    ShapeRecord,
+    VerificationRecord,
+)
 from amoeba_export.errors import DamagedFile
-from amoeba_export.ir import Architecture, InputId, Metric, RoundingHow, Shape, Source, SubnetPlan, Workload
+from amoeba_export.ir import Architecture, InputId
 from amoeba_export.reading import check_schema, decode, dim_problems, read_json_object
 
 MANIFEST_NAME = "amoeba.json"
 PLAN_NAME = "plan.json"
 MANIFEST_SCHEMA = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerCounts:
-    """How much one kept layer keeps: counts. `plan.json` has the indices."""
-
-    source_layer: int
-    query_heads: int
-    kv_heads: int
-    ffn: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShapeRecord:
-    """The shape that was built."""
-
-    depth: int
-    width: float
-    layers: tuple[LayerCounts, ...]
-
-    @classmethod
-    def of(cls, plan: SubnetPlan) -> ShapeRecord:
-        """The counts of `plan`."""
-        return cls(
-            depth=plan.shape.depth,
-            width=plan.shape.width,
-            layers=tuple(
-                LayerCounts(
-                    source_layer=layer.source_layer,
-                    query_heads=len(layer.query_heads),
-                    kv_heads=len(layer.kv_heads),
-                    ffn=len(layer.ffn),
-                )
-                for layer in plan.layers
-            ),
-        )
-
-    @property
-    def shape(self) -> Shape:
-        """Depth and width alone."""
-        return Shape(self.depth, self.width)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LatencyRecord:
-    """The budget, what the cost model promised, and what the target said of the files in this artifact.
-
-    Attributes:
-        percentile: Which percentile the budget holds for.
-        budget_ms: None when the shape was given without a budget.
-        predicted_ms: None when nothing was predicted.
-        measured_ms: `p50` and `p90` of `metric` in milliseconds, or None when the figures are an estimate.
-        source: `measured`, or how the estimate came about.
-        target: The target's name.
-        uncertainty: Relative half-width of the prediction.
-        full_dtype: Precision of the full model that a budget as a share of it refers to; None without a search.
-        device: What the backend says of the device that was measured.
-    """
-
-    metric: Metric
-    percentile: int = 50
-    budget_ms: float | None
-    predicted_ms: float | None
-    measured_ms: Mapping[str, float] | None
-    source: Source
-    target: str
-    workload: Workload
-    uncertainty: float | None = None
-    full_dtype: str | None = None
-    device: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def is_estimate(self) -> bool:
-        """Whether the target itself was never asked."""
-        return self.source != "measured"
-
-    @property
-    def actual_ms(self) -> float | None:
-        """What counts against the budget: the measured percentile, or the estimate where there is none."""
-        return self.measured_ms[f"p{self.percentile}"] if self.measured_ms else self.predicted_ms
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FullModelRecord:
-    """What the uncut model would give in one precision: what the artifact is to be compared with.
-
-    Attributes:
-        latency_ms: The metric and percentile of the artifact's `latency`.
-        source: Whether `latency_ms` was measured (on a graph of its dims), or how the estimate came about.
-        quality: The metric of the artifact's `quality`, rounding included; None where it is not known.
-        keeps_budget: Whether it would keep every budget; None without one.
-        rounding: Whether `quality` is that of integers chosen with data, where the precision has such; else None.
-    """
-
-    dtype: str
-    latency_ms: float
-    source: Source
-    quality: Mapping[str, float] | None = None
-    keeps_budget: bool | None = None
-    rounding: RoundingHow | None = None
-
-    @property
-    def rounding_words(self) -> str:
-        """How it was rounded, where there are two ways; else empty."""
-        return {"data": "rounded with data", "nearest": "rounded to nearest", None: ""}[self.rounding]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerificationRecord:
-    """The files, re-opened from disk, against the masked supernet: the worst of all formats.
-
-    Attributes:
-        mean_kl: KL divergence of quantized formats from the same shape unquantized, in nats per token. None, and not
-            in the JSON, if nothing is quantized.
-        perplexity_ratio: How many times the perplexity of that shape they have, likewise.
-    """
-
-    max_abs_diff: float
-    max_rel_diff: float
-    greedy_tokens_equal: bool
-    mean_kl: float | None = None
-    perplexity_ratio: float | None = None
-
-    def to_json(self) -> dict[str, float | bool]:
-        """The figures that there are."""
-        return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ContinuationRecord:
-    """How the files of one format go on after a text, so that another runtime can be asked the same.
-
-    Attributes:
-        prompt: Tokens of the text.
-        tokens: Those that come next, each the likeliest after the ones before it, decoded through the KV cache.
-    """
-
-    format: str
-    prompt: tuple[int, ...]
-    tokens: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RefitRecord:
-    """How the weights were fitted after the cut.
-
-    Attributes:
-        kind: `refit` by least squares, `heal` by distillation from there.
-        sha256: Of the file with the fitted weights.
-        losses: Text -> `full`, `cut` (before it was fitted) and `refit`: nats per token on tokens that nothing was
-            fitted on. `mix` is of the texts that were fitted, the others are from other sources.
-    """
-
-    kind: str
-    sha256: str
-    losses: Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

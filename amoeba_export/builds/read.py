@@ -5,17 +5,18 @@ from __future__ import annotations
 import copy
 import functools
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from amoeba_export.application.request import ExportRequest, check_refit, is_refit_file, read_heal, read_plan
 from amoeba_export.backends.targets import read_target
-from amoeba_export.builds.config import BuildEntry, BuildFile, ModelTable, Shared, WorkloadTable
+from amoeba_export.builds.config import BuildEntry, BuildFile, ModelTable, Shared
 from amoeba_export.builds.entry import Entry
+from amoeba_export.builds.explained import choices, explained, remove, sentence, table_at
 from amoeba_export.builds.positions import Path as Place
 from amoeba_export.builds.positions import key_lines, line_of
 from amoeba_export.errors import AmoebaError, BadConfig, NotFound, nearest
@@ -127,14 +128,14 @@ class _Reader:
             except ValidationError as error:
                 for detail in error.errors():
                     place = detail["loc"]
-                    self.add(place, *_explained(detail, place))
+                    self.add(place, *explained(detail, place))
                     self._spoiled.add(place[:2])
                     if len(place) > 1 and detail["type"] == "missing":
-                        _table_at(data, place[:-1])[place[-1]] = f"build-{place[1]}"
-                    elif not place or _table_at(data, ()).get(place[0]) is None:
+                        table_at(data, place[:-1])[place[-1]] = f"build-{place[1]}"
+                    elif not place or table_at(data, ()).get(place[0]) is None:
                         self.finish()
                     else:
-                        _remove(data, place)
+                        remove(data, place)
 
     def model(self, table: ModelTable | None, *, relative: bool = False) -> str:
         """What `load_supernet` takes; `relative` leaves a path as it is, to be looked for by who loads it."""
@@ -178,7 +179,7 @@ class _Reader:
         recipes = _shipped_recipes()
         if not values["recipe"].endswith(".toml") and values["recipe"] not in recipes:
             hint = nearest(values["recipe"], recipes)
-            self.add(where("recipe"), f"there is no recipe named '{values['recipe']}'.{hint}", _choices(recipes))
+            self.add(where("recipe"), f"there is no recipe named '{values['recipe']}'.{hint}", choices(recipes))
         for key in ("adapters", "calibration_data"):
             for path in values[key]:
                 self._exists(where(key), path)
@@ -273,7 +274,7 @@ class _Reader:
         try:
             read()
         except AmoebaError as error:
-            self.add(place, _sentence(error.what), (error.next_step or "Correct it").rstrip("."))
+            self.add(place, sentence(error.what), (error.next_step or "Correct it").rstrip("."))
 
     def _exists(self, place: Place, text: str) -> bool:
         if self._at(text).exists():
@@ -290,73 +291,6 @@ class _Reader:
 @functools.cache
 def _shipped_recipes() -> frozenset[str]:
     return frozenset(recipe.stem for recipe in data_dir("calibration").glob("*.toml"))
-
-
-def _explained(detail: Mapping[str, Any], place: Place) -> tuple[str, str]:
-    """What pydantic found, and the fix, in our words."""
-    kind, key = detail["type"], ".".join(str(part) for part in place if isinstance(part, str))
-    if kind == "extra_forbidden":
-        known = _keys_at(place[:-1])
-        return f"{key}: there is no such key.{nearest(str(place[-1]), known)}".rstrip("."), _choices(known)
-    if kind == "missing":
-        return f"{key} is missing", f'Add {place[-1]} = "..."'
-    if kind == "literal_error":
-        return f"{key} cannot be {detail['input']!r}", f"Choose {detail['ctx']['expected']}"
-    if kind == "string_pattern_mismatch":
-        return f"{key} cannot be {detail['input']!r}", "Use letters, digits, '.', '_' and '-', a letter or digit first"
-    if kind == "model_type":
-        brackets = f"[[{key}]]" if isinstance(place[-1], int) else f"[{key}]"
-        return f"{key} must be a table", f"Write {brackets} on a line of its own, and its keys below"
-    wrong = detail["msg"][0].lower() + detail["msg"][1:]
-    if kind == "tuple_type":
-        table = place == ("build",)
-        return (
-            f"{key} must be a list",
-            "Write [[build]] with double brackets" if table else f'Write {place[-1]} = ["..."]',
-        )
-    return f"{key}: {wrong}, not {detail['input']!r}", "Correct the value"
-
-
-def _table_at(data: Any, place: Place) -> Any:
-    """What stands at `place`."""
-    for part in place:
-        data = data[part]
-    return data
-
-
-def _remove(data: dict[str, Any], place: Place) -> None:
-    """Take out what stands at `place`; an item of an array goes with its array, but for an array of tables."""
-    while (isinstance(place[-1], int) and place[0] != "build") or (isinstance(place[-1], int) and len(place) > 2):
-        place = place[:-1]
-    parent = _table_at(data, place[:-1])
-    if isinstance(parent, dict):
-        parent.pop(place[-1], None)
-        if place[0] == "build" and place[-1] == "name":  # required: it would be missed next
-            parent["name"] = f"build-{place[1]}"
-    else:
-        parent[place[-1]] = {"name": f"build-{place[-1]}", "shape": "1x1"}
-
-
-def _keys_at(place: Place) -> list[str]:
-    """The keys that the table at `place` may have."""
-    model: type[BaseModel] = BuildFile
-    tables: dict[str, type[BaseModel]] = {"model": ModelTable, "defaults": Shared, "build": BuildEntry}
-    for part in place:
-        if part == "workload":
-            model = WorkloadTable
-        elif isinstance(part, str):
-            model = tables.get(part, model)
-    return sorted(model.model_fields)
-
-
-def _choices(names: Any) -> str:
-    return f"Choose one of: {', '.join(sorted(names))}"
-
-
-def _sentence(text: str) -> str:
-    """A message inside a list: no capital, no full stop, on one line."""
-    text = " ".join(text.split()).rstrip(".")
-    return text[0].lower() + text[1:]
 
 
 def _line_in(message: str, path: Path) -> int:

@@ -14,14 +14,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
 from amoeba_export.errors import InputError
+from amoeba_export.finetune.rows import HeldOrder, Kept, Projection, contract, expand, rows_of
 from amoeba_export.finetune.smol import LowRank, Pair
 from amoeba_export.ir import Architecture, Family, LayerPlan, Role, Strategy, SubnetPlan
 from amoeba_export.ir.family import LAYER_ROLES, LINEARS
@@ -29,43 +29,6 @@ from amoeba_export.model.function import ACTIVATIONS, Place, attention
 
 Frozen = Callable[..., nn.Parameter]
 """Reads a source weight as a parameter that is not trained: `(name, order=None, *, transposed=False)`."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Kept:
-    """Rows of a weight that are kept.
-
-    Attributes:
-        held: Where they are in the weight as it is held.
-        source: Where the same rows are in the source weight, and in its low-rank change; None for all, in order.
-    """
-
-    held: slice | torch.Tensor
-    source: torch.Tensor | None
-
-
-class HeldOrder:
-    """The order in which a layer holds its heads, or neurons: `block` rows of a weight each.
-
-    Attributes:
-        rows: Source row of every held row; None where the order is the source's.
-    """
-
-    def __init__(self, units: torch.Tensor, block: int) -> None:
-        self._units, self._block = units, block
-        self.rows = None if torch.equal(units, torch.arange(len(units))) else _rows(units, block)
-
-    def keep(self, units: tuple[int, ...], device: torch.device) -> Kept:
-        """The rows of `units`, which are source indices."""
-        is_kept = torch.zeros(len(self._units), dtype=torch.bool)
-        is_kept[list(units)] = True
-        held = is_kept[self._units].nonzero()[:, 0]
-        in_source = _rows(self._units[held], self._block).to(device)
-        is_first = torch.equal(held, torch.arange(len(held)))
-        return Kept(
-            held=slice(0, len(held) * self._block) if is_first else _rows(held, self._block).to(device),
-            source=None if len(held) == len(self._units) and self.rows is None else in_source,
-        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,7 +67,7 @@ class SlicedLayer(nn.Module):
         self._family, self._layer = family, layer
         self._has = {(t.role, t.name.rpartition(".")[2]) for t in family.layer if architecture.has(t)}
         groups_K, neurons_F = _best_first(strategy, architecture, layer)
-        self._head_order = HeldOrder(_rows(groups_K, architecture.heads_per_kv), architecture.head_dim)
+        self._head_order = HeldOrder(rows_of(groups_K, architecture.heads_per_kv), architecture.head_dim)
         self._group_order = HeldOrder(groups_K, architecture.head_dim)
         self._neuron_order = HeldOrder(neurons_F, 1)
         query, kv, ffn = self._head_order.rows, self._group_order.rows, self._neuron_order.rows
@@ -171,7 +134,7 @@ class SlicedLayer(nn.Module):
     def _attention(
         self, x_BTD: torch.Tensor, place: Place, cut: LayerCut, low_rank: LowRank, bias_D: torch.Tensor | None
     ) -> torch.Tensor:
-        q, k, v = _expand(
+        q, k, v = expand(
             self._norm("attn_in_norm", x_BTD),
             Projection(self.q_QD, self._bias("q"), cut.query, self._pair("q", low_rank)),
             Projection(self.k_KD, self._bias("k"), cut.kv, self._pair("k", low_rank)),
@@ -187,71 +150,16 @@ class SlicedLayer(nn.Module):
             q_norm=functools.partial(self._norm, "q_norm") if has_norms else None,
             k_norm=functools.partial(self._norm, "k_norm") if has_norms else None,
         )
-        return _contract(y_BTQ, self.o_QD, bias_D, cut.query, self._pair("o", low_rank))
+        return contract(y_BTQ, self.o_QD, bias_D, cut.query, self._pair("o", low_rank))
 
     def _ffn(self, x_BTD: torch.Tensor, cut: LayerCut, low_rank: LowRank, bias_D: torch.Tensor | None) -> torch.Tensor:
-        gate, up = _expand(
+        gate, up = expand(
             self._norm("ffn_in_norm", x_BTD),
             Projection(self.gate_FD, self._bias("gate"), cut.ffn, self._pair("gate", low_rank)),
             Projection(self.up_FD, self._bias("up"), cut.ffn, self._pair("up", low_rank)),
         )
         act = ACTIVATIONS[self.architecture.activation]
-        return _contract(act(gate) * up, self.down_FD, bias_D, cut.ffn, self._pair("down", low_rank))
-
-
-class Projection(NamedTuple):
-    """A linear weight [O, I] with its bias [O], the rows of both that are kept, and the weight's low-rank change."""
-
-    w_OI: torch.Tensor
-    bias_O: torch.Tensor | None
-    kept: Kept
-    pair: Pair | None
-
-
-def _expand(x_BTI: torch.Tensor, *projections: Projection) -> list[torch.Tensor]:
-    """X @ W[kept].T + bias[kept] for each, with the low-rank change of those rows. All A are one product."""
-    ys = [
-        functional.linear(x_BTI, _held(one.w_OI, one.kept), None if one.bias_O is None else _held(one.bias_O, one.kept))
-        for one in projections
-    ]
-    changed = [(i, one.kept, one.pair) for i, one in enumerate(projections) if one.pair is not None]
-    if not changed:
-        return ys
-    a_RI = torch.cat([a_RI for _, _, (a_RI, _) in changed])
-    low_BTR = functional.linear(x_BTI, a_RI.to(x_BTI.dtype))
-    parts = torch.split(low_BTR, [len(a_RI) for _, _, (a_RI, _) in changed], dim=-1)
-    for (i, kept, (_, b_OR)), part_BTR in zip(changed, parts, strict=True):
-        b_OR = b_OR if kept.source is None else b_OR.index_select(0, kept.source)
-        ys[i] = _add_product(ys[i], part_BTR, b_OR)
-    return ys
-
-
-def _contract(
-    x_BTI: torch.Tensor, w_IO: torch.Tensor, bias_O: torch.Tensor | None, kept: Kept, pair: Pair | None
-) -> torch.Tensor:
-    """X @ W[kept] + bias for a transposed weight, of which those rows are what `x` has left."""
-    y_BTO = x_BTI @ _held(w_IO, kept)
-    if bias_O is not None:
-        y_BTO = y_BTO + bias_O
-    if pair is None:
-        return y_BTO
-    a_RI, b_OR = pair
-    a_RI = a_RI if kept.source is None else a_RI.index_select(1, kept.source)
-    return _add_product(y_BTO, functional.linear(x_BTI, a_RI.to(x_BTI.dtype)), b_OR)
-
-
-def _add_product(y_BTO: torch.Tensor, low_BTR: torch.Tensor, b_OR: torch.Tensor) -> torch.Tensor:
-    y = torch.addmm(y_BTO.flatten(0, 1), low_BTR.flatten(0, 1), b_OR.to(y_BTO.dtype).t())
-    return y.view(y_BTO.shape)
-
-
-def _held(weight: torch.Tensor, kept: Kept) -> torch.Tensor:
-    return weight[kept.held] if isinstance(kept.held, slice) else weight.index_select(0, kept.held)
-
-
-def _rows(units: torch.Tensor, block: int) -> torch.Tensor:
-    """Row indices of blocks of `block` rows."""
-    return (units[:, None] * block + torch.arange(block)).flatten()
+        return contract(act(gate) * up, self.down_FD, bias_D, cut.ffn, self._pair("down", low_rank))
 
 
 def _best_first(strategy: Strategy | None, architecture: Architecture, layer: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,37 +1,24 @@
-"""Which transformers model a cut model is, and its `config.json`.
-
-A stock type is chosen wherever one computes the same function, so that the folder loads everywhere without code of
-ours. The rest is `amoeba` (`modeling_amoeba.py`, beside the weights).
-"""
+"""The `config.json` of a cut model. Which transformers model it is: `model_type.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
 from typing import Any
 
-from amoeba_export.errors import NotRepresentable, UnsupportedModel
+from amoeba_export.formats.model_type import AMOEBA, container_type, switches
 from amoeba_export.ir import (
     Architecture,
     DenseArchitecture,
-    Family,
-    LayerDims,
     LayerKind,
     Rope,
     Subnet,
     SubnetPlan,
-    TensorSpec,
 )
-from amoeba_export.ir.family import FEATURE_WORDS, FEATURES, Feature, Role
-from amoeba_export.load.family_file import FamilyFile, read_family, supported_families
+from amoeba_export.load.family_file import FamilyFile, read_family
 from amoeba_export.load.kinds import TYPES_KEY
 from amoeba_export.model.foreign_code import AUTO_MAP
-from amoeba_export.shown import an
 
-AMOEBA = "amoeba"
 _AMOEBA_CLASS = "AmoebaForCausalLM"
 
-_STOCK = ("mistral", "llama", "granite")
-"""Types that hold other families' cuts, the simplest first."""
 
 _NUMBERS = ("embedding_scale", "residual_scale", "logits_divisor", "attention_scale")
 """Facts that a stock type has keys for and other families do not vary."""
@@ -44,100 +31,6 @@ _NOT_CARRIED = (
     *("_name_or_path", "transformers_version", "torch_dtype", "auto_map", "rope_scaling", "pretraining_tp"),
     *("attn_implementation", "_attn_implementation"),  # may name code, and says how to compute, not what
 )
-
-
-def check_family(dense: DenseArchitecture) -> None:
-    """Raise `UnsupportedModel` for a family that has no file: what it computes is not known."""
-    if dense.base.family not in supported_families():
-        raise UnsupportedModel(dense.base.family, supported_families())
-
-
-def check_features(container: str, dense: DenseArchitecture, computes: Collection[Feature]) -> None:
-    """Refuse a model with something that `container` does not compute.
-
-    Raises:
-        NotRepresentable: Naming what it is.
-    """
-    if missing := [FEATURE_WORDS[feature] for feature in FEATURES if feature in dense.base.features - set(computes)]:
-        reason = f"{an(dense.base.family)} with {', '.join(missing)} is not written as {container} yet"
-        raise NotRepresentable(container, reason, ("--format safetensors",))
-
-
-def container_type(dense: DenseArchitecture) -> str:
-    """The `model_type` that holds `dense`.
-
-    Whole layers: the source's own type. Layers that differ, or a block that is gone: `amoeba`. Else the first of the
-    source's own type, `_STOCK` and `amoeba` that holds its biases, windows and heads.
-
-    Raises:
-        UnsupportedModel: As `check_family`.
-    """
-    check_family(dense)
-    if dense.has_whole_layers:
-        return dense.base.family
-    dims = dense.layers[0]
-    if not dense.is_uniform or not dims.num_heads or not dims.ffn_size:
-        return AMOEBA
-    candidates = (dense.base.family, *(name for name in _STOCK if name != dense.base.family))
-    return next((name for name in candidates if _holds(read_family(name), dense)), AMOEBA)
-
-
-def _holds(file: FamilyFile, dense: DenseArchitecture) -> bool:
-    """Whether a stock type computes uniform layers of `dense`."""
-    base, dims = dense.base, dense.layers[0]
-    if file.family.model_type != base.family:
-        own_kinds = base.sliding_window is not None and "sliding_window" not in file.config
-        if base.features or base.qk_norm or own_kinds:
-            return False
-    if file.even_heads and base.hidden_size % dims.num_heads:
-        return False
-    if file.head_dim_follows and base.rope_scaling and base.hidden_size != dims.num_heads * base.head_dim:
-        return False
-    wanted = {
-        "qkv_bias": dims.qkv_bias,
-        "o_bias": dims.o_bias,
-        "mlp_bias": dims.gate_up_bias or dims.down_bias,
-    }
-    return all(file.constants[flag] == is_wanted for flag, is_wanted in wanted.items() if flag in file.constants)
-
-
-def zero_biases(dense: DenseArchitecture, family: Family) -> Iterator[TensorSpec]:
-    """Biases that the container's type has and the model does not: stock types switch several with one key."""
-    for idx, dims in enumerate(dense.layers):
-        for role, size in _zero_bias_sizes(dense, dims):
-            yield TensorSpec(name=family.bias(role, idx), shape=(size,))
-
-
-def num_zero_biases(dense: DenseArchitecture) -> int:
-    """Numbers in `zero_biases`."""
-    return sum(size for dims in dense.layers for _, size in _zero_bias_sizes(dense, dims))
-
-
-def _zero_bias_sizes(dense: DenseArchitecture, dims: LayerDims) -> Iterator[tuple[Role, int]]:
-    model_type = container_type(dense)
-    if model_type == AMOEBA:
-        return
-    base, switches = dense.base, _switches(read_family(model_type), dims)
-    query, kv = dims.num_heads * base.head_dim, dims.num_kv_heads * base.head_dim
-    table: tuple[tuple[Role, str, bool, int], ...] = (
-        ("q", "qkv_bias", dims.qkv_bias, query),
-        ("k", "qkv_bias", dims.qkv_bias, kv),
-        ("v", "qkv_bias", dims.qkv_bias, kv),
-        ("o", "o_bias", dims.o_bias, base.hidden_size),
-        ("gate", "mlp_bias", dims.gate_up_bias, dims.ffn_size),
-        ("up", "mlp_bias", dims.gate_up_bias, dims.ffn_size),
-        ("down", "mlp_bias", dims.down_bias, base.hidden_size),
-    )
-    for role, flag, is_there, size in table:
-        if switches.get(flag, False) and not is_there:
-            yield role, size
-
-
-def _switches(file: FamilyFile, dims: LayerDims) -> dict[str, bool]:
-    """What a type's keys for biases must say, by `Architecture` flag. Flags of one key have one value."""
-    wanted = {"qkv_bias": dims.qkv_bias, "o_bias": dims.o_bias, "mlp_bias": dims.gate_up_bias or dims.down_bias}
-    keys = {flag: file.key(flag) for flag in wanted if flag not in file.constants}
-    return {flag: any(wanted[other] for other in keys if keys[other] == key) for flag, key in keys.items()}
 
 
 def dense_config(subnet: Subnet, *, dtype: str) -> dict[str, Any]:
@@ -223,12 +116,12 @@ def _built(dense: DenseArchitecture, model_type: str, plan: SubnetPlan) -> dict[
     if model_type == AMOEBA:
         return config | _per_layer(dense)
     file = read_family(model_type)
-    switches = {str(file.key(flag)): value for flag, value in _switches(file, first).items()}
+    biases = {str(file.key(flag)): value for flag, value in switches(file, first).items()}
     if model_type == base.family and (base.features or file.family.fused):
         keys = ("num_heads", "num_kv_heads", "ffn_size")
         dims = {str(file.key(name)): getattr(first, name) for name in keys}
-        return _cut_in_depth(dense, plan) | dims | switches
-    return config | switches | _facts(base, file)
+        return _cut_in_depth(dense, plan) | dims | biases
+    return config | biases | _facts(base, file)
 
 
 def _facts(base: Architecture, file: FamilyFile) -> dict[str, Any]:

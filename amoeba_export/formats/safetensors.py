@@ -1,8 +1,4 @@
-"""A Hugging Face folder: `config.json`, safetensors shards written weight by weight, tokenizer, model card.
-
-The header of every shard is known before the first weight, so space is reserved, and each weight goes straight to its
-place. Nothing but the weight at hand is in memory.
-"""
+"""A Hugging Face folder: `config.json`, the weights (`shards.py`), tokenizer, model card."""
 
 from __future__ import annotations
 
@@ -10,22 +6,13 @@ import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from amoeba_export.errors import DiskFull, NotRepresentable, WeightsMismatch
-from amoeba_export.formats.config import (
-    AMOEBA,
-    check_family,
-    container_type,
-    dense_config,
-    num_zero_biases,
-    zero_biases,
-)
+from amoeba_export.errors import NotRepresentable
+from amoeba_export.formats.config import dense_config
 from amoeba_export.formats.equalize import Equalizer
+from amoeba_export.formats.model_type import AMOEBA, check_family, container_type, num_zero_biases, zero_biases
 from amoeba_export.formats.packed import (
     SCHEMES,
     PackedWriter,
@@ -36,24 +23,17 @@ from amoeba_export.formats.packed import (
     quantization_config,
     round_to_nearest,
 )
-from amoeba_export.formats.reserved import ReservedFile
+from amoeba_export.formats.shards import MAX_SHARD_BYTES, NOTHING, SafetensorsWriter
 from amoeba_export.formats.sidecars import copy_generation_config, copy_license, copy_tokenizer, write_model_card
 from amoeba_export.formats.sizes import WeightBytes, sum_bytes
 from amoeba_export.ir import Architecture, ContainerLimits, DenseArchitecture, Family, Subnet, TensorSpec, Writer
 from amoeba_export.ir.dtype import DTYPES, FLOATS, SOURCE
-from amoeba_export.ir.safetensors_header import safetensors_header
 from amoeba_export.load.family_file import read_family
 from amoeba_export.model.foreign_code import MODELING, modeling_file
 from amoeba_export.shown import an
 
 default_dtype = SOURCE
 dtypes = (SOURCE, *FLOATS, *SCHEMES)
-
-MAX_SHARD_BYTES = 5_000_000_000
-"""As the Hugging Face hub cuts large models."""
-
-_CHUNK_BYTES = 32 << 20
-"""How much of a weight is converted at once: a 7B embedding in fp32 would be half a gigabyte."""
 
 
 def check(dense: DenseArchitecture, *, dtype: str) -> None:
@@ -184,139 +164,3 @@ def _fused(specs: Sequence[TensorSpec], family: Family) -> dict[str, str]:
         for name, place in places.items()
         if place.role in modules
     }
-
-
-NOTHING: Mapping[str, str] = {}
-_Dtypes = Mapping[str, torch.dtype]
-
-
-@dataclass(frozen=True, slots=True)
-class _Shard:
-    path: Path
-    header: bytes
-    offsets: dict[str, int]
-    size_bytes: int
-
-
-class SafetensorsWriter:
-    """Shards whose headers are written first, and weights that may come in any order.
-
-    Args:
-        folder: Where the shards go.
-        specs: Weights that `accept` will be given.
-        zeros: Weights that are zero and never given. Their place in the file is left as it was reserved.
-        fused: Weight -> the weight of the file that it is part of, one under the other in the order of `specs`.
-        dtype: Of weights that do not say theirs.
-        limit: No shard with more than one weight has more bytes of weights.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        specs: Sequence[TensorSpec],
-        *,
-        zeros: Sequence[TensorSpec],
-        fused: Mapping[str, str] = NOTHING,
-        dtype: torch.dtype,
-        limit: int,
-    ) -> None:
-        self._folder = folder
-        self._missing = {spec.name: spec.shape for spec in specs}
-        self._dtypes = {spec.name: spec.dtype or dtype for spec in (*specs, *zeros)}
-        stored = _together(specs, fused)
-        kinds = self._dtypes | {fused[spec.name]: self._dtypes[spec.name] for spec in specs if spec.name in fused}
-        shards = _lay_out(folder, [*stored, *zeros], kinds, limit)
-        self._place = {name: (shard, offset) for shard in shards for name, offset in shard.offsets.items()}
-        filled: dict[str, int] = {}
-        for spec in specs:
-            if (whole := fused.get(spec.name)) is not None:
-                shard, offset = self._place[whole]
-                self._place[spec.name] = (shard, offset + filled.get(whole, 0))
-                filled[whole] = filled.get(whole, 0) + math.prod(spec.shape) * kinds[whole].itemsize
-        needed = sum(shard.size_bytes for shard in shards)
-        if (free := shutil.disk_usage(folder).free) < needed:  # all shards together, before the first one
-            raise DiskFull(folder, needed, free)
-        self._files = {shard.path: ReservedFile(shard.path, shard.size_bytes) for shard in shards}
-        for shard in shards:
-            self._files[shard.path].write(shard.header, 0)
-        if len(shards) > 1:
-            weight_map = {name: shard.path.name for shard in shards for name in shard.offsets}
-            weight_map = dict(sorted(weight_map.items()))
-            total = sum(shard.size_bytes - len(shard.header) for shard in shards)
-            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            text = json.dumps(index, indent=2) + "\n"
-            (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
-
-    def accept(self, name: str, weight: torch.Tensor) -> None:
-        """Write one weight to its place.
-
-        Raises:
-            WeightsMismatch: It is unknown, given twice, or of another shape.
-            NotRepresentable: fp16 cannot hold its values.
-            DiskFull: The space that was reserved is not there after all.
-        """
-        expected = self._missing.get(name)
-        if expected != tuple(weight.shape):
-            known = "was given twice" if name in self._place else "is not part of this model"
-            problem = f"is {list(weight.shape)}, not {list(expected)}" if expected else known
-            raise WeightsMismatch([f"{name} {problem}"], where=self._folder)
-        shard, offset = self._place[name]
-        flat = weight.reshape(-1)
-        dtype = self._dtypes[name]
-        step = _CHUNK_BYTES // dtype.itemsize
-        for start in range(0, flat.numel(), step):
-            part = flat[start : start + step].to(dtype)
-            if dtype is torch.float16 and not torch.isfinite(torch.stack(torch.aminmax(part))).all():
-                raise NotRepresentable("fp16", f"values of {name} exceed its range", ("--dtype bf16", "--dtype fp32"))
-            data = part.view(torch.uint8).numpy().data
-            self._files[shard.path].write(data, offset + start * dtype.itemsize)
-        del self._missing[name]
-
-    def close(self) -> None:
-        """Close the shards, unsynced. Raises `WeightsMismatch` when a weight was not given."""
-        for file in self._files.values():
-            file.close()
-        self._files = {}
-        if self._missing:
-            raise WeightsMismatch([f"{name} is missing" for name in self._missing], where=self._folder)
-
-
-def _together(specs: Sequence[TensorSpec], fused: Mapping[str, str]) -> list[TensorSpec]:
-    """What the file has: weights that are parts of one stand together, where the first of them stood."""
-    stored: dict[str, TensorSpec] = {}
-    for spec in specs:
-        name = fused.get(spec.name, spec.name)
-        rows = stored[name].shape[0] if name in stored else 0
-        shape = (rows + spec.shape[0], *spec.shape[1:])
-        stored[name] = TensorSpec(name=name, shape=shape, dtype=spec.dtype)
-    return list(stored.values())
-
-
-def _lay_out(folder: Path, specs: Sequence[TensorSpec], dtypes: _Dtypes, limit: int) -> list[_Shard]:
-    """Assign weights to shards in order and compute each shard's header."""
-    groups: list[list[TensorSpec]] = [[]]
-    filled = 0
-    for spec in sorted(specs, key=_by_layer):
-        size = math.prod(spec.shape) * dtypes[spec.name].itemsize
-        if groups[-1] and filled + size > limit:
-            groups.append([])
-            filled = 0
-        groups[-1].append(spec)
-        filled += size
-    shards = []
-    for number, group in enumerate(groups, 1):
-        single = len(groups) == 1
-        name = "model.safetensors" if single else f"model-{number:05}-of-{len(groups):05}.safetensors"
-        shards.append(_shard(folder / name, group, dtypes))
-    return shards
-
-
-def _by_layer(spec: TensorSpec) -> int:
-    """Zero biases join the layer that they belong to; Python's sort keeps the order otherwise."""
-    parts = spec.name.split(".")
-    return int(parts[2]) if parts[1] == "layers" else -1
-
-
-def _shard(path: Path, specs: Sequence[TensorSpec], dtypes: _Dtypes) -> _Shard:
-    header, offsets, size_bytes = safetensors_header(specs, dtypes, metadata={"format": "pt"})
-    return _Shard(path, header, offsets, size_bytes)

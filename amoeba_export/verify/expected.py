@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from amoeba_export.ir import Axis, LayerPlan, SubnetPlan, Supernet, TensorSource, TensorTemplate
-from amoeba_export.verify.masked import Unmerged
 from amoeba_export.verify.stored.tensor import Wanted
+from amoeba_export.verify.unmerged import Unmerged
 
 _MERGED = 1e-5
 """Slack of what was computed, as a share of the largest value of the weight: two ways of adding in fp32."""

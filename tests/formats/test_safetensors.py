@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from amoeba_export.errors import DiskFull, NotRepresentable, WeightsMismatch
-from amoeba_export.formats import safetensors
+from amoeba_export.formats import safetensors, shards
 from amoeba_export.formats.safetensors import open_writer
 from amoeba_export.ir import Subnet, SubnetPlan, Supernet
 from amoeba_export.materialize import materialize_subnet
@@ -159,7 +159,7 @@ def test_weights_may_come_in_any_order(subnet: Subnet, tmp_path: Path) -> None:
 def test_dtypes_are_converted_in_pieces_and_declared(
     subnet: Subnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, torch_dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(safetensors, "_CHUNK_BYTES", 1000)
+    monkeypatch.setattr(shards, "_CHUNK_BYTES", 1000)
     folder = write(subnet, tmp_path / "out", dtype=dtype)
     config = json.loads((folder / "config.json").read_text())
     assert config["dtype"] == config["torch_dtype"] == str(torch_dtype).removeprefix("torch.")

@@ -10,7 +10,8 @@ import transformers
 
 from amoeba_export.errors import UnsupportedModel
 from amoeba_export.formats import FORMATS
-from amoeba_export.formats.config import container_type, dense_config, graph_config, num_zero_biases, zero_biases
+from amoeba_export.formats.config import dense_config, graph_config
+from amoeba_export.formats.model_type import container_type, num_zero_biases, zero_biases
 from amoeba_export.ir import Architecture, DenseArchitecture, LayerDims, SubnetPlan
 from amoeba_export.load.family_file import read_family, supported_families
 from amoeba_export.materialize import materialize_subnet

@@ -11,7 +11,7 @@ import pytest
 
 from amoeba_export.errors import NotRepresentable, WeightsMismatch
 from amoeba_export.formats import FORMATS
-from amoeba_export.formats.safetensors import SafetensorsWriter
+from amoeba_export.formats.shards import SafetensorsWriter
 from amoeba_export.formats.write import Cut, format_dtypes, write_cuts, write_formats
 from amoeba_export.ir import SubnetPlan, Supernet
 from amoeba_export.materialize import materialize_subnet, stream_subnets

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from amoeba_export.formats.config import container_type
+from amoeba_export.formats.model_type import container_type
 from amoeba_export.ir import Shape, Supernet
 from amoeba_export.ir.derive import derive_plan
 from amoeba_export.load import load_supernet

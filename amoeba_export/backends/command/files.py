@@ -118,7 +118,7 @@ def _random_safetensors(subject: Subject, folder: Path, options: Any) -> None:
     """A Hugging Face folder without a tokenizer, which nobody has for bare dims."""
     import torch
 
-    from amoeba_export.formats.safetensors import MAX_SHARD_BYTES, SafetensorsWriter
+    from amoeba_export.formats.shards import MAX_SHARD_BYTES, SafetensorsWriter
     from amoeba_export.model.foreign_code import MODELING, modeling_file
     from amoeba_export.model.opening import blank_model, read_config
 

@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 
 from amoeba_export.errors import NotRepresentable
-from amoeba_export.formats.config import check_family
 from amoeba_export.formats.gguf.architecture import able_architectures, choose_architecture
 from amoeba_export.formats.gguf.k_quants import K_QUANTS
 from amoeba_export.formats.gguf.layout import expected_tensors, written_layers
 from amoeba_export.formats.gguf.writer import QUANTIZATIONS, GgufWriter, tensor_bytes, tensor_type
+from amoeba_export.formats.model_type import check_family
 from amoeba_export.formats.sizes import WeightBytes, sum_bytes
 from amoeba_export.ir import Architecture, ContainerLimits, DenseArchitecture, LayerDims, Subnet
 from amoeba_export.ir.dtype import DTYPES

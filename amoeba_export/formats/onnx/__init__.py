@@ -11,7 +11,8 @@ import json
 from pathlib import Path
 
 from amoeba_export.errors import NotRepresentable, UnknownName
-from amoeba_export.formats.config import check_family, check_features, graph_config
+from amoeba_export.formats.config import graph_config
+from amoeba_export.formats.model_type import check_family, check_features
 from amoeba_export.formats.onnx.genai import genai_config
 from amoeba_export.formats.onnx.ort import HEAD_MULTIPLE
 from amoeba_export.formats.onnx.precision import PRECISIONS

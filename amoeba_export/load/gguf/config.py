@@ -12,7 +12,8 @@ from amoeba_export.gguf_file import GgufFile
 from amoeba_export.ir import Architecture
 from amoeba_export.llama_cpp.architectures import gguf_place
 from amoeba_export.load.family_file import FamilyFile
-from amoeba_export.load.gguf.metadata import NEXT_STEP, LayerSize, Metadata, decimal
+from amoeba_export.load.gguf.keys import NEXT_STEP, decimal
+from amoeba_export.load.gguf.metadata import LayerSize, Metadata
 from amoeba_export.load.gguf.rope import llama3_parameters
 from amoeba_export.load.kinds import FULL, SLIDING, TYPES_KEY
 

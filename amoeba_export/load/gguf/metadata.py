@@ -1,19 +1,16 @@
 """What the metadata of a GGUF file says of the function, as a config of transformers.
 
-llama.cpp computes from the keys of its architecture and ignores what it does not know. Here every key is read, or
-known to change nothing, or refused by name: a key that is new to us may be one that scales, caps or masks something.
+Every key is read, or known to change nothing, or refused by name: see `keys.py`.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from amoeba_export.errors import DamagedFile, MixtureOfExperts, UnsupportedError, UnsupportedModel
 from amoeba_export.gguf_file import GgufFile
@@ -25,28 +22,7 @@ from amoeba_export.llama_cpp.architectures import (
     score_scale,
 )
 from amoeba_export.load.family_file import read_family, supported_families
-
-NEXT_STEP = "Give the model as a Hugging Face folder instead."
-
-_NEUTRAL: Mapping[str, Collection[Any]] = {
-    "attention.causal": (True,),
-    "attention.clamp_kqv": (0.0,),
-    "attention.max_alibi_bias": (0.0,),
-    "attention.temperature_scale": (0.0,),
-    "attn_logit_softcapping": (0.0,),
-    "embedding_scale": (0.0, 1.0),
-    "expert_count": (0,),
-    "expert_used_count": (0,),
-    "final_logit_softcapping": (0.0,),
-    "logit_scale": (0.0, 1.0),
-    "nextn_predict_layers": (0,),
-    "residual_scale": (0.0, 1.0),
-    "rope.scaling.yarn_log_multiplier": (0.0,),
-}
-"""Key -> the values of it that change nothing. 0 means unset to llama.cpp."""
-
-_DESCRIPTIVE = ("vocab_size", "tensor_data_layout", "use_parallel_residual")
-"""Say nothing that llama.cpp computes with in these architectures; the vocabulary's size is that of the embedding."""
+from amoeba_export.load.gguf.keys import NEXT_STEP, Keys, decimal
 
 _YARN = {"ext_factor": (-1.0, 1.0), "attn_factor": (-1.0, 1.0), "beta_fast": (32.0,), "beta_slow": (1.0,)}
 """`rope.scaling.yarn_*`, which converters write and llama.cpp does not read in these architectures -> what it computes
@@ -104,11 +80,6 @@ class Metadata:
     facts: Mapping[str, float | None]
 
 
-def decimal(value: float) -> float:
-    """The shortest decimal of a number that was rounded to fp32: what it was before."""
-    return float(str(np.float32(value)))
-
-
 def read_metadata(file: GgufFile) -> Metadata:
     """Read every key that changes the function.
 
@@ -130,7 +101,7 @@ def read_metadata(file: GgufFile) -> Metadata:
             raise MixtureOfExperts(name, count, families_by_architecture(), where=file.path)
         raise UnsupportedModel(name, families_by_architecture(), where=file.path)
     arch = ARCHITECTURES[name]
-    keys = _Keys(file, arch)
+    keys = Keys(file, arch)
     num_layers = keys.count("block_count")
     num_heads = keys.per_layer("attention.head_count", num_layers)
     num_kv_heads = keys.per_layer("attention.head_count_kv", num_layers, num_heads)
@@ -173,59 +144,7 @@ def read_metadata(file: GgufFile) -> Metadata:
     return metadata
 
 
-class _Keys:
-    """The keys of the architecture, each of which must be asked for or be harmless."""
-
-    def __init__(self, file: GgufFile, arch: LlamaCppArchitecture) -> None:
-        self._path = file.path
-        self.arch = arch
-        self._arch = arch.name
-        prefix = f"{arch.name}."
-        self._left = {key.removeprefix(prefix): v for key, v in file.fields.items() if key.startswith(prefix)}
-
-    def take(self, key: str, default: Any = None) -> Any:
-        """The value as it is. Raises `DamagedFile` when it is missing and has no default."""
-        value = self._left.pop(key, default)
-        if value is None:
-            raise DamagedFile(self._path, f"it does not say {self._arch}.{key}")
-        return value
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value = self.take(key, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-            raise DamagedFile(self._path, f"{self._arch}.{key} is {str(value)[:60]}, which is no number")
-        return float(value)
-
-    def count(self, key: str, default: int | None = None) -> int:
-        value = self.take(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 31:
-            raise DamagedFile(self._path, f"{self._arch}.{key} is {str(value)[:60]}, which is no size")
-        return value
-
-    def per_layer(self, key: str, num_layers: int, default: list[int] | None = None) -> list[int]:
-        """One number for all layers, or one for each."""
-        value = self.take(key, default)
-        values = value if isinstance(value, list) else [value]
-        sane = all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 1 << 24 for v in values)
-        if not sane or (isinstance(value, list) and len(value) != num_layers) or num_layers > 1 << 16:
-            raise DamagedFile(self._path, f"{self._arch}.{key} does not have a size for each of {num_layers} layers")
-        return values if isinstance(value, list) else values * num_layers
-
-    def refused(self, key: str, value: Any, why: str) -> UnsupportedError:
-        return UnsupportedError(
-            f"A GGUF file with {self._arch}.{key} = {str(value)[:60]} is not supported: {why}.",
-            where=self._path,
-            next_step=NEXT_STEP,
-        )
-
-    def finish(self) -> None:
-        """Refuse what is left and not known to be harmless."""
-        for key, value in self._left.items():
-            if key not in _DESCRIPTIVE and not (isinstance(value, int | float) and value in _NEUTRAL.get(key, ())):
-                raise self.refused(key, value, "we do not know what it changes")
-
-
-def _rope(keys: _Keys, max_positions: int) -> dict[str, Any]:
+def _rope(keys: Keys, max_positions: int) -> dict[str, Any]:
     """As llama.cpp reads it: a factor without a type is linear, YaRN's base context is the trained one."""
     rope: dict[str, Any] = {"rope_theta": decimal(keys.number("rope.freq_base", 10000.0)), "rope_type": "default"}
     legacy = keys.number("rope.scale_linear", 0.0)
@@ -261,7 +180,7 @@ def _rope(keys: _Keys, max_positions: int) -> dict[str, Any]:
     return rope
 
 
-def _windows(keys: _Keys, num_layers: int, max_positions: int) -> tuple[int | None, tuple[bool, ...]]:
+def _windows(keys: Keys, num_layers: int, max_positions: int) -> tuple[int | None, tuple[bool, ...]]:
     """The window, and which layers have it."""
     arch = keys.arch
     window = keys.take("attention.sliding_window", arch.window)
@@ -283,14 +202,14 @@ def _windows(keys: _Keys, num_layers: int, max_positions: int) -> tuple[int | No
     return window, tuple(has_window(arch, layer, pattern) for layer in range(num_layers))
 
 
-def _local_theta(keys: _Keys, theta: float) -> float:
+def _local_theta(keys: Keys, theta: float) -> float:
     if keys.arch.kinds != "listed":
         return theta
     found = decimal(keys.number("rope.freq_base_swa", keys.arch.local_base or theta))
     return theta if keys.arch.one_base else found
 
 
-def _temperature(keys: _Keys, rope: Mapping[str, Any]) -> float | None:
+def _temperature(keys: Keys, rope: Mapping[str, Any]) -> float | None:
     if "query_temperature" not in keys.arch.computes:
         return None
     beta = decimal(keys.number("attention.temperature_scale", 0.0))
@@ -299,7 +218,7 @@ def _temperature(keys: _Keys, rope: Mapping[str, Any]) -> float | None:
     return beta
 
 
-def _facts(keys: _Keys, scale: float, head_dim: int) -> dict[str, float | None]:
+def _facts(keys: Keys, scale: float, head_dim: int) -> dict[str, float | None]:
     """Scales and caps, as llama.cpp takes them where the file does not say."""
     computes, facts = keys.arch.computes, dict[str, float | None]()
     if "logits_divisor" in computes:

@@ -24,7 +24,8 @@ from amoeba_export.llama_cpp.architectures import GgufPlace, gguf_place
 from amoeba_export.load.families import expected_weights, read_architecture
 from amoeba_export.load.family_file import FamilyFile, read_family
 from amoeba_export.load.gguf.config import model_config, rope_tensors
-from amoeba_export.load.gguf.metadata import NEXT_STEP, LayerSize, Metadata, families_by_architecture
+from amoeba_export.load.gguf.keys import NEXT_STEP
+from amoeba_export.load.gguf.metadata import LayerSize, Metadata, families_by_architecture
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
