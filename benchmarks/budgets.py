@@ -27,7 +27,7 @@ import numpy as np
 
 from amoeba_export import ExportRequest
 from amoeba_export.application import pipeline
-from amoeba_export.application.request import read_plan
+from amoeba_export.application.resolve import read_plan
 from amoeba_export.backends import Subject, measure_latency
 from amoeba_export.backends.targets import read_target
 from amoeba_export.cli.console import Talk

@@ -45,7 +45,7 @@ def _no_refit() -> Iterator[None]:
     A process that a test starts knows nothing of it and has to be told.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("amoeba_export.application.request.DEFAULT_REFIT", "off")
+        patch.setattr("amoeba_export.application.resolve.DEFAULT_REFIT", "off")
         yield
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, get_args
 
-from amoeba_export.application.request import read_plan
+from amoeba_export.application.resolve import read_plan
 from amoeba_export.artifact import Manifest, read_manifest
 from amoeba_export.backends import Subject, measure_latency
 from amoeba_export.backends.targets import read_target

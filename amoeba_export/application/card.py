@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from amoeba_export.application.request import read_plan
+from amoeba_export.application.resolve import read_plan
 from amoeba_export.artifact import LatencyRecord, Manifest, read_manifest
 from amoeba_export.errors import DamagedFile, InputError
 from amoeba_export.ir import SubnetPlan, validate

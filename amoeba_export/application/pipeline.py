@@ -15,7 +15,8 @@ from amoeba_export.application.manifest import make_manifest, reference_records
 from amoeba_export.application.picks import make_frontier, pick, pick_quality
 from amoeba_export.application.recovery import recovered
 from amoeba_export.application.refits import with_named_refit
-from amoeba_export.application.request import ExportRequest, Settings, resolve
+from amoeba_export.application.request import ExportRequest, Settings
+from amoeba_export.application.resolve import resolve
 from amoeba_export.application.rounded import with_rounding
 from amoeba_export.application.selection import given_plan, with_strategy
 from amoeba_export.application.session import open_session

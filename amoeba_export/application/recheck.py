@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from amoeba_export.application.manifest import dims_of
-from amoeba_export.application.request import read_plan
+from amoeba_export.application.resolve import read_plan
 from amoeba_export.artifact import MANIFEST_NAME, PLAN_NAME, Manifest, ShapeRecord
 from amoeba_export.errors import NotAsWritten
 from amoeba_export.formats import FORMATS

@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 from amoeba_export.application.refits import REFIT_NAME, healed, refitted, with_named_refit
-from amoeba_export.application.request import DEFAULT_REFIT, ExportRequest, is_refit_file, resolve
+from amoeba_export.application.request import ExportRequest
+from amoeba_export.application.resolve import DEFAULT_REFIT, is_refit_file, resolve
 from amoeba_export.application.selection import given_plan, with_strategy
 from amoeba_export.application.session import Session, open_session
 from amoeba_export.artifact import check_file_destination

@@ -38,7 +38,7 @@ def artifact_subject(folder: Path, container: str | None) -> Subject:
         UnknownName: It does not have the format.
         InputError: It has none that can be evaluated.
     """
-    from amoeba_export.application.request import read_plan
+    from amoeba_export.application.resolve import read_plan
     from amoeba_export.evaluate import ArtifactModel, Subject
     from amoeba_export.verify.reload import open_format
 

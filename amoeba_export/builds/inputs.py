@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from amoeba_export.application.request import ExportRequest, heal_of, is_refit_file, refit_of
+from amoeba_export.application.request import ExportRequest
+from amoeba_export.application.resolve import heal_of, is_refit_file, refit_of
 from amoeba_export.artifact import MANIFEST_NAME, read_manifest, tool_versions
 from amoeba_export.backends.targets import read_target
 from amoeba_export.builds.entry import Entry, LockedEntry

@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from amoeba_export.application.request import ExportRequest, check_refit, is_refit_file, read_heal, read_plan
+from amoeba_export.application.request import ExportRequest
+from amoeba_export.application.resolve import check_refit, is_refit_file, read_heal, read_plan
 from amoeba_export.backends.targets import read_target
 from amoeba_export.builds.config import BuildEntry, BuildFile, ModelTable, Shared
 from amoeba_export.builds.entry import Entry

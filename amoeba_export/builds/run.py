@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from amoeba_export.application.request import searched_dtype
+from amoeba_export.application.resolve import searched_dtype
 from amoeba_export.artifact import read_manifest, tool_versions
 from amoeba_export.backends import find_backend
 from amoeba_export.backends.targets import read_target

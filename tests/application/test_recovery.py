@@ -16,7 +16,7 @@ from amoeba_export import ExportRequest, export
 from amoeba_export.application.pipeline import Replay
 from amoeba_export.application.refit import heal as heal_alone
 from amoeba_export.application.refit import refit as refit_alone
-from amoeba_export.application.request import read_heal
+from amoeba_export.application.resolve import read_heal
 from amoeba_export.errors import BadValue, NothingIsCut, RefitDiffers, UnknownName, UsageError
 from amoeba_export.refit import HealSettings, RefitRecipe
 from tests.listener import Listener
@@ -31,7 +31,7 @@ def tiny_recipe(monkeypatch: pytest.MonkeyPatch, recipe: RefitRecipe) -> None:
 
 
 def set_recipe(monkeypatch: pytest.MonkeyPatch, recipe: RefitRecipe) -> None:
-    for module in ("refits", "request"):
+    for module in ("refits", "resolve"):
         monkeypatch.setattr(f"amoeba_export.application.{module}.load_refit_recipe", lambda name: recipe)
 
 
@@ -168,7 +168,7 @@ def test_a_model_that_cannot_be_refitted_is_exported_as_it_is_cut(
     request_: ExportRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By default, with a warning; not where a refit was asked for."""
-    monkeypatch.setattr("amoeba_export.application.request.DEFAULT_REFIT", "full")
+    monkeypatch.setattr("amoeba_export.application.resolve.DEFAULT_REFIT", "full")
     result = export(dataclasses.replace(request_, refit="off"))
     given = tmp_path / "out" / "plan.json"
     for name in ("tokenizer.json", "tokenizer_config.json"):

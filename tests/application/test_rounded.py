@@ -12,7 +12,7 @@ import torch
 
 from amoeba_export import ExportRequest, export
 from amoeba_export.application import rounded
-from amoeba_export.application.request import resolve
+from amoeba_export.application.resolve import resolve
 from amoeba_export.application.rounded import ROUNDED_NAME
 from amoeba_export.application.session import open_session
 from amoeba_export.application.verify import verify

@@ -11,7 +11,7 @@ import torch
 
 from amoeba_export import ExportRequest, export
 from amoeba_export.application import rounding
-from amoeba_export.application.request import resolve
+from amoeba_export.application.resolve import resolve
 from amoeba_export.application.session import open_session
 from amoeba_export.evaluate import ArtifactModel
 from amoeba_export.evaluate.perplexity import measure_perplexity

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from amoeba_export import backends
-from amoeba_export.application import request
+from amoeba_export.application import resolve
 from amoeba_export.backends import onnxruntime
 from amoeba_export.cli.app import main
 from tests import imaginary
@@ -25,5 +25,5 @@ CPU = Cpu()
 
 if __name__ == "__main__":
     backends.BACKENDS = {**backends.BACKENDS, "onnxruntime": "tests.docs.cpu:CPU"}
-    request.DEFAULT_REFIT = "off"
+    resolve.DEFAULT_REFIT = "off"
     sys.exit(main())

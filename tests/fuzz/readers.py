@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from amoeba_export.application.request import read_plan
+from amoeba_export.application.resolve import read_plan
 from amoeba_export.artifact import read_manifest, verify_checksums
 from amoeba_export.artifact.provenance import provenance_problems
 from amoeba_export.backends.targets import graph_options, parse_options, read_target
