@@ -55,6 +55,7 @@ def rows(options: argparse.Namespace, shape: str) -> Iterator[tuple[str, Path, f
     made: dict[str, tuple[str, str | None]] = {
         "FLAP's bias": ("off", None),
         "refit fast": ("fast", None),
+        "refit full, heal off": ("full", "off"),
         "refit full": ("full", None),
     }
     made |= {f"refit full, heal {budget}": ("full", budget) for budget in options.heal}
