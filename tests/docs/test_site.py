@@ -78,6 +78,15 @@ def test_links_out_of_the_pages_lead_to_the_repository() -> None:
         resolved("gone.md", page, repo)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_pieces_of_files_are_included(page: Path) -> None:
+    """The formatter takes a marker in a block of Python for code and spreads it: such a block is a `{.python}`."""
+    for line in (line for line in TEXTS[page].splitlines() if re.match(r"--8 *<", line)):
+        marker = re.fullmatch(r'--8<-- "([^":]+)(:\w+)?"', line)
+        assert marker is not None, line
+        assert (ROOT / marker[1]).is_file(), line
+
+
 @pytest.mark.parametrize("page", TEXTS, ids=lambda path: path.name)
 def test_settings_are_ones_that_there_are(page: Path, tmp_path: Path) -> None:
     """Every TOML block that is a whole target or a whole amoeba.toml is read as one."""
