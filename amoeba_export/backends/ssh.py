@@ -1,8 +1,7 @@
 """Any runtime on another machine, through SSH: graphs without weights go there, timings come back.
 
-What is sent: the runner (one zip file), a job, and per model its graph, or the files of an artifact. A bootstrap on the
-other side makes a temporary folder, holds it as long as the connection lives, and removes it with everything in it when
-the connection ends, however it ends. A connection that drops is made again, and measuring goes on with what is missing.
+What is sent: the runner (one zip file), a job, and per model its graph, or the files of an artifact. Nothing stays
+there (`connection.py`). A connection that drops is made again, and measuring goes on with what is missing.
 """
 
 from __future__ import annotations
@@ -10,10 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shlex
 import zipfile
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -22,6 +19,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from amoeba_export.backends import ROUNDS, TIME_LIMIT_S, Availability, Subject, availability_of, find_backend
+from amoeba_export.backends.connection import Dropped, connected
 from amoeba_export.backends.events import read_event, read_folder
 from amoeba_export.backends.runtime import DESCRIBE_LIMIT_S, Job, RuntimeBackend, read_events
 from amoeba_export.backends.targets import Strict, parse_options
@@ -29,7 +27,6 @@ from amoeba_export.errors import InputError, TargetError, TargetUnavailable
 from amoeba_export.ir import SILENT, Latency, Progress, Source, Target, Workload
 from amoeba_export.model import opening
 from amoeba_export.model.foreign_code import modeling_file
-from amoeba_export.telemetry import SWITCHES
 
 ATTEMPTS = 3
 """Connections that are made before a run is given up; one that brought results counts as the first again."""
@@ -38,26 +35,6 @@ PATIENCE_S = 120.0
 """Beyond the time limit of a model, for making its weights on a slow disk."""
 
 _PACKAGE = "amoeba_runner"
-
-_BOOTSTRAP = """
-import os, shutil, signal, subprocess, sys, tempfile
-signal.signal(signal.SIGHUP, signal.SIG_IGN)
-folder = tempfile.mkdtemp(prefix="amoeba-")
-runner = None
-try:
-    print(folder, flush=True)
-    for line in sys.stdin:
-        environment = {**SWITCHES, **os.environ, "PYTHONPATH": os.path.join(folder, "runner.zip"), "TMPDIR": folder}
-        job = os.path.join(folder, "job.json")
-        command = [sys.executable, "-m", "amoeba_runner", "--job", job]
-        runner = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE)
-finally:
-    if runner is not None:
-        runner.kill()
-        runner.wait()
-    shutil.rmtree(folder, ignore_errors=True)
-""".replace("SWITCHES", repr(SWITCHES))
-"""Runs on the device: each line on stdin starts the job, the end of stdin ends everything."""
 
 
 class Options(Strict):
@@ -80,10 +57,6 @@ class Options(Strict):
     python: str = "python3"
     backend: str
     options: dict[str, Any] = Field(default_factory=dict)
-
-
-class Dropped(Exception):
-    """The connection ended before the job did."""
 
 
 source: Source = "measured"
@@ -181,7 +154,7 @@ async def _attempt(target: Target, job: Job, events: list[dict[str, Any]], advan
     finished = {(event["id"], event["round"]) for event in events if event["event"] == "result"}
     failed = {event["id"] for event in events if event["event"] == "failure"}
     try:
-        async with _connected(target) as (connection, process):
+        async with connected(target) as (connection, process):
             first = await asyncio.wait_for(process.stdout.readline(), DESCRIBE_LIMIT_S)
             if not first:
                 complaint = (await process.stderr.read()).strip().splitlines()
@@ -225,56 +198,6 @@ def _garbage(target: Target, line: str) -> TargetUnavailable:
         f"{options.host} answers what no runner of ours says: {line.strip()[:80]!r}",
         f"Nothing over there may print to stdout: look at what '{options.python}' and the shell print when they start.",
     )
-
-
-@asynccontextmanager
-async def _connected(target: Target) -> AsyncIterator[tuple[Any, Any]]:
-    """A connection and the bootstrap running on it. Host keys are checked; there is no way to skip that."""
-    try:
-        import asyncssh
-    except ImportError as error:
-        raise TargetUnavailable(
-            "measuring over SSH needs asyncssh", "Install it: pip install 'amoeba-export[ssh]'."
-        ) from error
-    options = parse_options(target)
-    user, _, host = options.host.rpartition("@")
-    settings: dict[str, Any] = {"keepalive_interval": 10, "login_timeout": 30}
-    if user:
-        settings["username"] = user
-    if options.port is not None:
-        settings["port"] = options.port
-    if options.identity is not None:
-        settings["client_keys"] = [str(options.identity.expanduser())]
-    if options.known_hosts is not None:
-        settings["known_hosts"] = str(options.known_hosts.expanduser())
-    try:
-        connection = await asyncssh.connect(host, **settings)
-    except asyncssh.HostKeyNotVerifiable as error:
-        raise TargetUnavailable(
-            f"the host key of {host} is not trusted ({error})",
-            "Connect once with 'ssh' and compare the key, or name a file in 'known_hosts'.",
-        ) from error
-    except asyncssh.PermissionDenied as error:
-        raise TargetUnavailable(
-            f"{options.host} does not let us in ({error})", "Give the right user and --identity, or start an SSH agent."
-        ) from error
-    except (asyncssh.KeyImportError, FileNotFoundError) as error:
-        raise TargetUnavailable(f"the identity cannot be used ({error})", "Give the path of a private key.") from error
-    except OSError as error:
-        raise Dropped(f"{host} cannot be reached: {error}") from error
-    async with connection:
-        command = f"exec {shlex.quote(options.python)} -c {shlex.quote(_BOOTSTRAP)}"
-        process = await connection.create_process(command, errors="replace")
-        try:
-            yield connection, process
-        finally:
-            # The end of stdin makes the bootstrap clean up; its exit says that it has.
-            if not process.is_closing():
-                process.stdin.write_eof()
-                try:
-                    await asyncio.wait_for(process.wait_closed(), 10)
-                except TimeoutError:
-                    process.kill()
 
 
 async def _send(sftp: Any, job: Job, folder: str, failed: set[int]) -> dict[str, Any]:

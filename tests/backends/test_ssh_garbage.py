@@ -56,7 +56,7 @@ def test_a_device_that_answers_garbage(lines: list[str], said: str, monkeypatch:
             SimpleNamespace(stdout=SimpleNamespace(readline=readline), stdin=stdin),
         )
 
-    monkeypatch.setattr(ssh_backend, "_connected", connected)
+    monkeypatch.setattr(ssh_backend, "connected", connected)
     options = {"host": f"me@board-{len(said)}", "backend": "onnxruntime"}
     with pytest.raises(TargetUnavailable) as caught:
         ssh_backend.describe(Target(name="board", description="", backend="ssh", options=options))

@@ -10,7 +10,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from amoeba_export.backends import ssh
+from amoeba_export.backends import connection
 from amoeba_export.telemetry import SWITCHES
 from tests.trust.conftest import Place
 
@@ -110,7 +110,7 @@ def test_a_user_may_switch_them_on() -> None:
 def test_reports_are_off_on_the_device_of_an_ssh_target(tmp_path: Path) -> None:
     """The bootstrap's child gets the variables: there is no amoeba that could set them."""
     process = subprocess.Popen(
-        [sys.executable, "-c", ssh._BOOTSTRAP],
+        [sys.executable, "-c", connection.BOOTSTRAP],
         env=clean("PYTHONPATH"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -9,49 +9,27 @@ other, and tied embeddings are one stored matrix.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
-from amoeba_export.formats.onnx.datatype import DataType
 from amoeba_export.formats.onnx.decoder import Cache, Stream
 from amoeba_export.formats.onnx.elementwise import capped, scaled, temperature
 from amoeba_export.formats.onnx.graph import Recorder, Value
 from amoeba_export.formats.onnx.names import Names
+from amoeba_export.formats.onnx.padding import Rows, from_left, rows_of, to_left
 from amoeba_export.formats.onnx.precision import Blockwise
+from amoeba_export.formats.onnx.products import CONTRIB, Products
 from amoeba_export.formats.onnx.turns import Turn, store_turns, table_rows
 from amoeba_export.formats.onnx.weights import Matrix, WeightStore
 from amoeba_export.ir import DenseArchitecture, LayerDims, Role
 
-_CONTRIB = "com.microsoft"
-
 HEAD_MULTIPLE = 16
 """GroupQueryAttention that turns its heads takes heads of a multiple of this many."""
-
-INT8_ACCURACY = 4
-"""`accuracy_level` of MatMulNBits: activations in int8 blocks, the fastest kernels on every CPU."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """What is known of the rows of a batch.
-
-    Attributes:
-        last_key: Tokens of each row, those in the cache included, less one [batch].
-        total: Length of the mask [1].
-        new: New positions of each row, from its first token on [batch].
-        length: New positions, padding included: the same for each row [batch].
-    """
-
-    last_key: Value
-    total: Value
-    new: Value
-    length: Value
 
 
 class OrtDialect:
     """See the module."""
 
-    opsets: ClassVar[Mapping[str, int]] = {"": 21, _CONTRIB: 1}
+    opsets: ClassVar[Mapping[str, int]] = {"": 21, CONTRIB: 1}
     ir_version: ClassVar[int] = 10
 
     def __init__(
@@ -62,11 +40,11 @@ class OrtDialect:
         self._names = names
         self._recorder = recorder
         self._store = store
+        self._products = Products(recorder)
         self._precision = store.precision
         self._last_logits = last_logits
         self._embedding: Matrix | None = None
-        self._rows: _Rows | None = None
-        self._summed: dict[Value, Value] = {}
+        self._rows: Rows | None = None
         self._turns: list[Turn] = []
         self._table_rows: dict[str, Value] = {}
         self._temperature: Value | None = None
@@ -82,90 +60,38 @@ class OrtDialect:
         name, node = self._names.weight("embedding"), self._names.node("embedding")
         matrix = self._store.matrix(name, [(name, base.vocab_size)], base.hidden_size, encoding=self._head_encoding)
         self._embedding = matrix
-        x = self._to_left(self._look_up(matrix, input_ids, node), f"{node}/moved")
+        assert self._rows
+        x = self._products.look_up(matrix, input_ids, node)
+        x = to_left(x, self._rows, f"{node}/moved", self._recorder, self._precision.activation)
         return x if base.embedding_scale == 1.0 else self.scale(x, base.embedding_scale, f"{node}/scaled")
 
-    def _look_up(self, matrix: Matrix, ids: Value, node: str) -> Value:
-        """The rows of `matrix` for `ids` [batch, sequence]."""
-        if matrix.scales is None or matrix.encoding is None:
-            return self._recorder.op("Gather", [self._recorder.stored(matrix.region), ids], name=node)
-        flat = self._recorder.stored(
-            matrix.region, name=f"{matrix.region.name}_rows", shape=(matrix.rows, matrix.region.row_bytes)
-        )
-        return self._recorder.op(
-            "GatherBlockQuantized",
-            [flat, ids, self._recorder.stored(matrix.scales)],
-            name=node,
-            domain=_CONTRIB,
-            bits=matrix.encoding.bits,
-            block_size=matrix.encoding.block_size,
-            gather_axis=0,
-            quantize_axis=1,
-        )
-
     def prepare(self, input_ids: Value, attention_mask: Value) -> None:
-        """See `Dialect`. A row of the mask is left padding, then tokens, then maybe right padding.
+        """See `Dialect`.
 
-        GroupQueryAttention takes the number of keys of each row and knows no other padding than at the right. So the
-        tokens of a row are moved to its left end, padding following them, and back before lm_head. In the cache they
-        are where they were moved to, and RoPE counts from there.
+        The tokens of a row are moved to its left end, padding following them, and back before lm_head. In the cache
+        they are where they were moved to, and RoPE counts from there.
         """
         self._turns = store_turns(self._dense, self._store)
-        op, constant = self._recorder.op, self._recorder.constant
-        tokens_B = op("ReduceSum", [attention_mask, constant("axis_1", [1])], name="/mask/tokens", keepdims=0)
-        last_B = op("Sub", [tokens_B, constant("one", 1)], name="/mask/last")
-        last_i32 = op("Cast", [last_B], name="/mask/last_i32", to=int(DataType.INT32))
-        total = op("Shape", [attention_mask], name="/mask/total", start=1)
-        total_i32 = op("Cast", [total], name="/mask/total_i32", to=int(DataType.INT32))
-        # The mask is as long as the cache and the new tokens: from a row's first token to its end are its new
-        # positions, or more, when it began in the cache.
-        padding_B = op("ArgMax", [attention_mask], name="/mask/padding", axis=1, keepdims=0)
-        reach_B = op("Sub", [total, padding_B], name="/mask/reach")
-        length = op("Shape", [input_ids], name="/mask/length", start=1)
-        new_B = op("Min", [reach_B, length], name="/mask/new")
-        self._rows = _Rows(last_i32, total_i32, new_B, op("Max", [new_B, length], name="/mask/lengths"))
+        rows = self._rows = rows_of(input_ids, attention_mask, self._recorder)
         rule = self._architecture.query_temperature
         if rule is None and not any(turn.num_short for turn in self._turns):
             return
+        op, constant = self._recorder.op, self._recorder.constant
         # Tokens are moved to the left, so that positions count from the first of them that is new.
         first_B1 = op(
             "Unsqueeze",
-            [op("Sub", [reach_B, new_B], name="/positions/cached"), constant("axis_1", [1])],
+            [op("Sub", [rows.reach, rows.new], name="/positions/cached"), constant("axis_1", [1])],
             name="/positions/first",
         )
         zero, one = constant("zero", 0), constant("one", 1)
-        new_S = op("Range", [zero, op("Squeeze", [length], name="/positions/length"), one], name="/positions/new")
+        new_S = op("Range", [zero, op("Squeeze", [rows.width], name="/positions/length"), one], name="/positions/new")
         positions_BS = op("Add", [first_B1, new_S], name="/positions")
-        longest = op("ReduceMax", [tokens_B], name="/positions/longest", keepdims=0)
+        longest = op("ReduceMax", [rows.tokens], name="/positions/longest", keepdims=0)
         for turn in self._turns:
             self._table_rows[turn.name] = table_rows(positions_BS, turn, longest, self._recorder)
         if rule is not None:
             factor_BS = temperature(positions_BS, rule, self._recorder, self._precision.activation)
             self._temperature = op("Unsqueeze", [factor_BS, constant("last_axis", [-1])], name="/temperature")
-
-    def _to_left(self, x: Value, name: str) -> Value:
-        """`x` [batch, sequence, hidden], the left padding of each row moved to its right end.
-
-        Each row is reversed, and then what is no left padding once more.
-        """
-        assert self._rows
-        return self._reversed_twice(x, (self._rows.length, self._rows.new), name)
-
-    def _from_left(self, x: Value, name: str) -> Value:
-        """The inverse of `_to_left`."""
-        assert self._rows
-        return self._reversed_twice(x, (self._rows.new, self._rows.length), name)
-
-    def _reversed_twice(self, x: Value, counts: tuple[Value, Value], name: str) -> Value:
-        """`x` with the first positions of each row reversed: as many as the first count [batch], then as the second."""
-        op = self._recorder.op
-        # onnxruntime's CUDA provider takes the node with bfloat16, and fails when it runs.
-        as_fp32 = self._precision.activation == DataType.BFLOAT16
-        if as_fp32:
-            x = op("Cast", [x], name=f"{name}/fp32", to=int(DataType.FLOAT))
-        for suffix, count_B in zip(("/first", "/second"), counts, strict=True):
-            x = op("ReverseSequence", [x, count_B], name=name + suffix, batch_axis=0, time_axis=1)
-        return op("Cast", [x], name=f"{name}/bf16", to=int(DataType.BFLOAT16)) if as_fp32 else x
 
     def output_bias(self, role: Role, layer: int) -> Value:
         """See `Dialect`."""
@@ -182,7 +108,7 @@ class OrtDialect:
             [stream.base, stream.added, gamma] + ([stream.bias] if stream.bias else []),
             name=node,
             outputs=("", None, None, "/sum"),
-            domain=_CONTRIB,
+            domain=CONTRIB,
             epsilon=self._architecture.norm_eps,
         )[::3]
         return x, Stream(total)
@@ -215,7 +141,7 @@ class OrtDialect:
             "SkipSimplifiedLayerNormalization",
             [x, x, gamma],
             name=node,
-            domain=_CONTRIB,
+            domain=CONTRIB,
             epsilon=4 * self._architecture.norm_eps,
         )
 
@@ -266,7 +192,7 @@ class OrtDialect:
             inputs if turn is None else [*inputs, turn.cos, turn.sin],
             name=f"{self._names.block('o', layer)}/attention",
             outputs=("", "/key", "/value"),
-            domain=_CONTRIB,
+            domain=CONTRIB,
             num_heads=dims.num_heads,
             kv_num_heads=dims.num_kv_heads,
             scale=base.score_scale,
@@ -283,7 +209,7 @@ class OrtDialect:
             "RotaryEmbedding",
             [x, self._table_rows[turn.name], turn.cos, turn.sin],
             name=f"{node}/turned",
-            domain=_CONTRIB,
+            domain=CONTRIB,
             num_heads=num_heads,
             rotary_embedding_dim=turn.rope.dims,
         )
@@ -294,9 +220,9 @@ class OrtDialect:
         roles: tuple[Role, ...] = ("gate", "up")
         gate, up = (self._linear(x, layer, {role: dims.ffn_size}, hidden, bias=dims.gate_up_bias) for role in roles)
         if self._architecture.activation == "silu":
-            active = self._recorder.op("QuickGelu", [gate], name=f"{node}/silu", domain=_CONTRIB, alpha=1.0)
+            active = self._recorder.op("QuickGelu", [gate], name=f"{node}/silu", domain=CONTRIB, alpha=1.0)
         else:  # FastGelu is the approximation by tanh
-            active = self._recorder.op("FastGelu", [gate], name=f"{node}/gelu_tanh", domain=_CONTRIB)
+            active = self._recorder.op("FastGelu", [gate], name=f"{node}/gelu_tanh", domain=CONTRIB)
         gated = self._recorder.op("Mul", [active, up], name=f"{node}/gated")
         return self._linear(gated, layer, {"down": hidden}, dims.ffn_size, bias=False)
 
@@ -308,13 +234,14 @@ class OrtDialect:
         if not base.tied_embeddings:
             name = self._names.weight("head")
             matrix = self._store.matrix(name, [(name, base.vocab_size)], base.hidden_size, encoding=self._head_encoding)
-        x = self._from_left(x, f"{node}/moved_back")
+        assert self._rows
+        x = from_left(x, self._rows, f"{node}/moved_back", self._recorder, self._precision.activation)
         if self._last_logits:
             last = self._recorder.constant("last", [-1])
             x = self._recorder.op("Gather", [x, last], name=f"{node}/last", axis=1)
         if base.logits_divisor != 1.0:
             x = self.scale(x, 1 / base.logits_divisor, f"{node}/scaled")
-        logits = self._multiply(x, matrix, node)
+        logits = self._products.multiply(x, matrix, node)
         if base.final_softcap is None:
             return logits
         return capped(logits, base.final_softcap, f"{node}/capped", self._recorder, self._precision.activation)
@@ -350,41 +277,4 @@ class OrtDialect:
             if bias
             else None
         )
-        return self._multiply(x, matrix, f"/{stored.replace('.', '/')}", bias_O)
-
-    def _multiply(self, x: Value, matrix: Matrix, node: str, bias_O: Value | None = None) -> Value:
-        """The product with `matrix` transposed, plus the bias."""
-        weight = self._recorder.stored(matrix.region)
-        if matrix.scales is None or matrix.encoding is None:
-            product = self._recorder.op("FusedMatMul", [x, weight], name=node, domain=_CONTRIB, transB=1)
-            return product if bias_O is None else self._recorder.op("Add", [product, bias_O], name=f"{node}/bias")
-        columns, zero_points = matrix.columns, None
-        if matrix.zero_points is not None:
-            x, zero_points = self._with_sums(x, matrix), self._recorder.stored(matrix.zero_points)
-            columns += matrix.encoding.num_blocks(columns)
-        inputs: list[Value | None] = [x, weight, self._recorder.stored(matrix.scales), zero_points, None, bias_O]
-        while inputs[-1] is None:
-            inputs.pop()
-        return self._recorder.op(
-            "MatMulNBits",
-            inputs,
-            name=node,
-            domain=_CONTRIB,
-            K=columns,
-            N=matrix.rows,
-            bits=matrix.encoding.bits,
-            block_size=matrix.encoding.block_size,
-            accuracy_level=INT8_ACCURACY,
-        )
-
-    def _with_sums(self, x: Value, matrix: Matrix) -> Value:
-        """`x` [batch, sequence, in], then the sums of its blocks of channels, which offsets are weights of."""
-        assert matrix.encoding is not None
-        if x not in self._summed:
-            op, constant = self._recorder.op, self._recorder.constant
-            size = matrix.encoding.block_size
-            split = constant(f"blocks_{matrix.columns}_{size}", [0, 0, matrix.columns // size, size])
-            blocks = op("Reshape", [x, split], name=f"{x.name}/blocks")
-            sums = op("ReduceSum", [blocks, constant("last_axis", [-1])], name=f"{x.name}/sums", keepdims=0)
-            self._summed[x] = op("Concat", [x, sums], name=f"{x.name}/with_sums", axis=-1)
-        return self._summed[x]
+        return self._products.multiply(x, matrix, f"/{stored.replace('.', '/')}", bias_O)

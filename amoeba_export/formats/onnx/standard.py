@@ -7,25 +7,21 @@ Positions and masks follow from `attention_mask`, so padding may be on either si
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
-
-import torch
 
 from amoeba_export.formats.onnx.datatype import DataType
 from amoeba_export.formats.onnx.decoder import Cache, Stream
 from amoeba_export.formats.onnx.elementwise import activated, capped, scaled, temperature
 from amoeba_export.formats.onnx.graph import Recorder, Value
+from amoeba_export.formats.onnx.masks import score_biases
 from amoeba_export.formats.onnx.names import Names
 from amoeba_export.formats.onnx.turns import store_turns, table_rows
 from amoeba_export.formats.onnx.weights import WeightStore
 from amoeba_export.ir import DenseArchitecture, LayerDims, LayerKind, Role, Rope
 
 _FP32 = DataType.FLOAT
-
-_LOWEST = float(torch.finfo(torch.float32).min)
-"""Added to the score of a key that must not be seen. Finite, so that a row that sees nothing is not NaN."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,39 +93,15 @@ class StandardDialect:
         end = op("Unsqueeze", [total, constant("axis_0", [0])], name="/rope/end")
         positions_BS = op("Slice", [all_positions_BT, start, end, axis], name="/rope/positions")
 
-        keys_T = op("Range", [zero, total, one], name="/mask/keys")
-        query_S = op("Range", [past, total, one], name="/mask/query")
-        query_S1 = op("Unsqueeze", [query_S, axis], name="/mask/query_column")
-        visible_ST = op("LessOrEqual", [keys_T, query_S1], name="/mask/causal")
         kinds = [self._dense.kind(layer) for layer in self._dense.layers if layer.num_heads]
         windows = tuple(dict.fromkeys(kind.window for kind in kinds or self._architecture.layer_kinds))
-        seen = {window: self._seen(visible_ST, keys_T, query_S1, window, windows) for window in windows}
-        real_BT = op("Cast", [attention_mask], name="/mask/real", to=int(DataType.BOOL))
-        real_B11T = op("Unsqueeze", [real_BT, constant("axes_12", [1, 2])], name="/mask/real_4d")
-        biases = {}
-        for window, seen_ST in seen.items():
-            tail = _of_window(window, windows)
-            visible_B1ST = op("And", [real_B11T, seen_ST], name=f"/mask/visible{tail}")
-            shown, hidden = constant("shown", 0.0, _FP32), constant("hidden", _LOWEST, _FP32)
-            biases[window] = op("Where", [visible_B1ST, shown, hidden], name=f"/mask/bias{tail}")
+        biases = score_biases(attention_mask, past, total, windows, self._recorder)
         turns = self._turns(positions_BS, counts_BT)
         warm = None
         if (rule := self._architecture.query_temperature) is not None:
             factor_BS = temperature(positions_BS, rule, self._recorder, self._dtype)
             warm = op("Unsqueeze", [factor_BS, constant("axes_13", [1, 3])], name="/temperature/4d")
         self._shared = _Shared(turns=turns, biases=biases, temperature=warm)
-
-    def _seen(
-        self, visible_ST: Value, keys_T: Value, query_S1: Value, window: int | None, windows: Sequence[int | None]
-    ) -> Value:
-        """What is visible and lies in a window."""
-        if not window:
-            return visible_ST
-        op, tail = self._recorder.op, _of_window(window, windows)
-        size = self._recorder.constant(f"window{tail}", window)
-        oldest_S1 = op("Sub", [query_S1, size], name=f"/mask/before_window{tail}")
-        in_window_ST = op("Greater", [keys_T, oldest_S1], name=f"/mask/in_window{tail}")
-        return op("And", [visible_ST, in_window_ST], name=f"/mask/causal_window{tail}")
 
     def _turns(self, positions_BS: Value, counts_BT: Value) -> tuple[_Turn, ...]:
         """Cosines and sines of the positions in this call."""
@@ -318,8 +290,3 @@ class StandardDialect:
 
     def _from_fp32(self, x: Value, node: str) -> Value:
         return x if self._dtype == _FP32 else self._recorder.op("Cast", [x], name=node, to=int(self._dtype))
-
-
-def _of_window(window: int | None, windows: Sequence[int | None]) -> str:
-    """What tells the masks of several windows apart."""
-    return "" if len(windows) == 1 else f"_{window or 'all'}"
