@@ -24,12 +24,13 @@ import numpy as np
 
 from amoeba_export.errors import BadRecord, EmptyData, InputError
 from amoeba_export.reading import read_toml
+from amoeba_export.reading.questions import LETTERS, read_question
 from amoeba_export.reading.records import read_records
 
 WHAT = "task"
 METRICS = ("accuracy", "accuracy_norm")
 STYLES = ("continuation", "lettered")
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_WORDING = {"what": WHAT, "next_step": "Mend the line."}
 _FIELD = re.compile(r"(\w+)((?:\[[^\[\]]+\])*)")
 _KEYS = ("name", "file", "prompt", "style", "metric")
 
@@ -103,29 +104,17 @@ def _task(name: str, path: Path, entry: Mapping[str, Any], limit: int | None, se
 
 
 def _item(record: Mapping[str, Any], entry: Mapping[str, Any], path: Path, line: int) -> Item:
-    field = "question" if "question" in record else "context"
-    if not isinstance(record.get(field), str):
-        raise _bad(path, line, "has no text 'context' or 'question'")
-    choices, answer = record.get("choices"), record.get("answer")
-    if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
-        raise _bad(path, line, "has no list of texts 'choices'")
-    if not 2 <= len(choices) <= len(LETTERS):
-        raise _bad(path, line, f"has {len(choices)} choices; 2 to {len(LETTERS)} can be asked")
-    if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
-        raise _bad(path, line, f"has the answer {answer!r}, which is no position in its choices")
-    context = record[field]
+    asked = read_question(record, path, line, **_WORDING)
     if "prompt" in entry:
         try:
-            context = _filled(entry["prompt"], record)
+            return Item(_filled(entry["prompt"], record), asked.choices, asked.answer)
         except LookupError as error:
-            raise _bad(path, line, f"has no field {error} that the prompt names") from error
+            raise BadRecord(path, line, f"has no field {error} that the prompt names", **_WORDING) from error
         except ValueError as error:
-            raise _bad(path, line, f"cannot fill the prompt ({error})") from error
-        return Item(context, tuple(choices), answer)
-    if entry.get("style", "lettered" if field == "question" else "continuation") == "continuation":
-        return Item(context, tuple(choices), answer)
-    lines = [context, *(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)), "Answer:"]
-    return Item("\n".join(lines), tuple(LETTERS[: len(choices)]), answer)
+            raise BadRecord(path, line, f"cannot fill the prompt ({error})", **_WORDING) from error
+    if entry.get("style", "lettered" if "question" in record else "continuation") == "continuation":
+        return Item(asked.question, asked.choices, asked.answer)
+    return Item(asked.prompt, tuple(LETTERS[: len(asked.choices)]), asked.answer)
 
 
 def _filled(prompt: str, record: Mapping[str, Any]) -> str:
@@ -168,7 +157,3 @@ def _wrong(path: Path, problem: str) -> InputError:
     return InputError(
         f"This is not a task file: {problem}.", where=path, next_step="See docs/finetuning.md for its form."
     )
-
-
-def _bad(path: Path, line: int, problem: str) -> BadRecord:
-    return BadRecord(path, line, problem, what=WHAT, next_step="Mend the line.")

@@ -22,9 +22,13 @@ from numpy.typing import NDArray
 
 from amoeba_export.errors import BadRecord, InputError, UnsupportedError
 from amoeba_export.ir import SILENT, Progress
-from amoeba_export.reading.records import read_records, read_text
+from amoeba_export.reading.records import read_records, read_text, shown_fields, text_field
 
 WHAT = "training data"
+_WORDING = {
+    "what": WHAT,
+    "next_step": "Mend the line. A line has 'instruction' and 'output', or 'messages', or 'text'.",
+}
 ROLES = ("system", "user", "assistant", "tool")
 
 # The words that Stanford Alpaca's models were trained with: what an instruction looks like without a chat template.
@@ -124,7 +128,7 @@ def _records(path: Path, tokenizer: Any, prompt: str) -> Iterator[list[Segment]]
         elif "text" in record:
             yield [Segment(_text(record, "text", path, line) + (tokenizer.eos_token or ""), True)]
         else:
-            raise _bad(path, line, f"has none of 'instruction', 'messages' and 'text'; it has {_keys(record)}")
+            raise _bad(path, line, f"has none of 'instruction', 'messages' and 'text'; it has {shown_fields(record)}")
 
 
 def _instruction_segments(instruction: str, context: str, answer: str, tokenizer: Any, *, chat: bool) -> list[Segment]:
@@ -210,25 +214,11 @@ def _messages(record: Mapping[str, Any], path: Path, line: int) -> list[dict[str
 
 
 def _text(record: Mapping[str, Any], field: str, path: Path, line: int) -> str:
-    if field not in record:
-        raise _bad(path, line, f"has no field '{field}'; it has {_keys(record)}")
-    if not isinstance(record[field], str):
-        raise _bad(path, line, f"has a field '{field}' that is not text")
-    return str(record[field])
+    return text_field(record, field, path, line, **_WORDING)
 
 
 def _bad(path: Path, line: int, problem: str) -> BadRecord:
-    return BadRecord(
-        path,
-        line,
-        problem,
-        what=WHAT,
-        next_step="Mend the line. A line has 'instruction' and 'output', or 'messages', or 'text'.",
-    )
-
-
-def _keys(record: Mapping[str, Any]) -> str:
-    return _list(record) or "none at all"
+    return BadRecord(path, line, problem, **_WORDING)
 
 
 def _list(names: Iterable[str]) -> str:

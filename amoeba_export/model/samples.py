@@ -13,8 +13,9 @@ from typing import Protocol
 import torch
 
 from amoeba_export.errors import InputError, TooFewSamples
-from amoeba_export.model.data import LETTERS, DataRecipe, Item, read_documents, read_items, source_name
+from amoeba_export.model.data import DataRecipe, read_documents, read_questions, source_name
 from amoeba_export.model.tokenizer import open_tokenizer
+from amoeba_export.reading.questions import LETTERS, Question
 
 SEGMENT = 16
 """Tokens of text that make one score."""
@@ -114,7 +115,7 @@ def read_samples(recipe: DataRecipe, folder: Path, *, seed: int) -> tuple[Sample
     tokenizer = open_tokenizer(folder)
     rng = random.Random(seed)
     if recipe.kind == "choices":
-        return choice_samples(read_items(recipe), tokenizer, recipe, rng)
+        return choice_samples(read_questions(recipe), tokenizer, recipe, rng)
     return text_samples(read_documents(recipe), tokenizer, recipe, rng)
 
 
@@ -176,23 +177,23 @@ def text_batches(windows: Sequence[Sequence[int]], size: int, *, scored: int | N
 
 
 def choice_samples(
-    items: Sequence[Item], tokenizer: Tokenizer, recipe: DataRecipe, rng: random.Random
+    questions: Sequence[Question], tokenizer: Tokenizer, recipe: DataRecipe, rng: random.Random
 ) -> tuple[Samples, Samples]:
-    """One prompt per item; prompts longer than `recipe.window` are left out."""
-    letters = _letter_tokens(tokenizer, max(len(item.choices) for item in items))
-    shuffled = rng.sample(items, len(items))
+    """One prompt per question; prompts longer than `recipe.window` are left out."""
+    letters = _letter_tokens(tokenizer, max(len(question.choices) for question in questions))
+    shuffled = rng.sample(questions, len(questions))
     wanted = recipe.samples + recipe.heldout
-    chosen: list[tuple[list[int], Item]] = []
-    for item in shuffled:
+    chosen: list[tuple[list[int], Question]] = []
+    for question in shuffled:
         if len(chosen) == wanted:
             break
-        ids = tokenizer.encode(item.prompt, add_special_tokens=True, verbose=False)
+        ids = tokenizer.encode(question.prompt, add_special_tokens=True, verbose=False)
         if len(ids) <= recipe.window:
-            chosen.append((ids, item))
+            chosen.append((ids, question))
     if len(chosen) < wanted:
         raise TooFewSamples(
             source_name(recipe),
-            f"{len(chosen)} questions of at most {recipe.window} tokens ({len(items)} in all)",
+            f"{len(chosen)} questions of at most {recipe.window} tokens ({len(questions)} in all)",
             f"{wanted}",
         )
     return (
@@ -216,23 +217,23 @@ def _letter_tokens(tokenizer: Tokenizer, count: int) -> list[int]:
     return letters
 
 
-def _choice_batches(chosen: Sequence[tuple[list[int], Item]], letters: Sequence[int], size: int) -> list[Batch]:
+def _choice_batches(chosen: Sequence[tuple[list[int], Question]], letters: Sequence[int], size: int) -> list[Batch]:
     batches = []
     for start in range(0, len(chosen), size):
         group = chosen[start : start + size]
         lengths_B = torch.tensor([len(ids) for ids, _ in group])
         tokens_BT = torch.zeros((len(group), int(lengths_B.max())), dtype=torch.int64)
         choices_SC = torch.full((len(group), len(letters)), -1)
-        for row, (ids, item) in enumerate(group):
+        for row, (ids, question) in enumerate(group):
             tokens_BT[row, : len(ids)] = torch.tensor(ids)
-            choices_SC[row, : len(item.choices)] = torch.tensor(letters[: len(item.choices)])
+            choices_SC[row, : len(question.choices)] = torch.tensor(letters[: len(question.choices)])
         batches.append(
             Batch(
                 tokens_BT=tokens_BT,
                 lengths_B=lengths_B,
                 rows_S=torch.arange(len(group)),
                 positions_S=lengths_B - 1,
-                targets_S=torch.tensor([letters[item.answer] for _, item in group]),
+                targets_S=torch.tensor([letters[question.answer] for _, question in group]),
                 segments_S=torch.arange(len(group)),
                 choices_SC=choices_SC,
             )

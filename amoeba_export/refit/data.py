@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from amoeba_export.errors import TooFewSamples
-from amoeba_export.model.data import read_documents, read_items, source_name
+from amoeba_export.model.data import read_documents, read_questions, source_name
 from amoeba_export.model.samples import Batch, Samples, Tokenizer, in_a_row, text_batches, windows_of
 from amoeba_export.model.tokenizer import open_tokenizer
 from amoeba_export.refit.recipe import RefitRecipe, Share
@@ -96,7 +96,7 @@ def read_data(recipe: RefitRecipe, folder: Path, *, seed: int) -> RefitData:
 
 def _draw(share: Share, tokenizer: Tokenizer, window: int, count: int, rng: random.Random) -> list[list[int]]:
     """`count` windows of one text that do not overlap."""
-    documents = [item.answered for item in read_items(share)] if share.kind == "choices" else read_documents(share)
+    documents = [one.answered for one in read_questions(share)] if share.kind == "choices" else read_documents(share)
     ids = in_a_row(documents, tokenizer)
     windows = windows_of(ids, window)
     if len(windows) < count:

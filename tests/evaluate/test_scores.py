@@ -23,6 +23,7 @@ from amoeba_export.evaluate import (
     task_names,
 )
 from amoeba_export.evaluate.likelihood import log_likelihoods
+from amoeba_export.model.data import DataRecipe, read_questions
 from tests.finetune.models import char_tokenizer
 from tests.tiny import tiny_model
 
@@ -190,11 +191,19 @@ def test_a_limit_draws_from_all_of_the_file_and_always_the_same(tmp_path: Path) 
     assert max(drawn) > 50
 
 
+def test_a_question_is_asked_as_calibration_asks_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", {"question": "Which?", "choices": ["b", "c", "d"], "answer": 1})
+    (item,) = read_tasks(path)[0].items
+    (question,) = read_questions(DataRecipe(file=str(path), kind="choices"))
+    assert item.prompt == question.prompt == "Which?\nA. b\nB. c\nC. d\nAnswer:"
+    assert (item.choices, item.answer) == (("A", "B", "C"), question.answer)
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"context": 3}, "Line 2 of the task has no text 'context' or 'question'."),
-        ({"context": "a"}, "Line 2 of the task has no list of texts 'choices'."),
+        ({"context": 3}, "Line 2 of the task has a field 'context' that is not text."),
+        ({"context": "a"}, "Line 2 of the task has no field 'choices'; it has 'context'."),
         ({"context": "a", "choices": ["b"]}, "Line 2 of the task has 1 choices; 2 to 26 can be asked."),
         (
             {"context": "a", "choices": ["b", "c"], "answer": 2},

@@ -30,7 +30,7 @@ from amoeba_export.ir.derive import derive_plan
 from amoeba_export.load import check_strategy, import_upstream, load_supernet, read_strategy
 from amoeba_export.load.refit import read_refit
 from amoeba_export.materialize.inputs import check_inputs
-from amoeba_export.model.data import DataRecipe, read_documents, read_items
+from amoeba_export.model.data import DataRecipe, read_documents, read_questions
 from amoeba_export.model.tokenizer import open_tokenizer
 from amoeba_export.profile import read_table
 from amoeba_export.refit.recipe import load_refit_recipe
@@ -198,8 +198,8 @@ def documents(file: Path) -> None:
 
 
 def choices(file: Path) -> None:
-    for item in read_items(DataRecipe(file=str(file), kind="choices")):
-        item.prompt.encode()
+    for question in read_questions(DataRecipe(file=str(file), kind="choices")):
+        question.prompt.encode()
 
 
 class Letters:

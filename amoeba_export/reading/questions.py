@@ -1,0 +1,63 @@
+"""Multiple-choice questions: how one is read from a record, and how MMLU asks it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from amoeba_export.errors import BadRecord
+from amoeba_export.reading.records import checked_field, text_field
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+"""Of the choices, in their order. There are no more choices than letters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One multiple-choice question; `answer` is the position of the right choice."""
+
+    question: str
+    choices: tuple[str, ...]
+    answer: int
+
+    @property
+    def prompt(self) -> str:
+        """The zero-shot form of MMLU: the question, one lettered line per choice, and `Answer:`."""
+        lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, self.choices, strict=False)]
+        return "\n".join([self.question, *lines, "Answer:"])
+
+    @property
+    def answered(self) -> str:
+        """The prompt with the right answer after it: a question as text."""
+        return f"{self.prompt} {LETTERS[self.answer]}. {self.choices[self.answer]}"
+
+
+def read_question(record: Mapping[str, Any], path: str | Path, line: int, **wording: str) -> Question:
+    """The question of a record with `question` (or `context`), `choices` and `answer`.
+
+    Args:
+        record: As it was read.
+        path: Where from, for errors.
+        line: Which one, for errors.
+        wording: As of `BadRecord`.
+
+    Raises:
+        BadRecord: A field is missing, or makes no sense.
+    """
+
+    def bad(problem: str) -> BadRecord:
+        return BadRecord(path, line, problem, **wording)
+
+    field = "context" if "context" in record and "question" not in record else "question"
+    question = text_field(record, field, path, line, **wording)
+    choices = checked_field(record, "choices", path, line, **wording)
+    if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
+        raise bad("has a field 'choices' that is not a list of texts")
+    if not 2 <= len(choices) <= len(LETTERS):
+        raise bad(f"has {len(choices)} choices; 2 to {len(LETTERS)} can be asked")
+    answer = checked_field(record, "answer", path, line, **wording)
+    if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
+        raise bad(f"has the answer {answer!r}, which is no position in its choices")
+    return Question(question, tuple(choices), answer)
