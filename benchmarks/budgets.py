@@ -33,6 +33,7 @@ from amoeba_export.backends.targets import read_target
 from amoeba_export.cli.console import Talk
 from amoeba_export.errors import BudgetError
 from amoeba_export.ir import Latency, Workload
+from amoeba_export.ir.metric import badness
 from amoeba_export.load import load_supernet
 
 POLICIES = {"grid": "uniform", "layers": "adaptive"}
@@ -115,7 +116,7 @@ def layers_worse(request: ExportRequest) -> bool | None:
         except BudgetError:
             return None
         assert found
-        values.append((-1 if found.higher_is_better else 1) * found.best.quality.value)
+        values.append(badness(found.best.quality.value, found.mode))
     return values[1] > values[0] + 1e-9
 
 

@@ -13,6 +13,7 @@ from amoeba_export.application.wholes import Whole
 from amoeba_export.backends import find_backend
 from amoeba_export.ir import DenseArchitecture, Latency, Shape
 from amoeba_export.ir.frontier import Frontier, FrontierLimit, FrontierPoint, LatencySource, numbered
+from amoeba_export.ir.metric import Mode, badness, mode_of
 from amoeba_export.search import Candidate, SearchResult
 
 NEAR, NEAR_ON_FRONT = 0.05, 0.01
@@ -45,7 +46,7 @@ def frontier_of(
         quality_error: Of a loss that is predicted from refitted shapes, in nats; None where it is not known.
     """
     pairs = [(one, search) for one in wholes for search in searches.get(one.dtype, ())]
-    metric, higher_is_better = _judged_by(session, wholes, [search for _, search in pairs])
+    metric = _judged_by(session, wholes, [search for _, search in pairs])
     limits = _limits(session, wholes[0].latency)
     points = [_whole_point(session, one, metric, wholes[0].latency, chosen) for one in wholes]
     found = [point for point in points if point is not None]
@@ -60,10 +61,10 @@ def frontier_of(
         percentile=settings.percentile,
         workload=settings.workload,
         quality_metric=metric,
-        higher_is_better=higher_is_better,
+        higher_is_better=mode_of(metric) == "max",
         reference_dtype=wholes[0].dtype,
         limits=limits,
-        points=numbered(found, higher_is_better=higher_is_better),
+        points=numbered(found, mode=mode_of(metric)),
     )
 
 
@@ -84,12 +85,12 @@ def _limits(session: Session, reference: Latency) -> tuple[FrontierLimit, ...]:
     return tuple(lines)
 
 
-def _judged_by(session: Session, wholes: Sequence[Whole], searches: Sequence[SearchResult]) -> tuple[str, bool]:
-    """The quality metric, and whether more of it is better."""
+def _judged_by(session: Session, wholes: Sequence[Whole], searches: Sequence[SearchResult]) -> str:
+    """The quality metric."""
     if searches:
-        return searches[0].quality_metric, searches[0].higher_is_better
+        return searches[0].quality_metric
     known = whole_quality(session, wholes[0])
-    return (known[0], known[0] == "accuracy") if known else ("loss", False)
+    return known[0] if known else "loss"
 
 
 def _whole_point(
@@ -128,7 +129,6 @@ def _points(
     """The subnets of one search that a picture needs; those that break the memory limit are not among them."""
     limit_mb, worse_by = session.settings.memory_limit_mb, worse_by_rounding(session.strategy, whole)
     most_ms = min((limit.latency_ms for limit in limits if limit.latency_ms), default=math.inf)
-    sign = -1.0 if search.higher_is_better else 1.0
     kept = [
         one
         for one in search.candidates
@@ -142,7 +142,7 @@ def _points(
             latency_ms=one.predicted_ms,
             latency_error=one.uncertainty,
             latency_source=_source(session, one),
-            quality=one.quality.value + sign * worse_by,
+            quality=one.quality.value + badness(worse_by, search.mode),
             quality_source=one.quality.source,
             memory_mb=one.memory_mb,
             fits=one.fits and one.predicted_ms <= most_ms,
@@ -150,7 +150,7 @@ def _points(
         )
         for one in kept
     }
-    return _thinned(kept, points, sign)
+    return _thinned(kept, points, search.mode)
 
 
 def _with_error(point: FrontierPoint, metric: str, error: float | None) -> FrontierPoint:
@@ -160,16 +160,16 @@ def _with_error(point: FrontierPoint, metric: str, error: float | None) -> Front
     return dataclasses.replace(point, quality_error=half_width)
 
 
-def _thinned(kept: Sequence[Candidate], points: Mapping[int, FrontierPoint], sign: float) -> list[FrontierPoint]:
+def _thinned(kept: Sequence[Candidate], points: Mapping[int, FrontierPoint], mode: Mode) -> list[FrontierPoint]:
     """Near copies off the precision's own front are left out: a picture shows the same without them."""
     last_ms: dict[int, float] = {}  # of each depth; 0: of the front
     least = float("inf")
     shown = []
-    for one in sorted(kept, key=lambda one: (one.predicted_ms, sign * one.quality.value)):
+    for one in sorted(kept, key=lambda one: (one.predicted_ms, badness(one.quality.value, mode))):
         point = points[id(one)]
         line, near = one.shape.depth, NEAR
-        if sign * one.quality.value < least:
-            least, line, near = sign * one.quality.value, 0, NEAR_ON_FRONT
+        if badness(one.quality.value, mode) < least:
+            least, line, near = badness(one.quality.value, mode), 0, NEAR_ON_FRONT
         if point.chosen or one.predicted_ms >= (1 + near) * last_ms.get(line, 0.0):
             shown.append(point)
             last_ms[line] = one.predicted_ms

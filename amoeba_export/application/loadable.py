@@ -8,6 +8,7 @@ from amoeba_export.application.session import Session
 from amoeba_export.errors import NothingFits, OutsideLimits
 from amoeba_export.formats import FORMATS
 from amoeba_export.ir import NO_LIMITS, ContainerLimits, SubnetPlan, Supernet
+from amoeba_export.ir.metric import better
 from amoeba_export.ir.order import in_order
 from amoeba_export.search import Predictor, Problem, SearchResult, Seen, search_plan
 from amoeba_export.shown import an
@@ -81,8 +82,8 @@ def say_cost(session: Session, problem: Problem, predictor: Predictor, seen: See
         best = search_plan(free, predictor, seen).best
     except NothingFits:
         return
-    chosen, sign = found.best, -1 if found.higher_is_better else 1
-    if sign * chosen.quality.value > sign * best.quality.value:
+    chosen = found.best
+    if better(best.quality.value, chosen.quality.value, found.mode):
         session.progress.note(
             f"The limits of {problem.runtime.runtime} cost: {found.quality_metric} {chosen.quality.value:.4g} at "
             f"{chosen.shape} instead of {best.quality.value:.4g} at {best.shape}."

@@ -17,10 +17,9 @@ from amoeba_export.cache.kinds import FRONTIERS
 from amoeba_export.errors import InputError, NothingGoodEnough, NothingToPick
 from amoeba_export.ir import SubnetPlan
 from amoeba_export.ir.frontier import Frontier, FrontierLimit, FrontierPoint, numbered
-from amoeba_export.ir.metric import good_enough, mode_of
+from amoeba_export.ir.metric import KEPT_WEIGHTS, good_enough, mode_of
 from amoeba_export.reading import read_json_object
 from amoeba_export.refit import OFF
-from amoeba_export.search.quality import KEPT_WEIGHTS
 
 FRONTIER_NAME = "frontier.json"
 
@@ -109,7 +108,7 @@ def pick_quality(swept: Swept, *, stricter_by: float = 0.0) -> Pick:
     frontier = dataclasses.replace(
         frontier,
         limits=(*frontier.limits, line),
-        points=numbered(points, higher_is_better=frontier.higher_is_better),
+        points=numbered(points, mode=frontier.mode),
     )
     if not point.is_whole:
         supernet = dataclasses.replace(session.supernet, strategy=swept.strategies[point.dtype])

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from amoeba_export.errors import NotANumber, UsageError
-from amoeba_export.ir.metric import Mode, better
+from amoeba_export.ir.metric import Mode, badness, better
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -153,7 +153,7 @@ def _cut_to_beam(cell: list[Choice], beam: int, mode: Mode) -> list[Choice]:
         if line is not None and better(choice.metric, line.metric, mode):
             line = choice
     cell = [Choice(choice.active, choice.metric, choice is line) for choice in cell]
-    ranked = sorted(cell, key=lambda choice: choice.metric if mode == "min" else -choice.metric)
+    ranked = sorted(cell, key=lambda choice: badness(choice.metric, mode))
     kept = ranked[:beam]
     if line is not None and not any(choice.lineage for choice in kept):
         kept[-1] = next(choice for choice in ranked if choice.lineage)

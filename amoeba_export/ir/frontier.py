@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from amoeba_export.errors import DamagedFile
 from amoeba_export.ir.latency import Metric, Workload
+from amoeba_export.ir.metric import Mode, badness
 from amoeba_export.ir.pareto import pareto_front
 from amoeba_export.reading import check_schema, decode
 
@@ -118,9 +119,14 @@ class Frontier:
         """What a search took, where there was one."""
         return next((point for point in self.points if point.chosen), None)
 
+    @property
+    def mode(self) -> Mode:
+        """Which qualities are the better ones."""
+        return "max" if self.higher_is_better else "min"
+
     def badness(self, point: FrontierPoint) -> float:
         """Quality such that smaller is better."""
-        return -point.quality if self.higher_is_better else point.quality
+        return badness(point.quality, self.mode)
 
     def line(self, dtype: str) -> tuple[FrontierPoint, ...]:
         """Points of one precision that no other point of it beats, the fastest first."""
@@ -147,7 +153,7 @@ class Frontier:
             raise DamagedFile(where, f"it is not a frontier ({error})") from error
 
 
-def numbered(points: Iterable[FrontierPoint], *, higher_is_better: bool) -> tuple[FrontierPoint, ...]:
+def numbered(points: Iterable[FrontierPoint], *, mode: Mode) -> tuple[FrontierPoint, ...]:
     """`points`, the fastest first, with the frontier found and its distinct choices numbered.
 
     Of points on the frontier that are within `ALIKE` of each other in latency (or further, where that would be more
@@ -155,8 +161,7 @@ def numbered(points: Iterable[FrontierPoint], *, higher_is_better: bool) -> tupl
     one.
     """
     ordered = sorted(points, key=lambda one: (one.latency_ms, one.dtype, one.shape))
-    sign = -1.0 if higher_is_better else 1.0
-    front = pareto_front([(one.latency_ms, sign * one.quality) for one in ordered])
+    front = pareto_front([(one.latency_ms, badness(one.quality, mode)) for one in ordered])
     shown = _distinct([ordered[i] for i in front], front)
     numbers = {i: number for number, i in enumerate(shown, start=1)}
     return tuple(
@@ -179,7 +184,7 @@ def merged(frontiers: Sequence[Frontier]) -> Frontier:
     return dataclasses.replace(
         first,
         limits=tuple(dict.fromkeys(limit for frontier in frontiers for limit in frontier.limits)),
-        points=numbered(points.values(), higher_is_better=first.higher_is_better),
+        points=numbered(points.values(), mode=first.mode),
     )
 
 

@@ -12,10 +12,18 @@ ObjectiveName = Literal["loss", "perplexity", "accuracy"]
 Mode = Literal["min", "max"]
 """Whether the lower or the higher value is better."""
 
+KEPT_WEIGHTS = "kept_weights"
+"""The kept share of the layers' weights: it stands in where a strategy has no measured quality."""
+
 
 def mode_of(metric: str) -> Mode:
-    """`max` for an accuracy, `min` for a loss or a perplexity."""
-    return "max" if metric == "accuracy" else "min"
+    """`max` for an accuracy or `KEPT_WEIGHTS`, `min` for a loss or a perplexity."""
+    return "max" if metric in ("accuracy", KEPT_WEIGHTS) else "min"
+
+
+def badness(metric: float, mode: Mode) -> float:
+    """The value, its sign such that less is better."""
+    return metric if mode == "min" else -metric
 
 
 def better(metric: float, other: float, mode: Mode) -> bool:

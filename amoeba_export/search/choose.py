@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from amoeba_export.errors import NothingFits, NothingLoads
 from amoeba_export.ir import Budget, DenseArchitecture, Latency, LayerDims
+from amoeba_export.ir.metric import badness
 from amoeba_export.ir.pareto import pareto_front
 from amoeba_export.search.grid import grid_sketches
 from amoeba_export.search.layers import layers_sketches
@@ -87,11 +88,11 @@ def _ranked(
     surface: QualitySurface, sketches: Sequence[Sketch], figures: Sequence[_Figures], limits: Limits
 ) -> SearchResult:
     """All candidates, the choice first."""
-    sign = -1.0 if surface.higher_is_better else 1.0
+    mode = surface.mode
     front = set(
         pareto_front(
             [
-                (*figure.budget_ms, figure.memory_mb or 0.0, sign * sketch.quality.value)
+                (*figure.budget_ms, figure.memory_mb or 0.0, badness(sketch.quality.value, mode))
                 for sketch, figure in zip(sketches, figures, strict=True)
             ]
         )
@@ -102,11 +103,13 @@ def _ranked(
     ]
     return SearchResult(
         candidates=tuple(
-            sorted(candidates, key=lambda one: (not one.fits, one.fits * sign * one.quality.value, one.predicted_ms))
+            sorted(
+                candidates,
+                key=lambda one: (not one.fits, one.fits * badness(one.quality.value, mode), one.predicted_ms),
+            )
         ),
         limits=limits.budgets,
         quality_metric=surface.metric,
-        higher_is_better=surface.higher_is_better,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from amoeba_export.errors import NothingFits, NothingLoads
 from amoeba_export.ir import DenseArchitecture
+from amoeba_export.ir.metric import badness
 from amoeba_export.search.grid import grid_sketches
 from amoeba_export.search.quality import quality_surface
 from amoeba_export.search.space import Problem, SearchResult
@@ -46,8 +47,7 @@ class Found:
     @property
     def badness(self) -> float:
         """Quality of the choice, rounding included, such that smaller is better."""
-        sign = -1.0 if self.search.higher_is_better else 1.0
-        return sign * self.search.best.quality.value + self.worse_by
+        return badness(self.search.best.quality.value, self.search.mode) + self.worse_by
 
 
 def search_precisions(options: Sequence[Option], known: Found | None = None) -> Found:
@@ -93,9 +93,9 @@ def least_badness(problem: Problem, full_use: float) -> float:
         full_use: The largest share of any limit that the full model takes, above 1 where it does not fit.
     """
     surface = quality_surface(problem.strategy)
-    sign = -1.0 if surface.higher_is_better else 1.0
+    mode = surface.mode
     if problem.policy == "adaptive" or problem.space == "layers":
-        return min((sign * value for value in problem.strategy.quality.values()), default=-1.0)
+        return min((badness(value, mode) for value in problem.strategy.quality.values()), default=-1.0)
     sketches = grid_sketches(
         problem.strategy,
         problem.architecture,
@@ -106,7 +106,7 @@ def least_badness(problem: Problem, full_use: float) -> float:
     )
     return min(
         (
-            sign * sketch.quality.value
+            badness(sketch.quality.value, mode)
             for sketch in sketches
             if FASTER_THAN_ITS_SHARE * _share(sketch.dense) * full_use <= 1
         ),

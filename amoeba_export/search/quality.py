@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from amoeba_export.ir import Shape, Strategy
+from amoeba_export.ir.metric import KEPT_WEIGHTS, Mode, mode_of
 
 QualitySource = Literal["measured", "interpolated", "proxy", "refitted", "predicted"]
 """`proxy`: the strategy has no measured quality, and the kept share of the weights stands in for it. `refitted`:
 measured of the refitted shape; `predicted`: from other shapes that were refitted."""
-
-KEPT_WEIGHTS = "kept_weights"
 
 
 class Quality(NamedTuple):
@@ -35,7 +34,7 @@ class QualitySurface:
     also where they contradict monotony. There is no extrapolation.
 
     Attributes:
-        metric: What the values are; lower is better unless it is `accuracy` or `kept_weights`.
+        metric: What the values are.
         rows: Measured depth -> (coordinate, value) by increasing coordinate.
         depth_metric: Depth -> metric of its layers at full width, for the position between measured depths.
     """
@@ -45,9 +44,9 @@ class QualitySurface:
     depth_metric: Mapping[int, float] = field(default_factory=dict)
 
     @property
-    def higher_is_better(self) -> bool:
-        """Whether a larger value is the better one."""
-        return self.metric in ("accuracy", KEPT_WEIGHTS)
+    def mode(self) -> Mode:
+        """Which values are the better ones."""
+        return mode_of(self.metric)
 
     def at(self, depth: int, coordinate: float) -> Quality | None:
         """The quality there, or None outside of what was measured."""

@@ -19,6 +19,7 @@ from amoeba_export.ir import (
     SubnetPlan,
 )
 from amoeba_export.ir.derive import Unit
+from amoeba_export.ir.metric import Mode, mode_of
 from amoeba_export.search.quality import Quality
 
 Space = Literal["grid", "layers"]
@@ -173,13 +174,16 @@ class SearchResult:
         candidates: Those that fit, best quality first (ties: the faster one); then the others, fastest first.
         limits: Each budget with its limit in milliseconds.
         quality_metric: What the candidates' quality is.
-        higher_is_better: Whether a larger quality is the better one.
     """
 
     candidates: tuple[Candidate, ...]
     limits: tuple[tuple[Budget, float], ...]
     quality_metric: str
-    higher_is_better: bool
+
+    @property
+    def mode(self) -> Mode:
+        """Which qualities are the better ones."""
+        return mode_of(self.quality_metric)
 
     @property
     def best(self) -> Candidate:

@@ -285,7 +285,7 @@ def point(latency_ms: float, quality: float, **more: object) -> FrontierPoint:
 
 
 def test_near_copies_share_a_number_and_the_best_of_them_has_it():
-    found = numbered([point(10, 3.0), point(9.9, 3.1), point(9.0, 3.2), point(8.95, 5.0)], higher_is_better=False)
+    found = numbered([point(10, 3.0), point(9.9, 3.1), point(9.0, 3.2), point(8.95, 5.0)], mode="min")
     assert [(one.latency_ms, one.number, one.on_frontier) for one in found] == [
         (8.95, 1, True),
         (9.0, None, True),
@@ -296,7 +296,7 @@ def test_near_copies_share_a_number_and_the_best_of_them_has_it():
 
 def test_there_are_no_more_numbers_than_a_table_holds():
     many = [point(1.01**i, 100.0 - i) for i in range(300)]
-    found = numbered(many, higher_is_better=False)
+    found = numbered(many, mode="min")
     numbers = [one.number for one in found if one.number]
     assert numbers == list(range(1, len(numbers) + 1))
     assert MOST_NUMBERED - 2 <= len(numbers) <= MOST_NUMBERED + 2
@@ -304,9 +304,9 @@ def test_there_are_no_more_numbers_than_a_table_holds():
 
 def test_full_models_and_what_was_chosen_always_have_a_number():
     near = [point(10, 3.0), point(9.99, 3.1, is_whole=True), point(9.98, 3.2, chosen=True)]
-    assert [one.number for one in numbered(near, higher_is_better=False)] == [1, 2, 3]
+    assert [one.number for one in numbered(near, mode="min")] == [1, 2, 3]
 
 
 def test_more_may_be_better():
-    found = numbered([point(1, 0.3), point(2, 0.5), point(3, 0.4)], higher_is_better=True)
+    found = numbered([point(1, 0.3), point(2, 0.5), point(3, 0.4)], mode="max")
     assert [one.on_frontier for one in found] == [True, True, False]

@@ -43,7 +43,6 @@ def choice(depth: int, loss: float = 3.0, dtype: str = "fp32") -> Choice:
         candidates=(candidate,),
         limits=((Budget.parse("10ms"), 10.0),),
         quality_metric="loss",
-        higher_is_better=False,
     )
     rise = {"fp32": 0.0, "int4": 0.3}[dtype]
     return Choice(session=cast(Session, None), found=Found(dtype=dtype, worse_by=rise, search=search))

@@ -62,7 +62,7 @@ def frontier(target: str, *points: FrontierPoint) -> Frontier:
         higher_is_better=False,
         reference_dtype="fp32",
         limits=(FrontierLimit(label="80%, 10.1 ms", latency_ms=10.1),),
-        points=numbered(points, higher_is_better=False),
+        points=numbered(points, mode="min"),
     )
 
 

@@ -50,7 +50,7 @@ def frontier(*, metric: str = "loss", model: str = "demo") -> Frontier:
         higher_is_better=False,
         reference_dtype="fp32",
         limits=(FrontierLimit(label="60%, 6 ms", latency_ms=6.0), FrontierLimit(label="loss 3.5", quality=3.5)),
-        points=numbered(points, higher_is_better=False),
+        points=numbered(points, mode="min"),
     )
 
 

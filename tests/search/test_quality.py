@@ -61,7 +61,7 @@ def test_nothing_is_extrapolated(depth: int, width: float) -> None:
 
 def test_without_measured_quality_the_kept_weights_stand_in() -> None:
     surface = quality_surface(imported_strategy())
-    assert surface.higher_is_better
+    assert surface.mode == "max"
     assert surface.metric == "kept_weights"
     assert surface.at(15, 0.5) is None
     assert surface.at(24, 0.5) == (pytest.approx(0.4), "proxy")
@@ -69,5 +69,5 @@ def test_without_measured_quality_the_kept_weights_stand_in() -> None:
 
 
 def test_accuracy_is_better_when_higher() -> None:
-    assert QualitySurface(metric="accuracy", rows={}).higher_is_better
-    assert not QualitySurface(metric="perplexity", rows={}).higher_is_better
+    assert QualitySurface(metric="accuracy", rows={}).mode == "max"
+    assert QualitySurface(metric="perplexity", rows={}).mode == "min"
