@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,12 +81,9 @@ def bench(
     folders = list(dict.fromkeys(artifacts))
     manifests = [read_manifest(artifact) for artifact in folders]
     first = manifests[0].latency
+    given = {"prompt_tokens": prompt_tokens, "generate_tokens": generate_tokens, "batch": batch}
     usual = first.workload if first else Workload()
-    workload = Workload(
-        prompt_tokens=prompt_tokens or usual.prompt_tokens,
-        generate_tokens=generate_tokens or usual.generate_tokens,
-        batch=batch or usual.batch,
-    )
+    workload = dataclasses.replace(usual, **{name: number for name, number in given.items() if number})
     found = read_target(target or (first.target if first else "cpu"))
     subjects = [_subject(artifact, manifest) for artifact, manifest in zip(folders, manifests, strict=True)]
     progress.note(

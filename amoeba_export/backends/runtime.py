@@ -168,17 +168,12 @@ def read_events(
         if kind == "device":
             device = dict(event["device"])
         elif kind == "done":
-            for when, reading in zip(("before", "after"), event["temperature_c"], strict=True):
-                if reading is not None:
-                    device[f"temperature_c_{when}"] = f"{reading:.1f}"
-            before, after = event["speed"]
-            device |= {f"{name}_after": value for name, value in after.items() if before.get(name) != value}
-            for warning in speed_warnings(before, after, power_mode=target.power_mode):
+            device |= _after(event)
+            for warning in speed_warnings(*event["speed"], power_mode=target.power_mode):
                 progress.warn(warning)
         else:
             subject_id = event["id"]
-            reason = event.get("reason") or _impossible(event)
-            if reason:
+            if reason := event.get("reason") or _impossible(event):
                 errors[subject_id] = _failure(subjects[subject_id], target, reason)
                 progress.warn(errors[subject_id].what)
             else:
@@ -193,26 +188,33 @@ def read_events(
         elif decode is None or prefill is None:
             results.append(_failure(subject, target, "the runner said nothing about it"))
         else:
-            memory = [
-                event["memory_mb"]
-                for (measured_id, _), event in samples.items()
-                if measured_id == subject_id and event["memory_mb"] is not None
-            ]
-            events_of = [samples[key] for key in sorted(samples) if key[0] == subject_id]
-            results.append(
-                Latency(
-                    decode=decode,
-                    prefill=prefill,
-                    source="measured",
-                    workload=workload,
-                    device=device,
-                    memory_mb=max(memory, default=None),
-                    rounds=tuple(
-                        (float(np.median(one["decode_ms"])), float(np.median(one["prefill_ms"]))) for one in events_of
-                    ),
-                )
-            )
+            in_order = [samples[key] for key in sorted(samples) if key[0] == subject_id]
+            results.append(_latency(decode, prefill, in_order, workload, device))
     return results
+
+
+def _latency(
+    decode: Timing, prefill: Timing, events: Sequence[Mapping[str, Any]], workload: Workload, device: Mapping[str, str]
+) -> Latency:
+    """What a subject's rounds come to; `events` are those of its rounds, in order."""
+    memory = [event["memory_mb"] for event in events if event["memory_mb"] is not None]
+    return Latency(
+        decode=decode,
+        prefill=prefill,
+        source="measured",
+        workload=workload,
+        device=device,
+        memory_mb=max(memory, default=None),
+        rounds=tuple((float(np.median(event["decode_ms"])), float(np.median(event["prefill_ms"]))) for event in events),
+    )
+
+
+def _after(done: Mapping[str, Any]) -> dict[str, str]:
+    """What the runner's last event says of the device: its temperatures, and what is not as it was before."""
+    temperatures = zip(("before", "after"), done["temperature_c"], strict=True)
+    facts = {f"temperature_c_{when}": f"{reading:.1f}" for when, reading in temperatures if reading is not None}
+    before, after = done["speed"]
+    return facts | {f"{name}_after": value for name, value in after.items() if before.get(name) != value}
 
 
 def _failure(subject: Subject, target: Target, reason: str) -> MeasurementFailed:

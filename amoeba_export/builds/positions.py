@@ -75,6 +75,14 @@ class _Value:
                 self._depth -= 1
 
 
+def line_of_error(error: tomllib.TOMLDecodeError, text: str) -> int:
+    """Where `text` is not TOML. Python before 3.14 has no attribute for it, and says it in the message."""
+    _, found, rest = str(error).partition("(at line ")
+    digits = rest.partition(",")[0]
+    said = int(digits) if found and digits.isdigit() else len(text.splitlines()) or 1
+    return getattr(error, "lineno", None) or said
+
+
 def line_of(path: Path, lines: Mapping[Path, int]) -> int:
     """The line of `path`, or of what holds it; 1 for the whole file."""
     return next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), 1)

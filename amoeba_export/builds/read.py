@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from amoeba_export.builds.config import BuildEntry, BuildFile, ModelTable, Share
 from amoeba_export.builds.entry import Entry
 from amoeba_export.builds.explained import choices, explained, remove, sentence, table_at
 from amoeba_export.builds.positions import Path as Place
-from amoeba_export.builds.positions import key_lines, line_of
+from amoeba_export.builds.positions import key_lines, line_of, line_of_error
 from amoeba_export.errors import AmoebaError, BadConfig, NotFound, nearest
 from amoeba_export.ir import Budget, Shape
 from amoeba_export.ir.latency import parse_megabytes
@@ -96,7 +96,7 @@ class _Reader:
             line = path.read_bytes()[: error.start].count(b"\n") + 1
             raise BadConfig(path, [(line, "this is not UTF-8 text", "Save the file as UTF-8")]) from error
         except tomllib.TOMLDecodeError as error:
-            line = getattr(error, "lineno", None) or _line_in(str(error), path)
+            line = line_of_error(error, text)
             reason = str(error).partition(" (at ")[0]
             raise BadConfig(path, [(line, f"this is not TOML: {reason}", "Correct the line")]) from error
         except ValueError as error:
@@ -174,22 +174,7 @@ class _Reader:
             self._attempt(where("target"), lambda: self._target(target))
         elif (own.latency or own.throughput or values["memory"]) and place not in self._spoiled:
             self.add(place, f"build '{own.name}' limits a latency and has no target", 'Add target = "NAME"')
-        for key in ("strategy", "recipe"):
-            if values[key] is not None and (key == "strategy" or values[key].endswith(".toml")):
-                self._exists(where(key), values[key])
-        recipes = _shipped_recipes()
-        if not values["recipe"].endswith(".toml") and values["recipe"] not in recipes:
-            hint = nearest(values["recipe"], recipes)
-            self.add(where("recipe"), f"there is no recipe named '{values['recipe']}'.{hint}", choices(recipes))
-        for key in ("adapters", "calibration_data"):
-            for path in values[key]:
-                self._exists(where(key), path)
-        if (healing := values["heal"]) is not None:
-            self._attempt(where("heal"), lambda: read_heal(healing))
-        if (refit := values["refit"]) is not None:
-            self._attempt(where("refit"), lambda: check_refit(refit))
-        if (memory := values["memory"]) is not None:
-            self._attempt(where("memory"), lambda: parse_megabytes(memory))
+        self._check_inherited(values, where)
         if own.plan is not None and self._exists((*place, "plan"), own.plan):
             self._attempt((*place, "plan"), lambda: read_plan(self._at(own.plan or "")))
         recipe, refit = values["recipe"], values["refit"]
@@ -198,7 +183,7 @@ class _Reader:
             target=target,
             latency=own.latency,
             throughput=own.throughput,
-            memory=memory,
+            memory=values["memory"],
             metric=values["metric"],
             percentile=values["percentile"],
             prompt_tokens=workload.prompt_tokens,
@@ -246,6 +231,25 @@ class _Reader:
             for folder in entry.out.parents:
                 above.setdefault(folder, entry)
 
+    def _check_inherited(self, values: Mapping[str, Any], where: Callable[[str], Place]) -> None:
+        """Check what an entry may have from `[defaults]`; `where` says where a key stands."""
+        for key in ("strategy", "recipe"):
+            if values[key] is not None and (key == "strategy" or values[key].endswith(".toml")):
+                self._exists(where(key), values[key])
+        recipes = _shipped_recipes()
+        if not values["recipe"].endswith(".toml") and values["recipe"] not in recipes:
+            hint = nearest(values["recipe"], recipes)
+            self.add(where("recipe"), f"there is no recipe named '{values['recipe']}'.{hint}", choices(recipes))
+        for key in ("adapters", "calibration_data"):
+            for path in values[key]:
+                self._exists(where(key), path)
+        if (healing := values["heal"]) is not None:
+            self._attempt(where("heal"), lambda: read_heal(healing))
+        if (refit := values["refit"]) is not None:
+            self._attempt(where("refit"), lambda: check_refit(refit))
+        if (memory := values["memory"]) is not None:
+            self._attempt(where("memory"), lambda: parse_megabytes(memory))
+
     def _check_sizes(self, own: BuildEntry, place: Place) -> None:
         given = [key for key in SIZES if getattr(own, key) is not None]
         if not given and place not in self._spoiled:
@@ -292,10 +296,3 @@ class _Reader:
 @functools.cache
 def _shipped_recipes() -> frozenset[str]:
     return frozenset(recipe.stem for recipe in data_dir("calibration").glob("*.toml"))
-
-
-def _line_in(message: str, path: Path) -> int:
-    """The line in tomllib's message; Python before 3.14 has no attribute for it."""
-    _, found, rest = message.partition("(at line ")
-    digits = rest.partition(",")[0]
-    return int(digits) if found and digits.isdigit() else len(path.read_text(encoding="utf-8").splitlines()) or 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,9 +57,8 @@ def calibrate(
     """
     supernet = supernet.without_adapters()
     samples, heldout = read_samples(recipe.data, supernet.folder, seed=seed)
-    width_samples = samples
-    if recipe.width.data is not None:
-        width_samples, _ = read_samples(recipe.width.data, supernet.folder, seed=seed)
+    of_width = recipe.width.data
+    width_samples = samples if of_width is None else read_samples(of_width, supernet.folder, seed=seed)[0]
     progress.note(
         f"Calibrating {supernet.name} with recipe '{recipe.name}', seed {seed}: {samples.num_samples} samples"
         f" ({samples.num_tokens} tokens) for the search, {heldout.num_samples} ({heldout.num_tokens}) held out"
@@ -70,28 +69,35 @@ def calibrate(
             num_workers = fleet.start(supernet.identity, memory_bytes=stack.memory_bytes)
             progress.note(f"Scoring on {num_workers} workers")
         run = _Run(stack, recipe, workplace, fleet, progress)
-        importance = run.importance(width_samples)
-        depth = run.depth(samples)
-        arch = supernet.architecture
-        strategy = Strategy(
-            model_id=supernet.identity,
-            num_layers=arch.num_layers,
-            num_heads=arch.num_heads,
-            num_kv_heads=arch.num_kv_heads,
-            head_dim=arch.head_dim,
-            ffn_size=arch.ffn_size,
-            depth={removed: tuple(map(int, choice.active)) for removed, choice in depth.items()},
-            depth_metric={removed: choice.metric for removed, choice in depth.items()},
-            metric=recipe.depth.metric,
-            importance=importance,
-            quality_metric=recipe.quality.metric,
-            policy=recipe.quality.policy,
-            provenance=_provenance(recipe, samples, heldout, width_samples, seed),
-        )
+        importance, depth = run.importance(width_samples), run.depth(samples)
+        provenance = _provenance(recipe, samples, heldout, width_samples, seed)
+        strategy = _without_quality(supernet, recipe, importance, depth, provenance)
         strategy = replace(strategy, quality=run.quality(heldout, strategy, importance))
         for used in (samples, width_samples):
             workplace.clear_states(used)
     return strategy
+
+
+def _without_quality(
+    supernet: Supernet, recipe: Recipe, importance: Importance, depth: Mapping[int, Choice], provenance: dict[str, str]
+) -> Strategy:
+    """The strategy before any shape was scored."""
+    arch = supernet.architecture
+    return Strategy(
+        model_id=supernet.identity,
+        num_layers=arch.num_layers,
+        num_heads=arch.num_heads,
+        num_kv_heads=arch.num_kv_heads,
+        head_dim=arch.head_dim,
+        ffn_size=arch.ffn_size,
+        depth={removed: tuple(map(int, choice.active)) for removed, choice in depth.items()},
+        depth_metric={removed: choice.metric for removed, choice in depth.items()},
+        metric=recipe.depth.metric,
+        importance=importance,
+        quality_metric=recipe.quality.metric,
+        policy=recipe.quality.policy,
+        provenance=provenance,
+    )
 
 
 def _provenance(recipe: Recipe, samples: Samples, heldout: Samples, width: Samples, seed: int) -> dict[str, str]:

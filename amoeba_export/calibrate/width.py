@@ -5,7 +5,7 @@ C counts the input channels of a writer (`o` or `down`), T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,6 +117,37 @@ def make_importance(
     )
 
 
+def _first_missing(paths: Sequence[Path], progress: Progress) -> int:
+    """Index of the first layer whose file is not there or damaged; how many there are, where none is."""
+    sound = [read_sealed(path) is not None for path in paths]
+    for path, is_sound in zip(paths, sound, strict=True):
+        if path.is_file() and not is_sound:
+            progress.note(f"{path} is damaged; this layer is measured again.")
+    return sound.index(False) if False in sound else len(paths)
+
+
+@contextmanager
+def _watched_writers(module: nn.Module, samples: Samples) -> Iterator[Mapping[Role, ChannelStatistics]]:
+    """Statistics of what the writers of a layer read while `samples` go through it; padding is left out."""
+    watched = {name: ChannelStatistics() for name in WRITERS}
+    batches = {name: iter(samples.batches) for name in WRITERS}
+
+    def hook(name: Role) -> Any:
+        def add(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            x_BTC, lengths_B = inputs[0], next(batches[name]).lengths_B
+            real_BT = torch.arange(x_BTC.shape[1])[None] < lengths_B[:, None]
+            watched[name].add(x_BTC[real_BT])
+
+        return add
+
+    handles = [module.get_submodule(name).register_forward_pre_hook(hook(name)) for name in WRITERS]
+    try:
+        yield watched
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def measure_importance(
     stack: LayerStack,
     samples: Samples,
@@ -145,32 +176,13 @@ def measure_importance(
     folder.mkdir(parents=True, exist_ok=True)
     num_layers = stack.architecture.num_layers
     paths = [folder / f"importance-{layer_idx:04d}.sealed" for layer_idx in range(num_layers)]
-    sound = [read_sealed(path) is not None for path in paths]
-    for path, is_sound in zip(paths, sound, strict=True):
-        if path.is_file() and not is_sound:
-            progress.note(f"{path} is damaged; this layer is measured again.")
-    first = sound.index(False) if False in sound else num_layers
+    first = _first_missing(paths, progress)
     measured: dict[str, NDArray[np.float64]] = {}
 
     @contextmanager
     def observe(layer_idx: int, module: nn.Module) -> Iterator[None]:
-        watched = {name: ChannelStatistics() for name in WRITERS}
-        batches = {name: iter(samples.batches) for name in WRITERS}
-
-        def hook(name: Role) -> Any:
-            def add(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-                x_BTC, lengths_B = inputs[0], next(batches[name]).lengths_B
-                real_BT = torch.arange(x_BTC.shape[1])[None] < lengths_B[:, None]
-                watched[name].add(x_BTC[real_BT])
-
-            return add
-
-        handles = [module.get_submodule(name).register_forward_pre_hook(hook(name)) for name in WRITERS]
-        try:
+        with _watched_writers(module, samples) as watched:
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
         measured.clear()
         for name, statistics in watched.items():
             weight = module.get_parameter(f"{name}.weight").detach()

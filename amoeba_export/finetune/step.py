@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from transformers import get_scheduler
 
 from amoeba_export.errors import UsageError
 from amoeba_export.finetune.model import SlicedSupernet
 from amoeba_export.finetune.objective import Buffers, Objective, Positions
 from amoeba_export.finetune.packing import Batch
-from amoeba_export.finetune.settings import ObjectiveSettings
+from amoeba_export.finetune.settings import ObjectiveSettings, Settings
 from amoeba_export.finetune.smol import TrainedLowRank
 from amoeba_export.ir import Shape, SubnetPlan
 
@@ -95,3 +96,17 @@ def noise_scale(step: int, max_steps: int, warmup: float) -> float:
     """1 at the first step, 0 once `warmup` of the steps are done, linear between."""
     end = warmup * max_steps
     return max(0.0, 1.0 - step / end) if end > 0 else 0.0
+
+
+def rate_schedule(settings: Settings, optimizer: torch.optim.Optimizer) -> Callable[[int], float]:
+    """The share of the learning rate by step: a function of it, so that there is no state of it to save.
+
+    One step more than there are, read one step late: neither the first nor the last step is spent at a rate of zero.
+    """
+    share: Callable[[int], float] = get_scheduler(
+        settings.schedule,
+        optimizer,
+        num_warmup_steps=round(settings.warmup * settings.max_steps),
+        num_training_steps=settings.max_steps + 1,
+    ).lr_lambdas[0]
+    return share

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from transformers import get_scheduler
 
 from amoeba_export.errors import InputError, UnsupportedError
 from amoeba_export.finetune.adapter import write_adapter
@@ -29,8 +28,8 @@ from amoeba_export.finetune.plot import plot_losses
 from amoeba_export.finetune.sampling import ShapeSampler, one_shape, sandwich
 from amoeba_export.finetune.settings import Settings
 from amoeba_export.finetune.smol import TrainedLowRank
-from amoeba_export.finetune.step import GateNoise, Losses, SandwichStep, noise_scale
-from amoeba_export.ir import SILENT, Progress, Shape, Supernet
+from amoeba_export.finetune.step import GateNoise, Losses, SandwichStep, noise_scale, rate_schedule
+from amoeba_export.ir import SILENT, Progress, Shape, Strategy, Supernet
 from amoeba_export.ir.derive import derive_plan
 from amoeba_export.ir.dtype import DTYPES
 from amoeba_export.model.tokenizer import open_tokenizer
@@ -83,26 +82,10 @@ def finetune_adapter(
     """
     settings = settings or Settings()
     settings.check()
-    if supernet.strategy is None:
-        raise InputError(
-            "Fine-tuning needs a strategy.", next_step="Make one with 'amoeba calibrate' and give it with --strategy."
-        )
-    if supernet.adapters:
-        raise UnsupportedError(
-            "Fine-tuning starts from a model without adapters.",
-            next_step="Export the full shape with the adapters merged, and fine-tune the result.",
-        )
-    sampler = one_shape(shape) if shape else sandwich(supernet.strategy, settings)
+    strategy = _only_strategy(supernet)
+    sampler = one_shape(shape) if shape else sandwich(strategy, settings)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # without `cpu`, processes on a CPU do not join
-    facts = {
-        "amoeba": __version__,
-        "model": supernet.identity,
-        "strategy": supernet.strategy.identity,
-        "data": _sha256(data),
-        "shape": str(shape) if shape else None,
-        "processes": accelerator.num_processes,
-        "settings": settings.to_json(),
-    }
+    facts = _facts(supernet, settings, data, shape, accelerator)
     run = Run(out, facts, resume=resume, force=force) if accelerator.is_main_process else None
     accelerator.wait_for_everyone()
     try:
@@ -127,6 +110,35 @@ def finetune_adapter(
         tokens=sum(record["tokens"] for record in records),
         losses=_last_losses(records),
     )
+
+
+def _facts(
+    supernet: Supernet, settings: Settings, data: Path, shape: Shape | None, accelerator: Accelerator
+) -> dict[str, Any]:
+    """What decides the adapter."""
+    return {
+        "amoeba": __version__,
+        "model": supernet.identity,
+        "strategy": supernet.strategy and supernet.strategy.identity,
+        "data": _sha256(data),
+        "shape": str(shape) if shape else None,
+        "processes": accelerator.num_processes,
+        "settings": settings.to_json(),
+    }
+
+
+def _only_strategy(supernet: Supernet) -> Strategy:
+    """The strategy of a model without adapters. Raises `InputError`, `UnsupportedError`."""
+    if supernet.strategy is None:
+        raise InputError(
+            "Fine-tuning needs a strategy.", next_step="Make one with 'amoeba calibrate' and give it with --strategy."
+        )
+    if supernet.adapters:
+        raise UnsupportedError(
+            "Fine-tuning starts from a model without adapters.",
+            next_step="Export the full shape with the adapters merged, and fine-tune the result.",
+        )
+    return supernet.strategy
 
 
 class _Session:
@@ -185,14 +197,7 @@ class _Session:
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
-        # Used as a function of the step, so that there is no state of it to save. One step more than there are, read
-        # one step late: neither the first nor the last step is spent at a learning rate of zero.
-        self.schedule = get_scheduler(
-            settings.schedule,
-            self.optimizer,
-            num_warmup_steps=round(settings.warmup * settings.max_steps),
-            num_training_steps=settings.max_steps + 1,
-        ).lr_lambdas[0]
+        self.schedule = rate_schedule(settings, self.optimizer)
         self.progress.note(
             f"Training {sum(p.numel() for p in self.parameters.values()):,} weights of {settings.low_rank.mode} on "
             f"{len(examples):,} examples: {settings.max_steps} steps of {len(sampler.sample(0))} subnets, shapes "

@@ -114,18 +114,10 @@ def open_writer(
     if scheme:
         group = group_size(dense)
         config["quantization_config"] = quantization_config(group, scheme, head=subnet.family.module("head"))
-        stored = tuple(
-            part
-            for spec in specs
-            for part in (parts_of(spec, group, scheme, torch_dtype) if spec.name in packed else (spec,))
-        )
+        parts = {spec.name: parts_of(spec, group, scheme, torch_dtype) for spec in specs if spec.name in packed}
+        stored = tuple(part for spec in specs for part in parts.get(spec.name, (spec,)))
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    if model_type == AMOEBA:
-        shutil.copyfile(modeling_file(), folder / MODELING)
-    copy_tokenizer(subnet, folder)
-    copy_generation_config(subnet.source_folder, folder)
-    copy_license(subnet.source_folder, folder)
-    write_model_card(subnet, folder, needs_code=model_type == AMOEBA)
+    _write_sidecars(subnet, folder, needs_code=model_type == AMOEBA)
     writer = SafetensorsWriter(
         folder,
         stored,
@@ -147,6 +139,15 @@ def open_writer(
         round_weight=round_weight,
         folder=folder,
     )
+
+
+def _write_sidecars(subnet: Subnet, folder: Path, *, needs_code: bool) -> None:
+    if needs_code:
+        shutil.copyfile(modeling_file(), folder / MODELING)
+    copy_tokenizer(subnet, folder)
+    copy_generation_config(subnet.source_folder, folder)
+    copy_license(subnet.source_folder, folder)
+    write_model_card(subnet, folder, needs_code=needs_code)
 
 
 def _packed_names(subnet: Subnet) -> frozenset[str]:

@@ -66,18 +66,16 @@ def derive_plan(
     width_key = None
     if shape.width == 1.0 and not any(_same(width, 1.0) for width in strategy.widths):
         masks = _everything(architecture)
-    elif strategy.importance is not None:
-        if policy == "uniform":
-            masks = _uniform(strategy.importance, architecture, shape.width, align, head_multiple, unit)
-        else:
-            masks = _adaptive(strategy.importance, architecture, shape.width, align, unit)
-    else:
+    elif strategy.importance is None:
         width_key, fixed = _listed_width(strategy, shape.width)
         masks = _Masks(fixed.heads_LN, fixed.ffn_LF)
+    elif policy == "uniform":
+        masks = _uniform(strategy.importance, architecture, shape.width, align, head_multiple, unit)
+    else:
+        masks = _adaptive(strategy.importance, architecture, shape.width, align, unit)
     layers = tuple(_layer_plan(masks, layer, architecture) for layer in kept)
     if strategy.importance is None:
-        counts = {(len(layer.query_heads), len(layer.kv_heads), len(layer.ffn)) for layer in layers}
-        policy = "uniform" if len(counts) == 1 else "adaptive"
+        policy = "uniform" if len({layer.counts for layer in layers}) == 1 else "adaptive"
     plan = SubnetPlan(
         shape=shape,
         policy=policy,

@@ -58,6 +58,11 @@ class LayerPlan:
     kv_heads: tuple[int, ...]
     ffn: tuple[int, ...]
 
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """How many query heads, KV heads and neurons stay."""
+        return len(self.query_heads), len(self.kv_heads), len(self.ffn)
+
 
 def nearest_gate_width(gate_widths: Sequence[float], width: float) -> float | None:
     """The width choice that a SMoL gate is asked for by a plan of `width`: the nearest, the wider of two.

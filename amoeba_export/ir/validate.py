@@ -30,7 +30,7 @@ def validate(plan: SubnetPlan, architecture: Architecture) -> None:
         problems.append(f"its shape says {plan.shape.depth} layers, it lists {len(plan.layers)}")
     for layer in plan.layers:
         problems.extend(f"layer {layer.source_layer}: {problem}" for problem in _layer_problems(layer, architecture))
-    counts = {(len(layer.query_heads), len(layer.kv_heads), len(layer.ffn)) for layer in plan.layers}
+    counts = {layer.counts for layer in plan.layers}
     if plan.policy == "uniform" and len(counts) > 1:
         problems.append(f"it is called uniform and its layers keep different counts: {sorted(counts)}")
     if problems:

@@ -83,27 +83,37 @@ def read_rope(
             where=where,
             next_step=f"Use a model whose RoPE is one of: {', '.join(KNOWN_TYPES)}.",
         )
-    share = parameters.pop("partial_rotary_factor", None)
-    share = config.get("partial_rotary_factor", 1.0) if share is None else share
-    share = 1.0 if share is None else share
-    if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share <= 1:
-        raise _nonsense(f"partial_rotary_factor is {shown(share)}", where)
+    share = _rotated_share(parameters.pop("partial_rotary_factor", None), config, where)
     if rope_type in STRETCHED_TYPES:
-        # A config that says it outside, as Phi-3's do, is read that way by transformers.
-        outside = config.get("original_max_position_embeddings")
-        parameters.setdefault("original_max_position_embeddings", max_positions)
-        if outside is not None:
-            parameters["original_max_position_embeddings"] = outside
-        if parameters.get("factor", 1) is None:  # transformers takes the ratio of the two lengths
-            del parameters["factor"]
-            if rope_type == "yarn":
-                _check_numbers(parameters, where)
-                parameters["factor"] = max_positions / (parameters["original_max_position_embeddings"] or max_positions)
+        _fill_lengths(parameters, config, max_positions, where)
     _check_numbers({"rope_theta": theta} | parameters, where)
     for name in _NEEDED.get(rope_type, ()):
         if parameters.get(name) is None:
             raise _nonsense(f"{key}.{name} is null or missing, and RoPE of type {rope_type} needs it", where)
-    return float(theta), None if rope_type == "default" else parameters, float(share)
+    return float(theta), None if rope_type == "default" else parameters, share
+
+
+def _rotated_share(inside: Any, config: Mapping[str, Any], where: Path) -> float:
+    """The share of each head that is rotated; `inside` is what the RoPE parameters say of it."""
+    share = config.get("partial_rotary_factor", 1.0) if inside is None else inside
+    share = 1.0 if share is None else share
+    if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share <= 1:
+        raise _nonsense(f"partial_rotary_factor is {shown(share)}", where)
+    return float(share)
+
+
+def _fill_lengths(parameters: dict[str, Any], config: Mapping[str, Any], max_positions: int, where: Path) -> None:
+    """Put the length of the first training, and how much it is stretched, where transformers reads them."""
+    # A config that says it outside, as Phi-3's do, is read that way by transformers.
+    outside = config.get("original_max_position_embeddings")
+    parameters.setdefault("original_max_position_embeddings", max_positions)
+    if outside is not None:
+        parameters["original_max_position_embeddings"] = outside
+    if parameters.get("factor", 1) is None:  # transformers takes the ratio of the two lengths
+        del parameters["factor"]
+        if parameters["rope_type"] == "yarn":
+            _check_numbers(parameters, where)
+            parameters["factor"] = max_positions / (parameters["original_max_position_embeddings"] or max_positions)
 
 
 def _check_numbers(parameters: Mapping[str, Any], where: Path) -> None:

@@ -82,6 +82,6 @@ def _widths(
         plan = derive_plan(
             strategy, architecture, shape, policy=policy, align=align, head_multiple=head_multiple, unit=unit
         )
-        counts = tuple((len(layer.query_heads), len(layer.kv_heads), len(layer.ffn)) for layer in plan.layers)
+        counts = tuple(layer.counts for layer in plan.layers)
         found.setdefault(counts, (width, plan))
     return list(found.values())

@@ -88,19 +88,7 @@ def read_metadata(file: GgufFile) -> Metadata:
         UnsupportedError: A key that we do not compute, named.
         DamagedFile: A key is missing, or has a value that is none.
     """
-    kind = file.fields.get("general.type", "model")
-    if kind != "model":
-        raise UnsupportedError(
-            f"This GGUF file holds no model: its general.type is '{kind}'.",
-            where=file.path,
-            next_step="Give the GGUF file of the model.",
-        )
-    name = file.fields.get("general.architecture")
-    if not isinstance(name, str) or name not in families_by_architecture():
-        if isinstance(count := file.fields.get(f"{name}.expert_count"), int) and count > 1:
-            raise MixtureOfExperts(name, count, families_by_architecture(), where=file.path)
-        raise UnsupportedModel(name, families_by_architecture(), where=file.path)
-    arch = ARCHITECTURES[name]
+    arch = _architecture_of(file)
     keys = Keys(file, arch)
     num_layers = keys.count("block_count")
     num_heads = keys.per_layer("attention.head_count", num_layers)
@@ -142,6 +130,22 @@ def read_metadata(file: GgufFile) -> Metadata:
     keys.finish()
     _check_layers(metadata, file.path)
     return metadata
+
+
+def _architecture_of(file: GgufFile) -> LlamaCppArchitecture:
+    kind = file.fields.get("general.type", "model")
+    if kind != "model":
+        raise UnsupportedError(
+            f"This GGUF file holds no model: its general.type is '{kind}'.",
+            where=file.path,
+            next_step="Give the GGUF file of the model.",
+        )
+    name = file.fields.get("general.architecture")
+    if not isinstance(name, str) or name not in families_by_architecture():
+        if isinstance(count := file.fields.get(f"{name}.expert_count"), int) and count > 1:
+            raise MixtureOfExperts(name, count, families_by_architecture(), where=file.path)
+        raise UnsupportedModel(name, families_by_architecture(), where=file.path)
+    return ARCHITECTURES[name]
 
 
 def _rope(keys: Keys, max_positions: int) -> dict[str, Any]:
