@@ -4,7 +4,7 @@ The direct children of `AmoebaError` are the *kinds*: one exit code each (a test
 that deserves its own wording is a subclass of its kind, defined here, whose constructor takes the facts and builds the
 sentence, so that a raise site reads as `raise UnknownTarget(name, known)`.
 
-Long for a file, on purpose: it is one list, read to see what has a name already, and `tests/test_errors.py` and
+Long on purpose: it is one list, read to see what has a name already, and `tests/test_errors.py` and
 `docs/errors.md` are held against it. In several files it would need a second list to be found by.
 """
 

@@ -23,8 +23,7 @@ def finetune(
 ) -> Finetuned:
     """Train adapters for every shape of `model` in one run.
 
-    The settings are checked before the model is opened. (Nine parameters: three files, and what cannot be a setting,
-    because the adapter does not depend on it.)
+    The settings are checked before the model is opened.
 
     Args:
         model: A model folder, a hub id, or `demo`.
@@ -44,6 +43,7 @@ def finetune(
         UsageError: A setting that cannot be, or a loss that is not finite.
         InputError: The model, the strategy or the data cannot be used, or do not belong together.
     """
+    # Long on purpose: three files, and what cannot be a setting, because the adapter does not depend on it.
     settings = settings or Settings()
     one = Shape.parse(shape) if shape else None
     settings.check()

@@ -86,6 +86,7 @@ def export(
     Raises:
         AmoebaError: Whatever amoeba can name; its kind says whose turn it is. Nothing is left at the output.
     """
+    # Long on purpose: the whole job is one list.
     settings = resolve_settings(request, progress)
     if replay is not None:
         settings = replay.settle(settings)

@@ -53,6 +53,7 @@ def refit(
         UsageError: `out` is a folder, there is no such recipe, or the plan cuts nothing.
         InputError: The model, the plan or the texts cannot be used.
     """
+    # Long on purpose: the parameters are settings of a request, those that a refit knows.
     known = tuple(name for name in shipped_refits() if name != HEAL_RECIPE)
     if refit not in known:
         raise UnknownName("refit", refit, known)
@@ -106,6 +107,7 @@ def heal(
         UsageError: `out` is a folder, `heal` or `refit` cannot be read, or the plan cuts nothing.
         InputError: The model, the plan or the texts cannot be used.
     """
+    # Long on purpose: the parameters are settings of a request, those that healing knows.
     if refit == OFF:
         raise UnknownName("refit", refit, tuple(name for name in shipped_refits() if name != HEAL_RECIPE))
     if heal == OFF:

@@ -1,4 +1,7 @@
-"""`amoeba bench`: artifacts side by side, measured in turns in one run."""
+"""`amoeba bench`: artifacts side by side, measured in turns in one run.
+
+Commands are long on purpose: each parameter is a flag, with its help.
+"""
 
 from __future__ import annotations
 

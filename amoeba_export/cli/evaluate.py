@@ -1,4 +1,7 @@
-"""`amoeba evaluate`: perplexity and tasks of a supernet at a shape, of all its shapes, or of an artifact."""
+"""`amoeba evaluate`: perplexity and tasks of a supernet at a shape, of all its shapes, or of an artifact.
+
+Commands are long on purpose: each parameter is a flag, with its help.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`amoeba export` and `amoeba search`: the main job, and its first half."""
+"""`amoeba export` and `amoeba search`: the main job, and its first half.
+
+Commands are long on purpose: each parameter is a flag, with its help.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`amoeba finetune`: Stage 2."""
+"""`amoeba finetune`: Stage 2.
+
+Commands are long on purpose: each parameter is a flag, with its help.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`amoeba frontier`: latency against quality of every shape and precision on a target."""
+"""`amoeba frontier`: latency against quality of every shape and precision on a target.
+
+Commands are long on purpose: each parameter is a flag, with its help.
+"""
 
 from __future__ import annotations
 

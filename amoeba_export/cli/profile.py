@@ -1,4 +1,7 @@
-"""`amoeba profile`: record what a target costs once, and replay it where the target is not."""
+"""`amoeba profile`: record what a target costs once, and replay it where the target is not.
+
+Commands are long on purpose: each parameter is a flag, with its help.
+"""
 
 from __future__ import annotations
 

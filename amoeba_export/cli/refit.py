@@ -1,4 +1,7 @@
-"""`amoeba refit` and `amoeba heal`: fitted weights of a plan, as a file."""
+"""`amoeba refit` and `amoeba heal`: fitted weights of a plan, as a file.
+
+Commands are long on purpose: each parameter is a flag, with its help.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`amoeba targets`: the devices that amoeba knows, what is known of them, and whether they can be measured here."""
+"""`amoeba targets`: the devices that amoeba knows, what is known of them, and whether they can be measured here.
+
+Commands are long on purpose: each parameter is a flag, with its help.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 Dimension letters used in tensor names across the project: D hidden, F FFN neurons, N query heads, K KV heads, H head
 dim, V vocabulary, R LoRA rank, E experts, L layers, T tokens, B batch, O out features, I in features. Q = N * H.
+
+Long on purpose: a supernet and its cut are each described by the other.
 """
 
 from __future__ import annotations

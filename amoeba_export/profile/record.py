@@ -52,6 +52,7 @@ def record_cost_table(
     Raises:
         TargetError: Too few graphs could be measured.
     """
+    # Long on purpose: the parameters are what a user says of a table, and who measures it.
     graphs = design_graphs(architecture, num_graphs=num_graphs, min_depth=min_depth, align=target.align)
     lengths = dict.fromkeys((workload.prompt_tokens, *prompt_lengths))
     measured: list[tuple[DenseArchitecture, Latency]] = []

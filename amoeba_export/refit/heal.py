@@ -70,6 +70,7 @@ def heal(
         InputError: The texts of the recipe cannot be used.
         NotANumber: A loss is not finite.
     """
+    # Long on purpose: the facts of a run and of its result are listed here.
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = read_data(recipe, supernet.folder, seed=seed)
     teacher = Teacher(supernet, device)

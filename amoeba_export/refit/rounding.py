@@ -87,6 +87,7 @@ def round_with_data(
     Raises:
         InputError: The texts of the recipe cannot be used.
     """
+    # Long on purpose: what is rounded, how, and where a run keeps its things are given apart.
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     samples = read_data(recipe, supernet.folder, seed=seed).fit
     stack = LayerStack(supernet, memory_bytes=0, device=device, tensors=MergedTensors(supernet, plan))

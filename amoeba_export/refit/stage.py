@@ -80,6 +80,7 @@ def refit(
         InputError: The texts of the recipe cannot be used.
         NotANumber: A loss is not finite.
     """
+    # Long on purpose: the facts of a run are listed here.
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = read_data(recipe, supernet.folder, seed=seed)
     full = LayerStack(supernet, memory_bytes=0, device=device, tensors=MergedTensors(supernet, supernet.full_plan()))

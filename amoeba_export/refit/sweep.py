@@ -9,6 +9,8 @@ mean square of the stream that is aimed at, so that the few tokens of huge norm 
 In memory are one layer, one Gram matrix and its factor, the held-out tokens of one writer, and the streams as far as
 they fit into a bound; the others are on disk. Solved layers are on disk in any case: a run that was stopped goes on
 from them.
+
+Long on purpose: one pass, whose streams, statistics and solved layers depend on each other.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 Logits come from a plain torch forward pass over the dequantized tensors that follows the graphs of llama.cpp
 (`src/models/*.cpp`), oddities included: which biases an architecture ignores, pairs or halves in RoPE, what happens to
 a layer without attention or FFN. Greedy tokens come from llama.cpp itself where the package `xllamacpp` is installed.
+
+Long on purpose: one forward pass, read beside the graphs that it follows.
 """
 
 from __future__ import annotations
