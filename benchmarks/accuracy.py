@@ -17,6 +17,7 @@ At 80, 65 and 50 % of the prunable weights (AmoebaLLM's table 2):
 Everything lies in `--work` and is done once: a run that was stopped, however, goes on where it was. Processes that are
 given different methods with `--only` can share the work.
 """
+# Long on purpose: one script, read from top to bottom.
 
 from __future__ import annotations
 

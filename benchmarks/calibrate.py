@@ -14,6 +14,7 @@ was stopped goes on; what each search would have had to compute by itself is cou
 
 `memory` writes a random model with 8 GB of weights, calibrates it, and prints the peak memory of the process.
 """
+# Long on purpose: one script, read from top to bottom.
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ or `failed`.
 The demo's strategy is calibrated with the recipe `quick` unless one is given; the tiny models have seeded noise. Needs
 the network for the packages, ten minutes, and 6 GB of disk.
 """
+# Long on purpose: one script, read from top to bottom.
 
 from __future__ import annotations
 

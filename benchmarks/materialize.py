@@ -25,6 +25,7 @@ Ours is load, plan, materialize and write as `export` does them. Not in it: the 
 and remembered; digests of the output, printed apart; verification, which runs the uncut model, and measuring.
 About 35 GB of disk are in use at most. A smaller checkpoint to try it: `--layers 4 --shape 3x0.75`.
 """
+# Long on purpose: one script, read from top to bottom.
 
 from __future__ import annotations
 
