@@ -7,16 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from amoeba_export.formats import FORMATS
-from amoeba_export.ir import (
-    Architecture,
-    Budget,
-    Metric,
-    Policy,
-    Shape,
-    SubnetPlan,
-    Target,
-    Workload,
-)
+from amoeba_export.ir import Architecture, Budget, Metric, Policy, Shape, SubnetPlan, Target, Workload
 from amoeba_export.ir.dtype import AUTO
 from amoeba_export.ir.metric import QualityLimit
 from amoeba_export.refit import HealSettings

@@ -12,17 +12,7 @@ from amoeba_export.application.request import ExportRequest, Settings
 from amoeba_export.backends.targets import read_target
 from amoeba_export.errors import AmoebaError, BadValue, Problems, UnknownName, UsageError
 from amoeba_export.formats import FORMATS
-from amoeba_export.ir import (
-    Budget,
-    Metric,
-    Policy,
-    RoundingHow,
-    Shape,
-    SubnetPlan,
-    Target,
-    Workload,
-    parse_megabytes,
-)
+from amoeba_export.ir import Budget, Metric, Policy, RoundingHow, Shape, SubnetPlan, Target, Workload, parse_megabytes
 from amoeba_export.ir.dtype import AUTO, DTYPE_NAMES
 from amoeba_export.ir.metric import QualityLimit
 from amoeba_export.reading import read_json_object

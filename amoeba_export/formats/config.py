@@ -5,20 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from amoeba_export.formats.model_type import AMOEBA, container_type, switches
-from amoeba_export.ir import (
-    Architecture,
-    DenseArchitecture,
-    LayerKind,
-    Rope,
-    Subnet,
-    SubnetPlan,
-)
+from amoeba_export.ir import Architecture, DenseArchitecture, LayerKind, Rope, Subnet, SubnetPlan
 from amoeba_export.load.family_file import FamilyFile, read_family
 from amoeba_export.load.kinds import TYPES_KEY
 from amoeba_export.model.foreign_code import AUTO_MAP
 
 _AMOEBA_CLASS = "AmoebaForCausalLM"
-
 
 _NUMBERS = ("embedding_scale", "residual_scale", "logits_divisor", "attention_scale")
 """Facts that a stock type has keys for and other families do not vary."""

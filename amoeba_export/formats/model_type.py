@@ -9,18 +9,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from amoeba_export.errors import NotRepresentable, UnsupportedModel
-from amoeba_export.ir import (
-    DenseArchitecture,
-    Family,
-    LayerDims,
-    TensorSpec,
-)
+from amoeba_export.ir import DenseArchitecture, Family, LayerDims, TensorSpec
 from amoeba_export.ir.family import FEATURE_WORDS, FEATURES, Feature, Role
 from amoeba_export.load.family_file import FamilyFile, read_family, supported_families
 from amoeba_export.shown import an
 
 AMOEBA = "amoeba"
-
 
 _STOCK = ("mistral", "llama", "granite")
 """Types that hold other families' cuts, the simplest first."""

@@ -23,14 +23,10 @@ from amoeba_export.ir.safetensors_header import safetensors_header
 _CHUNK_BYTES = 32 << 20
 """How much of a weight is converted at once: a 7B embedding in fp32 would be half a gigabyte."""
 
-
 MAX_SHARD_BYTES = 5_000_000_000
 """As the Hugging Face hub cuts large models."""
 
-
 NOTHING: Mapping[str, str] = {}
-
-
 _Dtypes = Mapping[str, torch.dtype]
 
 

@@ -12,12 +12,7 @@ from typing import TYPE_CHECKING, Any
 from amoeba_export import locations
 from amoeba_export.errors import NotFound
 from amoeba_export.ir import SILENT, Architecture, InputId, Progress, Supernet, TensorSource
-from amoeba_export.load.families import (
-    expected_weights,
-    quantization_method,
-    read_architecture,
-    tied_copies,
-)
+from amoeba_export.load.families import expected_weights, quantization_method, read_architecture, tied_copies
 from amoeba_export.load.family_file import FamilyFile
 from amoeba_export.load.identity import model_identity
 from amoeba_export.load.links import refuse_links_outside

@@ -13,19 +13,17 @@ from amoeba_export.ir import AdapterDelta, LayerPlan, Refit, Role, SubnetPlan, S
 _ADDED = 1e-5
 """How far two orders of adding thousands of products in fp32 may be apart, as a share of the sum of their sizes."""
 
+_ROWS: dict[Role, str] = {"q": "query_heads", "k": "kv_heads", "v": "kv_heads", "gate": "ffn", "up": "ffn"}
+
+_COLUMNS: dict[Role, str] = {"o": "query_heads", "down": "ffn"}
+"""What of a `LayerPlan` the rows and columns of a projection are."""
+
 
 def weight_of(supernet: Supernet, refit: Refit | None, name: str, cut_name: str) -> torch.Tensor:
     """A weight that no plan cuts: the refit's where it holds it, else the supernet's."""
     if refit is not None and cut_name in refit.tensors.names():
         return refit.tensors.read(cut_name)
     return supernet.tensors.read(name)
-
-
-_ROWS: dict[Role, str] = {"q": "query_heads", "k": "kv_heads", "v": "kv_heads", "gate": "ffn", "up": "ffn"}
-
-
-_COLUMNS: dict[Role, str] = {"o": "query_heads", "down": "ffn"}
-"""What of a `LayerPlan` the rows and columns of a projection are."""
 
 
 class Fitted(nn.Module):

@@ -14,12 +14,9 @@ import numpy as np
 
 from amoeba_export.errors import DamagedFile, UnsupportedError
 from amoeba_export.gguf_file import GgufFile
-from amoeba_export.llama_cpp.architectures import (
-    LlamaCppArchitecture,
-)
+from amoeba_export.llama_cpp.architectures import LlamaCppArchitecture
 
 NEXT_STEP = "Give the model as a Hugging Face folder instead."
-
 
 _NEUTRAL: Mapping[str, Collection[Any]] = {
     "attention.causal": (True,),
@@ -37,7 +34,6 @@ _NEUTRAL: Mapping[str, Collection[Any]] = {
     "rope.scaling.yarn_log_multiplier": (0.0,),
 }
 """Key -> the values of it that change nothing. 0 means unset to llama.cpp."""
-
 
 _DESCRIPTIVE = ("vocab_size", "tensor_data_layout", "use_parallel_residual")
 """Say nothing that llama.cpp computes with in these architectures; the vocabulary's size is that of the embedding."""

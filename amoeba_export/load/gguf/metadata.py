@@ -14,13 +14,7 @@ from typing import Any
 
 from amoeba_export.errors import DamagedFile, MixtureOfExperts, UnsupportedError, UnsupportedModel
 from amoeba_export.gguf_file import GgufFile
-from amoeba_export.llama_cpp.architectures import (
-    ARCHITECTURES,
-    LlamaCppArchitecture,
-    has_window,
-    rotates,
-    score_scale,
-)
+from amoeba_export.llama_cpp.architectures import ARCHITECTURES, LlamaCppArchitecture, has_window, rotates, score_scale
 from amoeba_export.load.family_file import read_family, supported_families
 from amoeba_export.load.gguf.keys import NEXT_STEP, Keys, decimal
 
