@@ -69,7 +69,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def amoeba(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error. Works anywhere.")] = False,
 ) -> None:
     """Cut one LLM into dense models that fit a device's latency budget."""

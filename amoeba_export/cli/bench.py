@@ -27,18 +27,22 @@ _COMPARING = "Comparing"
 
 
 def bench(
-    artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Folders that export wrote.")],
+    artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Folders of artifacts.")],
     target: OptionalTarget = None,
-    prompt: Annotated[int | None, typer.Option("--prompt", metavar="N", help="Tokens of the prompt.")] = None,
-    generate: Annotated[int | None, typer.Option("--generate", metavar="N", help="Tokens to generate.")] = None,
-    batch: Annotated[int | None, typer.Option("--batch", metavar="N", help="Sequences at once.")] = None,
-    rounds: Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="How often each has its turn.")] = 5,
+    prompt: Annotated[int | None, typer.Option("--prompt", metavar="N", help="Number of prompt tokens.")] = None,
+    generate: Annotated[
+        int | None, typer.Option("--generate", metavar="N", help="Number of tokens to generate.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option("--batch", metavar="N", help="Number of sequences in a batch.")] = None,
+    rounds: Annotated[
+        int, typer.Option("--rounds", metavar="N", min=1, help="Number of rounds; each measures every artifact once.")
+    ] = 5,
     baseline: Annotated[
         Path | None,
         typer.Option(
             "--baseline",
             metavar="ARTIFACT",
-            help="What the others are compared with. Left out: the first.",
+            help="The artifact to compare with. Default: the first.",
             rich_help_panel=_COMPARING,
         ),
     ] = None,
@@ -47,7 +51,7 @@ def bench(
         typer.Option(
             "--metric",
             metavar="|".join(get_args(Metric)),
-            help="What is compared.",
+            help="The latency to compare.",
             autocompletion=complete_from(get_args(Metric)),
             rich_help_panel=_COMPARING,
         ),
@@ -57,7 +61,7 @@ def bench(
         typer.Option(
             "--fail-if-slower",
             metavar="3%",
-            help="Exit code 4 when one is slower than the baseline by more than this, for sure.",
+            help="Exit with 4 if an artifact is slower by more than this, with its whole interval.",
             rich_help_panel=_COMPARING,
         ),
     ] = None,
@@ -67,11 +71,11 @@ def bench(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure artifacts side by side, in turns.
+    """Measure artifacts in turns and compare their latencies.
 
-    One at a time, so that a drifting machine favours none. A ratio is that of a typical round, with its 90 % interval.
+    Turns cancel the drift of the machine. A ratio is that of a typical round, with its 90 % interval.
 
-    Target and workload, left out, are those of the first artifact.
+    Target and workload default to those of the first artifact.
     """
     from amoeba_export.application.bench import bench as run
     from amoeba_export.application.bench import refuse_slower

@@ -18,33 +18,37 @@ if TYPE_CHECKING:
 
 
 def build(
-    config: Annotated[Path, typer.Argument(metavar="AMOEBA.TOML", help="What to build.", show_default=True)] = Path(
-        CONFIG_NAME
-    ),
+    config: Annotated[
+        Path, typer.Argument(metavar="AMOEBA.TOML", help="The file that lists the builds.", show_default=True)
+    ] = Path(CONFIG_NAME),
     locked: Annotated[
-        bool, typer.Option("--locked", help="Rebuild what amoeba.lock says. No search; changed inputs are refused.")
+        bool,
+        typer.Option(
+            "--locked", help="Rebuild the artifacts of amoeba.lock: no search, and a changed input is an error."
+        ),
     ] = False,
     engine: Annotated[
         str,
         typer.Option(
             "--engine",
             metavar="local|ray",
-            help="This machine, or a Ray cluster whose nodes have the devices.",
+            help="Where to build: here, or on a Ray cluster whose nodes have the devices.",
             autocompletion=complete_from(("local", "ray")),
         ),
     ] = "local",
     only: Annotated[
-        list[str] | None, typer.Option("--only", metavar="NAME", help="Build this entry alone. Repeat for several.")
+        list[str] | None, typer.Option("--only", metavar="NAME", help="Build only this entry. Repeatable.")
     ] = None,
     jobs: Annotated[
-        int, typer.Option("--jobs", metavar="N", min=1, help="Artifacts verified at once, while nothing is measured.")
+        int, typer.Option("--jobs", metavar="N", min=1, help="Number of artifacts to verify in parallel.")
     ] = 2,
     plot: PlotFiles = None,
     as_json: AsJson = False,
 ) -> None:
-    """Build the artifacts of amoeba.toml: what is missing or out of date, and nothing else.
+    """Build the artifacts of amoeba.toml that are missing or out of date.
 
-    One entry that fails stops no other. The exit code is that of the first failure; the report is in the output folder.
+    An entry that fails does not stop the others. The exit code is that of the first failure. The output folder gets a
+    report.
     """
     from amoeba_export.builds.run import BuildOptions
     from amoeba_export.builds.run import build as run
@@ -82,9 +86,9 @@ def _plot(report: BuildReport, files: Sequence[Path]) -> None:
 
 def init(
     config: Annotated[Path, typer.Argument(metavar="AMOEBA.TOML", help="The file to write.")] = Path(CONFIG_NAME),
-    force: Annotated[bool, typer.Option("--force", help="Replace the file when it exists.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
-    """Write an amoeba.toml with every key explained. It builds as it is."""
+    """Write an amoeba.toml that explains every key and builds without changes."""
     from amoeba_export.artifact import check_file_destination
     from amoeba_export.builds.template import TEMPLATE
     from amoeba_export.errors import OutputExists

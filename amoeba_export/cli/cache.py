@@ -9,7 +9,7 @@ import typer
 from amoeba_export.cli.console import Talk, answer, print_json, size, table, titled
 from amoeba_export.cli.options import AsJson
 
-cache = typer.Typer(name="cache", no_args_is_help=True, help="What was kept to be found again.")
+cache = typer.Typer(name="cache", no_args_is_help=True, help="Show or clear the cache.")
 
 
 @cache.command()
@@ -35,14 +35,17 @@ def info(as_json: AsJson = False) -> None:
 @cache.command()
 def prune(
     older_than: Annotated[
-        float, typer.Option("--older-than", metavar="DAYS", min=0, help="Only what was not used for so many days.")
+        float,
+        typer.Option(
+            "--older-than", metavar="DAYS", min=0, help="Remove only entries that were not used for this many days."
+        ),
     ] = 0,
     kind: Annotated[
-        list[str] | None, typer.Option("--kind", metavar="KIND", help="Only this kind; repeat for several.")
+        list[str] | None, typer.Option("--kind", metavar="KIND", help="Remove only this kind. Repeatable.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove what is in the cache. Everything in it can be made again."""
+    """Remove entries of the cache. Amoeba can make all of them again."""
     from amoeba_export.cache import Cache
     from amoeba_export.errors import UnknownName
 

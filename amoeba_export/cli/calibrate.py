@@ -22,29 +22,31 @@ def calibrate(
         typer.Option(
             "--recipe",
             metavar="quick|default|F",
-            help="A shipped recipe, or a TOML file of yours.",
+            help="Name of a built-in recipe, or your own TOML file.",
             autocompletion=complete_recipes,
         ),
     ] = "default",
-    seed: Annotated[int, typer.Option("--seed", help="Of the draw of samples.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed for drawing the samples.")] = 0,
     engine: Annotated[
         str,
         typer.Option(
             "--engine",
             metavar="local|ray",
-            help="Who scores candidates: this process, or the workers of a Ray cluster.",
+            help="Where to score candidates: in this process, or in the workers of a Ray cluster.",
             autocompletion=complete_from(("local", "ray")),
         ),
     ] = "local",
     ray_address: Annotated[
         str | None,
-        typer.Option("--ray-address", metavar="HOST:PORT", help="The cluster; else RAY_ADDRESS, else this machine."),
+        typer.Option(
+            "--ray-address", metavar="HOST:PORT", help="The Ray cluster. Default: RAY_ADDRESS, else this machine."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find out which layers, heads and neurons matter (Stage 1).
+    """Rank layers, heads and neurons by importance (stage 1).
 
-    A run that was stopped goes on where it was when the same command is given again.
+    To continue a stopped run, repeat the command.
     """
     from amoeba_export.application.calibrate import calibrate as run
 

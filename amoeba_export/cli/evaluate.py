@@ -27,52 +27,77 @@ def evaluate(
         str | None,
         typer.Argument(
             metavar="MODEL|ARTIFACT",
-            help="A supernet (folder, hub id, demo), or a folder that export wrote.",
+            help="A supernet (folder, hub id or demo), or an artifact.",
             show_default=False,
         ),
     ] = None,
     text: Annotated[
-        Path | None, typer.Option("--text", metavar="F", help="A text file, for perplexity.", rich_help_panel=_WHAT)
+        Path | None,
+        typer.Option("--text", metavar="F", help="A text file to measure the perplexity on.", rich_help_panel=_WHAT),
     ] = None,
     window: Annotated[
-        int, typer.Option("--window", metavar="N", help="Tokens that see each other.", rich_help_panel=_WHAT)
+        int, typer.Option("--window", metavar="N", help="Tokens per window.", rich_help_panel=_WHAT)
     ] = 512,
     windows: Annotated[
-        int | None, typer.Option("--windows", metavar="N", help="Only the first so many.", rich_help_panel=_WHAT)
+        int | None, typer.Option("--windows", metavar="N", help="Use only the first N windows.", rich_help_panel=_WHAT)
     ] = None,
     tasks: Annotated[
         str | None,
         typer.Option(
-            "--tasks", metavar="T,T", help="Files (.jsonl, .toml), or names of lm-eval tasks.", rich_help_panel=_WHAT
+            "--tasks",
+            metavar="T,T",
+            help="Task files (.jsonl, .toml), or names of lm-eval tasks.",
+            rich_help_panel=_WHAT,
         ),
     ] = None,
     task_folder: Annotated[
         Path | None,
-        typer.Option("--task-folder", metavar="DIR", help="Task files for lm-eval (YAML).", rich_help_panel=_WHAT),
+        typer.Option(
+            "--task-folder",
+            metavar="DIR",
+            help="Folder with your task files for lm-eval (YAML).",
+            rich_help_panel=_WHAT,
+        ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", metavar="N", help="Items per task.", rich_help_panel=_WHAT)
+        int | None,
+        typer.Option("--limit", metavar="N", help="Use only the first N items of a task.", rich_help_panel=_WHAT),
     ] = None,
     shape: Annotated[
         str | None,
-        typer.Option("--shape", metavar="DEPTHxWIDTH", help="Left out: the full model.", rich_help_panel=_SUBNET),
+        typer.Option(
+            "--shape",
+            metavar="DEPTHxWIDTH",
+            help="The shape to measure. Default: the full model.",
+            rich_help_panel=_SUBNET,
+        ),
     ] = None,
     grid: Annotated[
-        bool, typer.Option("--grid", help="Every shape of --depths and --widths.", rich_help_panel=_SUBNET)
+        bool, typer.Option("--grid", help="Measure every shape of --depths and --widths.", rich_help_panel=_SUBNET)
     ] = False,
     depths: Annotated[
         str | None,
         typer.Option(
-            "--depths", metavar="N,N", help="Of the grid. All that the strategy knows.", rich_help_panel=_SUBNET
+            "--depths", metavar="N,N", help="Depths of the grid. Default: all in the strategy.", rich_help_panel=_SUBNET
         ),
     ] = None,
     widths: Annotated[
         str | None,
-        typer.Option("--widths", metavar="X,X", help="Of the grid. The adapter's, else five.", rich_help_panel=_SUBNET),
+        typer.Option(
+            "--widths",
+            metavar="X,X",
+            help="Widths of the grid. Default: the adapter's, else 1 to 0.5.",
+            rich_help_panel=_SUBNET,
+        ),
     ] = None,
     strategy: Annotated[
         Path | None,
-        typer.Option("--strategy", metavar="F", help="What calibration found.", rich_help_panel=_SUBNET),
+        typer.Option(
+            "--strategy",
+            metavar="F",
+            help="The strategy, a file that 'amoeba calibrate' wrote.",
+            rich_help_panel=_SUBNET,
+        ),
     ] = None,
     adapter: Adapters = None,
     policy: PolicyName = "uniform",
@@ -81,7 +106,7 @@ def evaluate(
         typer.Option(
             "--dtype",
             metavar="|".join(TRAINED_DTYPES),
-            help="In which a supernet runs.",
+            help="Precision in which a supernet runs.",
             autocompletion=complete_from(TRAINED_DTYPES),
             rich_help_panel=_SUBNET,
         ),
@@ -91,7 +116,7 @@ def evaluate(
         typer.Option(
             "--format",
             metavar="safetensors|onnx",
-            help="Which of an artifact's formats. The first it has.",
+            help="The format of an artifact to measure. Default: its first.",
             autocompletion=complete_from(_FORMATS),
             rich_help_panel=_SUBNET,
         ),
@@ -101,18 +126,18 @@ def evaluate(
         typer.Option(
             "--out",
             metavar="F",
-            help="Where to keep the result; shapes in it are not repeated. A grid's: quality.json of the adapter.",
+            help="The result file; shapes in it are not repeated. Default of --grid: the adapter's quality.json.",
             rich_help_panel=_OUTPUT,
         ),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="F", help="Draw quality over size.", rich_help_panel=_OUTPUT)
+        Path | None, typer.Option("--plot", metavar="F", help="Draw quality against size.", rich_help_panel=_OUTPUT)
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure perplexity and multiple-choice accuracy.
 
-    A supernet runs masked, at any shape, with its adapters. An artifact runs as it was written.
+    A supernet runs masked to any shape, with its adapters. An artifact runs from its files.
     """
     from amoeba_export.application.evaluate import EvaluateRequest
     from amoeba_export.application.evaluate import evaluate as run

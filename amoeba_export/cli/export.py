@@ -74,13 +74,19 @@ def export(
     shape: Annotated[
         str | None,
         typer.Option(
-            "--shape", metavar="DEPTHxWIDTH", help="No search: this shape, such as 24x0.75.", rich_help_panel="Subnet"
+            "--shape",
+            metavar="DEPTHxWIDTH",
+            help="Export this shape, such as 24x0.75. No search.",
+            rich_help_panel="Subnet",
         ),
     ] = None,
     plan: Annotated[
         Path | None,
         typer.Option(
-            "--plan", metavar="F", help="No search: the plan.json of an earlier artifact.", rich_help_panel="Subnet"
+            "--plan",
+            metavar="F",
+            help="Export this plan, from an earlier artifact. No search.",
+            rich_help_panel="Subnet",
         ),
     ] = None,
     pick: Annotated[
@@ -88,7 +94,7 @@ def export(
         typer.Option(
             "--pick",
             metavar="N",
-            help="No search: choice N of the frontier that 'amoeba frontier' shows with the same options.",
+            help="Export choice N of 'amoeba frontier' with the same options. No search.",
             rich_help_panel="Subnet",
         ),
     ] = None,
@@ -104,23 +110,26 @@ def export(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="DIR", help="The artifact. Left out: dist/MODEL-TARGET-LATENCY.", rich_help_panel="Output"
+            "--out",
+            metavar="DIR",
+            help="Folder of the artifact. Default: dist/MODEL-TARGET-LATENCY.",
+            rich_help_panel="Output",
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace an earlier artifact at --out.", rich_help_panel="Output")
+        bool, typer.Option("--force", help="Replace an existing artifact at --out.", rich_help_panel="Output")
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Search and say what would be built. Writes nothing.", rich_help_panel="Output"),
+        typer.Option("--dry-run", help="Search and show the choice. Writes nothing.", rich_help_panel="Output"),
     ] = (False),
     plot: PlotFiles = None,
     as_json: AsJson = False,
 ) -> None:
-    """Cut a model to a latency budget: write, check, measure.
+    """Cut a model to a latency budget; write, verify and measure it.
 
-    The artifact is re-opened from disk, compared with the masked supernet and measured on the target. Nothing
-    half-written is ever left at --out.
+    Amoeba opens the artifact again from disk, compares it with the masked supernet and measures it on the target. A
+    run that fails leaves nothing at --out.
     """
     from amoeba_export.application import pipeline
     from amoeba_export.application.request import ExportRequest
@@ -216,9 +225,9 @@ def search(
     plot: PlotFiles = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show which shapes meet a budget. Writes nothing.
+    """Find the best shapes within a budget. Writes nothing.
 
-    With --json, the plan of the choice is in the answer; export --plan takes it.
+    With --json, the output has the plan of the choice, for export --plan.
     """
     from amoeba_export.application import pipeline
     from amoeba_export.application.request import ExportRequest

@@ -20,30 +20,36 @@ from amoeba_export.finetune.settings import Settings
 
 @with_settings
 def finetune(
-    strategy: Annotated[Path, typer.Option("--strategy", metavar="F", help="What calibration found.")],
+    strategy: Annotated[
+        Path, typer.Option("--strategy", metavar="F", help="The strategy, a file that 'amoeba calibrate' wrote.")
+    ],
     data: Annotated[
         Path,
-        typer.Option("--data", metavar="F", help="JSONL with instructions, chat messages or texts; or plain text."),
+        typer.Option(
+            "--data", metavar="F", help="Training data: JSONL with instructions, chats or texts, or plain text."
+        ),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The adapter folder. It appears when all is done.")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="The adapter folder. It appears at the end of the run.")
+    ],
     model: Model = None,
     *,
     settings: Settings,
     shape: Annotated[
         str | None,
-        typer.Option("--shape", metavar="DEPTHxWIDTH", help="Train this shape alone.", rich_help_panel=SHAPES),
+        typer.Option("--shape", metavar="DEPTHxWIDTH", help="Train only this shape.", rich_help_panel=SHAPES),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an unfinished run.", rich_help_panel=RUN)
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.", rich_help_panel=RUN)] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an existing adapter folder.", rich_help_panel=RUN)
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there.", rich_help_panel=RUN)] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train adapters for every shape in one run (Stage 2).
+    """Train one adapter for all shapes in one run (stage 2).
 
-    A run that was stopped goes on with `--resume`.
+    To continue a stopped run, repeat the command with `--resume`.
 
-    Several devices: `accelerate launch $(command -v amoeba) finetune ...`, or torchrun in its place.
+    For several devices, run `accelerate launch $(command -v amoeba) finetune ...`, or torchrun in its place.
     """
     from amoeba_export.application.finetune import finetune as run
 

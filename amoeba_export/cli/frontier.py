@@ -65,16 +65,16 @@ def frontier(
     dtype: SearchedDtype = None,
     measure: Annotated[
         int,
-        typer.Option("--measure", metavar="N", min=0, help="Measure so many subnets of the frontier, spread over it."),
+        typer.Option("--measure", metavar="N", min=0, help="Number of subnets to measure, spread over the frontier."),
     ] = 0,
     plot: PlotFiles = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what can be had on a target: latency against quality.
+    """Show latency against quality of all choices on a target.
 
-    Every shape in every precision, and the full model in each. A budget is a line in the picture.
+    These are every shape in every precision, and the full model in each. A budget is a line in the picture.
 
-    The choices that nothing beats are numbered; export --pick takes a number, with the same options.
+    The best choices are numbered. export --pick takes a number, with the same options.
     """
     from amoeba_export.application import pipeline
     from amoeba_export.application.request import ExportRequest

@@ -14,14 +14,14 @@ from amoeba_export.cli.strategies import strategy_facts, strategy_to_json
 
 
 def import_strategy(
-    file: Annotated[Path, typer.Argument(metavar="UPSTREAM.npy", help="dp_selection_strategy.npy.")],
+    file: Annotated[Path, typer.Argument(metavar="UPSTREAM.npy", help="The file dp_selection_strategy.npy.")],
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model that it was made for.")],
     out: Annotated[Path, typer.Option("--out", metavar="F", help="Where to write strategy.safetensors.")],
     as_json: AsJson = False,
 ) -> None:
     """Convert a strategy of the published AmoebaLLM code.
 
-    Nothing that is pickled in it is run.
+    Runs no code from the pickle in the file.
     """
     from amoeba_export.load import load_supernet, write_strategy
     from amoeba_export.load.upstream import import_upstream

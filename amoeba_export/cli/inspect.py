@@ -23,16 +23,16 @@ Shown = tuple[dict[str, Any], list[RenderableType]]
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="FILE|DIR", help="What to look at.")],
+    path: Annotated[Path, typer.Argument(metavar="FILE|DIR", help="The file or folder to show.")],
     html: Annotated[
         Path | None,
         typer.Option("--html", metavar="F", help="Write a page about an artifact: plan, latency, quality, provenance."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a file or folder holds. Reads no weights.
+    """Show what a file or folder contains. Reads no weights.
 
-    Artifacts, plans, strategies, cost tables, models and adapters.
+    It knows artifacts, plans, strategies, cost tables, models and adapters.
     """
     data, shown = _look(path)
     if html is not None:

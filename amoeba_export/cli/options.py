@@ -58,17 +58,17 @@ Model = Annotated[
     str | None,
     typer.Argument(
         metavar="MODEL",
-        help="A model folder, a hub id, or demo. Left out: the one of amoeba.toml, else demo.",
+        help="Model folder, hub id or demo. Default: the model in amoeba.toml, else demo.",
         show_default=False,
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Adapters = Annotated[
     list[Path] | None,
     typer.Option(
         "--adapter",
         metavar="DIR",
-        help="A LoRA or SMoL adapter to merge in. Repeat for several, in order.",
+        help="LoRA or SMoL adapter to merge. Repeatable; the order counts.",
         rich_help_panel="Subnet",
     ),
 ]
@@ -77,7 +77,7 @@ StrategyFile = Annotated[
     typer.Option(
         "--strategy",
         metavar="F",
-        help="What calibration found. Left out: calibrated with --recipe when it is needed, and kept.",
+        help="Strategy file. Default: calibrate with --recipe if needed, and keep the result.",
         rich_help_panel="Subnet",
     ),
 ]
@@ -86,7 +86,7 @@ RecipeName = Annotated[
     typer.Option(
         "--recipe",
         metavar="quick|default|F",
-        help="Without --strategy: the calibration, by a shipped recipe or a TOML file of yours.",
+        help="Recipe of a calibration without --strategy: a built-in name, or your own TOML file.",
         autocompletion=complete_recipes,
         rich_help_panel="Subnet",
     ),
@@ -96,7 +96,7 @@ RefitName = Annotated[
     typer.Option(
         "--refit",
         metavar="off|fast|full|FILE",
-        help="Fit what stays to do the work of what is cut. FILE: weights fitted before. Left out: full.",
+        help="Fit the remaining weights to make up for the cut. FILE: weights fitted before. Default: full.",
         rich_help_panel="Quality",
     ),
 ]
@@ -105,7 +105,7 @@ RoundingName = Annotated[
     typer.Option(
         "--rounding",
         metavar="data|nearest",
-        help="How 4-bit integers are chosen in ONNX. Left out: with data, where the model has a tokenizer.",
+        help="How to round to 4-bit integers in ONNX. Default: data, if the model has a tokenizer.",
         rich_help_panel="Quality",
     ),
 ]
@@ -114,8 +114,8 @@ HealFor = Annotated[
     typer.Option(
         "--heal",
         metavar="20m|2Mtok|off",
-        help="Then distil it from the full model, for so long or so many tokens. Left out: as the refit's recipe says, "
-        "for models up to 500M parameters.",
+        help="After the refit, distil from the full model for a time or a number of tokens. Default: as the refit's "
+        "recipe says, for models up to 500M parameters.",
         rich_help_panel="Quality",
     ),
 ]
@@ -124,7 +124,7 @@ CalibrationData = Annotated[
     typer.Option(
         "--calibration-data",
         metavar="F",
-        help="Text or JSONL of your own domain: half of the tokens that are fitted. Repeatable.",
+        help="Text or JSONL from your domain, for half of the tokens of the refit. Repeatable.",
         rich_help_panel="Quality",
     ),
 ]
@@ -133,28 +133,36 @@ PlotFiles = Annotated[
     typer.Option(
         "--plot",
         metavar="F",
-        help="Draw latency against quality: .png, .svg or .pdf, a page as .html, data as .json. Repeatable.",
+        help="Draw latency against quality, as .png, .svg, .pdf, .html or .json. Repeatable.",
     ),
 ]
 Seed = Annotated[
-    int, typer.Option("--seed", metavar="N", help="Of the calibration's draw of samples.", rich_help_panel="Subnet")
+    int,
+    typer.Option(
+        "--seed", metavar="N", help="Seed for drawing the samples of the calibration.", rich_help_panel="Subnet"
+    ),
 ]
 Prompt = Annotated[
     int,
     typer.Option(
-        "--prompt", metavar="N", help="Tokens of the prompt; decode is timed after them.", rich_help_panel="Latency"
+        "--prompt", metavar="N", help="Number of prompt tokens; decode is timed after them.", rich_help_panel="Latency"
     ),
 ]
 Generate = Annotated[
-    int, typer.Option("--generate", metavar="N", help="Tokens to generate; e2e counts them.", rich_help_panel="Latency")
+    int,
+    typer.Option(
+        "--generate", metavar="N", help="Number of tokens to generate; e2e includes them.", rich_help_panel="Latency"
+    ),
 ]
-Batch = Annotated[int, typer.Option("--batch", metavar="N", help="Sequences at once.", rich_help_panel="Latency")]
+Batch = Annotated[
+    int, typer.Option("--batch", metavar="N", help="Number of sequences in a batch.", rich_help_panel="Latency")
+]
 Latency = Annotated[
     str | None,
     typer.Option(
         "--latency",
         metavar="B",
-        help="The budget: 50ms, 0.05s, or 75% of the full model on this target. Several: decode=50ms,prefill=300ms.",
+        help="Latency budget: 50ms, 0.05s, or 75% of the full model's. Several: decode=50ms,prefill=300ms.",
         rich_help_panel="Latency",
     ),
 ]
@@ -163,7 +171,7 @@ Throughput = Annotated[
     typer.Option(
         "--throughput",
         metavar="N",
-        help="The same as a decode speed, such as 30tok/s over the whole batch.",
+        help="Budget as a decode speed of the whole batch, such as 30tok/s.",
         rich_help_panel="Latency",
     ),
 ]
@@ -172,7 +180,7 @@ Memory = Annotated[
     typer.Option(
         "--memory",
         metavar="N",
-        help="Most that the model may occupy, such as 900MB, if that is less than the target's file says.",
+        help="Memory limit, such as 900MB. The target's own limit still holds.",
         rich_help_panel="Latency",
     ),
 ]
@@ -183,7 +191,7 @@ Quality = Annotated[
     typer.Option(
         "--quality",
         metavar="X",
-        help="The worst loss (or least accuracy) accepted, such as 4.2. Without --latency: the fastest model so good.",
+        help="Highest loss (or lowest accuracy) to accept. Without --latency: take the fastest such model.",
         rich_help_panel="Quality",
     ),
 ]
@@ -192,7 +200,7 @@ QualityLoss = Annotated[
     typer.Option(
         "--quality-loss",
         metavar="5%",
-        help="The same as a share that it may be worse than the full model's.",
+        help="The same limit, as a share by which it may be worse than the full model.",
         rich_help_panel="Quality",
     ),
 ]
@@ -202,7 +210,7 @@ def _target(panel: str | None = None) -> Any:
     return typer.Option(
         "--target",
         metavar="NAME|FILE",
-        help="The device and its flow; 'amoeba targets' lists them.",
+        help="The device and its runtime; 'amoeba targets' lists them.",
         autocompletion=complete_targets,
         rich_help_panel=panel,
     )
@@ -216,20 +224,21 @@ MetricName = Annotated[
     typer.Option(
         "--metric",
         metavar="|".join(get_args(Metric)),
-        help="What the budget limits. Left out: what the target's file says.",
+        help="The latency that the budget limits. Default: the target's metric.",
         autocompletion=complete_from(get_args(Metric)),
         rich_help_panel="Latency",
     ),
 ]
 Percentile = Annotated[
-    int, typer.Option("--percentile", metavar="50|90", help="Of the measured times.", rich_help_panel="Latency")
+    int,
+    typer.Option("--percentile", metavar="50|90", help="Percentile of the measured times.", rich_help_panel="Latency"),
 ]
 PolicyName = Annotated[
     str,
     typer.Option(
         "--policy",
         metavar="|".join(get_args(Policy)),
-        help="Layers all keep the same counts, or each its own.",
+        help="All layers keep the same number of heads and neurons, or each its own.",
         autocompletion=complete_from(get_args(Policy)),
         rich_help_panel="Subnet",
     ),
@@ -239,7 +248,7 @@ Formats = Annotated[
     typer.Option(
         "--format",
         metavar="F,F",
-        help="Containers to write, such as safetensors,onnx,gguf. Left out: what the target's file says.",
+        help="Formats to write, such as safetensors,onnx,gguf. Default: the target's formats.",
         autocompletion=complete_formats,
         rich_help_panel="Output",
     ),
@@ -249,7 +258,7 @@ Dtype = Annotated[
     typer.Option(
         "--dtype",
         metavar="|".join(DTYPE_NAMES),
-        help="Precision of the weights. Left out: what the target's file says.",
+        help="Precision of the weights. Default: the target's first.",
         autocompletion=complete_from(DTYPE_NAMES),
         rich_help_panel="Output",
     ),
@@ -259,7 +268,7 @@ SearchedDtype = Annotated[
     typer.Option(
         "--dtype",
         metavar="|".join((*DTYPE_NAMES, AUTO)),
-        help="Precision of the weights. Left out: auto, the best of those that the target's file names.",
+        help="Precision of the weights. Default: auto, the best of the target's precisions.",
         autocompletion=complete_from((*DTYPE_NAMES, AUTO)),
         rich_help_panel="Output",
     ),

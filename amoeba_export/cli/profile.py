@@ -31,11 +31,11 @@ def profile(
         typer.Option(
             "--threads",
             metavar="N|sweep",
-            help="Threads on the CPU; 'sweep' tries some, and takes those that run the full model fastest.",
+            help="Number of CPU threads; 'sweep' tries several and takes the fewest within 2 % of the fastest.",
         ),
     ] = None,
     host: Annotated[
-        str | None, typer.Option("--host", metavar="USER@HOST", help="Measure on this machine, through SSH.")
+        str | None, typer.Option("--host", metavar="USER@HOST", help="Measure on this host, over SSH.")
     ] = None,
     port: Annotated[int | None, typer.Option("--port", metavar="N", help="SSH port of --host.")] = None,
     identity: Annotated[
@@ -43,11 +43,11 @@ def profile(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Record a cost table of a target, to replay where it is not.
+    """Measure a cost table on a target, for searches without it.
 
-    Graphs that span the space of subnets are measured, and an additive model is fitted to them.
+    Amoeba measures graphs that span the space of subnets, and fits an additive model to them.
 
-    The graphs have the model's dims and random weights: no checkpoint travels, and speed does not depend on values.
+    The graphs have the model's dims and random weights: speed does not depend on values, and no checkpoint is sent.
     """
     from amoeba_export.application.profile import profile as run
     from amoeba_export.backends.targets import over_ssh, read_target

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from amoeba_export.ir import Refit
 
 PlanFile = Annotated[
-    Path, typer.Option("--plan", metavar="F", help="The plan.json of an artifact, or what 'search --json' printed.")
+    Path, typer.Option("--plan", metavar="F", help="The plan.json of an artifact, or the output of 'search --json'.")
 ]
 WeightsFile = Annotated[Path, typer.Option("--out", metavar="F", help="Where to write refit.safetensors.")]
 
@@ -36,7 +36,9 @@ def refit(
     plan: PlanFile,
     out: WeightsFile,
     model: Model = None,
-    refit: Annotated[str, typer.Option("--refit", metavar="fast|full", help="How many tokens are fitted.")] = "full",
+    refit: Annotated[
+        str, typer.Option("--refit", metavar="fast|full", help="Recipe of the fit; full uses more tokens.")
+    ] = "full",
     calibration_data: CalibrationData = None,
     strategy: StrategyFile = None,
     recipe: RecipeName = "quick",
@@ -44,9 +46,9 @@ def refit(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Fit what stays of a cut to do the work of what is gone.
+    """Fit the remaining weights of a cut to make up for the removed ones.
 
-    A run that was stopped goes on where it was when the same command is given again.
+    To continue a stopped run, repeat the command.
     """
     from amoeba_export.application.refit import refit as run
 
@@ -70,12 +72,12 @@ def heal(
     plan: PlanFile,
     out: WeightsFile,
     duration: Annotated[
-        str, typer.Option("--heal", metavar="20m|2Mtok", help="For so long, or for so many tokens.")
+        str, typer.Option("--heal", metavar="20m|2Mtok", help="How long to train: a time, or a number of tokens.")
     ] = "20m",
     model: Model = None,
     refit: Annotated[
         str,
-        typer.Option("--refit", metavar="fast|full|FILE", help="Where it starts, if the plan does not name its refit."),
+        typer.Option("--refit", metavar="fast|full|FILE", help="The refit to start from, if the plan names none."),
     ] = "full",
     calibration_data: CalibrationData = None,
     strategy: StrategyFile = None,
@@ -84,9 +86,9 @@ def heal(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Distil a cut from the full model, from its refit on.
+    """Train a cut after its refit, by distillation from the full model.
 
-    A run that was stopped goes on where it was when the same command is given again.
+    To continue a stopped run, repeat the command.
     """
     from amoeba_export.application.refit import heal as run
 

@@ -23,24 +23,24 @@ from amoeba_export.ir import Target
 if TYPE_CHECKING:
     from amoeba_export.backends.new_target import Question
 
-targets = typer.Typer(name="targets", help="List the devices to cut for, show one, check one.")
+targets = typer.Typer(name="targets", help="List, show, check or write targets, the devices to cut for.")
 
 Name = Annotated[
     str,
-    typer.Argument(metavar="NAME|FILE", help="A target's name or TOML file.", autocompletion=complete_targets),
+    typer.Argument(metavar="NAME|FILE", help="Name of a target, or its TOML file.", autocompletion=complete_targets),
 ]
 
 
 @targets.callback(invoke_without_command=True)
 def default(context: typer.Context) -> None:
-    """List the devices to cut for, show one, check one."""
+    """List, show, check or write targets, the devices to cut for."""
     if context.invoked_subcommand is None:
         list_()
 
 
 @targets.command("list")
 def list_(as_json: AsJson = False) -> None:
-    """List the targets that need no file of yours."""
+    """List the built-in targets."""
     from amoeba_export.backends.targets import list_targets
 
     found = list_targets()
@@ -93,7 +93,7 @@ def _data_sheet(target: Target) -> dict[str, str]:
 
 @targets.command()
 def check(name: Name, as_json: AsJson = False) -> None:
-    """Check whether a target can be measured here, and say what is missing. Exit code 6 when it cannot."""
+    """Check whether a target can be measured here, and show what is missing. Exit code 6 if it cannot."""
     from amoeba_export.backends import find_backend
     from amoeba_export.backends.targets import read_target
 
@@ -124,20 +124,21 @@ def check(name: Name, as_json: AsJson = False) -> None:
 def fit(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The target file to write, ending in .toml.")],
     points: Annotated[
-        Path, typer.Option("--points", metavar="CSV", help="Measured speeds, in the columns of targets/points.csv.")
+        Path,
+        typer.Option("--points", metavar="CSV", help="Your measured speeds, with the columns of targets/points.csv."),
     ],
     like: Annotated[
         str | None,
         typer.Option(
             "--like",
             metavar="NAME|FILE",
-            help="A target that has the same formats, limits and memory. Default: <device>-<flow> of the points.",
+            help="Target to copy formats, limits and memory from. Default: <device>-<flow> of the points.",
             autocompletion=complete_targets,
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a target file of measurements of your own: its figures are fitted to them."""
+    """Fit a target to your own measurements, and write its file."""
     from amoeba_export.backends.points import read_points
     from amoeba_export.backends.target_file import fit_target, write_target
 
@@ -170,42 +171,45 @@ def fit(
 @targets.command()
 def new(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The target file to write, ending in .toml.")],
-    description: Annotated[str | None, typer.Option("--description", help="What it is, in a line.")] = None,
+    description: Annotated[
+        str | None, typer.Option("--description", help="One line that describes the target.")
+    ] = None,
     backend: Annotated[
-        str | None, typer.Option("--backend", help="Who measures or estimates it; docs/targets.md lists them.")
+        str | None, typer.Option("--backend", help="Backend that measures or estimates; docs/targets.md lists them.")
     ] = None,
     like: Annotated[
         str | None,
         typer.Option(
             "--like",
             metavar="NAME|FILE",
-            help="A target whose formats, precisions and limits hold where nothing else is said. Default: one that "
-            "amoeba ships with that backend.",
+            help="Target to copy all other values from. Default: a built-in target with the same backend.",
             autocompletion=complete_targets,
         ),
     ] = None,
-    flow: Annotated[str | None, typer.Option("--flow", help="The runtime, as people call it.")] = None,
-    power_mode: Annotated[str | None, typer.Option("--power-mode", help="In which the figures hold.")] = None,
+    flow: Annotated[str | None, typer.Option("--flow", help="Common name of the runtime.")] = None,
+    power_mode: Annotated[
+        str | None, typer.Option("--power-mode", help="Power mode that the figures hold for.")
+    ] = None,
     formats: Annotated[
-        list[str] | None, typer.Option("--format", help="What is written; the first one is run. Repeatable.")
+        list[str] | None, typer.Option("--format", help="Formats to write; the backend runs the first one. Repeatable.")
     ] = None,
     dtype: Annotated[
-        list[str] | None, typer.Option("--dtype", help="What it runs, the preferred one first. Repeatable.")
+        list[str] | None, typer.Option("--dtype", help="Precisions that it runs, the preferred one first. Repeatable.")
     ] = None,
-    metric: Annotated[str | None, typer.Option("--metric", help="What a budget is about.")] = None,
-    memory: Annotated[float | None, typer.Option("--memory", metavar="MIB", help="What a model may occupy.")] = None,
-    align: Annotated[int | None, typer.Option("--align", help="FFN sizes are multiples of it.")] = None,
+    metric: Annotated[str | None, typer.Option("--metric", help="The latency that a budget limits.")] = None,
+    memory: Annotated[float | None, typer.Option("--memory", metavar="MIB", help="Memory limit of a model.")] = None,
+    align: Annotated[int | None, typer.Option("--align", help="FFN sizes are multiples of this.")] = None,
     option: Annotated[
-        list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="Of the backend. Repeatable.")
+        list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="Option of the backend. Repeatable.")
     ] = None,
     limit: Annotated[
-        list[str] | None, typer.Option("--limit", metavar="KEY=VALUE", help="Of the runtime. Repeatable.")
+        list[str] | None, typer.Option("--limit", metavar="KEY=VALUE", help="Limit of the runtime. Repeatable.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a commented target file: asks what it must know, unless an option says it.
+    """Write a commented target file. Asks for the values that no option gives.
 
-    Nothing is asked where stdin is no terminal.
+    If stdin is not a terminal, it asks nothing.
     """
     from amoeba_export.backends.new_target import new_target, read_pairs
 

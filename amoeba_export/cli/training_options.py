@@ -40,46 +40,57 @@ TOLD = {
     "mode": _Told(
         help="A shape-aware mixture of LoRAs, or one plain LoRA (a PEFT adapter).", panel=ADAPTER, choices=MODES
     ),
-    "rank": _Told(help="Of each expert.", panel=ADAPTER, metavar="N"),
-    "alpha": _Told(help="Changes are scaled by alpha / rank.", panel=ADAPTER, metavar="X"),
-    "experts": _Told(help="LoRAs per weight.", panel=ADAPTER, metavar="N"),
-    "top_k": _Told(help="Experts that a shape mixes.", panel=ADAPTER, metavar="N"),
-    "targets": _Told(help="Weights to adapt, such as q_proj,v_proj. All.", panel=ADAPTER, metavar="W,W"),
-    "gate_warmup": _Told(help="Share of the steps with a noisy gate.", panel=ADAPTER, metavar="X"),
+    "rank": _Told(help="Rank of each LoRA.", panel=ADAPTER, metavar="N"),
+    "alpha": _Told(help="Updates are scaled by alpha / rank.", panel=ADAPTER, metavar="X"),
+    "experts": _Told(help="Number of LoRAs per weight.", panel=ADAPTER, metavar="N"),
+    "top_k": _Told(help="Number of LoRAs that a shape mixes.", panel=ADAPTER, metavar="N"),
+    "targets": _Told(help="Weights to adapt, such as q_proj,v_proj. Default: all.", panel=ADAPTER, metavar="W,W"),
+    "gate_warmup": _Told(help="Share of the steps in which the gate is noisy.", panel=ADAPTER, metavar="X"),
     "kd_weight": _Told(
-        help="Of learning from the full net, against learning from labels.", panel=OBJECTIVE, metavar="X"
+        help="Weight of distillation from the full net; the labels get the rest.", panel=OBJECTIVE, metavar="X"
     ),
-    "temperature": _Told(help="Of learning from the full net.", panel=OBJECTIVE, metavar="X"),
-    "balance": _Told(help="Scale every loss to the full net's.", panel=OBJECTIVE),
+    "temperature": _Told(help="Temperature of the distillation.", panel=OBJECTIVE, metavar="X"),
+    "balance": _Told(help="Scale the loss of every shape to the full net's.", panel=OBJECTIVE),
     "mask": _Told(
-        help="Distil where a label is predicted, or (as published) where one is.", panel=OBJECTIVE, choices=MASK_FORMS
+        help="Distil positions that predict a label, or (as published) that hold one.",
+        panel=OBJECTIVE,
+        choices=MASK_FORMS,
     ),
-    "subnets": _Told(help="Shapes per batch: the full one, random ones, the smallest.", panel=SHAPES, metavar="N"),
-    "depths": _Told(help="Depths to draw. All of the strategy's.", panel=SHAPES, metavar="N,N"),
-    "widths": _Told(help="Widths to draw.", panel=SHAPES, metavar="X,X"),
-    "policy": _Told(help="Layers all keep the same counts, or each its own.", panel=SUBNET, choices=get_args(Policy)),
-    "max_steps": _Told(help="Optimizer steps.", panel=RUN, metavar="N"),
-    "batch_size": _Told(help="Rows, per device.", panel=RUN, metavar="N"),
-    "gradient_accumulation": _Told(help="Batches per step.", panel=RUN, metavar="N"),
-    "max_length": _Told(help="Tokens of a row.", panel=RUN, metavar="N"),
-    "packing": _Told(help="Several examples in a row.", panel=RUN),
+    "subnets": _Told(
+        help="Number of shapes per batch: the full one, random ones, the smallest.", panel=SHAPES, metavar="N"
+    ),
+    "depths": _Told(help="Depths to draw from. Default: all in the strategy.", panel=SHAPES, metavar="N,N"),
+    "widths": _Told(help="Widths to draw from.", panel=SHAPES, metavar="X,X"),
+    "policy": _Told(
+        help="All layers keep the same number of heads and neurons, or each its own.",
+        panel=SUBNET,
+        choices=get_args(Policy),
+    ),
+    "max_steps": _Told(help="Number of optimizer steps.", panel=RUN, metavar="N"),
+    "batch_size": _Told(help="Rows per batch and device.", panel=RUN, metavar="N"),
+    "gradient_accumulation": _Told(help="Batches per optimizer step.", panel=RUN, metavar="N"),
+    "max_length": _Told(help="Tokens per row.", panel=RUN, metavar="N"),
+    "packing": _Told(help="Pack several examples into a row.", panel=RUN),
     "prompt": _Told(
-        help="How instructions become text: the chat template if there is one, or Alpaca's words.",
+        help="Format of instructions. auto: the chat template if there is one, else alpaca.",
         panel=RUN,
         choices=PROMPTS,
         option="--prompt-format",
     ),
-    "learning_rate": _Told(help="At its highest.", panel=RUN, metavar="X"),
+    "learning_rate": _Told(help="Peak learning rate.", panel=RUN, metavar="X"),
     "schedule": _Told(
-        help=f"{', '.join(SCHEDULES[:-1])} or {SCHEDULES[-1]}.", panel=RUN, metavar="NAME", choices=SCHEDULES
+        help=f"Shape of the learning rate: {', '.join(SCHEDULES[:-1])} or {SCHEDULES[-1]}.",
+        panel=RUN,
+        metavar="NAME",
+        choices=SCHEDULES,
     ),
-    "warmup": _Told(help="Share of the steps that it rises.", panel=RUN, metavar="X"),
-    "weight_decay": _Told(help="AdamW's.", panel=RUN, metavar="X"),
-    "max_grad_norm": _Told(help="Clip to it; 0: never.", panel=RUN, metavar="X"),
-    "dtype": _Told(help="Of the frozen weights and activations.", panel=RUN, choices=TRAINED_DTYPES),
-    "gradient_checkpointing": _Told(help="Less memory, more time.", panel=RUN),
+    "warmup": _Told(help="Share of the steps in which the learning rate rises.", panel=RUN, metavar="X"),
+    "weight_decay": _Told(help="Weight decay of AdamW.", panel=RUN, metavar="X"),
+    "max_grad_norm": _Told(help="Clip gradients to this norm. 0: no clipping.", panel=RUN, metavar="X"),
+    "dtype": _Told(help="Precision of the frozen weights and the activations.", panel=RUN, choices=TRAINED_DTYPES),
+    "gradient_checkpointing": _Told(help="Recompute activations: less memory, more time.", panel=RUN),
     "save_every": _Told(help="Steps between checkpoints.", panel=RUN, metavar="N"),
-    "seed": _Told(help="Of everything random.", panel=RUN, metavar="N"),
+    "seed": _Told(help="Seed of the run.", panel=RUN, metavar="N"),
 }
 
 

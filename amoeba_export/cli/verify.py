@@ -13,37 +13,38 @@ from amoeba_export.cli.options import Adapters, AsJson
 
 
 def verify(
-    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A folder that export wrote.")],
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Folder of an artifact.")],
     model: Annotated[
-        str | None, typer.Option("--model", metavar="MODEL", help="The supernet. Left out: what the manifest names.")
+        str | None,
+        typer.Option("--model", metavar="MODEL", help="The supernet. Default: the one that the manifest names."),
     ] = None,
     strategy: Annotated[
         Path | None,
-        typer.Option("--strategy", metavar="F", help="The strategy that it was cut by, if it is not in the cache."),
+        typer.Option("--strategy", metavar="F", help="The strategy of the artifact, if it is not in the cache."),
     ] = None,
     adapter: Adapters = None,
     refit: Annotated[
         Path | None,
-        typer.Option("--refit", metavar="F", help="The refit that it was made with, if it is not in the cache."),
+        typer.Option("--refit", metavar="F", help="The refit of the artifact, if it is not in the cache."),
     ] = None,
     rounding: Annotated[
         Path | None,
         typer.Option(
-            "--rounding", metavar="F", help="The rounded weights that it was made with, if they are not in the cache."
+            "--rounding", metavar="F", help="The rounded weights of the artifact, if they are not in the cache."
         ),
     ] = None,
     checksums_only: Annotated[
         bool,
         typer.Option(
-            "--checksums-only", help="Only compare the files with the manifest and the provenance; needs no supernet."
+            "--checksums-only", help="Compare only the files with the manifest and the provenance. Needs no supernet."
         ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check an artifact against its checksums, its provenance statement and its supernet.
 
-    It must be whole, and compute what the masked supernet computes. Exit code 3 when a file is missing or changed, or
-    when the statement says otherwise; 5 when the numbers differ.
+    The artifact must be complete, and compute the same as the masked supernet. Exit code 3: a file is missing or
+    changed, or the statement contradicts it. Exit code 5: the numbers differ.
     """
     from amoeba_export.application.verify import verify as run
 
