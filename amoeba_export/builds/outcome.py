@@ -75,6 +75,10 @@ class PlanRecord:
     num_kv_heads: int
     ffn_size: int
 
+    def __post_init__(self) -> None:
+        if min(self.num_layers, self.num_heads, self.num_kv_heads, self.ffn_size) < 1:
+            raise ValueError(f"plan {self.shape}: the supernet has no layers, heads or neurons")
+
     @classmethod
     def of(cls, plan: SubnetPlan, architecture: Architecture) -> PlanRecord:
         """The record of `plan`."""
