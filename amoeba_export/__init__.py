@@ -3,7 +3,7 @@
     from amoeba_export import ExportRequest, export
     export(ExportRequest(model="demo", target="cpu", latency="75%"))
 
-Names are imported when they are first used: importing this package imports no torch.
+Names are imported at their first use, so that importing this package imports no torch.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Every stage as a function, for programs: what the commands of the same names call. `docs/python.md` shows each.
+"""Every stage as a function. The commands of the same names call these. `docs/python.md` has an example of each.
 
     from amoeba_export.api import ExportRequest, export
     export(ExportRequest(model="demo", target="cpu", latency="75%"))
 
-A module of its own, because `amoeba_export.calibrate` and others are packages. Names are imported when they are first
-used: importing this imports no torch. Every stage takes `progress`, a `Progress` that is told what is done (by default
-nobody is), and raises an `AmoebaError` for what amoeba can name.
+This is a separate module, because `amoeba_export.calibrate` and others are packages. Names are imported at their first
+use, so that importing this module imports no torch. Every stage takes `progress`, a `Progress` that it reports to, and
+raises an `AmoebaError` for every mistake that amoeba can name.
 """
 
 from __future__ import annotations

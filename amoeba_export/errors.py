@@ -51,13 +51,13 @@ class AmoebaError(Exception):
 
 
 class UsageError(AmoebaError):
-    """The command line or an API argument makes no sense as given."""
+    """The command line or an API argument is wrong."""
 
     exit_code = 2
 
 
 class InputError(AmoebaError):
-    """A file that we were given cannot be used: missing, damaged, or of another model."""
+    """A given file cannot be used: it is missing, damaged, or of another model."""
 
     exit_code = 3
 
@@ -69,7 +69,7 @@ class BudgetError(AmoebaError):
 
 
 class VerificationError(AmoebaError):
-    """What was written does not compute what it should."""
+    """A written file does not compute what it should."""
 
     exit_code = 5
 
@@ -108,7 +108,7 @@ class UnknownName(UsageError):
 
 
 class BadValue(UsageError):
-    """A value that cannot be read as what it should be, such as `--latency banana`."""
+    """A value of the wrong form, such as `--latency banana`."""
 
     def __init__(self, what: str, value: str, expected: str, *, where: str | Path | None = None) -> None:
         super().__init__(f"{what} cannot be '{value}'.", where=where, next_step=f"Give {expected}.")
@@ -125,7 +125,7 @@ class NothingToPick(UsageError):
 
 
 class Problems(UsageError):
-    """Several bad settings, reported together. Its exit code is that of the first one."""
+    """Several wrong settings, reported together. The exit code is that of the first one."""
 
     def __init__(self, problems: Sequence[AmoebaError]) -> None:
         self.problems = tuple(problems)
@@ -144,7 +144,7 @@ class OutputExists(UsageError):
 
 
 class NotReplaceable(UsageError):
-    """`--force` for something that amoeba did not make: it replaces artifacts and empty folders, nothing else."""
+    """`--force` on something that amoeba did not make: it replaces only artifacts and empty folders."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(
@@ -164,7 +164,7 @@ class NotFound(InputError):
 
 
 class DamagedFile(InputError):
-    """A file that exists and cannot be read as what it claims to be: truncated, wrong header, not that format."""
+    """A file that exists but is damaged: truncated, with a wrong header, or of another format."""
 
     def __init__(self, path: str | Path, reason: str, *, next_step: str = "Get the file again and retry.") -> None:
         super().__init__(f"This file is damaged or not what its name says: {reason}", where=path, next_step=next_step)
@@ -194,7 +194,7 @@ class NotAsWritten(InputError):
 
 
 class OtherInputs(InputError):
-    """An artifact that was cut from another model, strategy or adapter than it is to be compared with."""
+    """An artifact that was cut from another model, strategy or adapter than the given one."""
 
     def __init__(self, folder: Path, differences: Sequence[str]) -> None:
         super().__init__(
@@ -228,7 +228,7 @@ class ReadOnlyOutput(InputError):
 
 
 class CacheUnusable(InputError):
-    """A cache that nothing can be put into: its disk is full or read-only, or its path is not a folder."""
+    """A cache that cannot be written: its disk is full or read-only, or its path is not a folder."""
 
     def __init__(self, root: Path, reason: str) -> None:
         super().__init__(
@@ -239,13 +239,13 @@ class CacheUnusable(InputError):
 
 
 class NotUtf8(InputError):
-    """A path whose bytes are not UTF-8: the system has such names, the libraries that read weights do not."""
+    """A path whose bytes are not UTF-8. The libraries that read weights cannot open it."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(
             "This path is not UTF-8 text, and the libraries that read and write weights cannot open it.",
             where=path,
-            next_step="Rename what is not UTF-8, or give another path.",
+            next_step="Rename it, or give another path.",
         )
 
 
@@ -254,7 +254,7 @@ class UnsafePickle(InputError):
 
     def __init__(self, path: str | Path, name: str) -> None:
         super().__init__(
-            f"This file wants to run code: it asks for {name}. It was refused.",
+            f"To load this file would run code: it names {name}. Amoeba did not load it.",
             where=path,
             next_step="Do not open it with other tools either; get the file from someone you trust.",
         )
@@ -265,18 +265,18 @@ class ForeignCode(InputError):
 
     def __init__(self, path: str | Path, problem: str) -> None:
         super().__init__(
-            f"This artifact brings code that is not amoeba's: {problem}. It was not run.",
+            f"This artifact contains code that is not amoeba's: {problem}. It was not run.",
             where=path,
-            next_step="Do not load it with other tools either; get it from who exported it, or export it again.",
+            next_step="Do not load it with other tools either; get it from its author, or export it again.",
         )
 
 
 class LinkOutside(InputError):
-    """A file of a model or adapter folder that is a link to somewhere else."""
+    """A file of a model or adapter folder that is a link out of the folder."""
 
     def __init__(self, folder: Path, name: Path, target: Path) -> None:
         super().__init__(
-            f"This folder links out of itself: {name} is {target}. What a model's folder holds is published with it.",
+            f"This folder has a link to a file outside: {name} is {target}. An export would publish that file.",
             where=folder,
             next_step="If you mean that file, put a copy of it in the folder; else get the folder again.",
         )
@@ -294,7 +294,7 @@ class DiskFull(InputError):
 
 
 class NonFiniteWeights(InputError):
-    """A weight with NaN or infinity in it: everything computed from it would be one too."""
+    """A weight that contains NaN or infinity."""
 
     def __init__(self, name: str, origin: str) -> None:
         super().__init__(
@@ -326,7 +326,7 @@ class NotText(InputError):
 
 
 class BadRecord(InputError):
-    """A line of a JSONL file that is not what it should be."""
+    """A line of a JSONL file that is not a valid record."""
 
     def __init__(
         self,
@@ -335,7 +335,7 @@ class BadRecord(InputError):
         problem: str,
         *,
         what: str = "calibration data",
-        next_step: str = "Mend the line, or name the right fields in the recipe.",
+        next_step: str = "Correct the line, or name the right fields in the recipe.",
     ) -> None:
         super().__init__(f"Line {line} of the {what} {problem}.", where=f"{path}:{line}", next_step=next_step)
 
@@ -365,7 +365,7 @@ class NotLocked(InputError):
 
 
 class LockedInputChanged(InputError):
-    """`--locked` with an input that is not what it was when the lock was written."""
+    """`--locked` with an input that changed after the lock was written."""
 
     def __init__(self, path: Path, entry: str, changes: Sequence[str]) -> None:
         super().__init__(
@@ -380,7 +380,7 @@ class LockedOutputDiffers(InputError):
 
     def __init__(self, path: Path, entry: str, files: Sequence[str]) -> None:
         super().__init__(
-            f"The build '{entry}' came out with other weights than the lock says: {', '.join(files)}.",
+            f"The build '{entry}' has other weights than the lock says: {', '.join(files)}.",
             where=path,
             next_step="Use the versions that the lock was written with (its 'tool'), or build without --locked.",
         )
@@ -398,7 +398,7 @@ class TooFewSamples(InputError):
 
 
 class NotANumber(InputError):
-    """A calibration metric that is NaN: no comparison with it means anything."""
+    """A calibration metric that is NaN, so nothing can be compared with it."""
 
     def __init__(self, metric: str, removed: Sequence[int]) -> None:
         without = f"without layers {', '.join(map(str, removed))}" if removed else "with all its layers"
@@ -434,7 +434,7 @@ class NothingLoads(BudgetError):
 
 
 class BudgetMissed(BudgetError):
-    """A built subnet that is over its budget when measured, with no smaller one to turn to.
+    """A built subnet that is over its budget when measured, and no smaller one is left.
 
     `was_given`: Its shape or plan was; else it is the fastest that the search came to.
     """
@@ -454,11 +454,11 @@ class BudgetMissed(BudgetError):
 
 
 class SlowerThanBaseline(BudgetError):
-    """`amoeba bench --fail-if-slower`: an artifact that is slower than the baseline allows, for sure."""
+    """`amoeba bench --fail-if-slower`: an artifact is slower than allowed, with its whole interval."""
 
     def __init__(self, slower: Sequence[str], margin: str) -> None:
         super().__init__(
-            f"{'; '.join(slower)}. Allowed is {margin}.",
+            f"{'; '.join(slower)}. The limit is {margin}.",
             next_step="Compare the two manifests and plans, or allow more with --fail-if-slower.",
         )
 
@@ -474,11 +474,11 @@ class QualityTooLow(BudgetError):
 
 
 class NothingGoodEnough(BudgetError):
-    """`--quality` or `--quality-loss` asks for more than anything on the target gives."""
+    """`--quality` or `--quality-loss` asks for more than the best model on the target gives."""
 
     def __init__(self, metric: str, wanted: float, best: str, reached: float) -> None:
         super().__init__(
-            f"Nothing is as good as {metric} {wanted:.4g}; the best, {best}, has {reached:.4g}.",
+            f"No model reaches {metric} {wanted:.4g}; the best, {best}, has {reached:.4g}.",
             next_step="Accept a worse quality, or fine-tune the model first.",
         )
 
@@ -507,25 +507,25 @@ class NothingIsCut(UsageError):
 
 
 class RefitDiffers(InputError):
-    """A plan names a refit by content, and another one is at hand."""
+    """A plan names a refit by its digest, and the refit at hand has another one."""
 
     def __init__(self, named: str, found: str, *, was_given: bool) -> None:
-        how = "the one given is" if was_given else "made again on this machine it is"
+        how = "the given one is" if was_given else "another fit on this machine gave"
         super().__init__(
-            f"The plan names the refit {named[:12]}, and {how} {found[:12]}.",
+            f"The plan names the refit {named[:12]}, but {how} {found[:12]}.",
             next_step="Give the file with --refit FILE: the last bits of a fit differ between processors.",
         )
 
 
 class TargetUnavailable(TargetError):
-    """A target that cannot be used here and now: a runtime, a device, a host or a table is missing."""
+    """A target that cannot be used now: a runtime, a device, a host or a table is missing."""
 
     def __init__(self, what: str, next_step: str) -> None:
         super().__init__(f"{what[0].upper()}{what[1:]}.", next_step=next_step)
 
 
 class CommandFailed(TargetError):
-    """A command of the target's that gave no figures: it hung, failed, or printed other things than the target says."""
+    """A command of a target that gave no figures: it hung, failed, or printed something else."""
 
     def __init__(self, label: str, target: str, reason: str, *, command: str, printed: str, next_step: str) -> None:
         said = f" It printed last:\n{printed}" if printed else ""
@@ -537,7 +537,7 @@ class CommandFailed(TargetError):
 
 
 class MeasurementFailed(TargetError):
-    """One model that could not be measured: it hung, crashed, ran out of memory, or its times cannot be."""
+    """A model that could not be measured: it hung, crashed, ran out of memory, or its times are impossible."""
 
     def __init__(self, label: str, target: str, reason: str, next_step: str) -> None:
         super().__init__(f"Measuring {label} on '{target}' failed: {reason}.", next_step=next_step)
@@ -551,33 +551,33 @@ class NumbersDiffer(VerificationError):
 
     def __init__(self, folder: Path, findings: Sequence[str]) -> None:
         super().__init__(
-            f"What was written does not compute what it should: {'; '.join(findings)}.",
+            f"The written files do not compute what they should: {'; '.join(findings)}.",
             where=folder,
             next_step="Try another --dtype or --format; with fp32 this is a bug in amoeba, please report it.",
         )
 
 
 class SourceDisagrees(VerificationError):
-    """A GGUF source from which llama.cpp computes something else than what we read of it."""
+    """A GGUF source that amoeba and llama.cpp read differently."""
 
     def __init__(self, path: Path, findings: Sequence[str], *, shown: int = 3) -> None:
         more = f"; and {len(findings) - shown} more" if len(findings) > shown else ""
         super().__init__(
-            f"What was read of this GGUF file is not what llama.cpp makes of it: {'; '.join(findings[:shown])}{more}.",
+            f"Amoeba and llama.cpp read this GGUF file differently: {'; '.join(findings[:shown])}{more}.",
             where=path,
             next_step="Give the model as a Hugging Face folder; and please report it, with the file's metadata.",
         )
 
 
 class TokensDiffer(VerificationError):
-    """A GGUF file whose tokens of a text, in llama.cpp, are not those of the model's tokenizer."""
+    """A GGUF file that llama.cpp tokenizes differently from the model's tokenizer."""
 
     def __init__(self, path: Path, findings: Sequence[str], *, shown: int = 3) -> None:
         more = f"; and {len(findings) - shown} more" if len(findings) > shown else ""
         super().__init__(
-            f"llama.cpp splits text otherwise than the model's tokenizer: {'; '.join(findings[:shown])}{more}.",
+            f"llama.cpp splits text differently from the model's tokenizer: {'; '.join(findings[:shown])}{more}.",
             where=path,
-            next_step="Use --format safetensors or --format onnx, which carry the tokenizer as it is.",
+            next_step="Use --format safetensors or --format onnx, which contain the tokenizer unchanged.",
         )
 
 
@@ -586,7 +586,7 @@ class NotRunnable(VerificationError):
 
     def __init__(self, folder: Path, reason: str) -> None:
         super().__init__(
-            f"What was written does not run: {reason}.",
+            f"The written model does not run: {reason}.",
             where=folder,
             next_step="Copy or export it again; if it was just written, this is a bug in amoeba, please report it.",
         )
@@ -596,7 +596,7 @@ class NotRunnable(VerificationError):
 
 
 class UnsupportedModel(UnsupportedError):
-    """A model of a family that we do not read."""
+    """A model of a family that amoeba does not support."""
 
     def __init__(self, model_type: object, supported: Iterable[str], *, where: str | Path | None = None) -> None:
         names = sorted(supported)
@@ -608,7 +608,7 @@ class UnsupportedModel(UnsupportedError):
 
 
 class MixtureOfExperts(UnsupportedError):
-    """A model whose FFN is many, of which a router picks some for each token."""
+    """A mixture of experts: a router picks some of many FFNs for each token."""
 
     def __init__(
         self, model_type: object, num_experts: object, dense: Iterable[str], *, where: str | Path | None = None

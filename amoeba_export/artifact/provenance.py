@@ -88,7 +88,7 @@ def provenance_problems(path: Path, inputs: Sequence[InputId], files: Sequence[F
         f"{path.name} does not name the {one.role} {one.id}" for one in inputs if _dependency(one) not in dependencies
     ]
     if not problems:
-        problems = [f"{path.name} says otherwise than the manifest: {key}" for key in _other(statement, expected)]
+        problems = [f"{path.name} contradicts the manifest: {key}" for key in _other(statement, expected)]
     return problems
 
 

@@ -30,11 +30,11 @@ class ModelTable(Table):
 
 
 class WorkloadTable(Table):
-    """What the model is asked to do; latencies are measured with it."""
+    """The workload that latencies are measured with."""
 
-    prompt_tokens: Count = Field(default=128, description="Tokens of the prompt; decode is timed after them.")
-    generate_tokens: Count = Field(default=128, description="Tokens to generate; e2e counts them.")
-    batch: Count = Field(default=1, description="Sequences at once.")
+    prompt_tokens: Count = Field(default=128, description="Number of prompt tokens; decode is timed after them.")
+    generate_tokens: Count = Field(default=128, description="Number of tokens to generate; e2e includes them.")
+    batch: Count = Field(default=1, description="Number of sequences in a batch.")
 
 
 class Shared(Table):
@@ -43,50 +43,58 @@ class Shared(Table):
     target: str | None = Field(
         default=None, description="The device and its flow: a name ('amoeba targets') or a TOML file."
     )
-    metric: Metric | None = Field(default=None, description="What a latency limits. Left out: as the target says.")
-    percentile: Literal[50, 90] = Field(default=50, description="Of the measured times.")
-    memory: str | None = Field(default=None, description="Most that the model may occupy, such as 900MB.")
-    policy: Policy = Field(default="uniform", description="Layers all keep the same counts, or each its own.")
+    metric: Metric | None = Field(
+        default=None, description="The latency that a budget limits. Default: the target's metric."
+    )
+    percentile: Literal[50, 90] = Field(default=50, description="Percentile of the measured times.")
+    memory: str | None = Field(default=None, description="Memory limit of the model, such as 900MB.")
+    policy: Policy = Field(
+        default="uniform", description="All layers keep the same number of heads and neurons, or each its own."
+    )
     formats: Annotated[tuple[Container, ...], Field(min_length=1)] | None = Field(
-        default=None, description="Containers to write. Left out: what the target's file says."
+        default=None, description="Formats to write. Default: the target's formats."
     )
     dtype: Literal[DtypeName, "auto"] | None = Field(
-        default=None, description="Precision of the weights. Left out: auto, the best of those that the target names."
+        default=None, description="Precision of the weights. Default: auto, the best of the target's precisions."
     )
-    adapters: tuple[str, ...] = Field(default=(), description="LoRA or SMoL adapters to merge in, in order.")
-    strategy: str | None = Field(default=None, description="A strategy file. Left out: calibrated with the recipe.")
+    adapters: tuple[str, ...] = Field(default=(), description="LoRA or SMoL adapters to merge; the order counts.")
+    strategy: str | None = Field(default=None, description="A strategy file. Default: calibrate with the recipe.")
     recipe: str = Field(default="quick", description="The calibration recipe: a name or a TOML file.")
-    seed: int = Field(default=0, description="Of the calibration.")
+    seed: int = Field(default=0, description="Seed of the calibration.")
     refit: str | None = Field(
-        default=None, description="How what stays is fitted: off, fast, full, or the refit file of the plan."
+        default=None, description="How to fit the remaining weights: off, fast, full, or the refit file of the plan."
     )
-    heal: str | None = Field(default=None, description="A distillation after it, such as 20m, 2Mtok or off.")
-    calibration_data: tuple[str, ...] = Field(default=(), description="Texts of your own domain to fit on.")
+    heal: str | None = Field(default=None, description="Distillation after the refit, such as 20m, 2Mtok or off.")
+    calibration_data: tuple[str, ...] = Field(default=(), description="Texts from your domain for the refit.")
     quality_floor: float | None = Field(
         default=None, description="Worst accepted value of the calibrated metric: highest loss, lowest accuracy."
     )
     require_measured: bool = Field(default=False, description="Refuse a target whose latency is only estimated.")
-    workload: WorkloadTable | None = Field(default=None, description="Instead of [workload], as a whole.")
+    workload: WorkloadTable | None = Field(default=None, description="Replaces the whole table [workload].")
 
 
 class BuildEntry(Shared):
     """One artifact. Exactly one of latency, throughput, shape and plan says how small it is."""
 
-    name: Name = Field(description="Unique. The artifact's folder below 'out', unless the entry has an 'out'.")
+    name: Name = Field(
+        description="A unique name. Also the artifact's folder in 'out', unless the entry has its own 'out'."
+    )
     latency: str | None = Field(default=None, description="The budget: 50ms, 0.05s, or 80% of the full model.")
     throughput: str | None = Field(default=None, description="A decode speed, such as 30tok/s over the whole batch.")
-    shape: str | None = Field(default=None, description="No search: DEPTHxWIDTH, such as 24x0.75.")
-    plan: str | None = Field(default=None, description="No search: the plan.json of an earlier artifact.")
+    shape: str | None = Field(default=None, description="This shape, DEPTHxWIDTH, such as 24x0.75. No search.")
+    plan: str | None = Field(default=None, description="This plan, the plan.json of an earlier artifact. No search.")
     out: str | None = Field(default=None, description="The artifact's folder, relative to this file.")
 
 
 class BuildFile(Table):
     """A whole `amoeba.toml`."""
 
-    out: str = Field(default="dist", description="Where artifacts, logs and reports go, relative to this file.")
-    model: ModelTable | None = Field(default=None, description="The supernet. Left out: demo.")
-    workload: WorkloadTable = Field(default=WorkloadTable(), description="What the model is asked to do.")
-    defaults: Shared = Field(default=Shared(), description="What an entry has unless it says otherwise.")
+    out: str = Field(default="dist", description="Folder of artifacts, logs and reports, relative to this file.")
+    model: ModelTable | None = Field(default=None, description="The supernet. Default: demo.")
+    workload: WorkloadTable = Field(
+        default=WorkloadTable(), description="The workload that latencies are measured with."
+    )
+    defaults: Shared = Field(default=Shared(), description="Keys that hold for every entry that does not set them.")
     build: tuple[BuildEntry, ...] = Field(default=(), description="The artifacts.")
 
 

@@ -5,7 +5,7 @@ from amoeba_export.builds.config import SCHEMA_URL
 TEMPLATE = f"""\
 #:schema {SCHEMA_URL}
 
-# One artifact per [[build]]. 'amoeba build' makes what is missing or out of date, and writes amoeba.lock:
+# One artifact per [[build]]. 'amoeba build' builds missing and outdated artifacts and writes amoeba.lock:
 # commit both files. 'amoeba build --locked' rebuilds the same bytes without searching.
 
 out = "dist" # artifacts, logs and reports go here
@@ -19,11 +19,11 @@ prompt_tokens = 128
 generate_tokens = 128
 batch = 1
 
-[defaults] # every entry has these unless it says otherwise
+[defaults] # for every entry that does not set them
 metric = "decode"        # decode, prefill or e2e
 percentile = 50          # or 90
 policy = "uniform"       # or adaptive: each layer its own counts
-recipe = "quick"         # how to calibrate where no strategy is given
+recipe = "quick"         # how to calibrate if no strategy is given
 seed = 0
 # strategy = "strategy.safetensors" # from 'amoeba calibrate'; commit it, and --locked need not calibrate again
 # adapters = ["adapters/mine"]      # LoRA or SMoL, merged in

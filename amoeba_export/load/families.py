@@ -215,7 +215,7 @@ def _refuse(problems: Sequence[str], where: Path) -> None:
 
 def _nonsense(problems: Sequence[str], where: Path) -> InputError:
     return InputError(
-        f"The config of the model makes no sense: {'; '.join(problems)}.",
+        f"The config of the model is wrong: {'; '.join(problems)}.",
         where=where,
         next_step="Get config.json again from where the weights come from.",
     )

@@ -66,7 +66,7 @@ def read_kinds(
         temperature = _temperature(ropes[types[0]], file, max_positions)
     except WrongValue as error:
         raise InputError(
-            f"The config of the model makes no sense: {error}.",
+            f"The config of the model is wrong: {error}.",
             where=where,
             next_step="Get config.json again from where the weights come from.",
         ) from error

@@ -44,7 +44,7 @@ def text_config(config: Mapping[str, Any], *, where: Path) -> dict[str, Any]:
         text: dict[str, Any] = config_of(config).get_text_config().to_dict()
     except Exception as error:  # whatever its checks of a config raise: they come from several packages
         raise InputError(
-            f"The config of the model makes no sense to transformers: {error}",
+            f"transformers refuses the config of the model: {error}",
             where=where,
             next_step="Get config.json again from where the weights come from.",
         ) from error

@@ -205,7 +205,7 @@ def test_the_fastest_that_is_good_enough(
 def test_where_nothing_is_good_enough_the_best_is_named(request_of: ExportRequest, tmp_path: Path):
     with pytest.raises(NothingGoodEnough) as caught:
         export(dataclasses.replace(request_of, quality="3.9", refit="off", out=tmp_path / "out"))
-    assert caught.value.what == "Nothing is as good as loss 3.9; the best, full model in fp32, has 4."
+    assert caught.value.what == "No model reaches loss 3.9; the best, full model in fp32, has 4."
     assert caught.value.exit_code == 4
     assert not (tmp_path / "out").exists()
 

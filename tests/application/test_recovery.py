@@ -110,7 +110,7 @@ def test_a_plan_whose_refit_is_gone_has_it_made_again_and_compared(
     export(replayed, replay=Replay(plan=result.plan))
     assert weights(tmp_path / "replayed") == weights(tmp_path / "out")
     other = dataclasses.replace(result.plan, refit_id="0" * 64)
-    with pytest.raises(RefitDiffers, match="made again on this machine"):
+    with pytest.raises(RefitDiffers, match="another fit on this machine"):
         export(dataclasses.replace(replayed, out=tmp_path / "other"), replay=Replay(plan=other))
 
 

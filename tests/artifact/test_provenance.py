@@ -107,9 +107,9 @@ def _no_predicate(statement: dict[str, Any]) -> None:
             "provenance.json is a statement of another kind "
             "(https://in-toto.io/Statement/v1, https://spdx.dev/Document)",
         ),
-        (_other_parameters, "provenance.json says otherwise than the manifest: buildDefinition"),
-        (_other_builder, "provenance.json says otherwise than the manifest: runDetails"),
-        (_more, "provenance.json says otherwise than the manifest: signed"),
+        (_other_parameters, "provenance.json contradicts the manifest: buildDefinition"),
+        (_other_builder, "provenance.json contradicts the manifest: runDetails"),
+        (_more, "provenance.json contradicts the manifest: signed"),
         (_no_predicate, "provenance.json is not a provenance statement (KeyError: 'predicate')"),
     ],
 )

@@ -232,7 +232,7 @@ def test_locked_notices_other_bytes(run: Build, project: Path):
     assert report.exit_code == 3
     assert report.entries[1].error is not None
     assert report.entries[1].error.message == (
-        "The build 'half' came out with other weights than the lock says: safetensors/model.safetensors."
+        "The build 'half' has other weights than the lock says: safetensors/model.safetensors."
     )
 
 

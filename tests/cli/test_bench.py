@@ -48,7 +48,8 @@ def test_what_is_slower_fails_and_says_by_how_much(amoeba: Amoeba, pair: tuple[P
     ratio = run.out.splitlines()[2].split()[-3].strip("(")
     message = run.err[run.err.index("error: ") :]
     assert message == (
-        f"error: E2e of '{old}' takes {ratio} ({ratio} to {ratio}) times as long as of '{new}'. Allowed is 3 % more.\n"
+        f"error: E2e of '{old}' takes {ratio} ({ratio} to {ratio}) times as long as of '{new}'. "
+        "The limit is 3 % more.\n"
         "  next:  Compare the two manifests and plans, or allow more with --fail-if-slower.\n"
     )
     assert amoeba(*words[:-1], "900%").code == 0

@@ -90,7 +90,7 @@ def test_a_name_that_is_not_utf_8(amoeba: Callable[..., Run], model: Path, tmp_p
         assert run.err.endswith(
             "error: This path is not UTF-8 text, and the libraries that read and write weights cannot open it.\n"
             f"  where: {tmp_path}/caf\\udce9\n"
-            "  next:  Rename what is not UTF-8, or give another path.\n"
+            "  next:  Rename it, or give another path.\n"
         )
     assert list(tmp_path.iterdir()) == []
 

@@ -279,5 +279,5 @@ def test_other_tokens_in_llama_cpp_are_an_error(tmp_path: Path, monkeypatch: pyt
         check_tokens(folder, tmp_path / "model")
     assert caught.value.exit_code == 5
     assert caught.value.what.startswith(
-        """llama.cpp splits text otherwise than the model's tokenizer: "I'm sure they'd say WE'LL, don't you?" is ["""
+        """llama.cpp splits text differently from the model's tokenizer: "I'm sure they'd say WE'LL, don't you?" is ["""
     )

@@ -354,7 +354,7 @@ def test_all_senseless_dimensions_are_named_at_once():
     with pytest.raises(InputError) as caught:
         read(small(hidden_size="64", intermediate_size=0, head_dim=16, rms_norm_eps="1e-6"))
     assert caught.value.what == (
-        "The config of the model makes no sense: hidden_size is '64'; ffn_size is 0; norm_eps is '1e-6'."
+        "The config of the model is wrong: hidden_size is '64'; ffn_size is 0; norm_eps is '1e-6'."
     )
     with pytest.raises(InputError, match="4 heads cannot share 3 KV heads evenly"):
         read(small(num_key_value_heads=3))

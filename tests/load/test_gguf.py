@@ -609,6 +609,4 @@ def test_without_llama_cpp_it_says_that_nothing_was_compared(tmp_path: Path) -> 
     heard = Notes()
     write_gguf(tmp_path / "tiny.gguf")
     load_supernet(str(tmp_path / "tiny.gguf"), cache_dir=tmp_path / "cache", progress=heard)
-    assert heard.notes[-1] == (
-        "What was read of tiny.gguf was not compared with llama.cpp: pip install 'amoeba-export[llamacpp]'"
-    )
+    assert heard.notes[-1] == ("tiny.gguf was not compared with llama.cpp: pip install 'amoeba-export[llamacpp]'")

@@ -285,7 +285,7 @@ def test_a_pickle_that_wants_to_run_code_is_refused(tiny_dirs: dict[str, Path], 
         load_supernet(str(tiny_dirs["llama"]), adapters=[adapter])
     assert not (tmp_path / "ran").exists()
     assert str(caught.value) == (
-        "This file wants to run code: it asks for posix.system. It was refused.\n"
+        "To load this file would run code: it names posix.system. Amoeba did not load it.\n"
         f"  where: {adapter / 'adapter_model.bin'}\n"
         "  next:  Do not open it with other tools either; get the file from someone you trust."
     )

@@ -138,7 +138,7 @@ ERRORS = {
         {},
         "Line 2 of the calibration data has no field 'text'; it has 'body', 'id'.",
         "{path}:2",
-        "Mend the line, or name the right fields in the recipe.",
+        "Correct the line, or name the right fields in the recipe.",
     ),
     "not text in a field": (
         "a.jsonl",
@@ -146,7 +146,7 @@ ERRORS = {
         {},
         "Line 1 of the calibration data has a field 'text' that is not text.",
         "{path}:1",
-        "Mend the line, or name the right fields in the recipe.",
+        "Correct the line, or name the right fields in the recipe.",
     ),
     "not JSON": (
         "a.jsonl",
@@ -154,7 +154,7 @@ ERRORS = {
         {},
         "Line 1 of the calibration data is not JSON (Expecting value: line 1 column 1 (char 0)).",
         "{path}:1",
-        "Mend the line, or name the right fields in the recipe.",
+        "Correct the line, or name the right fields in the recipe.",
     ),
     "no object": (
         "a.jsonl",
@@ -162,7 +162,7 @@ ERRORS = {
         {},
         "Line 1 of the calibration data is not a JSON object.",
         "{path}:1",
-        "Mend the line, or name the right fields in the recipe.",
+        "Correct the line, or name the right fields in the recipe.",
     ),
     "no choices": (
         "a.jsonl",
@@ -170,7 +170,7 @@ ERRORS = {
         {"kind": "choices"},
         "Line 1 of the calibration data has no field 'choices'; it has 'question', 'answer'.",
         "{path}:1",
-        "Mend the line, or name the right fields in the recipe.",
+        "Correct the line, or name the right fields in the recipe.",
     ),
     "bad answer": (
         "a.jsonl",
@@ -178,7 +178,7 @@ ERRORS = {
         {"kind": "choices"},
         "Line 2 of the calibration data has the answer 2, which is no position in its choices.",
         "{path}:2",
-        "Mend the line, or name the right fields in the recipe.",
+        "Correct the line, or name the right fields in the recipe.",
     ),
     "bad choices": (
         "a.jsonl",
@@ -186,7 +186,7 @@ ERRORS = {
         {"kind": "choices"},
         "Line 1 of the calibration data has a field 'choices' that is not a list of texts.",
         "{path}:1",
-        "Mend the line, or name the right fields in the recipe.",
+        "Correct the line, or name the right fields in the recipe.",
     ),
     "one choice": (
         "a.jsonl",
@@ -194,7 +194,7 @@ ERRORS = {
         {"kind": "choices"},
         "Line 1 of the calibration data has 1 choices; 2 to 26 can be asked.",
         "{path}:1",
-        "Mend the line, or name the right fields in the recipe.",
+        "Correct the line, or name the right fields in the recipe.",
     ),
     "few questions": (
         "a.jsonl",

@@ -48,7 +48,7 @@ def test_a_link_out_of_the_model_is_refused(
     out = tmp_path / "out"
     run = amoeba("export", place.model, "--shape", "4x1", "--format", "safetensors", "--out", out)
     assert run.code == 3
-    assert f"This folder links out of itself: {name} is {private}." in run.err
+    assert f"This folder has a link to a file outside: {name} is {private}." in run.err
     assert not out.exists()
 
 

@@ -59,7 +59,7 @@ def add_tokenizer(header: gguf.GGUFWriter, subnet: Subnet) -> None:
         header.add_token_scores(_scores(tokens, model["merges"]))
         space = leading_space(content)
         if space is None:
-            raise _unknown("its tokenizer puts spaces before text otherwise than llama.cpp")
+            raise _unknown("its tokenizer puts spaces before text differently from llama.cpp")
         header.add_add_space_prefix(space)
     header.add_token_list(tokens)
     header.add_token_types(_types(tokens, added, model.get("unk_token"), byte_level=byte_level))

@@ -55,9 +55,7 @@ def compare_with_llama_cpp(
         progress.note(f"{path.name} has no tokenizer: it was not compared with llama.cpp, which needs one")
         return
     if not llama_cpp.is_installed():
-        progress.note(
-            f"What was read of {path.name} was not compared with llama.cpp: pip install 'amoeba-export[llamacpp]'"
-        )
+        progress.note(f"{path.name} was not compared with llama.cpp: pip install 'amoeba-export[llamacpp]'")
         return
     from tokenizers import Tokenizer
 
