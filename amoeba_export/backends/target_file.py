@@ -15,6 +15,7 @@ from amoeba_export.backends.points import Point, by_group
 from amoeba_export.backends.targets import parse_options, read_target
 from amoeba_export.errors import InputError, UnknownName, UsageError
 from amoeba_export.ir import NO_LIMITS, RuntimeLimits, Target
+from amoeba_export.replacing import replace_text
 
 ENOUGH = 3
 """Points from which a leave-one-out error says how far off an estimate is."""
@@ -153,13 +154,8 @@ def check_new(path: Path) -> None:
 def write_text(text: str, path: Path) -> None:
     """Write a target file. Raises as `check_new`."""
     check_new(path)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(path, text)
 
 
 def to_toml(data: Mapping[str, Any], comments: Mapping[str, str] = NO_COMMENTS) -> str:
