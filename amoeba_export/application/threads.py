@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from amoeba_export.backends import Subject, find_backend, measure_latency
 from amoeba_export.backends.targets import with_threads
+from amoeba_export.errors import TargetError
 from amoeba_export.ir import SILENT, DenseArchitecture, Latency, Progress, Target, Workload
 from amoeba_export.quantities import milliseconds
 
@@ -32,12 +33,11 @@ def sweep_threads(
 
     Raises:
         UsageError: Its backend has no threads to choose.
-        TargetError: It cannot be measured.
+        TargetError: It cannot be measured, or does not say how many cores it has.
     """
     with_threads(target, 1)
-    cores = int(find_backend(target.backend).describe(target).get("cores", "1"))
     tried = []
-    for threads in _numbers(cores):
+    for threads in _numbers(_cores(target)):
         subject = Subject(dense=dense, dtype=dtype, label=f"{threads} threads")
         found = with_threads(target, threads)
         (result,) = measure_latency([subject], workload, target=found, progress=progress, rounds=ROUNDS)
@@ -54,6 +54,19 @@ def choose(tried: Sequence[Tried]) -> int:
     """The fewest threads that are as fast as any."""
     least_ms = min(one.latency_ms for one in tried)
     return min(one.threads for one in tried if one.latency_ms <= least_ms * (1 + TIE))
+
+
+def _cores(target: Target) -> int:
+    """What the target says of itself."""
+    said = find_backend(target.backend).describe(target).get("cores", "")
+    if not (said.isascii() and said.isdecimal() and int(said) > 0):
+        raise TargetError(
+            f"The target '{target.name}' does not say how many cores it has"
+            + (f" (it says '{said}')" if said else "")
+            + ", so which numbers of threads to try is not known.",
+            next_step="Give the number yourself: --threads N.",
+        )
+    return int(said)
 
 
 def _numbers(cores: int) -> list[int]:

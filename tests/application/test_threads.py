@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from amoeba_export.application import threads as module
 from amoeba_export.application.threads import Tried, choose, sweep_threads
 from amoeba_export.backends import Subject
 from amoeba_export.backends.targets import over_ssh, read_target, with_threads
-from amoeba_export.errors import UsageError
+from amoeba_export.errors import TargetError, UsageError
 from amoeba_export.ir import Latency, Target, Timing, Workload
 from tests.backends import llama_bench
 from tests.backends.models import FULL
@@ -56,6 +57,24 @@ def test_two_threads_beat_four(host: str | None, board: list[Target]) -> None:
     assert found.options.get("options", found.options) == {"gpu_layers": 0, "threads": 2}
     assert listener.notes[1] == "2 threads: decode of the full model takes 5.000 ms."
     assert listener.notes[-1] == ("llamacpp-cpu is measured with 2 threads. To keep that, its file says: threads = 2")
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [({}, ""), ({"cores": "many"}, " (it says 'many')"), ({"cores": "0"}, " (it says '0')")],
+)
+def test_a_target_that_does_not_say_its_cores_is_not_swept(
+    facts: dict[str, str], said: str, board: list[Target], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "find_backend", lambda name: SimpleNamespace(describe=lambda target: facts))
+    with pytest.raises(TargetError) as caught:
+        sweep_threads(read_target("llamacpp-cpu"), FULL.dense, Workload(), dtype="int4")
+    assert str(caught.value) == (
+        f"The target 'llamacpp-cpu' does not say how many cores it has{said}, so which numbers of threads to try is "
+        "not known.\n"
+        "  next:  Give the number yourself: --threads N."
+    )
+    assert board == []
 
 
 def test_of_equals_the_fewest_threads_are_taken() -> None:
