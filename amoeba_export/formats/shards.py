@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from amoeba_export.errors import DiskFull, NotRepresentable, WeightsMismatch
-from amoeba_export.formats.reserved import ReservedFile
+from amoeba_export.errors import NotRepresentable, WeightsMismatch
 from amoeba_export.ir import TensorSpec
 from amoeba_export.ir.safetensors_header import safetensors_header
+from amoeba_export.reserved_file import ReservedFile, check_space
 
 _CHUNK_BYTES = 32 << 20
 """How much of a weight is converted at once: a 7B embedding in fp32 would be half a gigabyte."""
@@ -74,8 +73,7 @@ class SafetensorsWriter:
                 self._place[spec.name] = (shard, offset + filled.get(whole, 0))
                 filled[whole] = filled.get(whole, 0) + math.prod(spec.shape) * kinds[whole].itemsize
         needed = sum(shard.size_bytes for shard in shards)
-        if (free := shutil.disk_usage(folder).free) < needed:  # all shards together, before the first one
-            raise DiskFull(folder, needed, free)
+        check_space(folder, needed)  # all shards together, before the first one
         self._files = {shard.path: ReservedFile(shard.path, shard.size_bytes) for shard in shards}
         for shard in shards:
             self._files[shard.path].write(shard.header, 0)

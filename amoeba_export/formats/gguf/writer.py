@@ -21,11 +21,11 @@ from amoeba_export.formats.gguf.k_quants import K_QUANTS, k_quant_type
 from amoeba_export.formats.gguf.layout import BLOCK, expected_tensors, permute_pairs, q_factor, written_layers
 from amoeba_export.formats.gguf.rope import rope_factors
 from amoeba_export.formats.gguf.tokenizer import add_tokenizer
-from amoeba_export.formats.reserved import ReservedFile
 from amoeba_export.ir import DenseArchitecture, LayerDims, Role, Subnet
 from amoeba_export.ir.dtype import DTYPES
 from amoeba_export.llama_cpp.architectures import gguf_place
 from amoeba_export.llama_cpp.quantizer import quantize_rows
+from amoeba_export.reserved_file import ReservedFile
 
 MODEL_NAME = "model.gguf"
 

@@ -7,10 +7,7 @@ that a packed matrix is its parts one after the other and nothing waits in memor
 
 from __future__ import annotations
 
-import errno
 import math
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amoeba_export.errors import DiskFull
 from amoeba_export.formats.onnx.datatype import DataType
+from amoeba_export.reserved_file import ReservedFile
 
 DATA_NAME = "model.onnx.data"
 
@@ -66,45 +63,18 @@ class Layout:
 
 
 class DataFile:
-    """The open file, at its full size from the start.
-
-    Raises:
-        DiskFull: `size_bytes` do not fit on the disk of `path`; or, from `write`, no longer do.
-    """
+    """The open file, at its full size from the start, written region by region. Raises as `ReservedFile`."""
 
     def __init__(self, path: Path, size_bytes: int) -> None:
-        self._path = path
-        self._size_bytes = size_bytes
-        free_bytes = shutil.disk_usage(path.parent).free
-        if size_bytes > free_bytes:
-            raise DiskFull(path.parent, size_bytes, free_bytes)
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(self._descriptor, 0, size_bytes)
-            else:
-                os.ftruncate(self._descriptor, size_bytes)
-        except OSError as error:
-            self.close()
-            raise self._explained(error) from error
+        self._file = ReservedFile(path, size_bytes)
 
     def write(self, region: Region, row_start: int, rows: npt.NDArray[Any]) -> None:
         """Write `rows` of `region` from `row_start` on; they are raw bytes or of the region's dtype."""
         view = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
         offset = region.offset + row_start * region.row_bytes
         assert offset + len(view) <= region.offset + region.size_bytes, region
-        try:
-            while view:
-                written = os.pwrite(self._descriptor, view, offset)
-                view, offset = view[written:], offset + written
-        except OSError as error:
-            raise self._explained(error) from error
+        self._file.write(view, offset)
 
     def close(self) -> None:
-        """Close the file. Making it durable is the staging folder's business."""
-        os.close(self._descriptor)
-
-    def _explained(self, error: OSError) -> Exception:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return DiskFull(self._path.parent, self._size_bytes, shutil.disk_usage(self._path.parent).free)
-        return error
+        """Close the file, unsynced."""
+        self._file.close()

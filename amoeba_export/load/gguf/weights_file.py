@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import math
-import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import torch
 
-from amoeba_export.errors import DiskFull
+from amoeba_export.ir import TensorSpec
+from amoeba_export.ir.safetensors_header import safetensors_header
+from amoeba_export.reserved_file import ReservedFile
 
 
 def write_weights(
@@ -23,28 +23,12 @@ def write_weights(
     Raises:
         DiskFull: The file does not fit.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offsets: dict[str, int] = {}
-    position = 0
-    for name in sorted(shapes):
-        size_bytes = 4 * math.prod(shapes[name])
-        header[name] = {
-            "dtype": "F32",
-            "shape": list(shapes[name]),
-            "data_offsets": [position, position + size_bytes],
-        }
-        offsets[name] = position
-        position += size_bytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    start = 8 + len(text)
-    free_bytes = shutil.disk_usage(path.parent).free
-    if free_bytes < start + position:
-        raise DiskFull(path.parent, start + position, free_bytes)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+    specs = [TensorSpec(name=name, shape=shapes[name]) for name in sorted(shapes)]
+    dtypes = dict.fromkeys(shapes, torch.float32)
+    header, offsets, size_bytes = safetensors_header(specs, dtypes, metadata={"format": "pt"})
+    with closing(ReservedFile(path, size_bytes)) as file:
+        file.write(header, 0)
         for name, weight in weights:
             assert tuple(weight.shape) == shapes[name], name
-            file.seek(start + offsets.pop(name))
-            file.write(weight.to(torch.float32).contiguous().numpy().tobytes())
+            file.write(weight.to(torch.float32).contiguous().numpy().tobytes(), offsets.pop(name))
     assert not offsets, sorted(offsets)

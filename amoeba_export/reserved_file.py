@@ -20,8 +20,7 @@ class ReservedFile:
     def __init__(self, path: Path, size_bytes: int) -> None:
         self._path = path
         self._size_bytes = size_bytes
-        if (free := shutil.disk_usage(path.parent).free) < size_bytes:
-            raise DiskFull(path.parent, size_bytes, free)
+        check_space(path.parent, size_bytes)
         self._file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         try:
             if hasattr(os, "posix_fallocate"):
@@ -44,10 +43,16 @@ class ReservedFile:
             raise self._explained(error) from error
 
     def close(self) -> None:
-        """Close the file. Making it durable is the artifact's business."""
+        """Close the file. Making it durable is the caller's business."""
         os.close(self._file)
 
     def _explained(self, error: OSError) -> Exception:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return DiskFull(self._path.parent, self._size_bytes, shutil.disk_usage(self._path.parent).free)
         return error
+
+
+def check_space(folder: Path, size_bytes: int) -> None:
+    """Raise `DiskFull` where `size_bytes` do not fit on the disk of `folder`."""
+    if (free := shutil.disk_usage(folder).free) < size_bytes:
+        raise DiskFull(folder, size_bytes, free)
