@@ -1,15 +1,21 @@
-"""What can be had, as a table: the frontier first, with bars for latency and quality."""
+"""What can be had, as a table: the frontier first, with bars for latency and quality. And what was chosen of it."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from amoeba_export.cli.console import milliseconds, percent, table
+from amoeba_export.cli.console import answer, milliseconds, percent, print_json, table
+from amoeba_export.ir import Shape
 from amoeba_export.ir.frontier import Frontier, FrontierPoint
+
+if TYPE_CHECKING:
+    from amoeba_export.application.pipeline import ExportResult
 
 BAR = 14
 """Columns of a full bar."""
@@ -80,3 +86,52 @@ def _said(one: FrontierPoint) -> str:
     words += ["measured"] if one.latency_source == "measured" and not one.is_whole else []
     words += [] if one.on_frontier else ["beaten"]
     return ", ".join(words)
+
+
+def is_whole(result: ExportResult) -> bool:
+    """Whether nothing is cut."""
+    return result.plan.shape == Shape(result.supernet.architecture.num_layers, 1.0)
+
+
+def looked_at(result: ExportResult) -> dict[str, Any]:
+    """For programs; nothing where nothing was looked at."""
+    return {} if result.frontier is None else {"frontier": result.frontier.to_json()}
+
+
+def show_choice(result: ExportResult, *, as_json: bool) -> None:
+    """What a search, or a dry run, came to."""
+    if as_json:
+        data: dict[str, Any] = {"model": result.supernet.name, "out": str(result.settings.out)}
+        if result.search is not None:
+            data |= {"dtype": result.settings.dtype, **result.search.to_json()}
+            data["reference"] = [dataclasses.asdict(one) for one in result.reference]
+        print_json({**data, "plan": result.plan.to_json(), **looked_at(result)})
+        return
+    console = answer()
+    if result.frontier is not None:
+        console.print(frontier_table(result.frontier))
+        console.print()
+    if result.search is not None:
+        budget, limit_ms = result.search.limits[0]
+        best = result.search.best
+        console.print(
+            f"{_name(result)} is the best under {milliseconds(limit_ms)} ({budget.metric} p{budget.percentile}): "
+            f"{milliseconds(best.predicted_ms)} predicted, ± {percent(best.uncertainty)}."
+        )
+    elif result.frontier is not None and (point := result.frontier.chosen) is not None:
+        how = "is the fastest that is good enough" if result.settings.quality else f"is number {point.number}"
+        console.print(
+            f"{_name(result)} {how}: {milliseconds(point.latency_ms)}, "
+            f"{result.frontier.quality_metric} {point.quality:.4g}."
+        )
+    else:
+        layers = " ".join(map(str, result.plan.kept_layers))
+        console.print(f"{result.plan.shape} keeps the layers {layers}.")
+
+
+def _name(result: ExportResult) -> str:
+    """How the choice is called: its precision is said where there was a choice of one."""
+    shape = str(result.plan.shape)
+    if len(result.settings.target.dtypes if result.settings.target else ()) < 2:
+        return shape
+    return f"{'The whole model' if is_whole(result) else shape} in {result.settings.dtype}"

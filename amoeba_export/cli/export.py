@@ -5,15 +5,14 @@ Commands are long on purpose: each parameter is a flag, with its help.
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from amoeba_export.cli.artifacts import command, files_table, result_table
-from amoeba_export.cli.choices import checked_plots, frontier_table, write_plots
-from amoeba_export.cli.console import Talk, answer, milliseconds, percent, print_json
+from amoeba_export.cli.choices import checked_plots, is_whole, looked_at, show_choice, write_plots
+from amoeba_export.cli.console import Talk, answer, print_json
 from amoeba_export.cli.options import (
     Adapters,
     AsJson,
@@ -44,10 +43,6 @@ from amoeba_export.cli.options import (
     split_commas,
 )
 from amoeba_export.errors import UsageError
-from amoeba_export.ir import Shape
-
-if TYPE_CHECKING:
-    from amoeba_export.application.pipeline import ExportResult
 
 
 def export(
@@ -175,11 +170,11 @@ def export(
     result = pipeline.export(request, progress=Talk())
     write_plots([result.frontier] if result.frontier else [], files)
     if result.manifest is None:
-        _show_choice(result, as_json=as_json)
+        show_choice(result, as_json=as_json)
         return
     out = result.settings.out
     if as_json:
-        print_json({"out": str(out), **result.manifest.to_json(), **_looked_at(result)})
+        print_json({"out": str(out), **result.manifest.to_json(), **looked_at(result)})
         return
     console = answer()
     console.print()
@@ -193,11 +188,6 @@ def export(
     console.print(files_table(result.manifest.files, out))
     console.print()
     console.print(f"next: {command('amoeba', 'bench', out)}")
-
-
-def is_whole(result: ExportResult) -> bool:
-    """Whether nothing is cut."""
-    return result.plan.shape == Shape(result.supernet.architecture.num_layers, 1.0)
 
 
 def search(
@@ -258,48 +248,4 @@ def search(
     files = checked_plots(plot)
     result = pipeline.search(request, progress=Talk())
     write_plots([result.frontier] if result.frontier else [], files)
-    _show_choice(result, as_json=as_json)
-
-
-def _looked_at(result: ExportResult) -> dict[str, Any]:
-    """For programs; nothing where nothing was looked at."""
-    return {} if result.frontier is None else {"frontier": result.frontier.to_json()}
-
-
-def _show_choice(result: ExportResult, *, as_json: bool) -> None:
-    """What a search, or a dry run, came to."""
-    if as_json:
-        data: dict[str, Any] = {"model": result.supernet.name, "out": str(result.settings.out)}
-        if result.search is not None:
-            data |= {"dtype": result.settings.dtype, **result.search.to_json()}
-            data["reference"] = [dataclasses.asdict(one) for one in result.reference]
-        print_json({**data, "plan": result.plan.to_json(), **_looked_at(result)})
-        return
-    console = answer()
-    if result.frontier is not None:
-        console.print(frontier_table(result.frontier))
-        console.print()
-    if result.search is not None:
-        budget, limit_ms = result.search.limits[0]
-        best = result.search.best
-        console.print(
-            f"{_name(result)} is the best under {milliseconds(limit_ms)} ({budget.metric} p{budget.percentile}): "
-            f"{milliseconds(best.predicted_ms)} predicted, ± {percent(best.uncertainty)}."
-        )
-    elif result.frontier is not None and (point := result.frontier.chosen) is not None:
-        how = "is the fastest that is good enough" if result.settings.quality else f"is number {point.number}"
-        console.print(
-            f"{_name(result)} {how}: {milliseconds(point.latency_ms)}, "
-            f"{result.frontier.quality_metric} {point.quality:.4g}."
-        )
-    else:
-        layers = " ".join(map(str, result.plan.kept_layers))
-        console.print(f"{result.plan.shape} keeps the layers {layers}.")
-
-
-def _name(result: ExportResult) -> str:
-    """How the choice is called: its precision is said where there was a choice of one."""
-    shape = str(result.plan.shape)
-    if len(result.settings.target.dtypes if result.settings.target else ()) < 2:
-        return shape
-    return f"{'The whole model' if is_whole(result) else shape} in {result.settings.dtype}"
+    show_choice(result, as_json=as_json)
