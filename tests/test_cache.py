@@ -138,7 +138,7 @@ def test_a_damaged_entry_is_made_anew_with_a_note(cache: Cache, kind: Kind, dama
         case "added":
             (entry / "more" / "weights.index").write_text("{}")
     assert cache.get(kind, {"a": 1}, progress=listener) is None
-    assert listener.told_of_damage() == [f"{entry} in the cache is damaged; it is made anew."]
+    assert listener.told_of_damage() == [f"{entry} in the cache is damaged; it is made again."]
     assert cache.put(kind, {"a": 1}, write) == entry
     assert cache.get(kind, {"a": 1}, progress=listener) == entry
     assert (entry / "more" / "weights").read_bytes() == bytes(100)

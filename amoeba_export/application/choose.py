@@ -216,7 +216,7 @@ class Chooser:
         try:
             return measure_prospects(session, chosen, full)
         except InputError as error:
-            session.progress.note(f"Shapes are compared as they are cut, not refitted: {error.what}")
+            session.progress.note(f"Shapes are compared without a refit: {error.what}")
             return None
 
     def _deepened(self, history: Sequence[Trial]) -> bool:
@@ -228,7 +228,7 @@ class Chooser:
         smallest = smallest_known(session)
         if smallest is None or not any(self._would_fit(smallest, dtype, history) for dtype in self._predictors):
             return False
-        session.progress.note("Nothing that the calibration knows fits: calibrating deeper and narrower.")
+        session.progress.note("No calibrated shape fits: calibrating deeper and narrower.")
         self._calibrated, self._has_compared, self._prospects = deeper(self._opened), False, None
         return self._calibrated is not None
 

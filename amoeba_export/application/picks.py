@@ -59,7 +59,7 @@ def pick(session: Session, number: int) -> Pick:
     facts = _facts(session)
     folder = session.cache.get(FRONTIERS, facts, progress=session.progress)
     if folder is None:
-        session.progress.note("No frontier is kept for these settings: it is made now.")
+        session.progress.note("The cache has no frontier for these settings: making one.")
         make_frontier(session)
         folder = session.cache.get(FRONTIERS, facts, progress=session.progress)
         assert folder is not None, "it was put there"

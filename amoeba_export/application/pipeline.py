@@ -166,7 +166,7 @@ def resolve_settings(request: ExportRequest, progress: Progress, *, needs_limit:
         raise EstimateRefused(settings.target.name, settings.target.backend)
     progress.note(settings.summary)
     if request.calibration_data and settings.refit == OFF:
-        progress.warn("--calibration-data is not used: it is the text of a refit, and '--refit off' leaves that out.")
+        progress.warn("--calibration-data is not used: it is for a refit, and '--refit off' skips that.")
     if settings.target and not is_measured(settings.target):
         progress.warn(
             f"Latencies of '{settings.target.name}' are estimates ({settings.target.backend}): no device is asked."

@@ -244,7 +244,7 @@ def measure_prospects(session: Session, chosen: Sequence[tuple[Searched, Candida
     """
     plans = [candidate.make_plan() for _, candidate in chosen]
     names = ", ".join(dict.fromkeys(str(plan.shape) for plan in plans))
-    session.progress.note(f"Which shape is best is known once they are refitted: comparing {names}.")
+    session.progress.note(f"A refit changes which shape is best: refitting and comparing {names}.")
     distinct = {plan.geometry: plan for plan in plans}
     made, named = refitted(session, list(distinct.values()), SHORTLIST_RECIPE)
     rises = {plan.geometry: rise_after_refit(made.supernet.refits[plan.refit_id or ""]) for plan in named}

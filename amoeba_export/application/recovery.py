@@ -38,7 +38,7 @@ def recovered(fitted: Fitted, build: Build) -> Fitted:
         except InputError as error:
             if settings.request.refit is not None or heals:
                 raise
-            session.progress.warn(f"The weights are not refitted: {error.what} '--refit off' says that this is wanted.")
+            session.progress.warn(f"The weights are not refitted: {error.what} '--refit off' accepts that.")
             return fitted
     session, plan = healed(session, plan)
     folder = build(session, plan)

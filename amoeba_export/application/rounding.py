@@ -98,7 +98,7 @@ def _kept(session: Session, dtype: str | None, measure: Callable[[], float]) -> 
 def _rise(session: Session, windows: Sequence[Sequence[int]], loss: float | None) -> float:
     supernet, dtype, container = session.supernet, session.dtype, session.settings.formats[0]
     plan = session.supernet.full_plan()
-    session.progress.note(f"Measuring what {dtype} costs the full model in quality, once.")
+    session.progress.note(f"Measuring the full model's loss from rounding to {dtype}, once.")
     with tempfile.TemporaryDirectory(prefix="amoeba-") as scratch:
         folder = Path(scratch)
         subnet = materialize_subnet(supernet, plan)

@@ -115,7 +115,7 @@ def _compare(session: Session, wholes: Sequence[Whole]) -> Prospects | None:
     try:
         return measure_prospects(session, list(chosen.values()), prior.quality[Shape(prior.num_layers, 1.0)])
     except InputError as error:
-        session.progress.note(f"Shapes are shown as they are cut, not refitted: {error.what}")
+        session.progress.note(f"Shapes are shown without a refit: {error.what}")
         return None
 
 
@@ -190,7 +190,7 @@ def _measure(
     subjects += [
         Subject(dense=one, dtype=point.dtype, label=point.name) for one, point in zip(dense, points, strict=True)
     ]
-    session.progress.note(f"Measuring {len(points)} subnets of the frontier beside {len(wholes)} full models.")
+    session.progress.note(f"Measuring {len(points)} subnets of the frontier and {len(wholes)} full models.")
     results = measure_latency(subjects, session.settings.workload, target=session.target, progress=session.progress)
     now = []
     for whole, result in zip(wholes, results[: len(wholes)], strict=True):

@@ -64,7 +64,7 @@ class Cache:
         if not entry.is_dir():
             return None
         if not self._is_whole(kind, facts, entry):
-            progress.note(f"{entry} in the cache is damaged; it is made anew.")
+            progress.note(f"{entry} in the cache is damaged; it is made again.")
             self._remove(entry)
             return None
         with contextlib.suppress(OSError):  # another user's, or on a disk that cannot be written

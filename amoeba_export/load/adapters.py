@@ -110,7 +110,7 @@ def add_adapter(supernet: Supernet, folder: Path, *, cache_dir: Path, progress: 
 def _with_tokenizer(supernet: Supernet, folder: Path, num_words: int, progress: Progress) -> Supernet:
     resized = f"{folder.name} changes the vocabulary from {num_words} to {supernet.architecture.vocab_size} tokens"
     if not any((folder / name).is_file() for name in TOKENIZERS):
-        progress.warn(f"The adapter {resized} and brings no tokenizer: the model's, which knows no others, is written.")
+        progress.warn(f"The adapter {resized} but has no tokenizer: the model's own is written, without new tokens.")
         return supernet
     check_sidecars(folder)
     progress.note(f"The adapter {resized}: its tokenizer is written.")

@@ -91,7 +91,7 @@ def _measure_again(
         positions = [i for i in suspects if measured[i][1].workload == workload]
         for i, again in zip(positions, measure([measured[i][0] for i in positions], workload), strict=True):
             if isinstance(again, TargetError):
-                progress.warn(f"Measuring a graph again failed, its first measurement stays: {again.what}")
+                progress.warn(f"The second measurement of a graph failed, so the first one counts: {again.what}")
             else:
                 measured[i] = (measured[i][0], again)
 

@@ -84,7 +84,7 @@ def test_what_only_a_deeper_one_knows_is_found(
     shape, listener = search("45%")
     assert shape.depth == 2 or shape.width < 0.5
     assert [recipe.depth.removed_of(4) for recipe in calibrated] == [1, 2]
-    assert "Nothing that the calibration knows fits: calibrating deeper and narrower." in listener.notes
+    assert "No calibrated shape fits: calibrating deeper and narrower." in listener.notes
 
 
 def test_what_no_subnet_keeps_is_not_calibrated_for(

@@ -121,7 +121,7 @@ def test_a_pick_without_a_frontier_makes_one_and_says_so(request_of: ExportReque
 
     request = dataclasses.replace(request_of, pick=1, dry_run=True, out=tmp_path / "out")
     first = export(request, progress=Listener())  # type: ignore[arg-type]
-    assert "No frontier is kept for these settings: it is made now." in notes
+    assert "The cache has no frontier for these settings: making one." in notes
     notes.clear()
     again = export(request, progress=Listener())  # type: ignore[arg-type]
     assert not any("made now" in note for note in notes)

@@ -169,7 +169,7 @@ def test_the_choice_is_the_best_refitted_shape_and_not_the_best_cut(
     assert found.plan.shape.depth == 4 and found.plan.shape.width < 0.8
     assert found.search is not None and found.search.best.quality.source == "refitted"
     assert found.search.best.quality.value == pytest.approx(3 + 0.2 * (1 - found.plan.shape.width), abs=1e-6)
-    assert any(note.startswith("Which shape is best is known once they are refitted") for note in listener.notes)
+    assert any(note.startswith("A refit changes which shape is best") for note in listener.notes)
 
 
 def test_where_the_whole_model_in_a_coarser_precision_wins_nothing_is_refitted(
@@ -189,4 +189,4 @@ def test_texts_that_cannot_be_used_leave_the_choice_to_the_cuts(
     monkeypatch.setattr(prospects, "refitted", refitted)
     found, listener = search("70%", "fast")
     assert found.plan == as_cut.plan
-    assert "Shapes are compared as they are cut, not refitted: The model has no tokenizer." in listener.notes
+    assert "Shapes are compared without a refit: The model has no tokenizer." in listener.notes

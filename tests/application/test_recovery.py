@@ -208,7 +208,7 @@ def test_what_may_be_asked_for() -> None:
 def test_a_text_that_nothing_is_fitted_on_is_said(request_: ExportRequest, texts: tuple[Path, Path]) -> None:
     listener = Listener()
     export(dataclasses.replace(request_, refit="off", calibration_data=(texts[0],)), progress=listener)
-    said = "--calibration-data is not used: it is the text of a refit, and '--refit off' leaves that out."
+    said = "--calibration-data is not used: it is for a refit, and '--refit off' skips that."
     assert said in listener.notes
 
 

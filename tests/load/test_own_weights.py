@@ -317,8 +317,8 @@ def test_another_vocabulary_comes_with_its_tokenizer(tiny_dirs: dict[str, Path],
     supernet = load.load_supernet(str(tiny_dirs["llama-mha"]), adapters=[tmp_path / "mine"], progress=told)
     assert supernet.tokenizer_folder is None
     assert told.warnings == [
-        "The adapter mine changes the vocabulary from 128 to 140 tokens and brings no tokenizer: the model's, which "
-        "knows no others, is written."
+        "The adapter mine changes the vocabulary from 128 to 140 tokens but has no tokenizer: the model's own is "
+        "written, without new tokens."
     ]
     (tmp_path / "mine" / "tokenizer.json").write_text('{"mine": 1}')
     (tmp_path / "mine" / "chat_template.jinja").write_text("mine")
