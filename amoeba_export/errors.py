@@ -611,13 +611,12 @@ class MixtureOfExperts(UnsupportedError):
     """A mixture of experts: a router picks some of many FFNs for each token."""
 
     def __init__(
-        self, model_type: object, num_experts: object, dense: Iterable[str], *, where: str | Path | None = None
+        self, model_type: object, num_experts: object, known: Iterable[str], *, where: str | Path | None = None
     ) -> None:
         super().__init__(
-            f"{an(model_type, begins=True)} is a mixture of {num_experts} experts, which is not supported: "
-            "a router picks neurons for each token, and a cut keeps the same ones for all.",
+            f"{an(model_type, begins=True)} is a mixture of {num_experts} experts of a kind that is not supported.",
             where=where,
-            next_step=f"Use a dense model, of one of these types: {', '.join(sorted(dense))}.",
+            next_step=f"Use a model of one of these types: {', '.join(sorted(known))}.",
         )
 
 
@@ -631,6 +630,13 @@ class UnsupportedAdapter(UnsupportedError):
             next_step="Merge it with peft (merge_and_unload, save_pretrained) and give the merged model, or train a "
             "LoRA without it.",
         )
+
+
+class NotForExperts(UnsupportedError):
+    """Something that is not computed for a mixture of experts."""
+
+    def __init__(self, done: str, instead: str) -> None:
+        super().__init__(f"Experts are not {done} yet.", next_step=f"Use {instead}.")
 
 
 class NotRepresentable(UnsupportedError):

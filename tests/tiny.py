@@ -50,7 +50,7 @@ def filled(model: Any) -> Any:
     """`model` with weights large enough that every layer matters, norms and biases not at their defaults."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if weight.dim() == 2:
+            if weight.dim() > 1:
                 weight.normal_(0, 0.15)
             elif name.endswith("bias"):
                 weight.normal_(0, 0.1)

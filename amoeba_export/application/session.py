@@ -6,9 +6,11 @@ from dataclasses import dataclass, field, replace
 
 from amoeba_export.application.request import Settings
 from amoeba_export.cache import Cache
+from amoeba_export.errors import NotForExperts
 from amoeba_export.ir import SILENT, Architecture, DenseArchitecture, Progress, Strategy, Supernet, Target
 from amoeba_export.ir.rounded import RoundedWeights
 from amoeba_export.load import load_supernet
+from amoeba_export.refit import OFF
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,19 @@ def open_session(settings: Settings, *, cache: Cache | None = None, progress: Pr
 
     Raises:
         InputError: The model, an adapter or the strategy cannot be read, or does not belong to the others.
+        NotForExperts: A refit is asked for, and the model is a mixture of experts.
     """
     request = settings.request
     supernet = load_supernet(request.model, adapters=request.adapters, strategy=request.strategy, progress=progress)
+    settings = _settled(settings, supernet, progress)
     return Session(settings=settings, supernet=supernet, cache=cache or Cache(), progress=progress)
+
+
+def _settled(settings: Settings, supernet: Supernet, progress: Progress) -> Settings:
+    """`settings` without what is not computed for this model. Raises `NotForExperts` where it was asked for."""
+    if not supernet.architecture.expert_size or settings.refit == OFF:
+        return settings
+    if settings.request.refit or settings.request.heal not in (None, OFF):
+        raise NotForExperts("refitted or healed", "--refit off, without --heal")
+    progress.note(f"{supernet.name} is a mixture of experts: a cut of it is not refitted.")
+    return replace(settings, refit=OFF, heal=None)

@@ -106,7 +106,8 @@ def work_of(dense: DenseArchitecture, new_tokens: int, workload: Workload, *, we
 
     Logits are computed for one position; the KV cache is 16 bits wide. A prefill computes the whole square of scores,
     not its causal half: with the half, published prefills of one device need twice the compute at 0.6 B that they need
-    at 8 B. A layer with a window reads and computes no more than lies in it.
+    at 8 B. A layer with a window reads and computes no more than lies in it. Of experts, a token computes those that it
+    goes through, and a step reads those that any of its tokens does.
     """
     base = dense.base
     head_params = base.vocab_size * base.hidden_size
@@ -118,12 +119,21 @@ def work_of(dense: DenseArchitecture, new_tokens: int, workload: Workload, *, we
     scores = workload.prompt_tokens if new_tokens == 1 else new_tokens
     attended = sum(layer.num_heads * dense.kind(layer).seen(scores) for layer in dense.layers)
     attention_flops = 4 * base.head_dim * attended * new_tokens
+    active_params = layer_params - _idle_params(dense, 1)
+    read_share = 1 - _idle_params(dense, new_tokens * workload.batch) / layer_params
     blocks = sum((layer.num_heads > 0) + (layer.ffn_size > 0) for layer in dense.layers)
     return Work(
         layers=blocks / 2,
-        memory_bytes=weights.layers + weights.head + cache_bytes,
-        flops=workload.batch * (2 * layer_params * new_tokens + 2 * head_params + attention_flops),
+        memory_bytes=weights.layers * read_share + weights.head + cache_bytes,
+        flops=workload.batch * (2 * active_params * new_tokens + 2 * head_params + attention_flops),
     )
+
+
+def _idle_params(dense: DenseArchitecture, tokens: float) -> float:
+    """Weights of the experts that none of `tokens` goes through; the router is read for all."""
+    base = dense.base
+    idle = sum(layer.ffn_size - base.active_units(layer.ffn_size, tokens) for layer in dense.layers)
+    return 3 * base.hidden_size * base.unit_size * idle
 
 
 def estimate_ms(

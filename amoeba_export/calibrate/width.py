@@ -6,7 +6,7 @@ C counts the input channels of a writer (`o` or `down`), T tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +17,12 @@ from safetensors.numpy import load, save
 from torch import nn
 
 from amoeba_export.cache.sealed import read_sealed, write_sealed
+from amoeba_export.calibrate.experts import ExpertStatistics
 from amoeba_export.calibrate.recipe import WidthMetric
 from amoeba_export.errors import NotANumber
 from amoeba_export.ir import SILENT, Importance, Progress, Role
 from amoeba_export.ir.family import WRITERS
+from amoeba_export.model.layer import DecoderLayer
 from amoeba_export.model.layers import LayerStack
 from amoeba_export.model.samples import Samples
 from amoeba_export.model.states import StateStore
@@ -127,10 +129,15 @@ def _first_missing(paths: Sequence[Path], progress: Progress) -> int:
 
 
 @contextmanager
-def _watched_writers(module: nn.Module, samples: Samples) -> Iterator[Mapping[Role, ChannelStatistics]]:
-    """Statistics of what the writers of a layer read while `samples` go through it; padding is left out."""
-    watched = {name: ChannelStatistics() for name in WRITERS}
-    batches = {name: iter(samples.batches) for name in WRITERS}
+def _watched_writers(
+    module: DecoderLayer, samples: Samples, experts: ExpertStatistics | None
+) -> Iterator[Mapping[Role, ChannelStatistics]]:
+    """Statistics of what the writers of a layer read while `samples` go through it; padding is left out.
+
+    With `experts`, these are told what each of them gives, and no statistics of `down` are made.
+    """
+    watched = {name: ChannelStatistics() for name in (WRITERS[:1] if experts else WRITERS)}
+    batches = {name: iter(samples.batches) for name in watched}
 
     def hook(name: Role) -> Any:
         def add(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -140,12 +147,13 @@ def _watched_writers(module: nn.Module, samples: Samples) -> Iterator[Mapping[Ro
 
         return add
 
-    handles = [module.get_submodule(name).register_forward_pre_hook(hook(name)) for name in WRITERS]
-    try:
+    with ExitStack() as listening:
+        for name in watched:
+            handle = module.writer(name).register_forward_pre_hook(hook(name))
+            listening.callback(handle.remove)
+        if experts:
+            listening.enter_context(experts.watching(module, samples.batches))
         yield watched
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def measure_importance(
@@ -166,7 +174,7 @@ def measure_importance(
         stack: The model.
         samples: The calibration tokens; padding is left out.
         states: Over the same samples. Holds the full model's states afterwards.
-        metric: How channels are scored.
+        metric: How channels are scored. Experts are scored by what they add (`experts.py`), whatever it is.
         folder: One file per finished layer; those that are there are not measured again.
         progress: Told of each layer.
 
@@ -181,9 +189,13 @@ def measure_importance(
 
     @contextmanager
     def observe(layer_idx: int, module: nn.Module) -> Iterator[None]:
-        with _watched_writers(module, samples) as watched:
+        assert isinstance(module, DecoderLayer)
+        experts = ExpertStatistics(stack.architecture.ffn_size) if stack.architecture.expert_size else None
+        with _watched_writers(module, samples, experts) as watched:
             yield
         measured.clear()
+        if experts:
+            measured.update({"down.score": experts.scores(), "down.mean": experts.shares()})
         for name, statistics in watched.items():
             weight = module.get_parameter(f"{name}.weight").detach()
             measured[f"{name}.score"] = channel_scores(statistics, weight, metric)

@@ -19,12 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 
 from amoeba_export.errors import InputError
-from amoeba_export.finetune.rows import HeldOrder, Kept, Projection, contract, expand, rows_of
+from amoeba_export.finetune.rows import HeldOrder, Kept, Projection, contract, expand, held, rows_of
 from amoeba_export.finetune.smol import LowRank, Pair
 from amoeba_export.ir import Architecture, Family, LayerPlan, Role, Strategy, SubnetPlan
 from amoeba_export.ir.family import LAYER_ROLES, LINEARS
+from amoeba_export.model.experts import mixed, route
 from amoeba_export.model.function import ACTIVATIONS, Place, attention
 
 Frozen = Callable[..., nn.Parameter]
@@ -37,6 +39,7 @@ class LayerCut:
 
     Attributes:
         query, kv, ffn: Kept rows of Q, of K * H, and of F.
+        experts: Kept rows of the router, or None without one.
         o_bias_D, down_bias_D: Compensation, or None.
     """
 
@@ -44,6 +47,7 @@ class LayerCut:
     query: Kept
     kv: Kept
     ffn: Kept
+    experts: Kept | None
     o_bias_D: torch.Tensor | None
     down_bias_D: torch.Tensor | None
 
@@ -66,10 +70,11 @@ class SlicedLayer(nn.Module):
         self.architecture = architecture
         self._family, self._layer = family, layer
         self._has = {(t.role, t.name.rpartition(".")[2]) for t in family.layer if architecture.has(t)}
-        groups_K, neurons_F = _best_first(strategy, architecture, layer)
+        groups_K, units_F = _best_first(strategy, architecture, layer)
         self._head_order = HeldOrder(rows_of(groups_K, architecture.heads_per_kv), architecture.head_dim)
         self._group_order = HeldOrder(groups_K, architecture.head_dim)
-        self._neuron_order = HeldOrder(neurons_F, 1)
+        self._neuron_order = HeldOrder(units_F, architecture.unit_size)
+        self._expert_order = HeldOrder(units_F, 1)
         query, kv, ffn = self._head_order.rows, self._group_order.rows, self._neuron_order.rows
         self.q_QD = frozen(family.weight("q", layer), query)
         self.k_KD = frozen(family.weight("k", layer), kv)
@@ -78,6 +83,7 @@ class SlicedLayer(nn.Module):
         self.gate_FD = frozen(family.weight("gate", layer), ffn)
         self.up_FD = frozen(family.weight("up", layer), ffn)
         self.down_FD = frozen(family.weight("down", layer), ffn, transposed=True)
+        self.router_ED = frozen(family.weight("router", layer), self._expert_order.rows) if family.experts else None
         rows = dict(zip(LINEARS, (query, kv, kv, None, ffn, ffn, None), strict=True))
         self._biases = nn.ParameterDict(
             {role: frozen(family.bias(role, layer), rows[role]) for role in LINEARS if (role, "bias") in self._has}
@@ -97,12 +103,13 @@ class SlicedLayer(nn.Module):
         device = self.q_QD.device
         query, kv = self._head_order.keep(layer.query_heads, device), self._group_order.keep(layer.kv_heads, device)
         ffn = self._neuron_order.keep(layer.ffn, device)
+        experts = None if self.router_ED is None else self._expert_order.keep(layer.ffn, device)
         o_bias = down_bias = None
         if plan.has_o_bias(layer, self.architecture):
             o_bias = _compensation(self.o_QD, self._head_order, query, layer.source_layer, "o", plan, strategy)
         if plan.has_down_bias(layer, self.architecture):
             down_bias = _compensation(self.down_FD, self._neuron_order, ffn, layer.source_layer, "down", plan, strategy)
-        return LayerCut(layer, query, kv, ffn, o_bias, down_bias)
+        return LayerCut(layer, query, kv, ffn, experts, o_bias, down_bias)
 
     def forward(self, x_BTD: torch.Tensor, place: Place, cut: LayerCut, low_rank: LowRank) -> torch.Tensor:
         """The residual stream after this layer. A block without heads or neurons adds what its output bias makes."""
@@ -153,6 +160,8 @@ class SlicedLayer(nn.Module):
         return contract(y_BTQ, self.o_QD, bias_D, cut.query, self._pair("o", low_rank))
 
     def _ffn(self, x_BTD: torch.Tensor, cut: LayerCut, low_rank: LowRank, bias_D: torch.Tensor | None) -> torch.Tensor:
+        if cut.experts is not None:
+            return self._mixed(self._norm("ffn_in_norm", x_BTD), cut, cut.experts)
         gate, up = expand(
             self._norm("ffn_in_norm", x_BTD),
             Projection(self.gate_FD, self._bias("gate"), cut.ffn, self._pair("gate", low_rank)),
@@ -161,9 +170,22 @@ class SlicedLayer(nn.Module):
         act = ACTIVATIONS[self.architecture.activation]
         return contract(act(gate) * up, self.down_FD, bias_D, cut.ffn, self._pair("down", low_rank))
 
+    def _mixed(self, x_BTD: torch.Tensor, cut: LayerCut, kept: Kept) -> torch.Tensor:
+        """What the kept experts give. Nothing of them is trained."""
+        assert self.router_ED is not None
+        share_BTK, picked_BTK = route(functional.linear(x_BTD, held(self.router_ED, kept)), self.architecture)
+        gate_FD, up_FD, down_FD = (held(weight, cut.ffn) for weight in (self.gate_FD, self.up_FD, self.down_FD))
+        act, size = ACTIVATIONS[self.architecture.activation], self.architecture.unit_size
+
+        def expert(index: int, x_TD: torch.Tensor) -> torch.Tensor:
+            own = slice(index * size, (index + 1) * size)
+            return (act(functional.linear(x_TD, gate_FD[own])) * functional.linear(x_TD, up_FD[own])) @ down_FD[own]
+
+        return mixed(x_BTD, share_BTK, picked_BTK, expert)
+
 
 def _best_first(strategy: Strategy | None, architecture: Architecture, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """KV groups [K] and neurons [F] of a layer, from those that most plans keep to those that fewest do."""
+    """KV groups [K] and units of the FFN [F] of a layer, from those that most plans keep to those that fewest do."""
     heads_N, ffn_F = np.zeros(architecture.num_heads), np.zeros(architecture.ffn_size)
     if strategy is not None and strategy.importance is not None:
         heads_N, ffn_F = strategy.importance.heads_LN[layer], strategy.importance.ffn_LF[layer]

@@ -68,7 +68,7 @@ def rows_of(units: torch.Tensor, block: int) -> torch.Tensor:
 def expand(x_BTI: torch.Tensor, *projections: Projection) -> list[torch.Tensor]:
     """X @ W[kept].T + bias[kept] for each, with the low-rank change of those rows. All A are one product."""
     ys = [
-        functional.linear(x_BTI, _held(one.w_OI, one.kept), None if one.bias_O is None else _held(one.bias_O, one.kept))
+        functional.linear(x_BTI, held(one.w_OI, one.kept), None if one.bias_O is None else held(one.bias_O, one.kept))
         for one in projections
     ]
     changed = [(i, one.kept, one.pair) for i, one in enumerate(projections) if one.pair is not None]
@@ -87,7 +87,7 @@ def contract(
     x_BTI: torch.Tensor, w_IO: torch.Tensor, bias_O: torch.Tensor | None, kept: Kept, pair: Pair | None
 ) -> torch.Tensor:
     """X @ W[kept] + bias for a transposed weight, of which those rows are what `x` has left."""
-    y_BTO = x_BTI @ _held(w_IO, kept)
+    y_BTO = x_BTI @ held(w_IO, kept)
     if bias_O is not None:
         y_BTO = y_BTO + bias_O
     if pair is None:
@@ -102,5 +102,6 @@ def _add_product(y_BTO: torch.Tensor, low_BTR: torch.Tensor, b_OR: torch.Tensor)
     return y.view(y_BTO.shape)
 
 
-def _held(weight: torch.Tensor, kept: Kept) -> torch.Tensor:
+def held(weight: torch.Tensor, kept: Kept) -> torch.Tensor:
+    """The kept rows of a weight that is held best first."""
     return weight[kept.held] if isinstance(kept.held, slice) else weight.index_select(0, kept.held)

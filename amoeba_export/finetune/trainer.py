@@ -6,6 +6,7 @@ what DDP does; its own hooks need every backward pass to touch the same weights,
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import time
 from collections import defaultdict
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from amoeba_export.errors import InputError, UnsupportedError
+from amoeba_export.errors import InputError, NotForExperts, UnsupportedError
 from amoeba_export.finetune.adapter import write_adapter
 from amoeba_export.finetune.card import write_card
 from amoeba_export.finetune.checkpoint import Run
@@ -26,12 +27,13 @@ from amoeba_export.finetune.model import SlicedSupernet
 from amoeba_export.finetune.packing import Batches
 from amoeba_export.finetune.plot import plot_losses
 from amoeba_export.finetune.sampling import ShapeSampler, one_shape, sandwich
-from amoeba_export.finetune.settings import Settings
+from amoeba_export.finetune.settings import TARGETS, Settings
 from amoeba_export.finetune.smol import TrainedLowRank
 from amoeba_export.finetune.step import GateNoise, Losses, SandwichStep, noise_scale, rate_schedule
-from amoeba_export.ir import SILENT, Progress, Shape, Strategy, Supernet
+from amoeba_export.ir import SILENT, Family, Progress, Shape, Strategy, Supernet
 from amoeba_export.ir.derive import derive_plan
 from amoeba_export.ir.dtype import DTYPES
+from amoeba_export.ir.family import LINEARS
 from amoeba_export.model.tokenizer import open_tokenizer
 from amoeba_export.version import __version__
 
@@ -82,6 +84,7 @@ def finetune_adapter(
     """
     settings = settings or Settings()
     settings.check()
+    settings = _without_experts(settings, supernet.family, progress)
     strategy = _only_strategy(supernet)
     sampler = one_shape(shape) if shape else sandwich(strategy, settings)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # without `cpu`, processes on a CPU do not join
@@ -139,6 +142,21 @@ def _only_strategy(supernet: Supernet) -> Strategy:
             next_step="Export the full shape with the adapters merged, and fine-tune the result.",
         )
     return supernet.strategy
+
+
+def _without_experts(settings: Settings, family: Family, progress: Progress) -> Settings:
+    """`settings` that adapt nothing of experts: all targets are then those of attention."""
+    targets = settings.low_rank.targets
+    of_experts = {
+        target for target, role in zip(TARGETS, LINEARS, strict=True) if role in {one.role for one in family.experts}
+    }
+    if not of_experts & set(targets):
+        return settings
+    kept = tuple(target for target in targets if target not in of_experts)
+    if targets != TARGETS:
+        raise NotForExperts("adapted", f"--targets {','.join(kept or sorted(set(TARGETS) - of_experts))}")
+    progress.note(f"Adapting {', '.join(kept)}: experts and their router are left as they are.")
+    return dataclasses.replace(settings, low_rank=dataclasses.replace(settings.low_rank, targets=kept))
 
 
 class _Session:

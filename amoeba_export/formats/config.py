@@ -112,6 +112,8 @@ def _built(dense: DenseArchitecture, model_type: str, plan: SubnetPlan) -> dict[
     if model_type == base.family and (base.features or file.family.fused):
         keys = ("num_heads", "num_kv_heads", "ffn_size")
         dims = {str(file.key(name)): getattr(first, name) for name in keys}
+        if base.expert_size:
+            dims[str(file.key("experts_per_token"))] = min(base.experts_per_token, first.ffn_size)
         return _cut_in_depth(dense, plan) | dims | biases
     return config | biases | _facts(base, file)
 
@@ -139,10 +141,10 @@ def _per_layer(dense: DenseArchitecture) -> dict[str, Any]:
         "auto_map": dict(AUTO_MAP),
         "num_attention_heads": max(max(dims.num_heads for dims in layers), 1),
         "num_key_value_heads": max(max(dims.num_kv_heads for dims in layers), 1),
-        "intermediate_size": max(max(dims.ffn_size for dims in layers), 1),
+        "intermediate_size": max(max(dims.ffn_size for dims in layers) * base.unit_size, 1),
         "layer_query_heads": [dims.num_heads for dims in layers],
         "layer_kv_heads": [dims.num_kv_heads for dims in layers],
-        "layer_ffn_sizes": [dims.ffn_size for dims in layers],
+        "layer_ffn_sizes": [dims.ffn_size * base.unit_size for dims in layers],
         "layer_o_bias": [dims.o_bias for dims in layers],
         "layer_down_bias": [dims.down_bias for dims in layers],
         "qkv_bias": base.qkv_bias,
@@ -165,6 +167,7 @@ def _per_layer(dense: DenseArchitecture) -> dict[str, Any]:
 _AMOEBA_FACTS = (
     *("qk_norm_scope", "rotary_dims", "norm_offset", "input_norms", "output_norms", "activation", "attention_scale"),
     *("attention_softcap", "query_temperature", "embedding_scale", "residual_scale", "logits_divisor", "final_softcap"),
+    *("expert_size", "experts_per_token", "shares_sum_to_one"),
 )
 
 

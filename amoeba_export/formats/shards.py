@@ -17,6 +17,7 @@ import torch
 from amoeba_export.errors import NotRepresentable, WeightsMismatch
 from amoeba_export.ir import TensorSpec
 from amoeba_export.ir.safetensors_header import safetensors_header
+from amoeba_export.load.experts import Pieces
 from amoeba_export.reserved_file import ReservedFile, check_space
 
 _CHUNK_BYTES = 32 << 20
@@ -26,6 +27,11 @@ MAX_SHARD_BYTES = 5_000_000_000
 """As the Hugging Face hub cuts large models."""
 
 NOTHING: Mapping[str, str] = {}
+
+
+NOT_IN_PIECES: Mapping[str, Pieces] = {}
+
+
 _Dtypes = Mapping[str, torch.dtype]
 
 
@@ -44,7 +50,9 @@ class SafetensorsWriter:
         folder: Where the shards go.
         specs: Weights that `accept` will be given.
         zeros: Weights that are zero and never given. Their place in the file is left as it was reserved.
+        layers_prefix: What names of layers' weights begin with, to put them in order; None where they are.
         fused: Weight -> the weight of the file that it is part of, one under the other in the order of `specs`.
+        pieces: Weight -> the weights of the file that it is split into.
         dtype: Of weights that do not say theirs.
         limit: No shard with more than one weight has more bytes of weights.
     """
@@ -55,16 +63,22 @@ class SafetensorsWriter:
         specs: Sequence[TensorSpec],
         *,
         zeros: Sequence[TensorSpec],
+        layers_prefix: str | None = None,
         fused: Mapping[str, str] = NOTHING,
+        pieces: Mapping[str, Pieces] = NOT_IN_PIECES,
         dtype: torch.dtype,
         limit: int,
     ) -> None:
         self._folder = folder
         self._missing = {spec.name: spec.shape for spec in specs}
+        self._pieces = pieces
         self._dtypes = {spec.name: spec.dtype or dtype for spec in (*specs, *zeros)}
-        stored = _together(specs, fused)
+        for name in pieces.keys() & self._dtypes.keys():
+            self._dtypes |= dict.fromkeys(pieces[name].names, self._dtypes[name])
+        stored = [part for spec in _together(specs, fused) for part in _apart(spec, pieces)]
         kinds = self._dtypes | {fused[spec.name]: self._dtypes[spec.name] for spec in specs if spec.name in fused}
-        shards = _lay_out(folder, [*stored, *zeros], kinds, limit)
+        in_order = sorted([*stored, *zeros], key=lambda spec: _layer_of(spec.name, layers_prefix))
+        shards = _lay_out(folder, in_order, kinds, limit)
         self._place = {name: (shard, offset) for shard in shards for name, offset in shard.offsets.items()}
         filled: dict[str, int] = {}
         for spec in specs:
@@ -95,9 +109,18 @@ class SafetensorsWriter:
         """
         expected = self._missing.get(name)
         if expected != tuple(weight.shape):
-            known = "was given twice" if name in self._place else "is not part of this model"
+            known = "was given twice" if name in self._dtypes else "is not part of this model"
             problem = f"is {list(weight.shape)}, not {list(expected)}" if expected else known
             raise WeightsMismatch([f"{name} {problem}"], where=self._folder)
+        place = self._pieces.get(name)
+        if place is None:
+            self._write(name, weight)
+        else:
+            for piece, part in zip(place.names, weight.chunk(len(place.names), place.dim), strict=True):
+                self._write(piece, part)
+        del self._missing[name]
+
+    def _write(self, name: str, weight: torch.Tensor) -> None:
         shard, offset = self._place[name]
         flat = weight.reshape(-1)
         dtype = self._dtypes[name]
@@ -108,7 +131,6 @@ class SafetensorsWriter:
                 raise NotRepresentable("fp16", f"values of {name} exceed its range", ("--dtype bf16", "--dtype fp32"))
             data = part.view(torch.uint8).numpy().data
             self._files[shard.path].write(data, offset + start * dtype.itemsize)
-        del self._missing[name]
 
     def close(self) -> None:
         """Close the shards, unsynced. Raises `WeightsMismatch` when a weight was not given."""
@@ -130,11 +152,20 @@ def _together(specs: Sequence[TensorSpec], fused: Mapping[str, str]) -> list[Ten
     return list(stored.values())
 
 
+def _apart(spec: TensorSpec, pieces: Mapping[str, Pieces]) -> list[TensorSpec]:
+    """What the file has in place of a weight."""
+    if (place := pieces.get(spec.name)) is None:
+        return [spec]
+    shape = list(spec.shape)
+    shape[place.dim] //= len(place.names)
+    return [TensorSpec(name=name, shape=tuple(shape), dtype=spec.dtype) for name in place.names]
+
+
 def _lay_out(folder: Path, specs: Sequence[TensorSpec], dtypes: _Dtypes, limit: int) -> list[_Shard]:
     """Assign weights to shards in order and compute each shard's header."""
     groups: list[list[TensorSpec]] = [[]]
     filled = 0
-    for spec in sorted(specs, key=_by_layer):
+    for spec in specs:
         size = math.prod(spec.shape) * dtypes[spec.name].itemsize
         if groups[-1] and filled + size > limit:
             groups.append([])
@@ -149,10 +180,9 @@ def _lay_out(folder: Path, specs: Sequence[TensorSpec], dtypes: _Dtypes, limit: 
     return shards
 
 
-def _by_layer(spec: TensorSpec) -> int:
+def _layer_of(name: str, prefix: str | None) -> int:
     """Zero biases join the layer that they belong to; Python's sort keeps the order otherwise."""
-    parts = spec.name.split(".")
-    return int(parts[2]) if parts[1] == "layers" else -1
+    return int(name.removeprefix(prefix).partition(".")[0]) if prefix and name.startswith(prefix) else -1
 
 
 def _shard(path: Path, specs: Sequence[TensorSpec], dtypes: _Dtypes) -> _Shard:

@@ -77,4 +77,7 @@ def _projections(base: Architecture, dims: LayerDims) -> Iterator[tuple[int, int
     if query:
         yield from ((query, hidden), (kv, hidden), (kv, hidden), (hidden, query))
     if dims.ffn_size:
-        yield from ((dims.ffn_size, hidden), (dims.ffn_size, hidden), (hidden, dims.ffn_size))
+        neurons = dims.ffn_size * base.unit_size
+        yield from ((neurons, hidden), (neurons, hidden), (hidden, neurons))
+    if dims.ffn_size and base.expert_size:
+        yield dims.ffn_size, hidden

@@ -44,7 +44,8 @@ class Architecture:
         x += residual_scale * attn_out_norm(o(attention(attn_in_norm(x))))
         x += residual_scale * ffn_out_norm(down(activation(gate(h)) * up(h))),  h = ffn_in_norm(x)
 
-    where norms that a family does not have are left out; then logits = head(final_norm(x)) / logits_divisor.
+    where norms that a family does not have are left out; then logits = head(final_norm(x)) / logits_divisor. With
+    experts, the second block adds what the experts of a token give, each times its share (`model/experts.py`).
 
     Attributes:
         family: Key of `load/architectures/*.toml`, equal to the source's `model_type`.
@@ -52,6 +53,10 @@ class Architecture:
         rope_scaling: The source's RoPE parameters other than the base, or None for plain RoPE. Likewise.
         sliding_window: Attention window in tokens that all layers share, else None. Ask `layer_kinds`.
         rotary_dims: Leading dims of each head that RoPE turns; None for all of them.
+        ffn_size: Units of the FFN that a cut keeps or drops: neurons, or experts of `expert_size` neurons each.
+        expert_size: Neurons of one expert; None for an FFN without experts. Ask `unit_size`.
+        experts_per_token: Experts that a token goes through: those that the router scores highest.
+        shares_sum_to_one: Whether the shares of a token's experts are divided by their sum.
         kinds: Where layers attend in different ways or are not rotated, each way once; else empty.
         kind_of_layer: Per layer of the supernet, an index into `kinds`; empty where `kinds` is.
         qk_norm: Whether there are norms of q and k, after the projection and before RoPE.
@@ -107,6 +112,9 @@ class Architecture:
     residual_scale: float = 1.0
     logits_divisor: float = 1.0
     final_softcap: float | None = None
+    expert_size: int | None = None
+    experts_per_token: int = 0
+    shares_sum_to_one: bool = False
     containers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False, compare=False)
     config: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -163,6 +171,7 @@ class Architecture:
             "residual_scale": self.residual_scale != 1.0,
             "logits_divisor": self.logits_divisor != 1.0,
             "query_temperature": self.query_temperature is not None,
+            "experts": self.expert_size is not None,
         }
         return frozenset(feature for feature, is_needed in needed.items() if is_needed)
 
@@ -211,7 +220,8 @@ class Architecture:
             "hidden": self.hidden_size,
             "query": dims.num_heads * self.head_dim,
             "kv": dims.num_kv_heads * self.head_dim,
-            "ffn": dims.ffn_size,
+            "ffn": dims.ffn_size * self.unit_size,
+            "expert": dims.ffn_size,
             "head_dim": self.head_dim,
         }
         return sizes[axis]
@@ -227,9 +237,33 @@ class Architecture:
         return 2 * self.head_dim * self.hidden_size
 
     @property
-    def neuron_params(self) -> int:
-        """Weights of one FFN neuron: a row of gate and of up, a column of down."""
-        return 3 * self.hidden_size
+    def unit_size(self) -> int:
+        """Neurons in one unit of the FFN."""
+        return self.expert_size or 1
+
+    @property
+    def unit_params(self) -> int:
+        """Weights of one unit of the FFN: rows of gate and up, columns of down, and an expert's row of the router."""
+        return 3 * self.hidden_size * self.unit_size + (self.hidden_size if self.expert_size else 0)
+
+    def active_units(self, ffn_size: int, tokens: float = 1) -> float:
+        """Units that `tokens` go through together, of `ffn_size` that are there: all neurons, or the experts picked.
+
+        Tokens are taken to pick experts evenly and apart from each other.
+        """
+        if not self.expert_size or not ffn_size:
+            return ffn_size
+        picked = min(self.experts_per_token, ffn_size)
+        active: float = picked if tokens == 1 else ffn_size * (1 - (1 - picked / ffn_size) ** tokens)
+        return active
+
+    def ffn_align(self, align: int) -> int:
+        """What the number of kept units is a multiple of, where sizes of matrices are multiples of `align`."""
+        return 1 if self.expert_size else align
+
+    def has_down_bias(self, compensation: Compensation, *, kept: int) -> bool:
+        """Whether `down` gets a bias for what it lost. Not with experts: what is lost depends on who is picked."""
+        return not self.expert_size and has_compensation(compensation, kept=kept, whole=self.ffn_size)
 
     def cut_layer(
         self,
@@ -248,23 +282,23 @@ class Architecture:
             qkv_bias=self.qkv_bias,
             o_bias=self.o_bias or has_compensation(compensation, kept=num_heads, whole=self.num_heads),
             gate_up_bias=self.mlp_bias,
-            down_bias=self.mlp_bias or has_compensation(compensation, kept=ffn_size, whole=self.ffn_size),
+            down_bias=self.mlp_bias or self.has_down_bias(compensation, kept=ffn_size),
             kind=kind,
         )
 
     def prunable_params(self, layer: LayerDims | None = None) -> int:
-        """Weights of the attention heads and FFN neurons of one layer. Norms and biases do not count."""
+        """Weights of the attention heads and FFN units of one layer. Norms and biases do not count."""
         dims = layer or self.layer_dims
         return (
             dims.num_heads * self.query_head_params
             + dims.num_kv_heads * self.kv_head_params
-            + dims.ffn_size * self.neuron_params
+            + dims.ffn_size * self.unit_params
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerDims:
-    """The dims of one layer. Zero heads: no attention and no KV cache. Zero neurons: no FFN.
+    """The dims of one layer. Zero heads: no attention and no KV cache. Zero units of the FFN: no FFN.
 
     Attributes:
         kind: How it attends: an index into `Architecture.layer_kinds`.
@@ -284,6 +318,7 @@ _FACTS = (
     *("qk_norm_scope", "rotary_dims", "kinds", "kind_of_layer", "norm_offset", "input_norms", "output_norms"),
     *("activation", "attention_scale", "attention_softcap", "query_temperature", "embedding_scale"),
     *("embedding_scale_rounded", "residual_scale", "logits_divisor", "final_softcap"),
+    *("expert_size", "experts_per_token", "shares_sum_to_one"),
 )
 """Fields that are left out of JSON where they have their default, so that files of Llama's kind stay as they were."""
 

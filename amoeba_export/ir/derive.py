@@ -60,6 +60,7 @@ def derive_plan(
         UsageError: A depth or width that the strategy does not know.
         InputError: The strategy makes a plan that breaks the rules of `validate`.
     """
+    align = architecture.ffn_align(align)
     if differences := strategy_differences(strategy, architecture):
         raise WrongModel("The strategy", differences)
     kept = _kept_layers(strategy, shape)
@@ -230,7 +231,7 @@ def _uniform(
         allowed = [whole]
     num_units = min(allowed or range(1, whole + 1), key=lambda count: (round(abs(count - whole * width), 9), -count))
     ffn_params = architecture.prunable_params() * width - params_U[:num_units].sum()
-    num_neurons = _aligned(ffn_params / architecture.neuron_params, align, architecture.ffn_size, least=1)
+    num_neurons = _aligned(ffn_params / architecture.unit_params, align, architecture.ffn_size, least=1)
     return _Masks(
         _heads(_best(units_LU, num_units), importance, architecture, unit), _best(importance.ffn_LF, num_neurons)
     )
@@ -241,7 +242,7 @@ def _adaptive(importance: Importance, architecture: Architecture, width: float, 
     if not architecture.cuts_heads:
         units_LU = np.full_like(units_LU, np.inf)
     kept_LU, kept_LF = flap_threshold(
-        units_LU, importance.ffn_LF, width, head_weight=params_U / architecture.neuron_params
+        units_LU, importance.ffn_LF, width, head_weight=params_U / architecture.unit_params
     )
     counts = [_aligned(count, align, architecture.ffn_size, least=0) for count in kept_LF.sum(axis=1)]
     ffn_LF = np.concatenate([_best(row[None], count) for row, count in zip(importance.ffn_LF, counts, strict=True)])

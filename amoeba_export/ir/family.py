@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-Axis = Literal["vocab", "hidden", "query", "kv", "ffn", "head_dim"]
-"""What one axis of a weight indexes. `query` is N * H long, `kv` is K * H long."""
+Axis = Literal["vocab", "hidden", "query", "kv", "ffn", "expert", "head_dim"]
+"""What one axis of a weight indexes. `query` is N * H long, `kv` K * H. `ffn` is F, all neurons: with experts E * F."""
 
 Role = Literal[
     "embedding",
@@ -26,6 +26,7 @@ Role = Literal[
     "o",
     "attn_out_norm",
     "ffn_in_norm",
+    "router",
     "gate",
     "up",
     "down",
@@ -37,7 +38,8 @@ Role = Literal[
 
 Attention: `attn_in_norm` (before q, k and v), `q`, `k`, `v`, `q_norm` and `k_norm` (of queries and keys, before RoPE),
 `o`, `attn_out_norm` (of what `o` gives, before it is added to the residual stream). The FFN likewise: down(act(gate(x))
-* up(x)) between `ffn_in_norm` and `ffn_out_norm`.
+* up(x)) between `ffn_in_norm` and `ffn_out_norm`. With experts, `router` scores each of them, and `gate`, `up` and
+`down` hold the neurons of all, expert after expert.
 """
 
 Block = Literal["attention", "ffn"]
@@ -47,7 +49,7 @@ Part = Literal["weight", "bias"]
 
 LAYER_ROLES: Mapping[Block, tuple[Role, ...]] = {
     "attention": ("attn_in_norm", "q", "k", "v", "q_norm", "k_norm", "o", "attn_out_norm"),
-    "ffn": ("ffn_in_norm", "gate", "up", "down", "ffn_out_norm"),
+    "ffn": ("ffn_in_norm", "router", "gate", "up", "down", "ffn_out_norm"),
 }
 LINEARS: tuple[Role, ...] = ("q", "k", "v", "o", "gate", "up", "down")
 """The matrices of a layer: what heads and neurons are cut from, and what adapters change."""
@@ -94,6 +96,21 @@ class Fused:
     roles: tuple[Role, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfExperts:
+    """A matrix of ours that the source's files hold in pieces, one per expert.
+
+    It is joined where it is read and split where the source's own type is written; all else sees the whole.
+
+    Attributes:
+        role: `gate`, `up` or `down`.
+        module: Name of a piece, with `{layer}` and `{expert}`.
+    """
+
+    role: Role
+    module: str
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """What a weight is. `layer` is None outside the layers."""
@@ -108,12 +125,18 @@ class Family:
     """One model family: which weights it has. Read from `load/architectures/<model_type>.toml`.
 
     The names hold for the supernet and for its cuts, whose layers are counted anew.
+
+    Attributes:
+        experts: What the files hold in pieces; empty without experts.
+        expert_size_key: Key of config.json for the neurons of an expert, or None.
     """
 
     model_type: str
     globals: tuple[TensorTemplate, ...]
     layer: tuple[TensorTemplate, ...]
     fused: tuple[Fused, ...] = ()
+    experts: tuple[OfExperts, ...] = ()
+    expert_size_key: str | None = None
 
     @property
     def templates(self) -> tuple[TensorTemplate, ...]:
@@ -135,6 +158,11 @@ class Family:
     def bias(self, role: Role, layer: int | None = None) -> str:
         """Name of a module's bias, which a cut may have where the source has none."""
         return f"{self.module(role, layer)}.bias"
+
+    @property
+    def expert_list(self) -> str:
+        """Name of what holds the experts of a layer in the files, with `{layer}`."""
+        return self.experts[0].module.partition(".{expert}")[0]
 
     @property
     def layers_prefix(self) -> str:
@@ -246,6 +274,7 @@ Feature = Literal[
     "residual_scale",
     "logits_divisor",
     "query_temperature",
+    "experts",
 ]
 """What a model may need beyond Llama's layer (with biases, a window for all layers, norms of q and k per head)."""
 
@@ -267,4 +296,5 @@ FEATURE_WORDS: Mapping[Feature, str] = {
     "residual_scale": "scaled residual branches",
     "logits_divisor": "scaled logits",
     "query_temperature": "queries scaled by their position",
+    "experts": "experts that a router picks",
 }

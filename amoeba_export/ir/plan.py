@@ -50,7 +50,7 @@ class LayerPlan:
     Attributes:
         query_heads: Kept query heads. Every kept KV head serves the same number of them.
         kv_heads: Kept KV heads; query head `q` reads KV head `q // heads_per_kv` of the supernet.
-        ffn: Kept FFN neurons.
+        ffn: Kept FFN neurons, or experts where there are.
     """
 
     source_layer: int
@@ -157,7 +157,7 @@ class SubnetPlan:
 
     def has_down_bias(self, layer: LayerPlan, architecture: Architecture) -> bool:
         """Whether down_proj of `layer` gets a compensation bias (the source's own bias apart)."""
-        return has_compensation(self.compensation, kept=len(layer.ffn), whole=architecture.ffn_size)
+        return architecture.has_down_bias(self.compensation, kept=len(layer.ffn))
 
     def is_compensated(self, architecture: Architecture) -> bool:
         """Whether any layer gets a compensation bias: only a strategy has what it is made of."""

@@ -20,9 +20,9 @@ class Importance:
 
     Attributes:
         heads_LN: Score of each query head: its channels' mean standardised score. float64 [L, N].
-        ffn_LF: Standardised score of each FFN neuron. float64 [L, F].
+        ffn_LF: Standardised score of each FFN neuron, or expert. float64 [L, F].
         o_mean_LQ: Mean input of o_proj over the calibration tokens. float32 [L, N * H].
-        down_mean_LF: Mean input of down_proj. float32 [L, F].
+        down_mean_LF: Mean input of down_proj; of experts, their mean share of a token. float32 [L, F].
         metric: `WIFV`, `WIFN`, `IFV` or `wanda`.
     """
 

@@ -187,6 +187,7 @@ _STEMS: Mapping[str, str] = {
     "o": "attn_output",
     "attn_out_norm": "post_attention_norm",
     "ffn_in_norm": "ffn_norm",
+    "router": "ffn_gate_inp",
     "gate": "ffn_gate",
     "up": "ffn_up",
     "down": "ffn_down",

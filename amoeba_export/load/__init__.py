@@ -92,20 +92,22 @@ def load_supernet(
 def _open_tensors(
     folder: Path, file: FamilyFile, architecture: Architecture, rename: Callable[[str], str | None] | None
 ) -> tuple[Checkpoint, TensorSource]:
-    """The files of a checkpoint, and the family's weights in them: matrices that are stored as one are taken apart."""
+    """The files of a checkpoint, and the family's weights in them, whatever the files join or split."""
     from amoeba_export.load.checkpoint import open_checkpoint
+    from amoeba_export.load.experts import JoinedTensors, pieces_of, shapes_in_pieces
     from amoeba_export.load.fused import SplitTensors, parts_of, stored_shapes
 
     expected = expected_weights(file.family, architecture)
-    parts = parts_of(file.family, expected, architecture.num_layers)
+    parts, pieces = parts_of(file.family, expected, architecture.num_layers), pieces_of(file.family, architecture)
     files = open_checkpoint(
         folder,
-        stored_shapes(expected, parts),
+        shapes_in_pieces(stored_shapes(expected, parts), pieces),
         copies=tied_copies(file.family, architecture),
         ignored={name.format(layer=i) for name in file.ignored for i in range(architecture.num_layers)},
         rename=rename,
     )
-    return files, SplitTensors(files, expected, parts) if parts else files
+    tensors: TensorSource = SplitTensors(files, expected, parts) if parts else files
+    return files, JoinedTensors(tensors, expected, pieces) if pieces else tensors
 
 
 def _text_model(

@@ -11,6 +11,7 @@ from amoeba_export.errors import DamagedFile, NotFound, UnsupportedAdapter
 from amoeba_export.ir import SILENT, InputId, Progress, Supernet, TensorSource
 from amoeba_export.load.adapter_names import AdapterWeights, sort_weights
 from amoeba_export.load.checkpoint import open_file
+from amoeba_export.load.experts import refuse_experts
 from amoeba_export.load.families import expected_weights, matrix_shapes
 from amoeba_export.load.fused import parts_of, stored_shapes
 from amoeba_export.load.fused_adapters import with_split_modules, with_split_weights
@@ -79,6 +80,7 @@ def add_adapter(supernet: Supernet, folder: Path, *, cache_dir: Path, progress: 
     sha256 = model_identity(content, [path], cache_dir=cache_dir)
     entry = InputId(role="adapter", id=folder.resolve().name, sha256=sha256)
     names = [name for name in source.names() if not (is_smol and name in GATE_WEIGHTS)]
+    refuse_experts(names, supernet.family, path)
     possible = possible_weights(supernet.family, supernet.architecture)
     parts = parts_of(supernet.family, possible, supernet.architecture.num_layers)
     fused = {name: shape for name, shape in stored_shapes(possible, parts).items() if name not in possible}

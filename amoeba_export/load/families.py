@@ -13,7 +13,7 @@ from amoeba_export.load.family_file import FIELDS, FLAGS, FamilyFile, read_famil
 from amoeba_export.load.kinds import read_kinds
 from amoeba_export.load.rope import stretched_positions
 from amoeba_export.reading import dim_problems
-from amoeba_export.reading.bounds import MAX_FLOAT, shown
+from amoeba_export.reading.bounds import MAX_EXPERTS_OF_ALL_LAYERS, MAX_FLOAT, shown
 from amoeba_export.shown import an
 
 BITSANDBYTES = "bitsandbytes"
@@ -49,14 +49,15 @@ def read_architecture(config: Mapping[str, Any], *, where: Path) -> tuple[Archit
         raise unsupported(config, supported_families(), where=where)
     file = read_family(model_type)
     _check_computable(config, file, where)
+    config = _one_name(config, file)
     fields = {name: _value(name, config, file, where) for name in FIELDS}
     fields["activation"] = _activation(fields["activation"], file, where)
     _check_types(fields, where)
     fields["num_kv_heads"] = fields["num_kv_heads"] or fields["num_heads"]
     fields["head_dim"] = fields["head_dim"] or fields["hidden_size"] // fields["num_heads"]
     for name, entry in file.config.items():
-        if not isinstance(entry, str) and fields[name] is not None:
-            fields[name] = float(fields[name]) ** entry.get("power", 1)
+        if not isinstance(entry, str) and "power" in entry and fields[name] is not None:
+            fields[name] = float(fields[name]) ** entry["power"]
     _refuse(dim_problems({"head_dim": fields["head_dim"]}), where)
     # What a subnet is written with is not quantized, nor is what it is compared with.
     config = {key: value for key, value in config.items() if key != "quantization_config"}
@@ -77,6 +78,14 @@ def read_architecture(config: Mapping[str, Any], *, where: Path) -> tuple[Archit
     positions = stretched_positions(architecture)
     _refuse(dim_problems({"max_positions": positions}), where)
     return dataclasses.replace(architecture, max_positions=positions), file
+
+
+def _one_name(config: Mapping[str, Any], file: FamilyFile) -> dict[str, Any]:
+    """The config with keys that have two names under the first one."""
+    named = {
+        entry["also"]: entry["key"] for entry in file.config.values() if not isinstance(entry, str) and "also" in entry
+    }
+    return {named.get(key, key): value for key, value in config.items() if named.get(key) not in config}
 
 
 def unsupported(config: Mapping[str, Any], supported: Collection[str], *, where: Path) -> UnsupportedError:
@@ -134,11 +143,11 @@ def _given(field: str, config: Mapping[str, Any], file: FamilyFile, where: Path)
             next_step=f"Write what it is into config.json, or remove '{key}' where transformers' default is meant.",
         )
     if field in file.defaults and (key is None or key not in config):
-        return file.defaults[field]
+        return _default(field, file)
     if field in _OPTIONAL:
         return None
     if field in file.defaults:
-        return file.defaults[field]
+        return _default(field, file)
     if field in _DEFAULTS and (key is None or key not in config):
         return _DEFAULTS[field]
     raise InputError(
@@ -146,6 +155,11 @@ def _given(field: str, config: Mapping[str, Any], file: FamilyFile, where: Path)
         where=where,
         next_step="Get config.json again from where the weights come from.",
     )
+
+
+def _default(field: str, file: FamilyFile) -> Any:
+    value = file.defaults[field]
+    return None if value is False and field not in FLAGS else value
 
 
 def _uneven_heads(architecture: Architecture, file: FamilyFile, where: Path) -> UnsupportedError:
@@ -205,6 +219,12 @@ def _check_dims(architecture: Architecture, where: Path) -> None:
     problems = []
     if architecture.num_heads % architecture.num_kv_heads:
         problems.append(f"{architecture.num_heads} heads cannot share {architecture.num_kv_heads} KV heads evenly")
+    if architecture.expert_size:
+        experts, picked = architecture.ffn_size, architecture.experts_per_token
+        if not isinstance(picked, int) or isinstance(picked, bool) or not 1 <= picked <= experts:
+            problems.append(f"a token cannot go through {shown(picked)} of {experts} experts")
+        if experts * architecture.num_layers > MAX_EXPERTS_OF_ALL_LAYERS:
+            problems.append(f"{experts} experts in each of {architecture.num_layers} layers are too many")
     _refuse(problems, where)
 
 

@@ -13,12 +13,12 @@ from typing import Any
 
 from amoeba_export.errors import InputError, nearest
 from amoeba_export.ir import Architecture, Axis, Family, Role, TensorTemplate
-from amoeba_export.ir.family import Fused
+from amoeba_export.ir.family import Fused, OfExperts
 
 FOLDER = Path(__file__).parent / "architectures"
 
 _TABLES = (
-    *("config", "defaults", "constants", "requires", "weights", "fused", "ignored", "window", "rope"),
+    *("config", "defaults", "constants", "requires", "weights", "fused", "experts", "ignored", "window", "rope"),
     *("transformers", "containers"),
 )
 _COMPUTED = (
@@ -47,7 +47,8 @@ class FamilyFile:
     """One `architectures/*.toml`, with what it extends merged in.
 
     Attributes:
-        config: Architecture field -> key of config.json, or `{ key, power }` for a power of what it says.
+        config: Architecture field -> key of config.json, or a table: `key`; `power`, for a power of what it says;
+            `also`, another name of the key.
         defaults: Architecture field -> its value where config.json leaves the key out. `false` for a number is null,
             which TOML does not have; likewise in `constants`.
         constants: Architecture field -> its value, whatever config.json says.
@@ -101,9 +102,10 @@ def read_family(model_type: str, folder: Path = FOLDER) -> FamilyFile:
         _check_keys(tables[name], FIELDS, f"in [{name}] a dimension", where)
     for entry in tables["config"].values():
         if isinstance(entry, dict):
-            _check_keys(entry, ("key", "power"), "in [config] a key", where)
+            _check_keys(entry, ("key", "power", "also"), "in [config] a key", where)
     for name, known in _KEYS_OF.items():
         _check_keys(tables[name], known, f"in [{name}] a key", where)
+    size_key = tables["config"].get("expert_size")
     templates = tuple(_template(name, entry, where) for name, entry in tables["weights"].items())
     return FamilyFile(
         family=Family(
@@ -111,6 +113,8 @@ def read_family(model_type: str, folder: Path = FOLDER) -> FamilyFile:
             globals=tuple(t for t in templates if "{layer}" not in t.name),
             layer=tuple(t for t in templates if "{layer}" in t.name),
             fused=tuple(_fused(name, roles, where) for name, roles in tables["fused"].items()),
+            experts=tuple(_of_experts(role, module, where) for role, module in tables["experts"].items()),
+            expert_size_key=size_key,
         ),
         config=tables["config"],
         defaults=tables["defaults"],
@@ -157,3 +161,8 @@ def _template(name: str, entry: Mapping[str, Any], where: Path) -> TensorTemplat
 def _fused(module: str, roles: Sequence[str], where: Path) -> Fused:
     _check_keys(dict.fromkeys(roles), typing.get_args(Role), f"for the fused module {module} a role", where)
     return Fused(module=module, roles=tuple(roles))  # type: ignore[arg-type]
+
+
+def _of_experts(role: str, module: str, where: Path) -> OfExperts:
+    _check_keys({role: None}, typing.get_args(Role), "in [experts] a role", where)
+    return OfExperts(role=role, module=module)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from amoeba_export.ir import Architecture, Part, Role
+from amoeba_export.model.experts import Heard, mixed, route
 from amoeba_export.model.function import ACTIVATIONS, Place, attention, rms_norm
 
 Weights = Mapping[tuple[Role, Part], torch.Tensor]
@@ -83,11 +84,15 @@ class DecoderLayer(nn.Module):
         architecture: Of the supernet.
         kind: Index into `layer_kinds`: how it attends.
         weights: By role and part, sliced.
+
+    Attributes:
+        heard: Is told what every expert gives, while somebody listens.
     """
 
     def __init__(self, architecture: Architecture, kind: int, weights: Weights) -> None:
         super().__init__()
         self.architecture, self.kind = architecture, kind
+        self.heard: Heard | None = None
         for role, part in weights:
             if part == "weight":
                 weight = weights[role, part]
@@ -105,6 +110,8 @@ class DecoderLayer(nn.Module):
 
     def block(self, writer: Role, hidden_BTD: torch.Tensor, place: Place) -> torch.Tensor:
         """The residual stream after the block of a writer. [B, T, D]."""
+        if writer == "down" and self.role("router") is not None and self.writer(writer).weight.shape[1]:
+            return hidden_BTD + self.leave(writer, self._experts(hidden_BTD))
         return hidden_BTD + self.leave(writer, self.writer(writer)(self.enter(writer, hidden_BTD, place)))
 
     def writer(self, writer: Role) -> Linear:
@@ -124,6 +131,20 @@ class DecoderLayer(nn.Module):
         x_BTD = self._through("ffn_in_norm", hidden_BTD)
         act = ACTIVATIONS[self.architecture.activation]
         return act(self._through("gate", x_BTD)) * self._through("up", x_BTD)
+
+    def _experts(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        """What the experts of each token write. [B, T, D]."""
+        x_BTD = self._through("ffn_in_norm", hidden_BTD)
+        share_BTK, picked_BTK = route(self._through("router", x_BTD), self.architecture)
+        act, size = ACTIVATIONS[self.architecture.activation], self.architecture.unit_size
+        gate, up, down = (self.get_parameter(f"{role}.weight") for role in ("gate", "up", "down"))
+
+        def expert(index: int, x_TD: torch.Tensor) -> torch.Tensor:
+            own = slice(index * size, (index + 1) * size)
+            inner_TF = act(functional.linear(x_TD, gate[own])) * functional.linear(x_TD, up[own])
+            return functional.linear(inner_TF, down[:, own])
+
+        return mixed(x_BTD, share_BTK, picked_BTK, expert, heard=self.heard)
 
     def leave(self, writer: Role, written_BTD: torch.Tensor) -> torch.Tensor:
         """What is added to the stream when a writer gives `written_BTD`."""

@@ -124,12 +124,15 @@ class LayerStack:
     def cut_layer(self, plan: LayerPlan, importance: Importance, *, compensation: Compensation) -> DecoderLayer:
         """The layer of `plan`, sliced, with the mean of what it lost as biases: what a materialized subnet computes."""
         biases: dict[Role, torch.Tensor] = {}
-        for role, mean_LI, kept_I in (
-            (WRITERS[0], importance.o_mean_LQ, _channels(plan.query_heads, self.architecture.head_dim)),
-            (WRITERS[1], importance.down_mean_LF, torch.tensor(plan.ffn, dtype=torch.int64)),
+        arch, num_heads = self.architecture, len(plan.query_heads)
+        has_o_bias = has_compensation(compensation, kept=num_heads, whole=arch.num_heads)
+        has_down_bias = arch.has_down_bias(compensation, kept=len(plan.ffn))
+        for role, is_wanted, mean_LI, kept_I in (
+            (WRITERS[0], has_o_bias, importance.o_mean_LQ, _channels(plan.query_heads, arch.head_dim)),
+            (WRITERS[1], has_down_bias, importance.down_mean_LF, torch.tensor(plan.ffn, dtype=torch.int64)),
         ):
-            w_OI = self._source(plan.source_layer, role, "weight")
-            if has_compensation(compensation, kept=len(kept_I), whole=w_OI.shape[1]):
+            if is_wanted:
+                w_OI = self._source(plan.source_layer, role, "weight")
                 removed_mean_I = torch.tensor(mean_LI[plan.source_layer], dtype=torch.float64)
                 removed_mean_I[kept_I] = 0.0
                 biases[role] = (w_OI.double() @ removed_mean_I).float()

@@ -48,6 +48,8 @@ class AmoebaConfig(LlamaConfig):
         attention_scale: Of scores; None for head_dim ** -0.5. `attention_softcap` bounds them.
         query_temperature: `beta` and `length`: queries times 1 + beta * ln(1 + floor(position / length)).
         embedding_scale, residual_scale, logits_divisor, final_softcap: Of embeddings, blocks, logits.
+        expert_size: Neurons of one expert, where a layer's neurons are those of experts; None: they are not.
+        experts_per_token, shares_sum_to_one: How many a router picks; whether their shares are scaled to sum to 1.
         layer_kinds, layer_kind: `window`, `rope` (None: none) and `rotary_dims` of each kind; the kind of each layer.
         layer_types: By place in the cache: layers without attention come last.
     """
@@ -77,6 +79,9 @@ class AmoebaConfig(LlamaConfig):
     residual_scale: float = 1.0
     logits_divisor: float = 1.0
     final_softcap: float | None = None
+    expert_size: int | None = None
+    experts_per_token: int = 0
+    shares_sum_to_one: bool = False
     layer_kinds: list[dict[str, Any]] | None = None
     layer_kind: list[int] | None = None
 
@@ -254,10 +259,40 @@ class AmoebaMLP(nn.Module):
 
         self.activation = config.activation
 
+    def activated(self, gate: torch.Tensor) -> torch.Tensor:
+        return nn.functional.silu(gate) if self.activation == "silu" else nn.functional.gelu(gate, approximate="tanh")
+
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        gate = self.gate_proj(hidden_states)
-        gate = nn.functional.silu(gate) if self.activation == "silu" else nn.functional.gelu(gate, approximate="tanh")
-        return self.down_proj(gate * self.up_proj(hidden_states))
+        return self.down_proj(self.activated(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+
+
+class AmoebaExperts(AmoebaMLP):
+    """The neurons of this layer's experts, one expert after the other, and the router that picks some of them."""
+
+    def __init__(self, config: AmoebaConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.expert_size = config.expert_size
+        self.num_experts = config.layer_ffn_sizes[layer_idx] // config.expert_size
+        self.num_picked = min(config.experts_per_token, self.num_experts)
+        self.sum_to_one = config.shares_sum_to_one
+        self.gate = nn.Linear(config.hidden_size, self.num_experts, bias=False)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
+        shares = torch.softmax(self.gate(tokens), dim=-1, dtype=torch.float32)
+        shares, picked = shares.topk(self.num_picked, dim=-1)
+        if self.sum_to_one:
+            shares = shares / shares.sum(dim=-1, keepdim=True)
+        shares = shares.to(tokens.dtype)
+        output = torch.zeros_like(tokens)
+        for expert in picked.unique().tolist():
+            rows, ranks = (picked == expert).nonzero(as_tuple=True)
+            own = slice(expert * self.expert_size, (expert + 1) * self.expert_size)
+            gate = self.activated(nn.functional.linear(tokens[rows], self.gate_proj.weight[own]))
+            inner = gate * nn.functional.linear(tokens[rows], self.up_proj.weight[own])
+            given = nn.functional.linear(inner, self.down_proj.weight[:, own])
+            output.index_add_(0, rows, given * shares[rows, ranks, None])
+        return output.view_as(hidden_states)
 
 
 class AmoebaConstant(nn.Module):
@@ -287,7 +322,7 @@ class AmoebaDecoderLayer(nn.Module):
         elif config.layer_o_bias[layer_idx]:
             self.self_attn = AmoebaConstant(config, "o_proj")
         if config.layer_ffn_sizes[layer_idx]:
-            self.mlp = AmoebaMLP(config, layer_idx)
+            self.mlp = (AmoebaExperts if config.expert_size else AmoebaMLP)(config, layer_idx)
         elif config.layer_down_bias[layer_idx]:
             self.mlp = AmoebaConstant(config, "down_proj")
         self.norms = []  # names: before attention, after it, before the FFN, after it

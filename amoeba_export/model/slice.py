@@ -21,7 +21,8 @@ def kept_positions(axis: Axis, layer: LayerPlan | None, architecture: Architectu
     units: dict[Axis, tuple[Sequence[int], int, int]] = {
         "query": (layer.query_heads, architecture.num_heads, architecture.head_dim),
         "kv": (layer.kv_heads, architecture.num_kv_heads, architecture.head_dim),
-        "ffn": (layer.ffn, architecture.ffn_size, 1),
+        "ffn": (layer.ffn, architecture.ffn_size, architecture.unit_size),
+        "expert": (layer.ffn, architecture.ffn_size, 1),
     }
     if axis not in units:
         return None

@@ -43,7 +43,7 @@ def design_graphs(
     Returns:
         Distinct graphs, from the heaviest to the lightest; fewer than `num_graphs` only if the pool has fewer.
     """
-    full_depth = architecture.num_layers
+    align, full_depth = architecture.ffn_align(align), architecture.num_layers
     shallow = max(1, min(full_depth, min_depth if min_depth is not None else max(2, full_depth // 2)))
     depths = sorted({round(shallow + (full_depth - shallow) * step / 4) for step in range(5)})
     min_ffn = _rounded(architecture.ffn_size * min_width, align, architecture.ffn_size)
@@ -90,7 +90,7 @@ def _pool(
 
 def _prior_costs(architecture: Architecture) -> dict[str, float]:
     """Decode cost of each term if time were weights read, plus a little for each block."""
-    attention = architecture.prunable_params() - architecture.ffn_size * architecture.neuron_params
+    attention = architecture.prunable_params() - architecture.ffn_size * architecture.unit_params
     overhead = _PRIOR_OVERHEAD * architecture.prunable_params()
     return {
         "base": float(architecture.vocab_size * architecture.hidden_size) + overhead,
@@ -98,7 +98,8 @@ def _prior_costs(architecture: Architecture) -> dict[str, float]:
         "ffn_blocks": overhead,
         "query_heads": float(architecture.num_heads * architecture.query_head_params),
         "kv_heads": float(attention - architecture.num_heads * architecture.query_head_params),
-        "ffn": float(architecture.ffn_size * architecture.neuron_params),
+        "ffn": float(architecture.active_units(architecture.ffn_size) * architecture.unit_params),
+        "experts": overhead,
     }
 
 

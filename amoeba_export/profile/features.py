@@ -49,8 +49,15 @@ def dims_of(architecture: Architecture) -> dict[str, int]:
         "tied_embeddings": int(architecture.tied_embeddings),
         "qkv_bias": int(architecture.qkv_bias),
         "qk_norm": int(architecture.qk_norm),
+        **_expert_dims(architecture),
         **{f"layers_of_window_{window}": count for window, count in windows.items() if window},
     }
+
+
+def _expert_dims(architecture: Architecture) -> dict[str, int]:
+    if architecture.expert_size is None:
+        return {}
+    return {"expert_size": architecture.expert_size, "experts_per_token": architecture.experts_per_token}
 
 
 def features(layers: Iterable[Counts], dims: Mapping[str, int], phase: Phase, tokens: int) -> dict[str, float]:
@@ -64,9 +71,12 @@ def features(layers: Iterable[Counts], dims: Mapping[str, int], phase: Phase, to
     with L (`kv_cache`) and so do the scores (`scores`).
     prefill, with T prompt tokens: weights work T times, scores T * T times; the vocabulary (`tokens`) and what lies
     between the matrices of a block (`attention_tokens`, `ffn_tokens`) may grow with T, too.
+    With experts, `ffn` counts those that a token goes through, and `experts` those that are stored: a prompt reads them
+    all, and a router scores them all.
     Terms that differ in the power of L or T alone can be told apart only if several token counts were measured.
     """
-    num_attention = num_ffn = sum_heads = sum_kv = sum_ffn = 0
+    num_attention = num_ffn = sum_heads = sum_kv = sum_ffn = stored = 0
+    active = dims.get("experts_per_token", dims["ffn_size"])
     heads_by_window: Counter[int] = Counter()
     kv_by_window: Counter[int] = Counter()
     for layer in layers:
@@ -74,10 +84,15 @@ def features(layers: Iterable[Counts], dims: Mapping[str, int], phase: Phase, to
         num_ffn += layer.ffn_size > 0
         sum_heads += layer.num_heads
         sum_kv += layer.num_kv_heads
-        sum_ffn += layer.ffn_size
+        sum_ffn += min(layer.ffn_size, active)
+        stored += layer.ffn_size
         heads_by_window[layer.window] += layer.num_heads
         kv_by_window[layer.window] += layer.num_kv_heads
-    query, kv, ffn = sum_heads / dims["num_heads"], sum_kv / dims["num_kv_heads"], sum_ffn / dims["ffn_size"]
+    query, kv, ffn = (
+        sum_heads / dims["num_heads"],
+        sum_kv / dims["num_kv_heads"],
+        sum_ffn / min(active, dims["ffn_size"]),
+    )
     length = tokens / TOKENS_UNIT
 
     def over_seen(counts: Mapping[int, int], whole: int) -> float:
@@ -88,6 +103,8 @@ def features(layers: Iterable[Counts], dims: Mapping[str, int], phase: Phase, to
 
     scores = over_seen(heads_by_window, dims["num_heads"])
     blocks = {"base": 1.0, "attention_blocks": float(num_attention), "ffn_blocks": float(num_ffn)}
+    if "experts_per_token" in dims:
+        blocks["experts"] = stored / dims["ffn_size"]
     if phase == "decode":
         weights = {"query_heads": query, "kv_heads": kv, "ffn": ffn}
         return {**blocks, **weights, "kv_cache": over_seen(kv_by_window, dims["num_kv_heads"]), "scores": scores}

@@ -41,7 +41,8 @@ def predict_memory_mb(
         layer.num_kv_heads * min(positions, int(dense.kind(layer).seen(positions)) + beside) for layer in dense.layers
     )
     cache = 2 * base.head_dim * held * workload.batch
-    widest_layer = max(3 * layer.ffn_size + layer.num_heads * base.head_dim for layer in dense.layers)
+    neurons = {layer: int(base.active_units(layer.ffn_size)) * base.unit_size for layer in dense.layers}
+    widest_layer = max(3 * neurons[layer] + layer.num_heads * base.head_dim for layer in dense.layers)
     prompt_positions = workload.batch * workload.prompt_tokens
     activations = prompt_positions * max(2 * base.hidden_size + widest_layer, base.vocab_size)
     return (weight_bytes + (cache + activations) * DTYPES[dtype].state_bytes) / MEBI

@@ -117,7 +117,10 @@ def _shown(counts: Counts) -> tuple[int, ...]:
 
 def _measurements(data: Any, dims: Mapping[str, int]) -> tuple[Measurement, ...]:
     needed = ("num_layers", "num_heads", "num_kv_heads", "ffn_size")
-    if problems := [f"dims has no '{name}'" for name in needed if name not in dims] or dim_problems(dims, needed):
+    problems = [f"dims has no '{name}'" for name in needed if name not in dims] or dim_problems(dims, needed)
+    if dims.get("experts_per_token", 1) < 1:
+        problems.append(f"experts_per_token is {shown(dims['experts_per_token'])}")
+    if problems:
         raise ValueError("; ".join(problems))
     made = []
     for i, row in enumerate(decode(tuple[_Row, ...], data, "measurements")):
@@ -157,14 +160,14 @@ def _problems(table: CostTable) -> list[str]:
             if not 0 <= item.noise(phase) <= LONGEST_MS:
                 problems.append(f"{place}.{phase} has a noise of {item.noise(phase)}")
     for name, fit in table.fits.items():
-        problems += [f"{name}: {problem}" for problem in _fit_problems(fit, len(table.measurements), name)]
+        problems += [f"{name}: {problem}" for problem in _fit_problems(fit, table, name)]
     return problems
 
 
-def _fit_problems(fit: Fit, num_measurements: int, name: str) -> list[str]:
-    size, problems = len(fit.columns), []
+def _fit_problems(fit: Fit, table: CostTable, name: str) -> list[str]:
+    size, num_measurements, problems = len(fit.columns), len(table.measurements), []
     known = [phase for phase in PHASES if name.startswith(f"{phase}_")]
-    terms = features((), dict.fromkeys(("num_heads", "num_kv_heads", "ffn_size"), 1), known[0], 1) if known else {}
+    terms = features((), table.dims, known[0], 1) if known else {}
     if unknown := [column for column in fit.columns if column not in terms] if known else []:
         problems.append(f"there is no column {shown(unknown[0])}")
     if len(set(fit.columns)) < size or len(fit.coefficients_ms) != size:

@@ -18,6 +18,7 @@ MAX_ANY = 1e300
 MAX_DEPTH = 64
 """Levels of lists and tables in one another."""
 MAX_EXPERTS = 1024
+MAX_EXPERTS_OF_ALL_LAYERS = 2**17
 MAX_SIZES = {
     "num_layers": 4096,
     "hidden_size": 2**20,
@@ -25,6 +26,7 @@ MAX_SIZES = {
     "num_kv_heads": 2**14,
     "head_dim": 2**14,
     "ffn_size": 2**20,
+    "expert_size": 2**20,
     "vocab_size": 2**24,
     "max_positions": 2**30,
     "sliding_window": 2**30,

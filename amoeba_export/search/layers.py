@@ -114,7 +114,7 @@ class _Options:
         groups = range(1, architecture.num_kv_heads + 1)
         every = [(kv * each, kv) for kv in groups for each in per_group]
         self.attention = [(0, 0), *(every if architecture.cuts_heads else every[-1:])]
-        size = architecture.ffn_size
+        align, size = architecture.ffn_align(align), architecture.ffn_size
         step = max(1, -(-size // (NUM_FFN_OPTIONS * align))) * align
         self.ffn = [*range(0, size, step), size]
 

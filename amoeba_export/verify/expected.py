@@ -137,8 +137,11 @@ def kept_mask(axis: Axis, kept: LayerPlan | None, supernet: Supernet) -> torch.T
     """Which positions along a full axis a layer keeps."""
     architecture = supernet.architecture
     mask = torch.ones(architecture.axis_size(axis), dtype=torch.bool)
-    if kept is not None and axis in ("query", "kv", "ffn"):
-        units = {"query": kept.query_heads, "kv": kept.kv_heads, "ffn": kept.ffn}[axis]
+    units = (
+        {} if kept is None else {"query": kept.query_heads, "kv": kept.kv_heads, "ffn": kept.ffn, "expert": kept.ffn}
+    )
+    if axis in units:
+        count = {"query": architecture.num_heads, "kv": architecture.num_kv_heads}.get(axis, architecture.ffn_size)
         mask[:] = False
-        mask.view(-1, 1 if axis == "ffn" else architecture.head_dim)[list(units)] = True
+        mask.view(count, -1)[list(units[axis])] = True
     return mask

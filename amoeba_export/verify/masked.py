@@ -20,7 +20,7 @@ from amoeba_export.model.loading import ONE_AT_A_TIME
 from amoeba_export.model.opening import blank_model
 from amoeba_export.verify.loaded import cache_name, rope_tables
 from amoeba_export.verify.opened import Past
-from amoeba_export.verify.unmerged import Fitted, Together, Unmerged, weight_of
+from amoeba_export.verify.unmerged import Experts, Fitted, Together, Unmerged, weight_of
 
 _LINEARS: tuple[Role, ...] = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -116,6 +116,8 @@ def _reference_model(supernet: Supernet, plan: SubnetPlan) -> Any:
     first = {way: ways.index(way) for way in ways}
     values |= {key: [found[i] for i in first.values()] for key, found in lists.items()}
     values |= {"num_hidden_layers": len(first), "vocab_size": 1, "intermediate_size": 1}
+    if (key := supernet.family.expert_size_key) is not None:
+        values[key] = 1
     values |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     with ONE_AT_A_TIME:
         model = blank_model(AutoConfig.for_model(**values), dtype=torch.float32).eval()
@@ -137,6 +139,7 @@ class _KeptLayer(nn.Module):
         super().__init__()
         self._layer = [layer]  # in a list: its weights are no part of the model's state
         self._supernet, self._plan, self._position = supernet, plan, position
+        self._expert_roles = {held.role for held in supernet.family.experts}
         for name in ("attention_type", "self_attn"):
             if hasattr(layer, name) and not isinstance(getattr(layer, name), nn.Module):
                 setattr(self, name, getattr(layer, name))
@@ -151,17 +154,33 @@ class _KeptLayer(nn.Module):
 
     def _load(self, layer: nn.Module) -> None:
         kept, family = self._plan.layers[self._position], self._supernet.family
-        beside = {role: self._linear(role, kept) for role in _LINEARS}
+        beside = {role: self._linear(role, kept) for role in _LINEARS if role not in self._expert_roles}
         modules = {
             fused.module.format(layer=0): Together([beside.pop(role) for role in fused.roles]) for fused in family.fused
         } | {family.module(role, 0): linear for role, linear in beside.items()}
         for module, linear in modules.items():
             owner, _, name = module.removeprefix(family.layer_prefix(0)).rpartition(".")
             setattr(layer.get_submodule(owner), name, linear)
+        router = self._load_experts(layer, kept) if self._expert_roles else None
         refit = self._supernet.refit_of(self._plan)
         prefix, cut_prefix = (family.layer_prefix(i) for i in (kept.source_layer, self._position))
         for name, parameter in layer.named_parameters():
-            parameter.copy_(weight_of(self._supernet, refit, f"{prefix}{name}", f"{cut_prefix}{name}"))
+            if parameter is not router:
+                parameter.copy_(weight_of(self._supernet, refit, f"{prefix}{name}", f"{cut_prefix}{name}"))
+
+    def _load_experts(self, layer: nn.Module, kept: LayerPlan) -> nn.Parameter:
+        """Transformers' router over the kept experts, and all experts behind it. Returns the router's weight."""
+        family, tensors = self._supernet.family, self._supernet.tensors
+        prefix = family.layer_prefix(0)
+        owner, _, name = family.expert_list.format(layer=0).removeprefix(prefix).rpartition(".")
+        stock: Any = getattr(layer.get_submodule(owner), name)
+        setattr(layer.get_submodule(owner), name, Experts(self._supernet, kept, stock.act_fn))
+        router: Any = layer.get_submodule(family.module("router", 0).removeprefix(prefix))
+        rows = list(kept.ffn) or [0]  # one that leads nowhere, where none is kept
+        router.weight = nn.Parameter(tensors.read(family.weight("router", kept.source_layer)).float()[rows])
+        router.top_k = min(self._supernet.architecture.experts_per_token, len(rows))
+        weight: nn.Parameter = router.weight
+        return weight
 
     def _linear(self, role: Role, kept: LayerPlan) -> nn.Module:
         family, refit = self._supernet.family, self._supernet.refit_of(self._plan)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -50,6 +50,27 @@ class Fitted(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The product with the full-size weight, plus the bias."""
         return nn.functional.linear(x, self._w_OI, self._bias_O)
+
+
+class Experts(nn.Module):
+    """The experts of a layer at full size. What picks them counts those that are kept."""
+
+    def __init__(self, supernet: Supernet, kept: LayerPlan, activation: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.act_fn, self._kept = activation, kept.ffn
+        roles: tuple[Role, ...] = ("gate", "up", "down")
+        tensors, num_experts = supernet.tensors, supernet.architecture.ffn_size
+        gate, up, down = (tensors.read(supernet.family.weight(role, kept.source_layer)).float() for role in roles)
+        self._gates, self._ups, self._downs = gate.chunk(num_experts), up.chunk(num_experts), down.chunk(num_experts, 1)
+
+    def forward(self, x_TD: torch.Tensor, picked_TK: torch.Tensor, share_TK: torch.Tensor) -> torch.Tensor:
+        """The sum of what they give, by the shares that a router gave. [T, D]."""
+        y_TD = torch.zeros_like(x_TD)
+        for position, expert in enumerate(self._kept):
+            share_T1 = (share_TK * (picked_TK == position)).sum(dim=1, keepdim=True)
+            inner_TF = self.act_fn(x_TD @ self._gates[expert].T) * (x_TD @ self._ups[expert].T)
+            y_TD += share_T1 * (inner_TF @ self._downs[expert].T)
+        return y_TD
 
 
 class Together(nn.Module):
@@ -110,7 +131,7 @@ class Unmerged(nn.Module):
             keep.view(architecture.num_heads, -1)[list(kept.query_heads)] = 1
             wanted = plan.has_o_bias(kept, architecture)
         else:
-            keep[list(kept.ffn)] = 1
+            keep.view(architecture.ffn_size, -1)[list(kept.ffn)] = 1
             wanted = plan.has_down_bias(kept, architecture)
         self._keep_I = keep
         if wanted:

@@ -58,7 +58,7 @@ def kept_share(plan) -> float:
 @pytest.mark.parametrize("width", [1.0, 0.875, 0.75, 0.625, 0.5, 0.3])
 def test_uniform_keeps_the_width(width: float, unit) -> None:
     plan = derive_plan(strategy(), SMOL, Shape(29, width), unit=unit)
-    assert kept_share(plan) == pytest.approx(width, abs=SMOL.neuron_params / SMOL.prunable_params())
+    assert kept_share(plan) == pytest.approx(width, abs=SMOL.unit_params / SMOL.prunable_params())
     assert plan.kept_layers == (*range(28), 29)
     assert (plan.strategy_id, plan.model_id, plan.compensate, plan.width_key) == ("s", "m", True, None)
 
@@ -238,4 +238,4 @@ def test_heads_under_one_norm_all_stay_and_neurons_make_the_width(policy: Policy
     assert all(layer.query_heads == tuple(range(9)) for layer in plan.layers)
     attention = 9 * SMOL.query_head_params + 3 * SMOL.kv_head_params
     wanted = max(SMOL.prunable_params() * width - attention, 0) * 30
-    assert sum(len(layer.ffn) for layer in plan.layers) * SMOL.neuron_params == pytest.approx(wanted, abs=1e5)
+    assert sum(len(layer.ffn) for layer in plan.layers) * SMOL.unit_params == pytest.approx(wanted, abs=1e5)

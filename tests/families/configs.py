@@ -38,6 +38,8 @@ _LONGROPE = {
     "long_factor": [1.0, 1.5, 2.0, 2.5, 3.0, 4.0],
 }
 
+_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": ("gemma3_text", {"sliding_window": 4, "sliding_window_pattern": 3, "query_pre_attn_scalar": 24}),
     "smollm3": ("smollm3", {}),
@@ -64,6 +66,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "ministral",
         {"sliding_window": 4, "layer_types": ["full_attention", *["sliding_attention"] * 3]},
     ),
+    "qwen3_moe": ("qwen3_moe", _EXPERTS | {"norm_topk_prob": True}),
 }
 """Name -> `model_type`, and what differs from the sizes above."""
 
@@ -147,6 +150,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
                 "original_max_position_embeddings": 16,
             },
         },
+    ),
+    "qwen3_moe, window and biases": (
+        "qwen3_moe",
+        _EXPERTS
+        | {"use_sliding_window": True, "sliding_window": 4, "attention_bias": True, "tie_word_embeddings": True},
     ),
     "ministral3, window": (
         "ministral3",

@@ -106,6 +106,7 @@ def test_an_adapter_is_trained_and_merged(supernet: Supernet, mode: Any, text: P
     assert_same(stock(write(materialize_subnet(again, plan), tmp_path / "out")), unmerged)
 
 
+@pytest.mark.parametrize("supernet", [name for name in FAMILIES if "moe" not in name], indirect=True)
 def test_a_cut_is_refitted_and_healed(supernet: Supernet, text: Path, tmp_path: Path) -> None:
     recipe = RefitRecipe(
         name="tiny",

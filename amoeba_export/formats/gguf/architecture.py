@@ -49,7 +49,8 @@ def choose_architecture(dense: DenseArchitecture) -> LlamaCppArchitecture:
     features, able = _needed_features(dense), able_architectures(dense)
     if not able:
         words = ", ".join(FEATURE_WORDS[feature] for feature in FEATURES if feature in features)
-        raise NotRepresentable("GGUF", f"no architecture of llama.cpp has {words or 'such norms'}", _ELSEWHERE)
+        elsewhere = _ELSEWHERE[:1] if "experts" in features else _ELSEWHERE
+        raise NotRepresentable("GGUF", f"no architecture of llama.cpp has {words or 'such norms'}", elsewhere)
     # Each holds more than those before it, so that what the last one lacks, all lack.
     problem: _Problem | None = None
     for one in able:

@@ -105,6 +105,8 @@ def _layer_weights(dense: DenseArchitecture, dims: LayerDims) -> Iterator[tuple[
     for block, roles in LAYER_ROLES.items():
         is_there = block == "ffn" or bool(query)  # an FFN is always written
         for role in roles:
+            if role == "router":  # no architecture that is written has experts
+                continue
             if role in norms:
                 if is_there and norms[role]:
                     yield role, "weight", (normed.get(role, hidden),)

@@ -44,7 +44,20 @@ class SafetensorsWeights:
                     raise DamagedFile(path, f"{name} is in {self._shards[name].name} as well")
                 self._shards[name] = path
         self._parts = self._split(wanted.family) if wanted else {}
+        self._pieces = self._apart(wanted) if wanted else {}
         self._check_index(folder / _INDEX, several=len(paths) > 1)
+
+    def _apart(self, wanted: Wanted) -> dict[str, tuple[str, ...]]:
+        """Weight -> those in the files that hold one expert of it each, where they do."""
+        modules = {held.role: held.module for held in wanted.family.experts}
+        pieces: dict[str, tuple[str, ...]] = {}
+        for name in self._shapes:
+            place = wanted.family.place(name)
+            if place.role in modules and place.layer is not None and name not in self._shards:
+                experts = range(wanted.dense.layers[place.layer].ffn_size)
+                module = modules[place.role]
+                pieces[name] = tuple(f"{module.format(layer=place.layer, expert=i)}.{place.part}" for i in experts)
+        return {name: held for name, held in pieces.items() if self._shards.keys() >= set(held)}
 
     def _split(self, family: Family) -> dict[str, tuple[str, int]]:
         """Weight -> the one in the files that it is part of, and its first row there."""
@@ -74,14 +87,17 @@ class SafetensorsWeights:
 
     def names(self) -> Collection[str]:
         """See `StoredWeights`. The parts of a packed weight go by its name."""
-        wholes = {whole for whole, _ in self._parts.values()}
-        return [*(name for name in packed.weight_names(self._shards) if name not in wholes), *self._parts]
+        wholes = {whole for whole, _ in self._parts.values()}.union(*self._pieces.values())
+        stored = (name for name in packed.weight_names(self._shards) if name not in wholes)
+        return [*stored, *self._parts, *self._pieces]
 
     def read(self, name: str) -> Stored:
         """See `StoredWeights`."""
         parts = packed.part_names(name)
         if parts["weight_packed"] in self._shards:
             return self._unpacked(name, parts)
+        if name in self._pieces:
+            return self._joined(name)
         whole, start = self._parts.get(name, (name, 0))
         path = self._shards[whole]
         tensor = self._tensor(whole)
@@ -92,6 +108,19 @@ class SafetensorsWeights:
             raise DamagedFile(path, f"{name} is of type {tensor.dtype}")
         self._check_shape(path, name, tensor)
         return Stored(values=tensor.float(), dtype=_DTYPES[tensor.dtype])
+
+    def _joined(self, name: str) -> Stored:
+        """One expert after the other, along the axis in which a piece is not as large as the whole."""
+        pieces, wanted = [self._tensor(piece) for piece in self._pieces[name]], self._shapes[name]
+        path = self._shards[self._pieces[name][0]]
+        if len({(piece.dtype, tuple(piece.shape)) for piece in pieces}) > 1 or pieces[0].dtype not in _DTYPES:
+            raise DamagedFile(path, f"the experts of {name} are not alike")
+        dim = 0 if pieces[0].shape[-1:] == wanted[-1:] else 1
+        if pieces[0].dim() != len(wanted):
+            raise DamagedFile(path, f"the experts of {name} are not matrices")
+        whole = torch.cat(pieces, dim)
+        self._check_shape(path, name, whole)
+        return Stored(values=whole.float(), dtype=_DTYPES[whole.dtype])
 
     def _unpacked(self, name: str, parts: Mapping[str, str]) -> Stored:
         path = self._shards[parts["weight_packed"]]
