@@ -14,6 +14,7 @@ from amoeba_export.calibrate.evaluator import Cut
 from amoeba_export.calibrate.exact import check_number
 from amoeba_export.calibrate.ledger import Ledger
 from amoeba_export.model.head import Objective
+from amoeba_export.student_t import student_t
 
 
 @dataclass(slots=True)
@@ -78,30 +79,3 @@ class RacingJudge:
         unseen_share = 1 - num_seen / self._num_segments
         margin = student_t(1 - self._error / 2, num_seen - 1) * math.sqrt(variance / num_seen * unseen_share)
         return mean > 0 if abs(mean) > margin else None
-
-
-def student_t(probability: float, degrees: int) -> float:
-    """Quantile of Student's t, by bisection on its distribution for whole degrees (Abramowitz and Stegun 26.7.3-4)."""
-    low, high = 0.0, 1e6
-    for _ in range(100):
-        middle = (low + high) / 2
-        if _student_cdf(middle, degrees) < probability:
-            low = middle
-        else:
-            high = middle
-    return high
-
-
-def _student_cdf(t: float, degrees: int) -> float:
-    """P(T <= t) for t >= 0."""
-    angle = math.atan2(t, math.sqrt(degrees))
-    cos2 = math.cos(angle) ** 2
-    term = total = 1.0 if degrees % 2 == 0 else math.cos(angle)
-    for k in range(1 + degrees % 2, degrees - 1, 2):
-        term *= cos2 * k / (k + 1)
-        total += term
-    if degrees % 2 == 0:
-        return 0.5 + math.sin(angle) * total / 2
-    if degrees == 1:
-        return 0.5 + angle / math.pi
-    return 0.5 + (angle + math.sin(angle) * total) / math.pi

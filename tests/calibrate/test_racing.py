@@ -9,7 +9,7 @@ from amoeba_export.calibrate.depth import Challenge, Choice, fill_table
 from amoeba_export.calibrate.evaluator import Cut
 from amoeba_export.calibrate.exact import ExactJudge
 from amoeba_export.calibrate.ledger import Ledger, doubling, one_by_one
-from amoeba_export.calibrate.racing import RacingJudge, student_t
+from amoeba_export.calibrate.racing import RacingJudge
 from amoeba_export.errors import NotANumber
 from amoeba_export.model.head import Objective
 from tests.model.models import random_samples
@@ -117,18 +117,3 @@ def test_nan_is_an_error() -> None:
     with pytest.raises(NotANumber) as caught:
         race(np.full(SAMPLES.num_segments, np.nan), np.ones(SAMPLES.num_segments))
     assert caught.value.what == "The loss of the model without layers 1 is not a number."
-
-
-@pytest.mark.parametrize(
-    ("probability", "degrees", "expected"),
-    [
-        (0.975, 1, 12.7062),
-        (0.975, 2, 4.3027),
-        (0.99, 4, 3.7469),
-        (0.995, 7, 3.4995),
-        (0.9, 15, 1.3406),
-        (0.975, 500, 1.9647),
-    ],
-)
-def test_student_t_is_the_tabulated_one(probability: float, degrees: int, expected: float) -> None:
-    assert student_t(probability, degrees) == pytest.approx(expected, abs=1e-4)

@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from amoeba_export.profile.fit import fit_relative, nonnegative_least_squares, num_terms, student_t95
+from amoeba_export.profile.fit import fit_relative, nonnegative_least_squares, num_terms
 
 
 def _by_trying_every_support(x: np.ndarray, y: np.ndarray) -> float:
@@ -62,11 +62,6 @@ def test_residuals_are_relative() -> None:
     fit = fit_relative([{"base": 1.0}] * 3, [1.0, 2.0, 2.0])
     # d/db sum((b/t - 1)^2) = 0  ->  b = sum(1/t) / sum(1/t^2)
     assert fit.coefficients_ms == pytest.approx(((1 + 0.5 + 0.5) / (1 + 0.25 + 0.25),))
-
-
-@pytest.mark.parametrize(("degrees", "quantile"), [(2, 2.920), (3, 2.353), (6, 1.943), (30, 1.697)])
-def test_student_t95(degrees: int, quantile: float) -> None:
-    assert student_t95(degrees) == pytest.approx(quantile, rel=0.004)
 
 
 def test_a_disturbed_measurement_counts_for_less() -> None:
