@@ -1,7 +1,7 @@
 """Depth search against the published algorithm, on the same model, samples, dtype and threads.
 
-    python benchmarks/calibrate.py search [MODEL] [--metric loss|accuracy] [--samples 16 --window 256 --max-removed 10]
-    python benchmarks/calibrate.py memory [--folder DIR]
+    python -m benchmarks.calibrate search [MODEL] [--metric loss|accuracy] [--samples 16 --window 256 --max-removed 10]
+    python -m benchmarks.calibrate memory [--folder DIR]
 
 `search` runs the published loop (each cell: every remaining layer from the embedding on, logits of every token), the
 exact search, racing, and a beam of 4, and prints work, time, and how far the metrics are apart. Work is counted, not
@@ -22,7 +22,6 @@ import argparse
 import gc
 import json
 import math
-import resource
 import shutil
 import subprocess
 import sys
@@ -54,6 +53,7 @@ from amoeba_export.model.head import Objective
 from amoeba_export.model.layers import LayerStack, Work
 from amoeba_export.model.samples import Samples, read_samples
 from amoeba_export.model.states import StateStore
+from benchmarks.process import own_peak_mb
 
 
 @dataclass
@@ -305,7 +305,7 @@ def report(supernet: Supernet, outcomes: dict[str, Outcome], heldout: Samples, a
 def measure_memory(args: argparse.Namespace) -> None:
     if args.calibrate_only:
         supernet = load_supernet(str(args.calibrate_only), cache_dir=args.calibrate_only / "cache")
-        loaded_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        loaded_mb = own_peak_mb()
         quick = load_recipe("quick")
         recipe = Recipe.model_validate(
             quick.model_dump()
@@ -318,7 +318,7 @@ def measure_memory(args: argparse.Namespace) -> None:
         )
         start = time.perf_counter()
         calibrate(supernet, recipe)
-        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        peak_mb = own_peak_mb()
         print(f"peak {peak_mb:.0f} MB ({loaded_mb:.0f} MB once opened), {time.perf_counter() - start:.0f} s")
         return
     folder = args.folder or Path(tempfile.mkdtemp(prefix="amoeba-random-"))
@@ -326,7 +326,9 @@ def measure_memory(args: argparse.Namespace) -> None:
         write_random_model(folder)
         total = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         print(f"{total / 1e9:.2f} GB of weights in {folder}", flush=True)
-        subprocess.run([sys.executable, __file__, "memory", "--calibrate-only", str(folder)], check=True)
+        subprocess.run(
+            [sys.executable, "-m", "benchmarks.calibrate", "memory", "--calibrate-only", str(folder)], check=True
+        )
     finally:
         if args.folder is None:
             shutil.rmtree(folder)

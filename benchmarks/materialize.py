@@ -1,6 +1,6 @@
 """What a subnet of a 7B model costs to write, beside `cp`, peft and mergekit: wall time, time to disk, peak memory.
 
-    python benchmarks/materialize.py --work DIR [--tasks cut,merge,depth] [--rounds 1] [--layers 32] [--shape 24x0.75]
+    python -m benchmarks.materialize --work DIR [--tasks cut,merge,depth] [--rounds 1] [--layers 32] [--shape 24x0.75]
                                      [--mergekit PATH] [--json FILE] [--clean]
 
 `--work` gets, once, a checkpoint of random bf16 weights with the dims of Llama-2-7B (13.5 GB in shards of 5 GB), a
@@ -35,9 +35,7 @@ import os
 import platform
 import shutil
 import statistics
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -55,6 +53,7 @@ from amoeba_export.ir.derive import derive_plan
 from amoeba_export.load import load_supernet, write_strategy
 from amoeba_export.load.families import expected_weights, read_architecture
 from amoeba_export.materialize import materialize_subnet
+from benchmarks.process import run_process
 
 RANK, EXPERTS, TOP_K, WIDTHS = 64, 5, 2, (1.0, 0.875, 0.75, 0.625)
 GATE = 16
@@ -235,23 +234,7 @@ def measure(task: str, contender: str, command: Sequence[str], out: Path, inputs
     shutil.rmtree(out, ignore_errors=True)
     forget(inputs)
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    peaks_mb, ended = {"RssAnon": 0.0, "VmHWM": 0.0}, threading.Event()
-    watcher = threading.Thread(target=watch, args=(process.pid, peaks_mb, ended))
-    watcher.start()
-    assert process.stdout is not None
-    assert process.stderr is not None
-    errors: list[str] = []
-    drain = threading.Thread(target=lambda: errors.append(process.stderr.read()))  # type: ignore[union-attr]
-    drain.start()
-    printed = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    wall = time.perf_counter() - start
-    ended.set()
-    drain.join()
-    watcher.join()
-    if status:
-        raise SystemExit(f"{contender} failed:\n{errors[0][-2000:]}")
+    ran = run_process(command, name=contender)
     files = [path for path in out.rglob("*") if path.is_file()]
     for path in files:
         with path.open("rb") as file:
@@ -265,13 +248,13 @@ def measure(task: str, contender: str, command: Sequence[str], out: Path, inputs
     return Run(
         task=task,
         contender=contender,
-        wall_s=wall,
+        wall_s=ran.wall_s,
         on_disk_s=on_disk,
-        peak_mb=peaks_mb["VmHWM"] or usage.ru_maxrss / 1024,  # the latter has this process in it, before exec
-        anon_mb=peaks_mb["RssAnon"],
+        peak_mb=ran.peak_mb,
+        anon_mb=ran.anon_mb,
         output_bytes=sum(path.stat().st_size for path in files),
         digests_s=digests,
-        phases_s=json.loads(printed) if contender == "ours" else None,
+        phases_s=json.loads(ran.printed) if contender == "ours" else None,
     )
 
 
@@ -287,24 +270,10 @@ def forget(paths: Sequence[Path]) -> None:
                     os.close(descriptor)
 
 
-def watch(pid: int, peaks_mb: dict[str, float], ended: threading.Event) -> None:
-    """The largest value seen of each of these lines of /proc/PID/status, every 20 ms."""
-    status = Path(f"/proc/{pid}/status")
-    while not ended.wait(0.02):
-        try:
-            text = status.read_text()
-        except OSError:  # it ended, or this system has no /proc
-            return
-        for line in text.splitlines():
-            name, _, rest = line.partition(":")
-            if name in peaks_mb:
-                peaks_mb[name] = max(peaks_mb[name], int(rest.split()[0]) / 1024)
-
-
 def contenders(arguments: argparse.Namespace, work: Path) -> dict[str, dict[str, tuple[Path, Callable[[], list[str]]]]]:
     """Task -> contender -> where it writes, and its command, asked for when its turn comes."""
     full, depth = f"{arguments.layers}x1", f"{arguments.shape.partition('x')[0]}x1"
-    me = [sys.executable, __file__, "--work", str(work), "--child"]
+    me = [sys.executable, "-m", "benchmarks.materialize", "--work", str(work), "--child"]
 
     def ours(adapter: str, shape: str, out: Path) -> Callable[[], list[str]]:
         return lambda: [*me, "ours", adapter, shape, str(out)]

@@ -1,6 +1,6 @@
 """Our ONNX graphs beside those of onnxruntime-genai's model builder: writing, decode, prefill, and what int4 costs.
 
-    python benchmarks/onnx_runtime.py [--model demo] [--dtypes fp32,int4] [--rounds 9] [--writes 3] [--threads N]
+    python -m benchmarks.onnx_runtime [--model demo] [--dtypes fp32,int4] [--rounds 9] [--writes 3] [--threads N]
                                       [--builder-python PATH] [--optimum-cli PATH] [--transformers-python PATH]
                                       [--keep DIR] [--json FILE]
 
@@ -26,10 +26,8 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +41,7 @@ from amoeba_export.ir import Latency, SubnetPlan, Target, Workload
 from amoeba_export.load import load_supernet
 from amoeba_export.materialize import materialize_subnet
 from amoeba_export.profile import compare_rounds
+from benchmarks.process import Ran, run_process
 
 TEXT = Path(__file__).parents[1] / "calibration" / "wikitext2" / "wikitext2.txt"
 NUM_TEXT_TOKENS = 1024
@@ -68,21 +67,6 @@ def write_ours(model: str, dtype: str, folder: Path) -> None:
     for name, weight in subnet.stream():
         writer.accept(name, weight)
     writer.close()
-
-
-def timed(command: list[str]) -> tuple[float, float]:
-    """Run a process: wall time in seconds, and its peak resident memory in MB.
-
-    Linux counts from what this process has resident at that moment: it has to be less than what is measured.
-    """
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    errors = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{' '.join(command)} failed:\n{errors.decode()[-2000:]}")
-    return time.perf_counter() - start, usage.ru_maxrss / 1024
 
 
 def compare_speed(graphs: Graphs, arguments: argparse.Namespace, dtype: str) -> dict[str, dict[str, list[float]]]:
@@ -149,18 +133,19 @@ def run(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
     source = load_supernet(arguments.model).folder
     figures: dict[str, Any] = {}
     graphs: dict[str, dict[str, Path]] = {}
-    # All of the writing before the first graph is opened: see `timed`.
+    # All of the writing before the first graph is opened: see `run_process`.
     for dtype in arguments.dtypes.split(","):
         graphs[dtype] = {name: work / f"{name}-{dtype}" / "onnx" for name in ("ours", "builder")}
-        ours = [sys.executable, __file__, "--model", arguments.model, "--write", dtype, str(graphs[dtype]["ours"])]
+        me = [sys.executable, "-m", "benchmarks.onnx_runtime", "--model", arguments.model]
+        ours = [*me, "--write", dtype, str(graphs[dtype]["ours"])]
         theirs = builder_command(arguments.builder_python, source, dtype, graphs[dtype]["builder"])
-        writing: dict[str, list[tuple[float, float]]] = {name: [] for name in graphs[dtype]}
+        writing: dict[str, list[Ran]] = {name: [] for name in graphs[dtype]}
         for _ in range(arguments.writes):
-            writing["ours"].append(timed(ours))
-            writing["builder"].append(timed(theirs))
+            writing["ours"].append(run_process(ours))
+            writing["builder"].append(run_process(theirs))
         if dtype == "fp32":
             for name, command in peer_commands(arguments, source, work).items():
-                writing[name] = [timed(command)]
+                writing[name] = [run_process(command)]
         figures[dtype] = {"writing": _writing(dtype, writing)}
     for dtype, written in graphs.items():
         times = compare_speed(written, arguments, dtype)
@@ -172,9 +157,9 @@ def run(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
     return figures
 
 
-def _writing(dtype: str, samples: Mapping[str, list[tuple[float, float]]]) -> dict[str, dict[str, float]]:
+def _writing(dtype: str, samples: Mapping[str, list[Ran]]) -> dict[str, dict[str, float]]:
     figures = {
-        name: {"wall_s": statistics.median(s for s, _ in runs), "peak_mb": statistics.median(mb for _, mb in runs)}
+        name: {field: statistics.median(getattr(ran, field) for ran in runs) for field in ("wall_s", "peak_mb")}
         for name, runs in samples.items()
     }
     for name, figure in figures.items():
