@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,15 @@ def config_of(name: str, **overrides: Any) -> Any:
     """The config of a family or a variant."""
     model_type, settings = (FAMILIES | VARIANTS)[name]
     return AutoConfig.for_model(model_type, **(SIZES | settings | overrides))
+
+
+def save_families(root: Path, names: Iterable[str], tokenizer: Callable[[Path], None] | None = None) -> dict[str, Path]:
+    """The folder of each family, with a tokenizer where `tokenizer` writes one there."""
+    made = {name: save_family(root / str(i), name) for i, name in enumerate(names)}
+    for folder in made.values():
+        if tokenizer is not None:
+            tokenizer(folder)
+    return made
 
 
 def save_family(folder: Path, name: str, *, seed: int = 0, **overrides: Any) -> Path:

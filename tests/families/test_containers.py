@@ -16,7 +16,7 @@ from amoeba_export.ir.derive import derive_plan
 from amoeba_export.load import load_supernet
 from amoeba_export.materialize import materialize_subnet
 from amoeba_export.verify import masked_logits, verify_artifact
-from tests.families.configs import FAMILIES, save_family
+from tests.families.configs import FAMILIES, save_families, save_family
 from tests.families.test_matrix import IDS, NAMES, assert_same, cuts
 from tests.formats.bpe import save_bpe
 from tests.materialize.subnets import open_supernet, write
@@ -47,11 +47,7 @@ HELD: dict[str, set[str]] = {
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Every family with a tokenizer beside it, which llama.cpp wants."""
-    root = tmp_path_factory.mktemp("families")
-    made = {name: save_family(root / str(i), name) for i, name in enumerate(NAMES)}
-    for folder in made.values():
-        save_bpe(folder)
-    return made
+    return save_families(tmp_path_factory.mktemp("families"), NAMES, save_bpe)
 
 
 IN_GRAPHS = tuple(name for name in NAMES if "moe" not in name)

@@ -20,6 +20,7 @@ from amoeba_export.materialize import materialize_subnet
 from amoeba_export.verify import masked_logits
 from tests.families.configs import save_family
 from tests.families.test_matrix import IDS, assert_same, cuts, stock
+from tests.load.adapters import train_at_random
 from tests.materialize.subnets import noise_strategy, write
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -36,15 +37,8 @@ def trained(phi: Path, folder: Path, **options: Any) -> torch.Tensor:
     settings: dict[str, Any] = {"r": 4, "lora_alpha": 6, "target_modules": [*FUSED, "o_proj", "down_proj"], **options}
     plain = AutoModelForCausalLM.from_pretrained(phi, dtype=torch.float32)
     model = peft.get_peft_model(plain, peft.LoraConfig(task_type="CAUSAL_LM", **settings))
-    torch.manual_seed(1)
+    train_at_random(model)
     with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_magnitude" in name:
-                weight.mul_(torch.rand_like(weight) + 0.5)
-            elif "lora_" in name:
-                weight.normal_(0, 0.2)
-            elif weight.requires_grad:
-                weight.add_(torch.randn_like(weight) * 0.1)
         model.save_pretrained(folder)
         logits: torch.Tensor = model.merge_and_unload().eval()(IDS, use_cache=False).logits
     return logits

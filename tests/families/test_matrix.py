@@ -21,7 +21,7 @@ from amoeba_export.verify.expected import ExpectedWeights
 from amoeba_export.verify.onnx_file import OpenedOnnx
 from amoeba_export.verify.stored import STORED
 from amoeba_export.verify.weights import check_weights
-from tests.families.configs import FAMILIES, VARIANTS, save_family
+from tests.families.configs import FAMILIES, VARIANTS, save_families
 from tests.materialize.subnets import bare_plan, open_supernet, plan_for, write
 from tests.tiny import VOCAB
 
@@ -31,8 +31,7 @@ IDS = torch.randint(0, VOCAB, (2, 12), generator=torch.Generator().manual_seed(3
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("families")
-    return {name: save_family(root / str(i), name) for i, name in enumerate(NAMES)}
+    return save_families(tmp_path_factory.mktemp("families"), NAMES)
 
 
 @pytest.fixture(params=NAMES)

@@ -23,7 +23,7 @@ from amoeba_export.refit.heal import heal
 from amoeba_export.refit.recipe import Share
 from amoeba_export.refit.stage import Refitted
 from amoeba_export.verify import masked_logits
-from tests.families.configs import FAMILIES, save_family
+from tests.families.configs import FAMILIES, save_families
 from tests.families.test_matrix import IDS, assert_same, stock
 from tests.materialize.subnets import noise_strategy, write
 from tests.model.models import plain_loss, random_text, save_tokenizer, whole_model
@@ -37,11 +37,7 @@ ROOMS = ("model.samples", "finetune.trainer", "refit.data")
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("families")
-    made = {name: save_family(root / str(i), name) for i, name in enumerate(FAMILIES)}
-    for folder in made.values():
-        save_tokenizer(folder)
-    return made
+    return save_families(tmp_path_factory.mktemp("families"), FAMILIES, save_tokenizer)
 
 
 @pytest.fixture(autouse=True)

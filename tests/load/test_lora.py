@@ -19,6 +19,7 @@ from amoeba_export.errors import DamagedFile, NonFiniteWeights, NotFound, Unsafe
 from amoeba_export.ir import SubnetPlan, Supernet
 from amoeba_export.load import load_supernet
 from amoeba_export.materialize import materialize_subnet
+from tests.load.adapters import train_at_random
 from tests.tiny import tiny_model
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -36,15 +37,7 @@ def peft_model(folder: Path, base: str = "llama", *, words: int | None = None, *
     if words:
         plain.resize_token_embeddings(words)
     model = peft.get_peft_model(plain, peft.LoraConfig(task_type="CAUSAL_LM", **(settings | options)))
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_magnitude" in name:
-                weight.mul_(torch.rand_like(weight) + 0.5)
-            elif "lora_" in name:
-                weight.normal_(0, 0.2)
-            elif weight.requires_grad:
-                weight.add_(torch.randn_like(weight) * 0.1)
+    train_at_random(model)
     # "auto" asks the folder of the base model whether its vocabulary was another, and these models have none.
     model.save_pretrained(folder, save_embedding_layers=True if words else "auto")
     return model
