@@ -14,6 +14,8 @@ class FileEntry:
 
     Attributes:
         path: Relative to the artifact, with `/` on every system.
+        size_bytes: Its size.
+        sha256: Its digest.
     """
 
     path: str

@@ -38,15 +38,21 @@ class Manifest:
 
     Attributes:
         model: What the user called the supernet.
+        shape: The shape that was built.
         dtype: `fp32`, `int4`, ...
+        latency: The budget and the latency; None without a target.
         quality: The calibrated metric of this shape, such as `{"loss": 3.2}`, with what rounding adds where precisions
             were weighed; of the whole model, measured on a text where nothing was calibrated. None if it is not known.
-        reference: The uncut model in each precision, that of relative budgets first; empty without a search.
-        refit: How the weights were fitted after the cut. None, and not in the JSON, where they were not.
-        continuations: What each format answered when it was verified. Empty, and not in the JSON, where none was asked.
+        verification: How far the files are from the masked supernet; None if they were not compared.
+        inputs: Model, strategy, adapters and other files that the artifact is made from.
         files: Every file but the manifest, sorted by path.
         tool: Versions of amoeba and of what it computed with.
         dims: Of the supernet, all but its `config`: with the plan, they are the dims of what is in the artifact.
+        reference: The uncut model in each precision, that of relative budgets first; empty without a search.
+        refit: How the weights were fitted after the cut. None, and not in the JSON, where they were not.
+        continuations: What each format answered when it was verified. Empty, and not in the JSON, where none was
+            asked.
+        schema_version: Raised when a key changes its meaning.
     """
 
     model: str

@@ -11,7 +11,14 @@ from amoeba_export.ir import Metric, RoundingHow, Shape, Source, SubnetPlan, Wor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerCounts:
-    """How much one kept layer keeps: counts. `plan.json` has the indices."""
+    """How much one kept layer keeps: counts. `plan.json` has the indices.
+
+    Attributes:
+        source_layer: Index of the layer in the supernet.
+        query_heads: Number of query heads.
+        kv_heads: Number of KV heads.
+        ffn: Number of FFN neurons.
+    """
 
     source_layer: int
     query_heads: int
@@ -21,7 +28,13 @@ class LayerCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShapeRecord:
-    """The shape that was built."""
+    """The shape that was built.
+
+    Attributes:
+        depth: Number of layers.
+        width: Share of its prunable weights that a layer keeps.
+        layers: The kept layers, the first one first.
+    """
 
     depth: int
     width: float
@@ -55,12 +68,14 @@ class LatencyRecord:
     """The budget, what the cost model promised, and what the target said of the files in this artifact.
 
     Attributes:
+        metric: The latency that the budget limits.
         percentile: Which percentile the budget holds for.
         budget_ms: None when the shape was given without a budget.
         predicted_ms: None when nothing was predicted.
         measured_ms: `p50` and `p90` of `metric` in milliseconds, or None when the figures are an estimate.
         source: `measured`, or how the estimate came about.
         target: The target's name.
+        workload: The workload that latencies are measured with.
         uncertainty: Relative half-width of the prediction.
         full_dtype: Precision of the full model that a budget as a share of it refers to; None without a search.
         device: What the backend says of the device that was measured.
@@ -94,6 +109,7 @@ class FullModelRecord:
     """What the uncut model would give in one precision: what the artifact is to be compared with.
 
     Attributes:
+        dtype: The precision.
         latency_ms: The metric and percentile of the artifact's `latency`.
         source: Whether `latency_ms` was measured (on a graph of its dims), or how the estimate came about.
         quality: The metric of the artifact's `quality`, rounding included; None where it is not known.
@@ -119,6 +135,9 @@ class VerificationRecord:
     """The files, re-opened from disk, against the masked supernet: the worst of all formats.
 
     Attributes:
+        max_abs_diff: Largest absolute difference of a logit.
+        max_rel_diff: The same, relative to the largest logit.
+        greedy_tokens_equal: Whether the greedy tokens are those of the masked supernet.
         mean_kl: KL divergence of quantized formats from the same shape unquantized, in nats per token. None, and not
             in the JSON, if nothing is quantized.
         perplexity_ratio: How many times the perplexity of that shape they have, likewise.
@@ -140,6 +159,7 @@ class ContinuationRecord:
     """How the files of one format go on after a text, so that another runtime can be asked the same.
 
     Attributes:
+        format: The format of the files.
         prompt: Tokens of the text.
         tokens: Those that come next, each the likeliest after the ones before it, decoded through the KV cache.
     """

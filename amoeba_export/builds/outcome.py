@@ -27,7 +27,15 @@ Status = Literal["built", "up-to-date", "failed", "skipped"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorRecord:
-    """Why an entry failed. `kind` is the class in `errors`, or the name of a Python error for a bug of ours."""
+    """Why an entry failed. `kind` is the class in `errors`, or the name of a Python error for a bug of ours.
+
+    Attributes:
+        kind: Name of the error.
+        message: What happened.
+        where: The file, key or position.
+        next_step: What to do about it.
+        exit_code: Exit code of its kind.
+    """
 
     kind: str
     message: str
@@ -55,7 +63,14 @@ class ErrorRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRecord:
-    """What one kept layer keeps. Heads are indices into the supernet's layer; neurons are a count."""
+    """What one kept layer keeps. Heads are indices into the supernet's layer; neurons are a count.
+
+    Attributes:
+        source_layer: Index of the layer in the supernet.
+        query_heads: Indices of the kept query heads.
+        kv_heads: Indices of the kept KV heads.
+        ffn: Number of kept FFN neurons.
+    """
 
     source_layer: int
     query_heads: tuple[int, ...]
@@ -65,7 +80,17 @@ class LayerRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanRecord:
-    """A plan as a picture needs it, beside the supernet's dims that it is a part of. `plan.json` has every index."""
+    """A plan as a picture needs it, beside the supernet's dims that it is a part of. `plan.json` has every index.
+
+    Attributes:
+        shape: DEPTHxWIDTH.
+        policy: `uniform` or `adaptive`.
+        layers: The kept layers.
+        num_layers: Layers of the supernet.
+        num_heads: Query heads of a layer of the supernet.
+        num_kv_heads: KV heads of a layer of the supernet.
+        ffn_size: FFN neurons of a layer of the supernet.
+    """
 
     shape: str
     policy: Policy
@@ -106,11 +131,15 @@ class LatencyFigures:
     """The limit, the promise, and what the target said.
 
     Attributes:
+        metric: The latency that the budget limits.
+        percentile: The percentile that the budget holds for.
         budget: As the entry spells it, such as `80%` or `50ms`; None without one.
         limit_ms: The budget in milliseconds on this target.
         predicted_ms: Of the chosen shape, with `uncertainty` as its relative half-width.
+        uncertainty: Relative half-width of the prediction.
         measured_ms: `p50` and `p90`, or None when the target is an estimate (`source` is not `measured`).
         full_ms: The uncut model in the same run.
+        source: `measured`, or how the estimate came about.
         device: What the backend says of the device.
     """
 
@@ -137,7 +166,15 @@ class LatencyFigures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QualityFigures:
-    """The calibrated metric of the chosen shape, of the uncut model, and the floor that the entry sets."""
+    """The calibrated metric of the chosen shape, of the uncut model, and the floor that the entry sets.
+
+    Attributes:
+        metric: The metric.
+        value: Of the chosen shape.
+        full: Of the uncut model.
+        floor: The `quality_floor` of the entry.
+        higher_is_better: Whether a higher value is better.
+    """
 
     metric: str
     value: float
@@ -152,6 +189,7 @@ class EntryOutcome:
 
     Attributes:
         name: The entry's.
+        status: `built`, `up-to-date`, `failed`, or `skipped`: not asked for, or not begun before an interruption.
         fingerprint: Content address of everything that the artifact is made from; equal means nothing to do.
         model: As the user calls it.
         target: The target's name, or None for an entry without one.
@@ -160,8 +198,16 @@ class EntryOutcome:
         provenance: The provenance statement in it, or None.
         log: What was said while it was built, relative as `out`.
         seconds: Spent on this entry alone. Calibration, cost tables, cutting and waiting for others are not in it.
+        formats: The formats that were written.
+        dtype: The precision of the weights.
+        error: Why it failed; None otherwise.
+        latency: The latency of the artifact.
+        quality: The quality of the artifact.
+        plan: The plan of the artifact.
         reference: What the full model would give in each precision; empty for a given plan or shape.
         frontier: What the search looked at; None for a given plan or shape, and for a locked build.
+        inputs: What the artifact is made from.
+        files: The files of the artifact.
     """
 
     name: str
@@ -202,6 +248,7 @@ class BuildReport:
         locked: Whether amoeba.lock decided instead of a search.
         tool: Versions of amoeba and of what it computes with.
         entries: In the order of amoeba.toml, every one of them.
+        schema_version: Raised when a key changes its meaning.
     """
 
     config: str

@@ -22,8 +22,11 @@ class TaskScore:
     """Accuracies of one task, as fractions.
 
     Attributes:
+        accuracy: Share of items whose answer has the highest probability.
+        accuracy_norm: The same with the probability per character.
         score: The one of the two that the task asks for.
         stderr: Standard error of `score`.
+        num_items: Number of items.
     """
 
     accuracy: float

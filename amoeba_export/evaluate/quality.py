@@ -26,9 +26,11 @@ class ShapeQuality:
     """What was measured of one shape.
 
     Attributes:
+        shape: DEPTHxWIDTH.
         num_params: Weights of the dense model.
         prunable: Share of the supernet's prunable weights that it keeps.
         loss: Of the text, in nats per token; None without a text.
+        perplexity: Perplexity of the text; None without a text.
         tasks: By name.
     """
 

@@ -32,12 +32,17 @@ class FrontierPoint:
 
     Attributes:
         number: 1 for the fastest of the distinct choices on the frontier, 2 for the next; None for every other point.
+        dtype: Its precision.
+        shape: DEPTHxWIDTH.
+        policy: `uniform` or `adaptive`.
         is_whole: Nothing is cut.
         latency_ms: The frontier's metric at its percentile.
         latency_error: Relative half-width of `latency_ms`; 0 where it was measured.
         latency_source: `measured` on a graph of its dims; `predicted` by a cost table; else how it is estimated.
         quality: The frontier's quality metric, rounding included.
         quality_error: Half-width of `quality`, or None where it is not known.
+        quality_source: Where `quality` comes from.
+        memory_mb: Predicted memory on the target; None if it is not known.
         on_frontier: No other point is at least as fast and as good, and better in one of the two.
         fits: It keeps the limits of the search, and is on the right side of every line.
         chosen: A search took it.
@@ -67,7 +72,13 @@ class FrontierPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontierLimit:
-    """A line in the picture: a budget of latency or of quality; exactly one of the two is set."""
+    """A line in the picture: a budget of latency or of quality; exactly one of the two is set.
+
+    Attributes:
+        label: Its words in the picture.
+        latency_ms: A limit on the latency.
+        quality: A limit on the quality.
+    """
 
     label: str
     latency_ms: float | None = None
@@ -79,11 +90,17 @@ class Frontier:
     """What was looked at on one target, under one workload.
 
     Attributes:
+        model: The supernet, as the user calls it.
+        target: The target's name.
         metric: What `latency_ms` is, at `percentile`.
+        percentile: Percentile of the latencies.
+        workload: The workload that latencies hold for.
         quality_metric: What `quality` is.
+        higher_is_better: Whether a higher `quality` is better.
+        reference_dtype: Precision of the full model that budgets as a share of it refer to.
         limits: Lines in the picture.
         points: The fastest first. Near copies of what is listed are left out.
-        reference_dtype: Precision of the full model that budgets as a share of it refer to.
+        schema_version: Raised when a key changes its meaning.
     """
 
     model: str

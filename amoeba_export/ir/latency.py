@@ -22,7 +22,13 @@ _NUMBER = r"([0-9]{1,12}(?:\.[0-9]{1,20})?|\.[0-9]{1,20})"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """What the model is asked to do. Decode is timed with `prompt_tokens` in the KV cache."""
+    """What the model is asked to do. Decode is timed with `prompt_tokens` in the KV cache.
+
+    Attributes:
+        prompt_tokens: Number of prompt tokens.
+        generate_tokens: Number of tokens to generate; e2e includes them.
+        batch: Number of sequences in a batch.
+    """
 
     prompt_tokens: int = 128
     generate_tokens: int = 128

@@ -48,6 +48,7 @@ class LayerPlan:
     """What one kept layer keeps, as sorted indices into the supernet's layer `source_layer`.
 
     Attributes:
+        source_layer: Index of the layer in the supernet.
         query_heads: Kept query heads. Every kept KV head serves the same number of them.
         kv_heads: Kept KV heads; query head `q` reads KV head `q // heads_per_kv` of the supernet.
         ffn: Kept FFN neurons, or experts where there are.

@@ -72,7 +72,13 @@ class Adapter(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputId:
-    """One input of an artifact, by content: `role` is `model`, `adapter`, `strategy`, `refit`, `rounding` and so on."""
+    """One input of an artifact, by content: `role` is `model`, `adapter`, `strategy`, `refit`, `rounding` and so on.
+
+    Attributes:
+        role: What it is: `model`, `strategy`, `adapter`, ...
+        id: Its name.
+        sha256: Its digest.
+    """
 
     role: str
     id: str

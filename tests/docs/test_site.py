@@ -151,3 +151,8 @@ def test_calls_are_found_in_pages_and_in_scripts() -> None:
 
 def test_the_page_about_families_names_every_table_of_their_files() -> None:
     assert all(f"| `[{table}]` |" in TEXTS[DOCS / "extending.md"] for table in _TABLES)
+
+
+def test_every_key_of_a_json_file_has_a_meaning() -> None:
+    """If not: the class in the code has no line for it under `Attributes`."""
+    assert re.findall(r"^\| `\w+` \|.*\| *\|$", TEXTS[DOCS / "json.md"], re.MULTILINE) == []
