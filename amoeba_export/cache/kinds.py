@@ -44,7 +44,7 @@ _WRITING = Algorithm(name="writing", version=3)
 """The format writers: graphs, quantization, equalization."""
 _COMPARING = Algorithm(name="comparing", version=2)
 _REFITTING = Algorithm(name="refitting", version=1)
-_CHOOSING_INTEGERS = Algorithm(name="choosing integers", version=1)
+_CHOOSING_INTEGERS = Algorithm(name="choosing integers", version=2)
 _MEASURING = Algorithm(name="measuring", version=2)
 _REFINING = Algorithm(name="refining", version=1)
 

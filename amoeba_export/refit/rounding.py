@@ -26,7 +26,7 @@ from amoeba_export.ir import SILENT, Family, LayerPlan, Progress, Role, SubnetPl
 from amoeba_export.ir.family import WRITERS
 from amoeba_export.model.layer import DecoderLayer
 from amoeba_export.model.layers import LayerStack
-from amoeba_export.model.merged import MergedTensors
+from amoeba_export.model.merged import MergedTensors, RefittedTensors
 from amoeba_export.model.samples import Samples
 from amoeba_export.model.workplace import open_workplace
 from amoeba_export.refit.data import read_data
@@ -34,7 +34,7 @@ from amoeba_export.refit.gptq import Grid, Rounded, factor_inverse, round_matrix
 from amoeba_export.refit.recipe import RefitRecipe
 from amoeba_export.refit.streams import Room, Stream
 
-VERSION = 1
+VERSION = 2
 """Raise it when the same inputs give other integers than before."""
 
 MEMORY_BYTES = 1 << 30
@@ -90,7 +90,8 @@ def round_with_data(
     # Long on purpose: what is rounded, how, and where a run keeps its things are given apart.
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     samples = read_data(recipe, supernet.folder, seed=seed).fit
-    stack = LayerStack(supernet, memory_bytes=0, device=device, tensors=MergedTensors(supernet, plan))
+    tensors = RefittedTensors(MergedTensors(supernet, plan), supernet, plan)
+    stack = LayerStack(supernet, memory_bytes=0, device=device, tensors=tensors)
     facts = {"rounding": VERSION, "samples": samples.digest, "plan": plan.geometry, "device": device.type, **identity}
     with open_workplace(supernet.identity, cache_dir, progress=progress) as workplace:
         folder = workplace.folder_of(facts)
