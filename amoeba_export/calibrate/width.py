@@ -181,6 +181,7 @@ def measure_importance(
     Raises:
         NotANumber: A statistic is not finite.
     """
+    # Long on purpose: what is watched in a layer is written before the next one is loaded.
     folder.mkdir(parents=True, exist_ok=True)
     num_layers = stack.architecture.num_layers
     paths = [folder / f"importance-{layer_idx:04d}.sealed" for layer_idx in range(num_layers)]

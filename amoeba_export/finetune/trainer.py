@@ -2,6 +2,8 @@
 
 Several processes each take rows of their own and the *same* shapes, and average their gradients once per step. That is
 what DDP does; its own hooks need every backward pass to touch the same weights, which no sandwich does.
+
+Long on purpose: one run, from its checks to the adapter's folder.
 """
 
 from __future__ import annotations

@@ -106,6 +106,7 @@ def open_writer(
         NotRepresentable: As `check`; or from `accept`, when a weight is too large for fp16.
         DiskFull: The shards do not fit on the disk.
     """
+    # Long on purpose: every file of the folder is begun here, in order.
     dense = subnet.architecture
     check(dense, dtype=dtype)
     specs, torch_dtype = subnet.specs, subnet.source_dtype

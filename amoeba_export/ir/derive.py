@@ -61,6 +61,7 @@ def derive_plan(
         InputError: The strategy makes a plan that breaks the rules of `validate`.
     """
     align = architecture.ffn_align(align)
+    # Long on purpose: the rules of both policies are said in one place.
     if differences := strategy_differences(strategy, architecture):
         raise WrongModel("The strategy", differences)
     kept = _kept_layers(strategy, shape)
