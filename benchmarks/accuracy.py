@@ -39,9 +39,9 @@ from transformers import AutoTokenizer
 from amoeba_export.calibrate import calibrate, load_recipe
 from amoeba_export.cli.console import Talk
 from amoeba_export.evaluate import (
-    Measurement,
+    EvaluatedModel,
+    Evaluation,
     ShapeQuality,
-    Subject,
     measure_perplexity,
     measure_quality,
     read_quality,
@@ -281,7 +281,7 @@ class Bench:
             num_params=dense.num_params,
             prunable=kept / (self.layers * architecture.prunable_params()),
         )
-        subject = Subject(
+        subject = EvaluatedModel(
             facts={"row": dataclasses.asdict(row) | {"shape": str(row.shape)}},
             tokenizer=self.plain.folder,
             max_length=1024,
@@ -290,7 +290,7 @@ class Bench:
                 self.model(), self.model().cut(plan), adapters_at(supernet.adapters, plan)
             ),
         )
-        measurement = Measurement(
+        measurement = Evaluation(
             facts={"items": self.recipe.items, "windows": self.recipe.windows},
             text=self.data / "wikitext2" / "valid.txt",
             windows=self.recipe.windows,

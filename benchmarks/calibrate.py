@@ -38,7 +38,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from amoeba_export.calibrate.depth import DepthStrategy, fill_table, search_depth
-from amoeba_export.calibrate.evaluator import Cut, LocalScorer, Scorer
+from amoeba_export.calibrate.evaluator import KeptLayers, LocalScorer, Scorer
 from amoeba_export.calibrate.exact import ExactJudge
 from amoeba_export.calibrate.ledger import Ledger, all_at_once, doubling, one_by_one
 from amoeba_export.calibrate.racing import RacingJudge
@@ -213,7 +213,7 @@ def _ours(name: str, supernet: Supernet, samples: Samples, args: argparse.Namesp
                 beam=beam_size,
             )
             active = {removed: choice.active for removed, choice in found.items()}
-            scores = ledger.all([Cut(kept) for kept in active.values()])
+            scores = ledger.all([KeptLayers(kept) for kept in active.values()])
             metric = {m: objective.value(part.tolist()) for m, part in zip(active, scores, strict=True)}
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     return Outcome(name, seconds, cpu_seconds, work.layer_tokens, work.head_logits, active, metric)
@@ -250,7 +250,7 @@ class CountedScorer:
         self._accuracy = metric == "accuracy"
         self._num_stored = 0
 
-    def scores(self, cuts: Sequence[Cut], batches: range) -> list[np.ndarray]:
+    def scores(self, cuts: Sequence[KeptLayers], batches: range) -> list[np.ndarray]:
         """See `Scorer`."""
         lowest = [cut.first_removed for cut in cuts]
         if max(lowest) > self._num_stored:  # inputs of the full model's layers, stored for all samples
@@ -272,7 +272,7 @@ def report(supernet: Supernet, outcomes: dict[str, Outcome], heldout: Samples, a
     scorer = LocalScorer(LayerStack(supernet, memory_bytes=8 * 10**9), heldout, args.metric)
     with Ledger(scorer, all_at_once(heldout)) as ledger:
         unseen = {
-            name: {m: objective.value(ledger.all([Cut(kept)])[0].tolist()) for m, kept in outcome.active.items()}
+            name: {m: objective.value(ledger.all([KeptLayers(kept)])[0].tolist()) for m, kept in outcome.active.items()}
             for name, outcome in outcomes.items()
         }
     names = list(outcomes)

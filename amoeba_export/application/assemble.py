@@ -11,16 +11,16 @@ from typing import Any
 from amoeba_export.application.session import Session
 from amoeba_export.artifact import PLAN_NAME, Staging
 from amoeba_export.backends.targets import graph_options
-from amoeba_export.formats.write import Cut, format_dtypes, write_formats
+from amoeba_export.formats.write import WriteJob, format_dtypes, write_formats
 from amoeba_export.ir import Progress, SubnetPlan, Supernet
 from amoeba_export.ir.dtype import AUTO
 from amoeba_export.materialize import materialize_subnet
 
-Cutter = Callable[[Supernet, Cut, Progress], None]
+Cutter = Callable[[Supernet, WriteJob, Progress], None]
 """Writes the weights of one cut of a supernet; returns when all of its files are complete."""
 
 
-def cut_alone(supernet: Supernet, cut: Cut, progress: Progress) -> None:
+def cut_alone(supernet: Supernet, cut: WriteJob, progress: Progress) -> None:
     """The cutter of a single export: reads the supernet for this cut alone."""
     write_formats(cut.subnet, cut.folder, cut.dtypes, options=cut.options, progress=progress)
 
@@ -38,7 +38,9 @@ class Assembler:
         dtypes = container_dtypes(session, plan)
         subnet, folder = materialize_subnet(session.supernet, plan), self.staging.folder
         options = _spelling(session, dtypes)
-        self.cut(session.supernet, Cut(subnet=subnet, folder=folder, dtypes=dtypes, options=options), session.progress)
+        self.cut(
+            session.supernet, WriteJob(subnet=subnet, folder=folder, dtypes=dtypes, options=options), session.progress
+        )
         write_plan(plan, folder)
         return folder
 

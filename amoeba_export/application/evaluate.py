@@ -9,7 +9,15 @@ from typing import Any
 from amoeba_export.application.subjects import Grid, artifact_subject, supernet_subject
 from amoeba_export.artifact import is_artifact, sha256_file
 from amoeba_export.errors import BadValue, NotFound, UnknownName, UsageError
-from amoeba_export.evaluate import Harness, Measurement, QualityFile, Subject, measure_quality, read_tasks, task_names
+from amoeba_export.evaluate import (
+    EvaluatedModel,
+    Evaluation,
+    Harness,
+    QualityFile,
+    measure_quality,
+    read_tasks,
+    task_names,
+)
 from amoeba_export.evaluate.quality import QUALITY_NAME
 from amoeba_export.ir import SILENT, Progress, Shape
 from amoeba_export.ir.dtype import TRAINED_DTYPES
@@ -92,7 +100,7 @@ def _check(request: EvaluateRequest) -> None:
             raise BadValue(option, str(number), "a whole number above 0")
 
 
-def _measurement(request: EvaluateRequest) -> Measurement:
+def _measurement(request: EvaluateRequest) -> Evaluation:
     """Read tasks and check names before any model is opened."""
     text = request.text
     if text is not None and not text.is_file():
@@ -105,7 +113,7 @@ def _measurement(request: EvaluateRequest) -> Measurement:
     if text is not None:
         facts |= {"text": text.name, "text_sha256": sha256_file(text)}
         facts |= {"window": request.window, "windows": request.windows}
-    return Measurement(
+    return Evaluation(
         facts=facts,
         text=text,
         window=request.window,
@@ -116,7 +124,7 @@ def _measurement(request: EvaluateRequest) -> Measurement:
     )
 
 
-def _subject(request: EvaluateRequest, progress: Progress) -> Subject:
+def _subject(request: EvaluateRequest, progress: Progress) -> EvaluatedModel:
     if is_artifact(Path(request.model)):
         if request.grid or request.shape or request.strategy or request.adapters:
             raise UsageError(

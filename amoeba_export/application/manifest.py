@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from amoeba_export.application.fit import Fitted
 from amoeba_export.application.problem import rounded, whole_quality
-from amoeba_export.application.request import Settings
+from amoeba_export.application.request import ResolvedRequest
 from amoeba_export.application.rounded import rounded_input
 from amoeba_export.application.session import Session
 from amoeba_export.application.wholes import Whole
@@ -22,7 +21,7 @@ from amoeba_export.artifact import (
     VerificationRecord,
     tool_versions,
 )
-from amoeba_export.ir import SubnetPlan, Supernet
+from amoeba_export.ir import SubnetPlan
 from amoeba_export.verify import VerifyReport
 
 
@@ -43,7 +42,7 @@ def make_manifest(fitted: Fitted, report: VerifyReport) -> Manifest:
         continuations=_continuations(report),
         inputs=(*supernet.inputs, *([rounded_input(session.rounded)] if session.rounded else [])),
         tool=tool_versions(),
-        dims=dims_of(supernet),
+        dims=supernet.architecture.facts(),
     )
 
 
@@ -76,12 +75,7 @@ def _continuations(report: VerifyReport) -> tuple[ContinuationRecord, ...]:
     )
 
 
-def dims_of(supernet: Supernet) -> dict[str, Any]:
-    """What a manifest says of the dims of `supernet`."""
-    return supernet.architecture.facts()
-
-
-def _latency(settings: Settings, fitted: Fitted) -> LatencyRecord | None:
+def _latency(settings: ResolvedRequest, fitted: Fitted) -> LatencyRecord | None:
     latency, target = fitted.latency, settings.target
     if latency is None or target is None:
         return None

@@ -15,7 +15,7 @@ from amoeba_export.application.manifest import make_manifest, reference_records
 from amoeba_export.application.picks import make_frontier, pick, pick_quality
 from amoeba_export.application.recovery import recovered
 from amoeba_export.application.refits import with_named_refit
-from amoeba_export.application.request import ExportRequest, Settings
+from amoeba_export.application.request import ExportRequest, ResolvedRequest
 from amoeba_export.application.resolve import resolve
 from amoeba_export.application.rounded import with_rounding
 from amoeba_export.application.selection import given_plan, with_strategy
@@ -40,7 +40,7 @@ class ExportResult:
         frontier: What was looked at; None when the shape or plan was given.
     """
 
-    settings: Settings
+    settings: ResolvedRequest
     supernet: Supernet
     plan: SubnetPlan
     search: SearchResult | None = None
@@ -60,7 +60,7 @@ class Replay:
     quality: Mapping[str, float] | None = None
     reference: tuple[FullModelRecord, ...] = ()
 
-    def settle(self, settings: Settings) -> Settings:
+    def settle(self, settings: ResolvedRequest) -> ResolvedRequest:
         """`settings` with nothing left to choose."""
         dtype = self.dtype if settings.dtype == AUTO else settings.dtype
         return replace(settings, plan=self.plan, dtype=dtype)
@@ -159,7 +159,7 @@ def frontier(request: ExportRequest, *, measure: int = 0, progress: Progress = S
     return make_frontier(session, measure=measure)
 
 
-def resolve_settings(request: ExportRequest, progress: Progress, *, needs_limit: bool = True) -> Settings:
+def resolve_settings(request: ExportRequest, progress: Progress, *, needs_limit: bool = True) -> ResolvedRequest:
     """Read every setting, refuse what cannot be kept, and say what will be done."""
     settings = resolve(request, needs_limit=needs_limit)
     if request.require_measured and settings.target and not is_measured(settings.target):
@@ -190,7 +190,7 @@ def _looked_at(fitted: Fitted) -> Frontier:
     return frontier_of(session, fitted.wholes, listed(fitted.searches), chosen)
 
 
-def _plan_only(settings: Settings, progress: Progress) -> ExportResult:
+def _plan_only(settings: ResolvedRequest, progress: Progress) -> ExportResult:
     if settings.request.dry_run:
         check_destination(settings.out, force=settings.request.force)
     session = check_containers(open_session(settings, progress=progress))

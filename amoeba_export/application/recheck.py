@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from amoeba_export.application.manifest import dims_of
 from amoeba_export.application.resolve import read_plan
 from amoeba_export.artifact import MANIFEST_NAME, PLAN_NAME, Manifest, ShapeRecord
 from amoeba_export.errors import NotAsWritten
@@ -78,7 +77,7 @@ def recheck(
         VerificationError: A format does not compute what it should.
     """
     problems = []
-    dims = json.loads(json.dumps(dims_of(supernet)))
+    dims = json.loads(json.dumps(supernet.architecture.facts()))
     for key in {**dims, **manifest.dims}:
         if manifest.dims.get(key) != dims.get(key):
             problems.append(f"{MANIFEST_NAME} says {key} = {manifest.dims.get(key)!r}, the model has {dims.get(key)!r}")

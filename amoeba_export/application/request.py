@@ -69,7 +69,7 @@ class ExportRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class ResolvedRequest:
     """A request with every name looked up and every value read.
 
     Attributes:

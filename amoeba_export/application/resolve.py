@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar, get_args
 
-from amoeba_export.application.request import ExportRequest, Settings
+from amoeba_export.application.request import ExportRequest, ResolvedRequest
 from amoeba_export.backends.targets import read_target
 from amoeba_export.errors import AmoebaError, BadValue, Problems, UnknownName, UsageError
 from amoeba_export.formats import FORMATS
@@ -33,7 +33,7 @@ _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _TOKENS = {"tok": 1, "ktok": 1000, "Mtok": 1_000_000}
 
 
-def resolve(request: ExportRequest, *, needs_limit: bool = True) -> Settings:
+def resolve(request: ExportRequest, *, needs_limit: bool = True) -> ResolvedRequest:
     """Look up and read every setting.
 
     Args:
@@ -73,7 +73,7 @@ def resolve(request: ExportRequest, *, needs_limit: bool = True) -> Settings:
         raise problems[0] if len(problems) == 1 else Problems(problems)
     budgets = tuple(budget for budget in read if budget)
     formats = request.formats or (target.formats if target else ("safetensors",))
-    return Settings(
+    return ResolvedRequest(
         request=request,
         target=target,
         metric=budgets[0].metric if budgets else metric,  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from amoeba_export.application.loadable import check_loadable, with_limits
 from amoeba_export.application.recipes import automatic_recipe, deepened_recipe
-from amoeba_export.application.request import Settings
+from amoeba_export.application.request import ResolvedRequest
 from amoeba_export.application.session import Session
 from amoeba_export.artifact import sha256_file
 from amoeba_export.cache.kinds import STRATEGIES
@@ -67,7 +67,7 @@ def _calibrated(session: Session, recipe: Recipe) -> Supernet:
     return dataclasses.replace(supernet, strategy=strategy, inputs=(*supernet.inputs, entry))
 
 
-def _with_quality(supernet: Supernet, settings: Settings, *, progress: Progress) -> Supernet:
+def _with_quality(supernet: Supernet, settings: ResolvedRequest, *, progress: Progress) -> Supernet:
     """Figures of the fine-tuned model instead of the strategy's.
 
     Those of other inputs are left aside, with a warning: the file is found and not given, so an old one must not stop
@@ -130,7 +130,7 @@ def given_plan(session: Session) -> SubnetPlan:
     return check_loadable(session, plan)
 
 
-def _needs_strategy(supernet: Supernet, settings: Settings) -> bool:
+def _needs_strategy(supernet: Supernet, settings: ResolvedRequest) -> bool:
     architecture = supernet.architecture
     if settings.plan is not None:
         return settings.plan.is_compensated(architecture)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from amoeba_export.application.request import Settings
+from amoeba_export.application.request import ResolvedRequest
 from amoeba_export.cache import Cache
 from amoeba_export.errors import NotForExperts
 from amoeba_export.ir import SILENT, Architecture, DenseArchitecture, Progress, Strategy, Supernet, Target
@@ -21,7 +21,7 @@ class Session:
         rounded: Integers that were chosen with data, for the plan that is written next.
     """
 
-    settings: Settings
+    settings: ResolvedRequest
     supernet: Supernet
     cache: Cache = field(default_factory=Cache)
     progress: Progress = SILENT
@@ -58,7 +58,7 @@ class Session:
         """A copy with this precision."""
         return self.with_settings(replace(self.settings, dtype=dtype))
 
-    def with_settings(self, settings: Settings) -> Session:
+    def with_settings(self, settings: ResolvedRequest) -> Session:
         """A copy with settings of which more is known."""
         return replace(self, settings=settings)
 
@@ -67,7 +67,7 @@ class Session:
         return replace(self, supernet=supernet)
 
 
-def open_session(settings: Settings, *, cache: Cache | None = None, progress: Progress = SILENT) -> Session:
+def open_session(settings: ResolvedRequest, *, cache: Cache | None = None, progress: Progress = SILENT) -> Session:
     """Open the model that `settings` names, with its adapters and the strategy file, if one was given.
 
     Raises:
@@ -80,7 +80,7 @@ def open_session(settings: Settings, *, cache: Cache | None = None, progress: Pr
     return Session(settings=settings, supernet=supernet, cache=cache or Cache(), progress=progress)
 
 
-def _settled(settings: Settings, supernet: Supernet, progress: Progress) -> Settings:
+def _settled(settings: ResolvedRequest, supernet: Supernet, progress: Progress) -> ResolvedRequest:
     """`settings` without what is not computed for this model. Raises `NotForExperts` where it was asked for."""
     if not supernet.architecture.expert_size or settings.refit == OFF:
         return settings

@@ -13,7 +13,7 @@ from amoeba_export.ir import Architecture, Policy, Progress, Shape, SubnetPlan, 
 from amoeba_export.ir.dtype import DTYPES
 
 if TYPE_CHECKING:
-    from amoeba_export.evaluate import ShapeQuality, Subject
+    from amoeba_export.evaluate import EvaluatedModel, ShapeQuality
     from amoeba_export.finetune.model import RunningSubnet
 
 GRID_WIDTHS = (1.0, 0.875, 0.75, 0.625, 0.5)
@@ -31,7 +31,7 @@ class Grid:
     widths: tuple[float, ...] = ()
 
 
-def artifact_subject(folder: Path, container: str | None) -> Subject:
+def artifact_subject(folder: Path, container: str | None) -> EvaluatedModel:
     """One format of an artifact.
 
     Raises:
@@ -39,7 +39,7 @@ def artifact_subject(folder: Path, container: str | None) -> Subject:
         InputError: It has none that can be evaluated.
     """
     from amoeba_export.application.resolve import read_plan
-    from amoeba_export.evaluate import ArtifactModel, Subject
+    from amoeba_export.evaluate import ArtifactModel, EvaluatedModel
     from amoeba_export.verify.reload import open_format
 
     manifest = read_manifest(folder)
@@ -57,7 +57,7 @@ def artifact_subject(folder: Path, container: str | None) -> Subject:
         raise UnknownName("format in this artifact", container, there)
     chosen = container or there[0]
     plan = read_plan(folder)
-    return Subject(
+    return EvaluatedModel(
         facts={"artifact": manifest.model, "format": chosen, "files": {f.path: f.sha256 for f in manifest.files}},
         tokenizer=folder / chosen,
         max_length=architecture.max_positions,
@@ -76,7 +76,7 @@ def supernet_subject(
     policy: str,
     dtype: str,
     progress: Progress,
-) -> Subject:
+) -> EvaluatedModel:
     """The masked supernet, read into memory when its first shape is run.
 
     Args:
@@ -94,7 +94,7 @@ def supernet_subject(
     """
     import torch
 
-    from amoeba_export.evaluate import Subject
+    from amoeba_export.evaluate import EvaluatedModel
     from amoeba_export.finetune.model import RunningSubnet, SlicedSupernet
     from amoeba_export.finetune.smol import adapters_at
     from amoeba_export.load import load_supernet
@@ -113,7 +113,7 @@ def supernet_subject(
         plan = plans[shape]
         return RunningSubnet(held[0], held[0].cut(plan), adapters_at(supernet.adapters, plan, device=held[0].device))
 
-    return Subject(
+    return EvaluatedModel(
         facts={
             "model": supernet.name,
             "inputs": {f"{item.role} {item.id}": item.sha256 for item in supernet.inputs},

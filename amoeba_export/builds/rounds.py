@@ -23,7 +23,7 @@ from typing import Generic, TypeVar
 import torch
 
 from amoeba_export.application.assemble import Cutter
-from amoeba_export.formats.write import Cut, write_cuts
+from amoeba_export.formats.write import WriteJob, write_cuts
 from amoeba_export.ir import Progress, Supernet
 from amoeba_export.materialize import stream_subnets
 
@@ -54,7 +54,7 @@ class _Waiting:
     """A cut that somebody waits for."""
 
     supernet: Supernet
-    cut: Cut
+    cut: WriteJob
     done: threading.Event = field(default_factory=threading.Event)
     error: BaseException | None = None
 
@@ -116,7 +116,7 @@ class Rounds:
     def _follow(self, position: int, export: Export[T], finished: list[tuple[int, T]]) -> None:
         taken = self._take(self._lanes)
 
-        def cutter(supernet: Supernet, cut: Cut, progress: Progress) -> None:
+        def cutter(supernet: Supernet, cut: WriteJob, progress: Progress) -> None:
             nonlocal taken
             waiting = _Waiting(supernet, cut)
             is_large = cut.subnet.architecture.num_params > LARGE_PARAMS
@@ -197,7 +197,7 @@ class Rounds:
                 thread.join(max(0.0, end - time.monotonic()))
 
 
-def _empty(cut: Cut) -> None:
+def _empty(cut: WriteJob) -> None:
     """Remove what a failed pass wrote."""
     for name in cut.dtypes:
         shutil.rmtree(cut.folder / name, ignore_errors=True)

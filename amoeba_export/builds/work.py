@@ -31,7 +31,7 @@ from amoeba_export.cache.kinds import Kind
 from amoeba_export.cache.sealed import SEAL_NAME
 from amoeba_export.cache.store import KEY_NAME
 from amoeba_export.errors import AmoebaError, QualityTooLow, explain
-from amoeba_export.formats.write import Cut
+from amoeba_export.formats.write import WriteJob
 from amoeba_export.ir import SILENT, Progress, Supernet, Workload
 from amoeba_export.ir.metric import better, mode_of
 
@@ -125,7 +125,7 @@ def _run_entry(task: EntryTask, cut: Cutter, stopped: threading.Event, progress:
     entry = task.entry
     shared_seconds = 0.0
 
-    def timed_cut(supernet: Supernet, one: Cut, listener: Progress) -> None:
+    def timed_cut(supernet: Supernet, one: WriteJob, listener: Progress) -> None:
         nonlocal shared_seconds
         begun = time.monotonic()
         try:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class KeptLayers:
     """Layers that stay, all at one width."""
 
     active: tuple[bool, ...]
@@ -42,7 +42,7 @@ class Cut:
 class Scorer(Protocol):
     """Scores cuts. A score depends on its cut and its batch alone, not on what is asked for together with it."""
 
-    def scores(self, cuts: Sequence[Cut], batches: range) -> list[NDArray[np.float64]]:
+    def scores(self, cuts: Sequence[KeptLayers], batches: range) -> list[NDArray[np.float64]]:
         """One array per cut: the scores of the batches' segments, in order."""
 
 
@@ -98,7 +98,7 @@ class LocalScorer:
         self._head = Head(stack)
 
     @torch.no_grad()
-    def scores(self, cuts: Sequence[Cut], batches: range) -> list[NDArray[np.float64]]:
+    def scores(self, cuts: Sequence[KeptLayers], batches: range) -> list[NDArray[np.float64]]:
         """See `Scorer`. Batches are taken together as far as their states fit into a quarter of the memory bound."""
         found: list[list[NDArray[np.float64]]] = [[] for _ in cuts]
         for width in dict.fromkeys(cut.width for cut in cuts):
@@ -126,7 +126,7 @@ class LocalScorer:
             size_bytes += batch_bytes
         return [*parts, range(start, batches.stop)]
 
-    def _walk(self, cuts: Sequence[Cut], chosen: Sequence[int], width: float, part: range) -> list[_Group]:
+    def _walk(self, cuts: Sequence[KeptLayers], chosen: Sequence[int], width: float, part: range) -> list[_Group]:
         """Take the chosen cuts through all layers; the groups that are left are distinct."""
         waiting: dict[int, list[int]] = {}
         for i in chosen:
@@ -140,7 +140,7 @@ class LocalScorer:
                 groups = self._through(layer_idx, groups, cuts, width)
         return groups
 
-    def _start(self, cut: Cut) -> int:
+    def _start(self, cut: KeptLayers) -> int:
         if cut.width != 1.0 or self._states is None:
             return 0
         return self._states.nearest(cut.first_removed)
@@ -150,7 +150,7 @@ class LocalScorer:
             return [self._states.read(boundary, batch_idx) for batch_idx in part]
         return [self._stack.embed(self._samples.batches[batch_idx].tokens_BT) for batch_idx in part]
 
-    def _through(self, layer_idx: int, groups: list[_Group], cuts: Sequence[Cut], width: float) -> list[_Group]:
+    def _through(self, layer_idx: int, groups: list[_Group], cuts: Sequence[KeptLayers], width: float) -> list[_Group]:
         """One layer: each group goes through it, around it, or parts into two."""
         after: list[_Group] = []
         module: nn.Module | None = None

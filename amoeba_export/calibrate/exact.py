@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from amoeba_export.calibrate.depth import Challenge
-from amoeba_export.calibrate.evaluator import Cut
+from amoeba_export.calibrate.evaluator import KeptLayers
 from amoeba_export.calibrate.ledger import Ledger
 from amoeba_export.errors import NotANumber
 from amoeba_export.ir.metric import better
@@ -33,20 +33,20 @@ class ExactJudge:
 
     def __call__(self, active: NDArray[np.bool_], bound: float | None = None) -> float:
         """The metric, or a value that is not better than `bound`."""
-        return self._measure([(Cut(tuple(map(bool, active))), bound)])[0]
+        return self._measure([(KeptLayers(tuple(map(bool, active))), bound)])[0]
 
     def judge(self, challenges: Sequence[Challenge]) -> list[float | None]:
         """The metric of each candidate that beats its rival."""
         bounds = [challenge.rival.metric if challenge.rival else None for challenge in challenges]
         metrics = self._measure(
-            [(Cut(challenge.active), bound) for challenge, bound in zip(challenges, bounds, strict=True)]
+            [(KeptLayers(challenge.active), bound) for challenge, bound in zip(challenges, bounds, strict=True)]
         )
         return [
             metric if bound is None or better(metric, bound, self._objective.mode) else None
             for metric, bound in zip(metrics, bounds, strict=True)
         ]
 
-    def _measure(self, candidates: Sequence[tuple[Cut, float | None]]) -> list[float]:
+    def _measure(self, candidates: Sequence[tuple[KeptLayers, float | None]]) -> list[float]:
         scores: list[list[float]] = [[] for _ in candidates]
         running = list(range(len(candidates)))
         for chunk_idx in range(len(self._ledger.chunks)):
@@ -61,7 +61,7 @@ class ExactJudge:
         return bound is not None and not better(self._objective.at_best(scores), bound, self._objective.mode)
 
 
-def check_number(scores: Sequence[float], cut: Cut, objective: Objective) -> None:
+def check_number(scores: Sequence[float], cut: KeptLayers, objective: Objective) -> None:
     """Raise `NotANumber` if a score is NaN."""
     if np.isnan(scores).any():
         raise NotANumber(objective.name, [layer for layer, keep in enumerate(cut.active) if not keep])

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from amoeba_export.calibrate.evaluator import Cut, LocalScorer, Widths
+from amoeba_export.calibrate.evaluator import KeptLayers, LocalScorer, Widths
 from amoeba_export.errors import AmoebaError, TargetError, TargetUnavailable
 from amoeba_export.ir import Supernet
 from amoeba_export.ir.metric import ObjectiveName
@@ -116,7 +116,7 @@ class RayScorer:
         self._workers = workers
         self._scoring = ray.put(scoring)
 
-    def scores(self, cuts: Sequence[Cut], batches: range) -> list[NDArray[np.float64]]:
+    def scores(self, cuts: Sequence[KeptLayers], batches: range) -> list[NDArray[np.float64]]:
         """See `Scorer`."""
         import ray
 
@@ -157,7 +157,9 @@ class _Worker:
         except AmoebaError as error:
             return "", error.what.rstrip(".")
 
-    def scores(self, key: str, scoring: Scoring, cuts: Sequence[Cut], batches: range) -> list[NDArray[np.float64]]:
+    def scores(
+        self, key: str, scoring: Scoring, cuts: Sequence[KeptLayers], batches: range
+    ) -> list[NDArray[np.float64]]:
         """Scores of a share of the cuts."""
         if self._opened is None:
             self._opened = LayerStack(self._open_model(), memory_bytes=self._memory_bytes)

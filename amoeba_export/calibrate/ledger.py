@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from amoeba_export.cache.sealed import sealed_line, unsealed_line
-from amoeba_export.calibrate.evaluator import Cut, Scorer
+from amoeba_export.calibrate.evaluator import KeptLayers, Scorer
 from amoeba_export.ir import SILENT, Progress
 from amoeba_export.model.samples import Samples
 from amoeba_export.replacing import replacing
@@ -56,7 +56,7 @@ class Ledger:
         if self._file is not None:
             self._file.close()
 
-    def chunk(self, cuts: Iterable[Cut], chunk_idx: int) -> dict[Cut, NDArray[np.float64]]:
+    def chunk(self, cuts: Iterable[KeptLayers], chunk_idx: int) -> dict[KeptLayers, NDArray[np.float64]]:
         """The scores of each cut in one chunk."""
         wanted = list(dict.fromkeys(cuts))
         batches = self.chunks[chunk_idx]
@@ -66,12 +66,12 @@ class Ledger:
             self._keep([(self._key(cut, batches), values) for cut, values in zip(missing, scores, strict=True)])
         return {cut: self._known[self._key(cut, batches)] for cut in wanted}
 
-    def all(self, cuts: Sequence[Cut]) -> list[NDArray[np.float64]]:
+    def all(self, cuts: Sequence[KeptLayers]) -> list[NDArray[np.float64]]:
         """The scores of each cut over all samples."""
         parts = [self.chunk(cuts, chunk_idx) for chunk_idx in range(len(self.chunks))]
         return [np.concatenate([part[cut] for part in parts]) for cut in cuts]
 
-    def _key(self, cut: Cut, batches: range) -> tuple[str, int, int]:
+    def _key(self, cut: KeptLayers, batches: range) -> tuple[str, int, int]:
         return str(cut), batches.start, batches.stop
 
     def _keep(self, entries: Sequence[tuple[tuple[str, int, int], NDArray[np.float64]]]) -> None:

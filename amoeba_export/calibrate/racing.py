@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from amoeba_export.calibrate.depth import Challenge
-from amoeba_export.calibrate.evaluator import Cut
+from amoeba_export.calibrate.evaluator import KeptLayers
 from amoeba_export.calibrate.exact import check_number
 from amoeba_export.calibrate.ledger import Ledger
 from amoeba_export.model.head import Objective
@@ -21,8 +21,8 @@ from amoeba_export.student_t import student_t
 class _Race:
     """One candidate against one rival; `gains` is how much better each segment is with the candidate."""
 
-    candidate: Cut
-    rival: Cut
+    candidate: KeptLayers
+    rival: KeptLayers
     gains: list[float] = field(default_factory=list)
     won: bool | None = None
 
@@ -49,7 +49,7 @@ class RacingJudge:
     def judge(self, challenges: Sequence[Challenge]) -> list[float | None]:
         """NaN for a candidate that wins, None for one that loses."""
         races = [
-            _Race(Cut(challenge.active), Cut(challenge.rival.active)) if challenge.rival else None
+            _Race(KeptLayers(challenge.active), KeptLayers(challenge.rival.active)) if challenge.rival else None
             for challenge in challenges
         ]
         running = [race for race in races if race is not None]

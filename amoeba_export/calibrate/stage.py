@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from amoeba_export.calibrate.depth import Challenge, Choice, Judge, fill_table
-from amoeba_export.calibrate.evaluator import Cut, LocalScorer, Scorer, Widths
+from amoeba_export.calibrate.evaluator import KeptLayers, LocalScorer, Scorer, Widths
 from amoeba_export.calibrate.exact import ExactJudge, check_number
 from amoeba_export.calibrate.fleet import RayFleet, Scoring
 from amoeba_export.calibrate.ledger import Ledger, all_at_once, doubling, one_by_one
-from amoeba_export.calibrate.quality import grid_depths, measure_quality, width_plans
 from amoeba_export.calibrate.racing import RacingJudge
 from amoeba_export.calibrate.recipe import Recipe
+from amoeba_export.calibrate.shapes import grid_depths, measure_quality, width_plans
 from amoeba_export.calibrate.width import measure_importance
 from amoeba_export.ir import SILENT, Importance, Progress, Shape, Strategy, Supernet
 from amoeba_export.model.head import Objective
@@ -219,7 +219,7 @@ class _Run:
 
 def _in_full(ledger: Ledger, objective: Objective, active: tuple[bool, ...]) -> float:
     """The metric over all samples."""
-    cut = Cut(active)
+    cut = KeptLayers(active)
     scores = ledger.all([cut])[0].tolist()
     check_number(scores, cut, objective)
     return objective.value(scores)

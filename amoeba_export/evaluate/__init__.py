@@ -2,7 +2,7 @@
 
 from amoeba_export.evaluate.choices import TaskScore, score_task
 from amoeba_export.evaluate.harness import Harness
-from amoeba_export.evaluate.measure import Measurement, Subject, measure_quality
+from amoeba_export.evaluate.measure import EvaluatedModel, Evaluation, measure_quality
 from amoeba_export.evaluate.model import ArtifactModel, LanguageModel
 from amoeba_export.evaluate.perplexity import TextScore, measure_perplexity, read_windows
 from amoeba_export.evaluate.quality import QualityFile, ShapeQuality, pareto, read_quality
@@ -10,12 +10,12 @@ from amoeba_export.evaluate.tasks import Task, read_tasks, task_names
 
 __all__ = [
     "ArtifactModel",
+    "EvaluatedModel",
+    "Evaluation",
     "Harness",
     "LanguageModel",
-    "Measurement",
     "QualityFile",
     "ShapeQuality",
-    "Subject",
     "Task",
     "TaskScore",
     "TextScore",

@@ -22,7 +22,7 @@ MAX_LENGTH = 2048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
+class EvaluatedModel:
     """What is measured.
 
     Attributes:
@@ -41,7 +41,7 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measurement:
+class Evaluation:
     """What is measured on it: a text, tasks of ours, tasks of lm-eval.
 
     Attributes:
@@ -60,7 +60,7 @@ class Measurement:
 
 
 def measure_quality(
-    subject: Subject, measurement: Measurement, *, out: Path | None = None, progress: Progress = SILENT
+    subject: EvaluatedModel, measurement: Evaluation, *, out: Path | None = None, progress: Progress = SILENT
 ) -> QualityFile:
     """Measure every shape that `out` does not have yet, and write it after each one.
 

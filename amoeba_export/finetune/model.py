@@ -22,7 +22,7 @@ from amoeba_export.model.rotary import Rotary
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Cut:
+class PreparedPlan:
     """A plan made ready to run: indices and compensation biases, computed once."""
 
     plan: SubnetPlan
@@ -77,13 +77,13 @@ class SlicedSupernet(nn.Module):
         """Where the weights are."""
         return self.embed_VD.device
 
-    def cut(self, plan: SubnetPlan) -> Cut:
+    def cut(self, plan: SubnetPlan) -> PreparedPlan:
         """Make `plan` ready to run.
 
         Raises:
             InputError: The plan compensates removed channels and the strategy has no means for it.
         """
-        return Cut(plan, tuple(self._layer_cut(layer, plan) for layer in plan.layers))
+        return PreparedPlan(plan, tuple(self._layer_cut(layer, plan) for layer in plan.layers))
 
     def _layer_cut(self, layer: LayerPlan, plan: SubnetPlan) -> LayerCut:
         """Kept for the next plan that cuts this layer alike, as all depths of one width do."""
@@ -99,7 +99,7 @@ class SlicedSupernet(nn.Module):
         self,
         input_ids_BT: torch.Tensor,
         *,
-        cut: Cut,
+        cut: PreparedPlan,
         low_rank: LowRank = unchanged,
         select_BT: torch.Tensor | None = None,
         segments_BT: torch.Tensor | None = None,
@@ -155,7 +155,7 @@ class RunningSubnet:
     """One subnet of a supernet in memory, for evaluation: nothing is trained and no noise is drawn."""
 
     model: SlicedSupernet
-    cut: Cut
+    cut: PreparedPlan
     low_rank: LowRank = unchanged
 
     @torch.no_grad()

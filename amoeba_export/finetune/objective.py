@@ -83,7 +83,7 @@ class Buffers:
         return kept[: rows * columns].view(rows, columns)
 
 
-class Objective:
+class TrainingLoss:
     """The losses of the subnets of one micro-batch, in order: the first one teaches, the others follow.
 
     Distillation is the cross-entropy -sum_v softmax(teacher / T)_v log softmax(student / T)_v, which differs from the

@@ -19,7 +19,7 @@ Row = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Batch:
+class PackedBatch:
     """One micro-batch.
 
     Attributes:
@@ -37,9 +37,9 @@ class Batch:
         """Without padding."""
         return int((self.segments_BT > 0).sum())
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> PackedBatch:
         """The same on `device`."""
-        return Batch(self.input_ids_BT.to(device), self.labels_BT.to(device), self.segments_BT.to(device))
+        return PackedBatch(self.input_ids_BT.to(device), self.labels_BT.to(device), self.segments_BT.to(device))
 
 
 class Batches:
@@ -63,7 +63,7 @@ class Batches:
         self._seed = seed
         self._epoch, self._first, self._rows = 0, 0, self._shuffled(0)
 
-    def at(self, index: int) -> Batch:
+    def at(self, index: int) -> PackedBatch:
         """The micro-batch at `index`, counted from 0 over all epochs. Rows that are left over join no batch."""
         if index < self._first:
             self._epoch, self._first, self._rows = 0, 0, self._shuffled(0)
@@ -90,7 +90,7 @@ class Batches:
             return [(int(i),) for i in order]
         return pack([len(example.tokens_T) for example in self._examples], order.tolist(), self._max_length)
 
-    def _collated(self, rows: Sequence[Row]) -> Batch:
+    def _collated(self, rows: Sequence[Row]) -> PackedBatch:
         lengths = [sum(len(self._examples[i].tokens_T) for i in row) for row in rows]
         shape = (len(rows), max(lengths))
         input_ids_BT = np.zeros(shape, dtype=np.int64)
@@ -105,7 +105,7 @@ class Batches:
                 labels_BT[b, place] = np.where(example.trained_T, example.tokens_T, IGNORED)
                 segments_BT[b, place] = segment
                 start = place.stop
-        return Batch(torch.from_numpy(input_ids_BT), torch.from_numpy(labels_BT), torch.from_numpy(segments_BT))
+        return PackedBatch(torch.from_numpy(input_ids_BT), torch.from_numpy(labels_BT), torch.from_numpy(segments_BT))
 
 
 def pack(lengths: Sequence[int], order: Sequence[int], max_length: int, *, open_rows: int = 32) -> list[Row]:

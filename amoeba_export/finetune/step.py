@@ -11,8 +11,8 @@ from transformers import get_scheduler
 
 from amoeba_export.errors import UsageError
 from amoeba_export.finetune.model import SlicedSupernet
-from amoeba_export.finetune.objective import Buffers, Objective, Positions
-from amoeba_export.finetune.packing import Batch
+from amoeba_export.finetune.objective import Buffers, Positions, TrainingLoss
+from amoeba_export.finetune.packing import PackedBatch
 from amoeba_export.finetune.settings import ObjectiveSettings, Settings
 from amoeba_export.finetune.smol import TrainedLowRank
 from amoeba_export.ir import Shape, SubnetPlan
@@ -38,14 +38,14 @@ class SandwichStep:
     loss_scale: float = 1.0
     buffers: Buffers = field(default_factory=Buffers)
 
-    def run(self, batch: Batch, shapes: Sequence[Shape], *, noise: GateNoise | None = None) -> Losses:
+    def run(self, batch: PackedBatch, shapes: Sequence[Shape], *, noise: GateNoise | None = None) -> Losses:
         """Add the gradients of `batch` under `shapes`, the first of which is trained on labels and teaches the others.
 
         Raises:
             UsageError: A loss that is not finite.
         """
         positions = Positions.of(batch.labels_BT, self.objective.mask)
-        objective = Objective(
+        objective = TrainingLoss(
             self.objective, positions, self.model.head_VD, num_followers=len(shapes) - 1, buffers=self.buffers
         )
         losses: Losses = []

@@ -60,7 +60,7 @@ def _with_good_advice(error: NotRepresentable, dense: DenseArchitecture) -> NotR
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cut:
+class WriteJob:
     """A subnet and where it goes.
 
     Attributes:
@@ -76,7 +76,7 @@ class Cut:
 
 
 def write_cuts(
-    cuts: Sequence[Cut], stream: Iterable[tuple[int, str, torch.Tensor]], *, progress: Progress = SILENT
+    cuts: Sequence[WriteJob], stream: Iterable[tuple[int, str, torch.Tensor]], *, progress: Progress = SILENT
 ) -> None:
     """Write subnets of one supernet, each weight of each computed once.
 
@@ -113,7 +113,7 @@ def write_cuts(
 
 
 @contextmanager
-def _shared_out(accept: _Accept, cuts: Sequence[Cut]) -> Iterator[_Accept]:
+def _shared_out(accept: _Accept, cuts: Sequence[WriteJob]) -> Iterator[_Accept]:
     """`accept` done by threads, each of which has cuts of its own, so that what one writer gets stays in order.
 
     A single cut is written by the caller. At most one weight waits for each thread. Leaving waits for all of them.
@@ -153,6 +153,6 @@ def write_formats(
     options: Mapping[str, Mapping[str, Any]] = {},
     progress: Progress = SILENT,
 ) -> None:
-    """Write one subnet: `Cut` says what the arguments are. Raises as `write_cuts`."""
-    cut = Cut(subnet=subnet, folder=folder, dtypes=dtypes, options=options)
+    """Write one subnet: `WriteJob` says what the arguments are. Raises as `write_cuts`."""
+    cut = WriteJob(subnet=subnet, folder=folder, dtypes=dtypes, options=options)
     write_cuts([cut], ((0, name, weight) for name, weight in subnet.stream()), progress=progress)

@@ -30,7 +30,7 @@ GATE_WEIGHTS = (*_GATE, *_NOISE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gate:
+class Routing:
     """What the gate says to one shape.
 
     Attributes:
@@ -58,7 +58,7 @@ class SmolAdapter:
     ) -> None:
         self._weights = weights
         self._modules = dict(modules)
-        self._gates: dict[tuple[tuple[int, ...], float], Gate] = {}
+        self._gates: dict[tuple[tuple[int, ...], float], Routing] = {}
         self.width_choices = width_choices
         self.top_k = top_k
         self.scale = scale
@@ -120,7 +120,7 @@ class SmolAdapter:
         """Supernet module names it changes."""
         return self._modules.keys()
 
-    def gate(self, active_layers: Sequence[int], width: float) -> Gate:
+    def gate(self, active_layers: Sequence[int], width: float) -> Routing:
         """The gate's answer to one shape, without noise.
 
         Args:
@@ -135,7 +135,7 @@ class SmolAdapter:
             self._gates[key] = self._ask(*key)
         return self._gates[key]
 
-    def gate_for(self, plan: SubnetPlan) -> Gate:
+    def gate_for(self, plan: SubnetPlan) -> Routing:
         """The gate's answer to a plan: at its `gate_width`, or at its shape's width where it names none."""
         width = plan.shape.width if plan.gate_width is None else plan.gate_width
         return self.gate(plan.active_layers(self.num_layers), width)
@@ -150,7 +150,7 @@ class SmolAdapter:
         b_OR = sum((score * self._read(b) for score, (_, b) in chosen), start=torch.zeros(()))
         return AdapterDelta(a_RI=a_RI, b_OR=b_OR, scale=self.scale)
 
-    def _ask(self, active_layers: tuple[int, ...], width: float) -> Gate:
+    def _ask(self, active_layers: tuple[int, ...], width: float) -> Routing:
         known = [idx for idx, choice in enumerate(self.width_choices) if abs(choice - width) < 1e-6]
         if not known:
             raise InputError(
@@ -165,7 +165,7 @@ class SmolAdapter:
         logits_E = w1 @ (w0 @ shape + bias0) + bias1
         top = logits_E.topk(self.top_k)
         scores_E = torch.zeros_like(logits_E).scatter(0, top.indices, torch.softmax(top.values, dim=0))
-        return Gate(scores_E=scores_E.to(torch.float32), indices=tuple(map(int, top.indices)))
+        return Routing(scores_E=scores_E.to(torch.float32), indices=tuple(map(int, top.indices)))
 
     def _read(self, name: str) -> torch.Tensor:
         return self._weights.read(name).to(torch.float32)

@@ -13,8 +13,8 @@ from amoeba_export.ir.pareto import pareto_front
 from amoeba_export.search.grid import grid_sketches
 from amoeba_export.search.layers import layers_sketches
 from amoeba_export.search.predict import Corrected, Counts, Predictor, counts_of
-from amoeba_export.search.quality import QualitySurface, quality_surface
 from amoeba_export.search.space import NOTHING_SEEN, Candidate, Limits, Problem, SearchResult, Seen, Sketch
+from amoeba_export.search.surface import QualitySurface, quality_surface
 
 
 def search_plan(problem: Problem, predictor: Predictor, seen: Seen = NOTHING_SEEN) -> SearchResult:

@@ -7,8 +7,8 @@ from functools import partial
 
 from amoeba_export.ir import Architecture, DenseArchitecture, Policy, Shape, Strategy, SubnetPlan
 from amoeba_export.ir.derive import Unit, derive_plan
-from amoeba_export.search.quality import quality_surface
 from amoeba_export.search.space import Sketch
+from amoeba_export.search.surface import quality_surface
 
 WIDTHS_PER_UNIT = 100
 """Widths are hundredths: fine enough to use a budget, and exact in a shape's text."""

@@ -17,8 +17,8 @@ from amoeba_export.ir.plan import nearest_gate_width
 from amoeba_export.search.importance import Retained
 from amoeba_export.search.knapsack import solve_knapsack
 from amoeba_export.search.predict import Corrected
-from amoeba_export.search.quality import quality_surface
 from amoeba_export.search.space import Limits, Sketch
+from amoeba_export.search.surface import quality_surface
 
 NUM_FFN_OPTIONS = 32
 """Neuron counts that a layer may have, evenly spaced, besides none."""
@@ -74,7 +74,7 @@ def layers_sketches(
         strategy,
         coordinate=lambda shape: retained.share(derive_plan(strategy, architecture, shape, policy=policy)),
     )
-    options = _Options(architecture, align, strategy.compensation)
+    options = _LayerChoices(architecture, align, strategy.compensation)
     constraints = _constraints(predictor, limits)
     sketches = []
     for _, active in sorted(strategy.depth.items()):
@@ -104,7 +104,7 @@ class _Costs(NamedTuple):
     ffn: FloatArray
 
 
-class _Options:
+class _LayerChoices:
     """What a layer of `architecture` may keep."""
 
     def __init__(self, architecture: Architecture, align: int, compensation: Compensation) -> None:
@@ -179,7 +179,7 @@ def _mixtures(num_constraints: int) -> list[tuple[float, ...]]:
 
 
 def _solutions(
-    kept: Sequence[int], retained: Retained, options: _Options, constraints: Sequence[_Constraint]
+    kept: Sequence[int], retained: Retained, options: _LayerChoices, constraints: Sequence[_Constraint]
 ) -> Iterator[tuple[tuple[LayerCounts, ...], float]]:
     """Solutions for the layers `kept` at several capacities, without repeats, each with what it retains."""
     parts = [options.costs(constraint.cost, kept) for constraint in constraints]
@@ -234,7 +234,7 @@ def _plan(
     layers: Sequence[LayerCounts],
     gate_widths: Sequence[float],
 ) -> SubnetPlan:
-    shape = _shape(_Options(architecture, 1, strategy.compensation).dense(layers))
+    shape = _shape(_LayerChoices(architecture, 1, strategy.compensation).dense(layers))
     plan = SubnetPlan(
         shape=shape,
         policy="adaptive",

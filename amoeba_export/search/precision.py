@@ -10,8 +10,8 @@ from amoeba_export.errors import NothingFits, NothingLoads
 from amoeba_export.ir import DenseArchitecture
 from amoeba_export.ir.metric import badness
 from amoeba_export.search.grid import grid_sketches
-from amoeba_export.search.quality import quality_surface
 from amoeba_export.search.space import Problem, SearchResult
+from amoeba_export.search.surface import quality_surface
 
 FASTER_THAN_ITS_SHARE = 0.8
 """A cut takes at least its share of the weights times the full model's time, and overheads besides. Small models lie

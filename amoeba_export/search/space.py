@@ -20,7 +20,7 @@ from amoeba_export.ir import (
 )
 from amoeba_export.ir.derive import Unit
 from amoeba_export.ir.metric import Mode, mode_of
-from amoeba_export.search.quality import Quality
+from amoeba_export.search.surface import Quality
 
 Space = Literal["grid", "layers"]
 """`grid`: depth x width, as in the paper. `layers`: heads and neurons of each layer on their own."""

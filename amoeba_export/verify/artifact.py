@@ -156,7 +156,7 @@ def verify_artifact(
                 dtypes = check_weights(folder / name, stored, wanted)
                 opened = open_format(name, folder)
                 check_storage(folder / name, dtypes, opened, wanted)
-                subjects.append(_Subject(name, folder / name, stored, opened, ask(opened, prompts, NUM_GREEDY)))
+                subjects.append(_OpenedFormat(name, folder / name, stored, opened, ask(opened, prompts, NUM_GREEDY)))
             advance(1)
         reference = reference_of(supernet, plan, prompts, {subject.answer.tokens for subject in subjects})
         advance(1)
@@ -169,7 +169,7 @@ def verify_artifact(
 
 
 @dataclass(frozen=True, slots=True)
-class _Subject:
+class _OpenedFormat:
     """One format, its weights compared and its answers given."""
 
     name: str
@@ -191,7 +191,7 @@ def _running(folder: Path) -> Iterator[None]:
 
 
 def _judge(
-    subject: _Subject,
+    subject: _OpenedFormat,
     supernet: Supernet,
     plan: SubnetPlan,
     prompts: Sequence[torch.Tensor],

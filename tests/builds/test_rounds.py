@@ -12,7 +12,7 @@ import torch
 from amoeba_export.application.assemble import Cutter
 from amoeba_export.builds import rounds
 from amoeba_export.builds.rounds import Export, Rounds
-from amoeba_export.formats.write import Cut
+from amoeba_export.formats.write import WriteJob
 from amoeba_export.ir import SILENT
 from amoeba_export.materialize import materialize_subnet
 from tests.materialize.subnets import open_supernet, plan_for
@@ -68,7 +68,7 @@ def exports(tiny_dirs: dict[str, Path], tmp_path: Path) -> Exports:
                 before.hold(until=lambda: before.most > 1, seconds=SOON_S)
                 subnet = materialize_subnet(supernet, plan_for(supernet, "3x0.6"))
                 folder.mkdir()
-                cutter(supernet, Cut(subnet=subnet, folder=folder, dtypes={"safetensors": "fp32"}), SILENT)
+                cutter(supernet, WriteJob(subnet=subnet, folder=folder, dtypes={"safetensors": "fp32"}), SILENT)
                 assert (folder / "safetensors" / "model.safetensors").is_file()
                 after.hold(until=lambda: after.most > 1, seconds=PATIENCE_S if meets > 1 else SOON_S)
                 return torch.get_num_threads()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from amoeba_export.calibrate.depth import fill_table, search_depth
-from amoeba_export.calibrate.evaluator import Cut, LocalScorer
+from amoeba_export.calibrate.evaluator import KeptLayers, LocalScorer
 from amoeba_export.calibrate.exact import ExactJudge
 from amoeba_export.calibrate.ledger import Ledger, all_at_once, one_by_one
 from amoeba_export.errors import NotANumber
@@ -23,9 +23,9 @@ SAMPLES = random_samples()
 RESIDENT = 10**9
 
 
-def random_cuts(count: int, num_layers: int = 6) -> list[Cut]:
+def random_cuts(count: int, num_layers: int = 6) -> list[KeptLayers]:
     rng = random.Random(0)
-    return [Cut(tuple(rng.random() < 0.6 for _ in range(num_layers))) for _ in range(count)]
+    return [KeptLayers(tuple(rng.random() < 0.6 for _ in range(num_layers))) for _ in range(count)]
 
 
 def scorer(
@@ -38,7 +38,7 @@ def scorer(
 
 def test_losses_are_those_of_the_whole_model(supernet: Supernet, tmp_path: Path) -> None:
     model, objective = whole_model(supernet), Objective("loss", SAMPLES)
-    cuts = [Cut((True,) * 6), *random_cuts(8)]
+    cuts = [KeptLayers((True,) * 6), *random_cuts(8)]
     _, ours = scorer(supernet, tmp_path)
     for cut, scores in zip(cuts, ours.scores(cuts, range(3)), strict=True):
         assert objective.value(scores.tolist()) == pytest.approx(plain_loss(model, cut.active, SAMPLES), rel=1e-5)
@@ -60,16 +60,16 @@ def test_a_score_depends_on_nothing_else_that_is_asked(supernet: Supernet, tmp_p
 
 def test_what_cuts_share_is_computed_once(supernet: Supernet, tmp_path: Path) -> None:
     stack, ours = scorer(supernet, tmp_path)
-    ours.scores([Cut((True,) * 6)], range(3))
+    ours.scores([KeptLayers((True,) * 6)], range(3))
     tokens = SAMPLES.num_tokens
     assert stack.work.layer_tokens == 6 * tokens  # the shared states
     stack.work.layer_tokens = 0
     # Layers 3, 4, 5 of the first; the second has 3 and 4 in common with it; the third parts at once.
     ours.scores(
         [
-            Cut((True, True, False, True, True, True)),
-            Cut((True, True, False, True, True, False)),
-            Cut((True, True, False, False, True, True)),
+            KeptLayers((True, True, False, True, True, True)),
+            KeptLayers((True, True, False, True, True, False)),
+            KeptLayers((True, True, False, False, True, True)),
         ],
         range(3),
     )
@@ -155,7 +155,7 @@ def choices() -> Samples:
 @torch.no_grad()
 def test_accuracy_looks_at_the_answer_token_alone(supernet: Supernet) -> None:
     samples, stack = choices(), LayerStack(supernet, memory_bytes=RESIDENT)
-    found = LocalScorer(stack, samples, "accuracy").scores([Cut((True,) * 6)], range(1))[0]
+    found = LocalScorer(stack, samples, "accuracy").scores([KeptLayers((True,) * 6)], range(1))[0]
     model = whole_model(supernet)
     right = []
     for tokens, letters, target in (([9, 10, 3], [4, 5, 6], 5), ([11, 3], [6, 5], 6)):
@@ -175,14 +175,14 @@ def test_accuracy_is_lost_when_right_answers_would_not_do() -> None:
 
 def test_perplexity_is_the_exponential_of_the_loss(supernet: Supernet) -> None:
     scores = LocalScorer(LayerStack(supernet, memory_bytes=RESIDENT), SAMPLES, "perplexity").scores(
-        [Cut((True,) * 6)], range(3)
+        [KeptLayers((True,) * 6)], range(3)
     )[0]
     loss = Objective("loss", SAMPLES).value(scores.tolist())
     assert Objective("perplexity", SAMPLES).value(scores.tolist()) == pytest.approx(np.exp(loss))
 
 
 def test_a_vocabulary_in_blocks(supernet: Supernet, monkeypatch: pytest.MonkeyPatch) -> None:
-    stack, cuts = LayerStack(supernet, memory_bytes=RESIDENT), [Cut((True,) * 6)]
+    stack, cuts = LayerStack(supernet, memory_bytes=RESIDENT), [KeptLayers((True,) * 6)]
     whole = LocalScorer(stack, SAMPLES, "loss").scores(cuts, range(3))[0]
     monkeypatch.setattr("amoeba_export.model.head.MIN_BLOCK", 7)
     monkeypatch.setattr("amoeba_export.model.head.LOGIT_BYTES", 1)

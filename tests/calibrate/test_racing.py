@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from amoeba_export.calibrate.depth import Challenge, Choice, fill_table
-from amoeba_export.calibrate.evaluator import Cut
+from amoeba_export.calibrate.evaluator import KeptLayers
 from amoeba_export.calibrate.exact import ExactJudge
 from amoeba_export.calibrate.ledger import Ledger, doubling, one_by_one
 from amoeba_export.calibrate.racing import RacingJudge
@@ -25,7 +25,7 @@ class Made:
         self.costs_L = rng.random(num_layers)
         self.base = rng.random(SAMPLES.num_segments) * 20
         self.noise = noise
-        self.segments: dict[Cut, int] = {}
+        self.segments: dict[KeptLayers, int] = {}
 
     def scores(self, cuts, batches):
         per_batch = SAMPLES.batches[0].num_segments

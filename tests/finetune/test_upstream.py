@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from amoeba_export.finetune import objective
 from amoeba_export.finetune.adapter import WEIGHTS, read_weights, saved_weights
 from amoeba_export.finetune.model import SlicedSupernet
-from amoeba_export.finetune.objective import Buffers, Objective, Positions
+from amoeba_export.finetune.objective import Buffers, Positions, TrainingLoss
 from amoeba_export.finetune.settings import LowRankSettings, MaskForm, ObjectiveSettings
 from amoeba_export.finetune.smol import TrainedLowRank
 from amoeba_export.ir import Shape, Supernet
@@ -83,7 +83,7 @@ def run_step(
     input_ids_BT, labels_BT = torch.from_numpy(recorded["input_ids"]), torch.from_numpy(recorded["labels"])
     positions = Positions.of(labels_BT, mask)
     settings = ObjectiveSettings(kd_weight=float(recorded["kd_weight"]), mask=mask)
-    losses_of = Objective(
+    losses_of = TrainingLoss(
         settings, positions, model.head_VD, num_followers=len(recorded["active"]) - 1, buffers=Buffers()
     )
     low_rank.zero_grad()
@@ -126,7 +126,7 @@ def test_the_soft_loss_and_its_gradient_are_the_recorded_ones(
     counts_P = recorded["mask"].bool().flatten() if masked else select_BT.flatten()
     positions = Positions(select_BT, torch.zeros(counts_P.shape, dtype=torch.int64), counts_P)
     settings = ObjectiveSettings(temperature=temperature, balance=False)
-    losses = Objective(settings, positions, torch.eye(vocab_size), num_followers=1, buffers=Buffers())
+    losses = TrainingLoss(settings, positions, torch.eye(vocab_size), num_followers=1, buffers=Buffers())
     losses(recorded["teacher"].flatten(0, -2))
     loss = losses(student_BTV.flatten(0, -2))
     loss.total.backward()

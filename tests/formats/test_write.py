@@ -12,7 +12,7 @@ import pytest
 from amoeba_export.errors import NotRepresentable, WeightsMismatch
 from amoeba_export.formats import FORMATS
 from amoeba_export.formats.shards import SafetensorsWriter
-from amoeba_export.formats.write import Cut, format_dtypes, write_cuts, write_formats
+from amoeba_export.formats.write import WriteJob, format_dtypes, write_cuts, write_formats
 from amoeba_export.ir import SubnetPlan, Supernet
 from amoeba_export.materialize import materialize_subnet, stream_subnets
 from tests.materialize.subnets import open_supernet, plan_for
@@ -26,12 +26,12 @@ def supernet(tiny_dirs: dict[str, Path]) -> Supernet:
     return open_supernet(tiny_dirs["llama"])
 
 
-def cuts(supernet: Supernet, folder: Path) -> list[Cut]:
+def cuts(supernet: Supernet, folder: Path) -> list[WriteJob]:
     made = []
     for shape in SHAPES:
         (folder / shape).mkdir(parents=True)
         subnet = materialize_subnet(supernet, plan_for(supernet, shape))
-        made.append(Cut(subnet=subnet, folder=folder / shape, dtypes=DTYPES))
+        made.append(WriteJob(subnet=subnet, folder=folder / shape, dtypes=DTYPES))
     return made
 
 

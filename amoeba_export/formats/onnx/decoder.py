@@ -27,7 +27,7 @@ class Stream:
 
 
 @dataclass(frozen=True, slots=True)
-class Cache:
+class LayerCache:
     """The KV cache of one layer, [batch, kv_heads, tokens, head_dim] each."""
 
     key: Value
@@ -67,7 +67,7 @@ class Dialect(Protocol):
     def scale(self, x: Value, factor: float, name: str) -> Value:
         """A tensor times a number."""
 
-    def attention(self, layer: int, dims: LayerDims, x: Value, past: Cache) -> tuple[Value, Cache]:
+    def attention(self, layer: int, dims: LayerDims, x: Value, past: LayerCache) -> tuple[Value, LayerCache]:
         """Attention up to and including the product that writes into the stream, without its bias."""
 
     def mlp(self, layer: int, dims: LayerDims, x: Value) -> Value:
@@ -86,7 +86,7 @@ def record_decoder(
     attention_mask = recorder.input("attention_mask", DataType.INT64, ("batch", "total"))
     with_attention = [layer for layer in dense.layers if layer.num_heads]
     pasts = [
-        Cache(
+        LayerCache(
             *(
                 recorder.input(
                     f"past_key_values.{i}.{kind}", dtype, ("batch", layer.num_kv_heads, "past", base.head_dim)
@@ -99,7 +99,7 @@ def record_decoder(
     dialect.prepare(input_ids, attention_mask)
     blocks = _Blocks(base, names, dialect)
     stream = Stream(dialect.embed(input_ids))
-    presents: list[Cache] = []
+    presents: list[LayerCache] = []
     for i, layer in enumerate(dense.layers):
         made = None
         if layer.num_heads:

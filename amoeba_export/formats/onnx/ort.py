@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from amoeba_export.formats.onnx.decoder import Cache, Stream
+from amoeba_export.formats.onnx.decoder import LayerCache, Stream
 from amoeba_export.formats.onnx.elementwise import capped, scaled, temperature
 from amoeba_export.formats.onnx.graph import Recorder, Value
 from amoeba_export.formats.onnx.names import Names
@@ -158,7 +158,7 @@ class OrtDialect:
         """See `Dialect`."""
         return scaled(x, factor, name, self._recorder, self._precision.activation)
 
-    def attention(self, layer: int, dims: LayerDims, x: Value, past: Cache) -> tuple[Value, Cache]:
+    def attention(self, layer: int, dims: LayerDims, x: Value, past: LayerCache) -> tuple[Value, LayerCache]:
         """See `Dialect`."""
         base, kind = self._architecture, self._dense.kind(dims)
         assert self._rows
@@ -201,7 +201,7 @@ class OrtDialect:
             **({"softcap": base.attention_softcap} if base.attention_softcap else {}),
         )
         output = self._linear(context, layer, {"o": base.hidden_size}, widths["q"], bias=False)
-        return output, Cache(key, value)
+        return output, LayerCache(key, value)
 
     def _turned(self, x: Value, turn: Turn, num_heads: int, node: str) -> Value:
         """`x` [batch, sequence, heads * head_dim] turned by rows of a table that GroupQueryAttention does not find."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from amoeba_export.formats.onnx.datatype import DataType
-from amoeba_export.formats.onnx.decoder import Cache, Stream
+from amoeba_export.formats.onnx.decoder import LayerCache, Stream
 from amoeba_export.formats.onnx.elementwise import activated, capped, scaled, temperature
 from amoeba_export.formats.onnx.graph import Recorder, Value
 from amoeba_export.formats.onnx.masks import score_biases
@@ -159,7 +159,7 @@ class StandardDialect:
         """See `Dialect`."""
         return scaled(x, factor, name, self._recorder, self._dtype)
 
-    def attention(self, layer: int, dims: LayerDims, x: Value, past: Cache) -> tuple[Value, Cache]:
+    def attention(self, layer: int, dims: LayerDims, x: Value, past: LayerCache) -> tuple[Value, LayerCache]:
         """See `Dialect`."""
         base, op, constant = self._architecture, self._recorder.op, self._recorder.constant
         assert self._shared
@@ -196,7 +196,7 @@ class StandardDialect:
         width = dims.num_heads * base.head_dim
         flat = op("Reshape", [context_BSNH, constant(f"width_{width}", [0, 0, width])], name=f"{node}/context_flat")
         output = self._linear(flat, "o", layer, base.hidden_size, width, bias=False)
-        return output, Cache(key_BKTH, value_BKTH)
+        return output, LayerCache(key_BKTH, value_BKTH)
 
     def mlp(self, layer: int, dims: LayerDims, x: Value) -> Value:
         """See `Dialect`."""

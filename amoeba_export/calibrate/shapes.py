@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from amoeba_export.calibrate.evaluator import Cut
+from amoeba_export.calibrate.evaluator import KeptLayers
 from amoeba_export.calibrate.exact import check_number
 from amoeba_export.calibrate.ledger import Ledger
 from amoeba_export.calibrate.recipe import QualityRecipe
@@ -59,7 +59,7 @@ def measure_quality(
     quality: dict[Shape, float] = {}
     with progress.track("Measuring shapes", len(widths) * len(removed)) as advance:
         for width in widths:
-            cuts = {m: Cut(tuple(map(bool, depth[m])), width) for m in removed}
+            cuts = {m: KeptLayers(tuple(map(bool, depth[m])), width) for m in removed}
             for (m, cut), scores in zip(cuts.items(), ledger.all(list(cuts.values())), strict=True):
                 check_number(scores.tolist(), cut, objective)
                 quality[Shape(len(cut.active) - m, width)] = objective.value(scores.tolist())
