@@ -31,7 +31,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from amoeba_export.finetune.model import SlicedSupernet
-from amoeba_export.finetune.packing import Batch
+from amoeba_export.finetune.packing import PackedBatch
 from amoeba_export.finetune.settings import TARGETS, LowRankSettings, ObjectiveSettings
 from amoeba_export.finetune.smol import TrainedLowRank
 from amoeba_export.finetune.step import SandwichStep
@@ -77,7 +77,7 @@ def jobs(supernet: Supernet, rows: int, length: int, rank: int) -> tuple[dict[st
     assert supernet.strategy is not None
     torch.manual_seed(0)
     input_ids_BT = torch.randint(0, architecture.vocab_size, (rows, length))
-    batch = Batch(input_ids_BT, input_ids_BT, torch.ones_like(input_ids_BT))
+    batch = PackedBatch(input_ids_BT, input_ids_BT, torch.ones_like(input_ids_BT))
     settings = LowRankSettings(rank=rank)
     low_rank = TrainedLowRank(
         supernet.family, architecture, settings, WIDTHS, generator=torch.Generator().manual_seed(0)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from amoeba_export.errors import EmptyData, InputError
-from amoeba_export.reading.questions import Question, read_question
+from amoeba_export.reading.questions import MultipleChoice, read_question
 from amoeba_export.reading.records import read_text, records_in, text_field
 
 MAX_BYTES = 16 * 2**20
@@ -79,7 +79,7 @@ def read_documents(recipe: DataRecipe) -> list[str]:
     return documents
 
 
-def read_questions(recipe: DataRecipe) -> list[Question]:
+def read_questions(recipe: DataRecipe) -> list[MultipleChoice]:
     """The multiple-choice questions of `recipe`: records with `question` (or `context`), `choices` and `answer`.
 
     Raises:

@@ -15,7 +15,7 @@ import torch
 from amoeba_export.errors import InputError, TooFewSamples
 from amoeba_export.model.data import DataRecipe, read_documents, read_questions, source_name
 from amoeba_export.model.tokenizer import open_tokenizer
-from amoeba_export.reading.questions import LETTERS, Question
+from amoeba_export.reading.questions import ANSWER, LETTERS, MultipleChoice
 
 SEGMENT = 16
 """Tokens of text that make one score."""
@@ -177,13 +177,13 @@ def text_batches(windows: Sequence[Sequence[int]], size: int, *, scored: int | N
 
 
 def choice_samples(
-    questions: Sequence[Question], tokenizer: Tokenizer, recipe: DataRecipe, rng: random.Random
+    questions: Sequence[MultipleChoice], tokenizer: Tokenizer, recipe: DataRecipe, rng: random.Random
 ) -> tuple[Samples, Samples]:
     """One prompt per question; prompts longer than `recipe.window` are left out."""
     letters = _letter_tokens(tokenizer, max(len(question.choices) for question in questions))
     shuffled = rng.sample(questions, len(questions))
     wanted = recipe.samples + recipe.heldout
-    chosen: list[tuple[list[int], Question]] = []
+    chosen: list[tuple[list[int], MultipleChoice]] = []
     for question in shuffled:
         if len(chosen) == wanted:
             break
@@ -203,11 +203,11 @@ def choice_samples(
 
 
 def _letter_tokens(tokenizer: Tokenizer, count: int) -> list[int]:
-    """The token that each letter is after `Answer:`."""
-    plain = tokenizer.encode("Answer:", add_special_tokens=False)
+    """The token that each letter is after `ANSWER`."""
+    plain = tokenizer.encode(ANSWER, add_special_tokens=False)
     letters: list[int] = []
     for letter in LETTERS[:count]:
-        ids = tokenizer.encode(f"Answer: {letter}", add_special_tokens=False)
+        ids = tokenizer.encode(f"{ANSWER} {letter}", add_special_tokens=False)
         if len(ids) != len(plain) + 1 or ids[:-1] != plain or ids[-1] in (*letters, tokenizer.unk_token_id):
             raise InputError(
                 f"This model's tokenizer has no token of its own for the answer '{letter}'.",
@@ -217,7 +217,9 @@ def _letter_tokens(tokenizer: Tokenizer, count: int) -> list[int]:
     return letters
 
 
-def _choice_batches(chosen: Sequence[tuple[list[int], Question]], letters: Sequence[int], size: int) -> list[Batch]:
+def _choice_batches(
+    chosen: Sequence[tuple[list[int], MultipleChoice]], letters: Sequence[int], size: int
+) -> list[Batch]:
     batches = []
     for start in range(0, len(chosen), size):
         group = chosen[start : start + size]

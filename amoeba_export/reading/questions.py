@@ -10,12 +10,15 @@ from typing import Any
 from amoeba_export.errors import BadRecord
 from amoeba_export.reading.records import checked_field, text_field
 
+ANSWER = "Answer:"
+"""Ends a question; the letter of the choice comes next."""
+
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """Of the choices, in their order. There are no more choices than letters."""
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class MultipleChoice:
     """One multiple-choice question; `answer` is the position of the right choice."""
 
     question: str
@@ -24,9 +27,9 @@ class Question:
 
     @property
     def prompt(self) -> str:
-        """The zero-shot form of MMLU: the question, one lettered line per choice, and `Answer:`."""
+        """The zero-shot form of MMLU: the question, one lettered line per choice, and `ANSWER`."""
         lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, self.choices, strict=False)]
-        return "\n".join([self.question, *lines, "Answer:"])
+        return "\n".join([self.question, *lines, ANSWER])
 
     @property
     def answered(self) -> str:
@@ -34,7 +37,7 @@ class Question:
         return f"{self.prompt} {LETTERS[self.answer]}. {self.choices[self.answer]}"
 
 
-def read_question(record: Mapping[str, Any], path: str | Path, line: int, **wording: str) -> Question:
+def read_question(record: Mapping[str, Any], path: str | Path, line: int, **wording: str) -> MultipleChoice:
     """The question of a record with `question` (or `context`), `choices` and `answer`.
 
     Args:
@@ -60,4 +63,4 @@ def read_question(record: Mapping[str, Any], path: str | Path, line: int, **word
     answer = checked_field(record, "answer", path, line, **wording)
     if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
         raise bad(f"has the answer {answer!r}, which is no position in its choices")
-    return Question(question, tuple(choices), answer)
+    return MultipleChoice(question, tuple(choices), answer)

@@ -14,7 +14,7 @@ from amoeba_export.errors import InputError
 from amoeba_export.ir import Supernet
 from amoeba_export.model.data import DataRecipe
 from amoeba_export.model.samples import Samples, choice_samples, read_samples, text_batches
-from amoeba_export.reading.questions import Question
+from amoeba_export.reading.questions import MultipleChoice
 from tests.model.models import WORDS, random_text
 
 Write = Callable[[str, bytes], DataRecipe]
@@ -64,11 +64,11 @@ def test_documents_of_a_jsonl_file_are_joined_by_end_tokens(write: Write, supern
 
 
 def test_a_question_is_asked_as_in_mmlu(supernet: Supernet) -> None:
-    question = Question("w5 ?", ("w1", "w2", "w3"), 2)
+    question = MultipleChoice("w5 ?", ("w1", "w2", "w3"), 2)
     assert question.prompt == "w5 ?\nA. w1\nB. w2\nC. w3\nAnswer:"
     tokenizer = AutoTokenizer.from_pretrained(supernet.folder)
     recipe = DataRecipe(file="x", kind="choices", window=40, samples=1, heldout=1, batch=2)
-    short = Question("w5", ("w1", "w2"), 0)
+    short = MultipleChoice("w5", ("w1", "w2"), 0)
     search, heldout = choice_samples([question, short], tokenizer, recipe, random.Random(0))
     found = sorted((*search.batches, *heldout.batches), key=lambda batch: batch.tokens_BT.shape[1])
     assert [WORDS[batch.targets_S[0]] for batch in found] == ["A", "C"]
@@ -81,7 +81,7 @@ def test_a_question_is_asked_as_in_mmlu(supernet: Supernet) -> None:
 
 def test_padding_comes_last(supernet: Supernet) -> None:
     tokenizer = AutoTokenizer.from_pretrained(supernet.folder)
-    questions = [Question("w5 w6 w7", ("w1", "w2"), 0), Question("w5", ("w1", "w2"), 1)]
+    questions = [MultipleChoice("w5 w6 w7", ("w1", "w2"), 0), MultipleChoice("w5", ("w1", "w2"), 1)]
     recipe = DataRecipe(file="x", kind="choices", window=40, samples=2, heldout=0, batch=2)
     batch = choice_samples(questions, tokenizer, recipe, random.Random(0))[0].batches[0]
     assert sorted(batch.lengths_B.tolist()) == [6, 8]
