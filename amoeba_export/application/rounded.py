@@ -36,7 +36,7 @@ FORMAT = "onnx"
 RECIPE = "fast"
 """Whose texts are used."""
 
-TOKENS = 4096
+TOKENS = 16384
 """Of them."""
 
 

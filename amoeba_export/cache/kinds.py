@@ -39,12 +39,12 @@ class Kind:
 
 _HASHING = Algorithm(name="hashing", version=1)
 _UNPACKING = Algorithm(name="unpacking", version=3)
-_CALIBRATION = Algorithm(name="calibration", version=2)
+_CALIBRATION = Algorithm(name="calibration", version=3)
 _WRITING = Algorithm(name="writing", version=3)
 """The format writers: graphs, quantization, equalization."""
-_COMPARING = Algorithm(name="comparing", version=2)
-_REFITTING = Algorithm(name="refitting", version=1)
-_CHOOSING_INTEGERS = Algorithm(name="choosing integers", version=2)
+_COMPARING = Algorithm(name="comparing", version=3)
+_REFITTING = Algorithm(name="refitting", version=2)
+_CHOOSING_INTEGERS = Algorithm(name="choosing integers", version=3)
 _MEASURING = Algorithm(name="measuring", version=2)
 _REFINING = Algorithm(name="refining", version=1)
 

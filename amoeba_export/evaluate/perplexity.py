@@ -12,6 +12,7 @@ from amoeba_export.errors import InputError
 from amoeba_export.evaluate.likelihood import log_likelihoods
 from amoeba_export.evaluate.model import LanguageModel
 from amoeba_export.ir import SILENT, Progress
+from amoeba_export.model.samples import in_a_row, opening_of, windows_of
 from amoeba_export.reading.records import read_text
 
 WHAT = "evaluation text"
@@ -39,19 +40,18 @@ def read_windows(path: Path, tokenizer: Any, *, window: int, limit: int | None =
 
     Args:
         path: A text file; all of it is one text.
-        tokenizer: Of transformers. Its opening token, if it adds one, is only at the start of the text.
-        window: Tokens.
+        tokenizer: Of transformers. Every window opens as it opens a text.
+        window: Tokens, the opening among them.
         limit: The first so many windows, or None for all.
 
     Raises:
         InputError: The file is missing, empty, not text, or shorter than one window.
     """
-    # Not verbose: it would warn of a text that is longer than the model takes, and only windows of it are run.
-    tokens = tokenizer(read_text(path, what=WHAT), verbose=False)["input_ids"]
-    windows = [list(tokens[start : start + window]) for start in range(0, len(tokens) - window + 1, window)]
+    tokens, opening = in_a_row([read_text(path, what=WHAT)], tokenizer), opening_of(tokenizer)
+    windows = windows_of(tokens, window, opening)
     if not windows:
         raise InputError(
-            f"The evaluation text has {len(tokens)} tokens, fewer than one window of {window}.",
+            f"The evaluation text has {len(opening) + len(tokens)} tokens, fewer than one window of {window}.",
             where=path,
             next_step="Give a longer text, or a smaller --window.",
         )

@@ -124,7 +124,7 @@ def text_samples(
 ) -> tuple[Samples, Samples]:
     """Windows of `recipe.window` tokens that do not overlap, cut from all documents in a row."""
     ids = in_a_row(documents, tokenizer)
-    everything = windows_of(ids, recipe.window)
+    everything = windows_of(ids, recipe.window, opening_of(tokenizer))
     wanted = recipe.samples + recipe.heldout
     if len(everything) < wanted:
         raise TooFewSamples(
@@ -149,9 +149,18 @@ def in_a_row(documents: Sequence[str], tokenizer: Tokenizer) -> list[int]:
     return ids
 
 
-def windows_of(ids: Sequence[int], window: int) -> list[list[int]]:
-    """Windows of `window` tokens that do not overlap; what is left at the end is dropped."""
-    return [list(ids[start : start + window]) for start in range(0, len(ids) - window + 1, window)]
+def opening_of(tokenizer: Tokenizer) -> list[int]:
+    """What the tokenizer puts before a text, such as Gemma's <bos>. A model that learned with it is lost without."""
+    bare, whole = (tokenizer.encode("A text.", add_special_tokens=special, verbose=False) for special in (False, True))
+    starts = range(len(whole) - len(bare) + 1) if bare else ()
+    return next((list(whole[:start]) for start in starts if whole[start : start + len(bare)] == bare), [])
+
+
+def windows_of(ids: Sequence[int], window: int, opening: Sequence[int] = ()) -> list[list[int]]:
+    """Windows of `window` tokens, `opening` among them, of text that does not overlap; what is left is dropped."""
+    opening = opening[: window - 1]
+    text = window - len(opening)
+    return [[*opening, *ids[start : start + text]] for start in range(0, len(ids) - text + 1, text)]
 
 
 def text_batches(windows: Sequence[Sequence[int]], size: int, *, scored: int | None = None) -> list[Batch]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from amoeba_export.errors import TooFewSamples
 from amoeba_export.model.data import read_documents, read_questions, source_name
-from amoeba_export.model.samples import Batch, Samples, Tokenizer, in_a_row, text_batches, windows_of
+from amoeba_export.model.samples import Batch, Samples, Tokenizer, in_a_row, opening_of, text_batches, windows_of
 from amoeba_export.model.tokenizer import open_tokenizer
 from amoeba_export.refit.recipe import RefitRecipe, Share
 
@@ -98,7 +98,7 @@ def _draw(share: Share, tokenizer: Tokenizer, window: int, count: int, rng: rand
     """`count` windows of one text that do not overlap."""
     documents = [one.answered for one in read_questions(share)] if share.kind == "choices" else read_documents(share)
     ids = in_a_row(documents, tokenizer)
-    windows = windows_of(ids, window)
+    windows = windows_of(ids, window, opening_of(tokenizer))
     if len(windows) < count:
         raise TooFewSamples(source_name(share), f"{len(ids)} tokens", f"{count} windows of {window} tokens")
     return rng.sample(windows, count)

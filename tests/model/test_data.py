@@ -13,7 +13,15 @@ from transformers import AutoTokenizer
 from amoeba_export.errors import InputError
 from amoeba_export.ir import Supernet
 from amoeba_export.model.data import DataRecipe
-from amoeba_export.model.samples import Samples, choice_samples, read_samples, text_batches
+from amoeba_export.model.samples import (
+    Samples,
+    choice_samples,
+    opening_of,
+    read_samples,
+    text_batches,
+    text_samples,
+    windows_of,
+)
 from amoeba_export.reading.questions import MultipleChoice
 from tests.model.models import WORDS, random_text
 
@@ -258,3 +266,33 @@ def test_hub_data_without_the_extra(supernet: Supernet, monkeypatch: pytest.Monk
         "The data set 'some/set' needs the package datasets, which is not installed.\n"
         "  next:  Install it with: pip install 'amoeba-export[data]', or give a file."
     )
+
+
+class Opening:
+    """A tokenizer of one character a token that opens a text with 1, and may close it with 2."""
+
+    eos_token_id: int | None = 2
+    unk_token_id: int | None = None
+
+    def __init__(self, opening: list[int], closing: list[int]) -> None:
+        self._opening, self._closing = opening, closing
+
+    def encode(self, text: str, *, add_special_tokens: bool, verbose: bool = True) -> list[int]:
+        ids = [ord(letter) for letter in text]
+        return [*self._opening, *ids, *self._closing] if add_special_tokens else ids
+
+
+@pytest.mark.parametrize("closing", [[], [2]])
+def test_every_window_opens_as_the_tokenizer_opens_a_text(write: Write, closing: list[int]) -> None:
+    recipe = write("text.txt", b"", samples=3, heldout=1)
+    text = "abcdefghijklmnopqrstuvwxyz012"
+    search, heldout = text_samples([text], Opening([1], closing), recipe, random.Random(0))
+    windows = [row for batch in (*search.batches, *heldout.batches) for row in batch.tokens_BT.tolist()]
+    assert all(row[0] == 1 and len(row) == 8 for row in windows)
+    assert sorted("".join(map(chr, row[1:])) for row in windows) == sorted(text[i : i + 7] for i in (0, 7, 14, 21))
+
+
+def test_a_tokenizer_that_opens_nothing_changes_no_window() -> None:
+    assert opening_of(Opening([], [2])) == []
+    assert opening_of(Opening([1, 5], [])) == [1, 5]
+    assert windows_of(range(9), 4) == [[0, 1, 2, 3], [4, 5, 6, 7]]
