@@ -22,8 +22,8 @@ from amoeba_export.builds.logs import Logged, open_log
 from amoeba_export.builds.outcome import (
     EntryOutcome,
     ErrorRecord,
-    PlanRecord,
 )
+from amoeba_export.builds.plan_record import PlanRecord
 from amoeba_export.builds.rounds import Export, Rounds
 from amoeba_export.builds.standing import outcome_of, relative
 from amoeba_export.cache import Cache

@@ -17,11 +17,10 @@ from amoeba_export.builds.outcome import (
     EntryOutcome,
     ErrorRecord,
     LatencyFigures,
-    LayerRecord,
-    PlanRecord,
     QualityFigures,
     read_report,
 )
+from amoeba_export.builds.plan_record import LayerRecord, PlanRecord
 from amoeba_export.builds.report import write_reports
 from amoeba_export.ir import InputId, Workload
 from amoeba_export.ir.frontier import Frontier, FrontierLimit, FrontierPoint, numbered

@@ -19,9 +19,9 @@ from amoeba_export.builds.outcome import (
     EntryOutcome,
     ErrorRecord,
     LatencyFigures,
-    PlanRecord,
     QualityFigures,
 )
+from amoeba_export.builds.plan_record import PlanRecord
 from amoeba_export.evaluate import QualityFile, ShapeQuality, TaskScore
 from amoeba_export.ir import Architecture, InputId, Shape, SubnetPlan, Workload
 from amoeba_export.ir.derive import derive_plan

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from amoeba_export.builds.outcome import BuildReport, EntryOutcome, PlanRecord
+from amoeba_export.builds.outcome import BuildReport, EntryOutcome
+from amoeba_export.builds.plan_record import PlanRecord
 from amoeba_export.ir.frontier import Frontier, merged
 from amoeba_export.pictures import NARROW, WIDE, FrontierPicture, frontier_picture
 
