@@ -214,7 +214,7 @@ def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path: Path, architecture
 def test_no_other_name_is_admitted(tmp_path: Path, architecture: Architecture, name: str):
     module, function = name.split()
     (tmp_path / NAME).write_bytes(header() + f"c{module}\n{function}\n(S'x'\ntR.".encode())
-    with pytest.raises(UnsafePickle, match=f"it asks for {module}.{function}"):
+    with pytest.raises(UnsafePickle, match=f"it names {module}.{function}"):
         import_upstream(tmp_path / NAME, architecture)
 
 

@@ -17,7 +17,7 @@ from amoeba_export.profile import design_graphs, fit_cost_table, predict_memory_
 from amoeba_export.profile.features import Counts, counts_of, dims_of, features
 from amoeba_export.profile.table_file import table_from_json, table_to_json
 from amoeba_export.search.importance import Retained
-from amoeba_export.search.layers import _Constraint, _Options, _solutions
+from amoeba_export.search.layers import _Constraint, _LayerChoices, _solutions
 from amoeba_export.search.predict import counts_of as counts_of_search
 from tests.profile.machines import SMOL
 
@@ -109,7 +109,7 @@ def test_a_search_keeps_heads_where_they_are_cheap() -> None:
     def cost(dense: DenseArchitecture) -> float:
         return 1 + sum(layer.num_kv_heads * dense.kind(layer).seen(2048) for layer in dense.layers)
 
-    options = _Options(MIXED, 1, "none")
+    options = _LayerChoices(MIXED, 1, "none")
     costs = options.costs(cost, range(6))
     whole_layer = options.attention.index((9, 3))
     assert [float(added[whole_layer]) for added in costs.attention] == [
