@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from amoeba_export.errors import BadRecord, InputError, UnsupportedError
 from amoeba_export.ir import SILENT, Progress
+from amoeba_export.model.samples import opening_of
 from amoeba_export.reading.records import read_records, read_text, shown_fields, text_field
 
 WHAT = "training data"
@@ -179,7 +180,7 @@ def _chat_segments(messages: Sequence[Mapping[str, str]], tokenizer: Any) -> lis
 
 def _tokenized(examples: Iterable[list[Segment]], tokenizer: Any) -> Iterator[tuple[list[int], list[bool]]]:
     """Segments are tokenized apart, so that no token straddles the border of an answer."""
-    opening = _opening(tokenizer)
+    opening = opening_of(tokenizer)
     for segments in examples:
         tokens, trained = [], []
         pieces = tokenizer([segment.text for segment in segments], add_special_tokens=False)["input_ids"]
@@ -189,12 +190,6 @@ def _tokenized(examples: Iterable[list[Segment]], tokenizer: Any) -> Iterator[tu
         if opening and tokens[: len(opening)] != opening:
             tokens, trained = opening + tokens, [False] * len(opening) + trained
         yield tokens, trained
-
-
-def _opening(tokenizer: Any) -> list[int]:
-    """The tokens that the tokenizer itself puts before a text, usually one or none."""
-    with_special, plain = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
-    return list(with_special[: with_special.index(plain[0])]) if plain and plain[0] in with_special else []
 
 
 def _messages(record: Mapping[str, Any], path: Path, line: int) -> list[dict[str, str]]:
