@@ -636,7 +636,7 @@ class NotForExperts(UnsupportedError):
     """Something that is not computed for a mixture of experts."""
 
     def __init__(self, done: str, instead: str) -> None:
-        super().__init__(f"Experts are not {done} yet.", next_step=f"Use {instead}.")
+        super().__init__(f"The experts of a model cannot be {done}.", next_step=f"Use {instead}.")
 
 
 class NotRepresentable(UnsupportedError):

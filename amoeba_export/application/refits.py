@@ -15,7 +15,7 @@ import torch
 from amoeba_export.application.session import Session
 from amoeba_export.cache import Cache
 from amoeba_export.cache.kinds import RECOVERIES, REFITS
-from amoeba_export.errors import NotForExperts, NotFound, RefitDiffers
+from amoeba_export.errors import NotFound, RefitDiffers
 from amoeba_export.ir import SILENT, InputId, Progress, Refit, SubnetPlan, Supernet
 from amoeba_export.load.refit import read_refit, write_refit
 from amoeba_export.materialize import materialize_subnet
@@ -29,8 +29,6 @@ ID_NAME = "id.json"
 
 def refitted(session: Session, plans: Sequence[SubnetPlan], recipe_name: str) -> tuple[Session, list[SubnetPlan]]:
     """The plans with the names of their refits, and a session that has these: found in the cache, or made together."""
-    if session.architecture.expert_size:
-        raise NotForExperts("refitted", "--refit off")
     recipe = load_refit_recipe(recipe_name).with_texts(session.settings.request.calibration_data)
     seed = session.settings.request.seed
     facts = {plan.geometry: _facts(session, plan, recipe, kind="refit") for plan in plans}

@@ -60,8 +60,8 @@ def derive_plan(
         UsageError: A depth or width that the strategy does not know.
         InputError: The strategy makes a plan that breaks the rules of `validate`.
     """
-    align = architecture.ffn_align(align)
     # Long on purpose: the rules of both policies are said in one place.
+    align = architecture.ffn_align(align)
     if differences := strategy_differences(strategy, architecture):
         raise WrongModel("The strategy", differences)
     kept = _kept_layers(strategy, shape)

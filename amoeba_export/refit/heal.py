@@ -23,7 +23,7 @@ from amoeba_export.model.workplace import open_workplace
 from amoeba_export.refit.data import RefitData, read_data
 from amoeba_export.refit.distill import Distillation, Teacher, logits_of, one_by_one
 from amoeba_export.refit.recipe import HealSettings, RefitRecipe
-from amoeba_export.refit.stage import Refitted, adapter_ids, writer_biases
+from amoeba_export.refit.stage import Refitted, adapter_ids, check_dense, writer_biases
 from amoeba_export.refit.student import Student
 
 VERSION = 3
@@ -68,9 +68,11 @@ def heal(
 
     Raises:
         InputError: The texts of the recipe cannot be used.
+        NotForExperts: The model is a mixture of experts.
         NotANumber: A loss is not finite.
     """
     # Long on purpose: the facts of a run and of its result are listed here.
+    check_dense(supernet)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = read_data(recipe, supernet.folder, seed=seed)
     teacher = Teacher(supernet, device)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from amoeba_export.errors import NotANumber
+from amoeba_export.errors import NotANumber, NotForExperts
 from amoeba_export.ir import SILENT, Architecture, Axis, LayerPlan, Progress, Role, SubnetPlan, Supernet, TensorSpec
 from amoeba_export.ir.family import WRITERS
 from amoeba_export.model.bias import compensation_bias
@@ -78,9 +78,11 @@ def refit(
 
     Raises:
         InputError: The texts of the recipe cannot be used.
+        NotForExperts: The model is a mixture of experts.
         NotANumber: A loss is not finite.
     """
     # Long on purpose: the facts of a run are listed here.
+    check_dense(supernet)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = read_data(recipe, supernet.folder, seed=seed)
     full = LayerStack(supernet, memory_bytes=0, device=device, tensors=MergedTensors(supernet, supernet.full_plan()))
@@ -127,6 +129,12 @@ def _solve_bytes_of(architecture: Architecture) -> int:
     """What solving the wider writer takes."""
     num_inputs = max(architecture.num_heads * architecture.head_dim, architecture.ffn_size)
     return solve_bytes(num_inputs, architecture.hidden_size)
+
+
+def check_dense(supernet: Supernet) -> None:
+    """Raise `NotForExperts` for a mixture of experts: what is fitted here is one FFN for all tokens."""
+    if supernet.architecture.expert_size:
+        raise NotForExperts("refitted or healed", "--refit off, without --heal")
 
 
 def adapter_ids(supernet: Supernet) -> tuple[str, ...]:

@@ -32,6 +32,9 @@ from amoeba_export.model.layers import LayerStack
 from amoeba_export.model.states import StateStore
 from amoeba_export.profile.features import counts_of, dims_of, features
 from amoeba_export.profile.memory import predict_memory_mb
+from amoeba_export.refit import HealSettings, load_refit_recipe
+from amoeba_export.refit.heal import heal
+from amoeba_export.refit.stage import refit
 from amoeba_export.verify import masked_logits, verify_artifact
 from tests.families.configs import SIZES, config_of, save_family
 from tests.families.test_matrix import IDS, assert_same, stock
@@ -235,8 +238,17 @@ def test_adapters_of_experts_are_refused_by_name(supernet: Supernet, module: str
 
 def test_training_leaves_experts_alone(supernet: Supernet, tmp_path: Path) -> None:
     settings = Settings(low_rank=LowRankSettings(targets=("q_proj", "down_proj")))
-    with pytest.raises(NotForExperts, match="Experts are not adapted yet"):
+    with pytest.raises(NotForExperts, match="The experts of a model cannot be adapted"):
         finetune_adapter(supernet, data=tmp_path / "none", out=tmp_path / "out", settings=settings)
+
+
+def test_what_is_fitted_for_all_tokens_is_not_fitted_for_experts(supernet: Supernet) -> None:
+    """By the engines themselves, whoever calls them, before a text is read."""
+    plan, recipe = plan_for(supernet, "3x1"), load_refit_recipe("fast")
+    with pytest.raises(NotForExperts, match="The experts of a model cannot be refitted or healed"):
+        refit(supernet, [plan], recipe, take=list)
+    with pytest.raises(NotForExperts, match="The experts of a model cannot be refitted or healed"):
+        heal(supernet, plan, (), recipe, HealSettings(), take=list)
 
 
 def test_a_layer_may_lose_all_its_experts(supernet: Supernet, tmp_path: Path) -> None:
