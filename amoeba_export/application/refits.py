@@ -73,7 +73,7 @@ def healed(session: Session, plan: SubnetPlan) -> tuple[Session, SubnetPlan]:
     size = session.supernet.full_plan().dense(session.architecture).num_params
     if session.settings.request.heal is None and size > HEALED_UP_TO:
         session.progress.note(
-            f"The cut is not healed: a model of {size / 1e9:.1f} billion parameters is healed when asked (--heal 20m)."
+            f"The cut is not healed, because the model has {size / 1e9:.1f} billion parameters. To heal it: --heal 20m."
         )
         return session, plan
     recipe = load_refit_recipe(HEAL_RECIPE).with_texts(session.settings.request.calibration_data)

@@ -61,9 +61,9 @@ def _cores(target: Target) -> int:
     said = find_backend(target.backend).describe(target).get("cores", "")
     if not (said.isascii() and said.isdecimal() and int(said) > 0):
         raise TargetError(
-            f"The target '{target.name}' does not say how many cores it has"
-            + (f" (it says '{said}')" if said else "")
-            + ", so which numbers of threads to try is not known.",
+            f"The target '{target.name}' does not report its number of cores"
+            + (f" (it reports '{said}')" if said else "")
+            + ", so a sweep has no numbers of threads to try.",
             next_step="Give the number yourself: --threads N.",
         )
     return int(said)

@@ -146,7 +146,7 @@ def test_a_recipe_says_how_long_a_cut_is_healed(
     listener = Listener()
     large = export(dataclasses.replace(request_, out=tmp_path / "large"), progress=listener)
     assert large.plan.refit_id == unhealed.plan.refit_id
-    assert any(note.startswith("The cut is not healed: a model of") for note in listener.notes)
+    assert any(note.startswith("The cut is not healed, because the model has") for note in listener.notes)
 
 
 def test_verify_finds_the_refit_and_misses_it(request_: ExportRequest, tmp_path: Path, amoeba: Any) -> None:

@@ -61,7 +61,7 @@ def test_two_threads_beat_four(host: str | None, board: list[Target]) -> None:
 
 @pytest.mark.parametrize(
     ("facts", "said"),
-    [({}, ""), ({"cores": "many"}, " (it says 'many')"), ({"cores": "0"}, " (it says '0')")],
+    [({}, ""), ({"cores": "many"}, " (it reports 'many')"), ({"cores": "0"}, " (it reports '0')")],
 )
 def test_a_target_that_does_not_say_its_cores_is_not_swept(
     facts: dict[str, str], said: str, board: list[Target], monkeypatch: pytest.MonkeyPatch
@@ -70,8 +70,8 @@ def test_a_target_that_does_not_say_its_cores_is_not_swept(
     with pytest.raises(TargetError) as caught:
         sweep_threads(read_target("llamacpp-cpu"), FULL.dense, Workload(), dtype="int4")
     assert str(caught.value) == (
-        f"The target 'llamacpp-cpu' does not say how many cores it has{said}, so which numbers of threads to try is "
-        "not known.\n"
+        f"The target 'llamacpp-cpu' does not report its number of cores{said}, so a sweep has no numbers of threads to "
+        "try.\n"
         "  next:  Give the number yourself: --threads N."
     )
     assert board == []
