@@ -208,10 +208,11 @@ class Letters:
     eos_token = "."
     chat_template = None
 
-    def __call__(self, text: str | list[str], add_special_tokens: bool = True) -> dict[str, list[object]]:
-        if isinstance(text, str):
-            return {"input_ids": [letter % 256 for letter in text.encode()]}
-        return {"input_ids": [[letter % 256 for letter in one.encode()] for one in text]}
+    def __call__(self, texts: list[str], add_special_tokens: bool = True) -> dict[str, list[list[int]]]:
+        return {"input_ids": [self.encode(text) for text in texts]}
+
+    def encode(self, text: str, add_special_tokens: bool = True, verbose: bool = True) -> list[int]:
+        return list(text.encode())
 
 
 def training(file: Path) -> None:
