@@ -12,6 +12,7 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from amoeba_export.first_calls import call_once_torch_is_here
 from amoeba_export.telemetry import switch_off
 from amoeba_export.version import __version__
 
@@ -19,6 +20,7 @@ if os.name != "posix":
     raise ImportError("amoeba runs on Linux and macOS. On Windows, use it in WSL.")
 
 switch_off()  # here, because it must come before the first import of onnxruntime, in children and workers too
+call_once_torch_is_here()
 
 if TYPE_CHECKING:
     from amoeba_export.application.pipeline import ExportResult, export
