@@ -10,8 +10,9 @@ from statistics import median
 
 from amoeba_export.errors import InputError, TargetError, WrongModel
 from amoeba_export.ir import Architecture, DenseArchitecture, Latency, Metric, Source, Timing, Workload
-from amoeba_export.profile.features import Counts, Phase, counts_of, dims_of, features
+from amoeba_export.profile.features import BEYOND, Counts, Phase, counts_of, dims_of, features, weights_read
 from amoeba_export.profile.fit import MIN_SPARE_ROWS, Fit, fit_relative, num_terms
+from amoeba_export.profile.knee import find_knee, fit_with_knee
 
 PHASES: tuple[Phase, ...] = ("decode", "prefill")
 PERCENTILES = (50, 90)
@@ -94,6 +95,26 @@ class CostTable:
         total_ms = prefill_ms + decode_ms
         return total_ms, (prefill_ms * prefill_error + decode_ms * decode_error) / total_ms
 
+    def pieces(self, dense: DenseArchitecture, metric: Metric = "decode", percentile: int = 50) -> tuple[float, ...]:
+        """Sums over the parts of a model in milliseconds, the larger one of which is the prediction.
+
+        One without a knee. With one, the second counts every weight at the price above the knee: below it, that sum is
+        the smaller one.
+        """
+        tokens = self.workload.prompt_tokens
+        layers = counts_of(dense)
+        fixed_ms, share = 0.0, 1
+        if metric == "e2e":
+            prefill = features(layers, self.dims, "prefill", tokens)
+            fixed_ms = self.fits[f"prefill_p{percentile}"].milliseconds(prefill)
+            share = self.workload.generate_tokens
+        phase: Phase = "prefill" if metric == "prefill" else "decode"
+        fit, row = self.fits[f"{phase}_p{percentile}"], features(layers, self.dims, phase, tokens)
+        if fit.knee is None:
+            return (fixed_ms + share * fit.milliseconds(row),)
+        above = weights_read(layers, self.dims) - fit.knee
+        return tuple(fixed_ms + share * fit.milliseconds({**row, BEYOND: beyond}) for beyond in (0.0, above))
+
     def latency(self, dense: DenseArchitecture, *, workload: Workload | None = None) -> Latency:
         """The prediction of both phases as a `Latency`, called `recorded` unless the table itself is an estimate."""
         timings = {}
@@ -141,8 +162,11 @@ class CostTable:
     def _predict_phase(
         self, dense: DenseArchitecture, phase: Phase, percentile: int, workload: Workload
     ) -> tuple[float, float]:
-        row = features(counts_of(dense), self.dims, phase, workload.prompt_tokens)
-        return self.fits[f"{phase}_p{percentile}"].predict(row)
+        layers, fit = counts_of(dense), self.fits[f"{phase}_p{percentile}"]
+        row = features(layers, self.dims, phase, workload.prompt_tokens)
+        if fit.knee is not None:
+            row[BEYOND] = max(0.0, weights_read(layers, self.dims) - fit.knee)
+        return fit.predict(row)
 
     def _check_model(self, architecture: Architecture) -> None:
         dims = dims_of(architecture)
@@ -244,6 +268,7 @@ def _fitted(table: CostTable) -> CostTable:
                 f"{len(rows)} measured graphs are too few for a cost table of '{table.target}': these need {needed}.",
                 next_step="Profile more graphs; if some failed on the device, see the messages above.",
             )
+        knee: float | None = None
         for percentile in PERCENTILES:
             measured_ms = [item.milliseconds(phase, percentile) for item in table.measurements]
             for position, value in enumerate(measured_ms):
@@ -254,5 +279,14 @@ def _fitted(table: CostTable) -> CostTable:
                         next_step="Check the target with 'amoeba targets check' and profile it again.",
                     )
             noise = [item.noise(phase) for item in table.measurements]
-            fits[f"{phase}_p{percentile}"] = fit_relative(rows, measured_ms, noise=noise)
+            fit = fit_relative(rows, measured_ms, noise=noise)
+            if phase == "decode":  # a prompt is computed, not read
+                sizes = [weights_read(item.layers, table.dims) for item in table.measurements]
+                errors: tuple[float, ...] | None = None
+                if percentile == PERCENTILES[0] and (found := find_knee(rows, sizes, measured_ms, fit, noise=noise)):
+                    knee, errors = found
+                if knee is not None:
+                    fit = fit_with_knee(rows, sizes, measured_ms, knee, noise=noise)
+                    fit = replace(fit, leave_one_out=errors or fit.leave_one_out)
+            fits[f"{phase}_p{percentile}"] = fit
     return replace(table, fits=fits)

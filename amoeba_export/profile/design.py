@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from amoeba_export.ir import Architecture, DenseArchitecture
-from amoeba_export.profile.features import Counts, dims_of, features
+from amoeba_export.profile.features import Counts, counts_of, dims_of, features, weights_read
 
 _PRIOR_OVERHEAD = 0.02
 """Guess of a block's fixed cost, as a share of the time its weights take; it only shapes the choice of graphs."""
@@ -58,6 +59,44 @@ def design_graphs(
     chosen = _d_optimal(relative, min(num_graphs, len(pool)), num_fixed=len(set(fixed)))
     graphs = [_dense(architecture, pool[i]) for i in chosen]
     return [graphs[0], *sorted(graphs[1:], key=lambda graph: -graph.num_params)]
+
+
+def graphs_between(
+    architecture: Architecture,
+    measured: Sequence[DenseArchitecture],
+    *,
+    num_graphs: int,
+    min_depth: int | None = None,
+    align: int = 1,
+) -> list[DenseArchitecture]:
+    """Cuts whose sizes lie between those of `measured`, each in the middle of the widest gap that is left.
+
+    A D-optimal design sits on the corners. Where time bends with size, graphs between them tell where.
+    """
+    align, dims, full_depth = architecture.ffn_align(align), dims_of(architecture), architecture.num_layers
+    shallow = max(1, min(full_depth, min_depth if min_depth is not None else max(2, full_depth // 2)))
+    groups, per_kv = architecture.num_kv_heads, architecture.heads_per_kv
+    sizes = sorted(weights_read(counts_of(dense), dims) for dense in measured)
+    taken, chosen = {counts_of(dense) for dense in measured}, []
+    pool = {
+        graph: weights_read(graph, dims)
+        for depth in range(shallow, full_depth + 1)
+        for eighths in range(3, 9)
+        for graph in [
+            (Counts(groups * per_kv, groups, _rounded(architecture.ffn_size * eighths / 8, align, dims["ffn_size"])),)
+            * depth
+        ]
+    }
+    for _ in range(num_graphs):
+        low, high = max(pairwise(sizes), key=lambda pair: pair[1] - pair[0], default=(0.0, 0.0))
+        within = [graph for graph, size in pool.items() if low < size < high and graph not in taken]
+        if not within:
+            break
+        best = min(within, key=lambda graph: abs(pool[graph] - (low + high) / 2))
+        taken.add(best)
+        chosen.append(_dense(architecture, best))
+        sizes = sorted([*sizes, pool[best]])
+    return chosen
 
 
 def _pool(

@@ -13,6 +13,9 @@ Phase = Literal["decode", "prefill"]
 TOKENS_UNIT = 128
 """Token counts enter in this unit, so that every coefficient is a few milliseconds or less."""
 
+BEYOND = "beyond_knee"
+"""The term of the weights above a knee: each costs more once they no longer fit the device's cache."""
+
 
 class Counts(NamedTuple):
     """What one layer keeps. Biases and norms are not told apart: they cost nothing that can be measured.
@@ -111,3 +114,13 @@ def features(layers: Iterable[Counts], dims: Mapping[str, int], phase: Phase, to
     weights = {"query_heads": query * length, "kv_heads": kv * length, "ffn": ffn * length}
     growing = {"tokens": length, "attention_tokens": num_attention * length, "ffn_tokens": num_ffn * length}
     return {**blocks, **weights, **growing, "scores": scores * length}
+
+
+def weights_read(layers: Iterable[Counts], dims: Mapping[str, int]) -> float:
+    """Weights of the layers that one token goes through, in millions: what a decode step reads, but for the head."""
+    hidden, active = dims["hidden_size"], dims.get("experts_per_token", dims["ffn_size"])
+    per_head, per_unit = 2 * hidden * dims["head_dim"], 3 * hidden * dims.get("expert_size", 1)
+    read = sum(
+        per_head * (layer.num_heads + layer.num_kv_heads) + per_unit * min(layer.ffn_size, active) for layer in layers
+    )
+    return read / 1e6

@@ -42,6 +42,7 @@ class Fit:
         leave_one_out: Of each row, the relative error (predicted / measured - 1) of the fit to all other rows.
         studentized: The same in units of the error to be expected, by the residuals of the other rows alone: an
             outlier cannot hide behind the error bars that it widens. 0 where the other rows cannot tell.
+        knee: Millions of weights above which the term `beyond_knee` counts them; None without that term.
     """
 
     columns: tuple[str, ...]
@@ -51,6 +52,14 @@ class Fit:
     spare_rows: int
     leave_one_out: tuple[float, ...]
     studentized: tuple[float, ...]
+    knee: float | None = None
+
+    def milliseconds(self, row: Mapping[str, float]) -> float:
+        """The sum of the terms."""
+        total_ms = 0.0
+        for column, cost in zip(self.columns, self.coefficients_ms, strict=True):
+            total_ms += row[column] * cost
+        return total_ms
 
     def predict(self, row: Mapping[str, float]) -> tuple[float, float]:
         """Milliseconds, and the relative half-width of the interval that holds 9 of 10 new measurements.
@@ -59,9 +68,7 @@ class Fit:
         was measured. Leverage counts all columns, also those that came out as zero.
         """
         x = [row[column] for column in self.columns]
-        total_ms = 0.0
-        for value, cost in zip(x, self.coefficients_ms, strict=True):
-            total_ms += value * cost
+        total_ms = self.milliseconds(row)
         if total_ms <= 0:
             return 0.0, math.inf
         leverage = 0.0
@@ -85,7 +92,7 @@ def num_terms(rows: Sequence[Mapping[str, float]]) -> int:
 
 
 def fit_relative(
-    rows: Sequence[Mapping[str, float]], measured_ms: Sequence[float], *, noise: Sequence[float] = ()
+    rows: Sequence[Mapping[str, float]], measured_ms: Sequence[float], *, noise: Sequence[float] = (), spent: int = 0
 ) -> Fit:
     """Minimise the sum of w ((predicted - measured) / measured)^2 over non-negative costs.
 
@@ -97,15 +104,16 @@ def fit_relative(
             `num_terms(rows)`.
         measured_ms: What was measured, positive.
         noise: Relative scatter of each measurement; none known if empty.
+        spent: Parameters that were chosen by the same rows before.
     """
     names = tuple(rows[0])
     t = np.array(measured_ms, dtype=np.float64)
-    roots = 1 / np.sqrt(1 + (np.array(noise or [0.0] * len(t)) / ORDINARY_NOISE) ** 2)
+    roots = row_weights(noise or [0.0] * len(t))
     x = np.array([[row[name] for name in names] for row in rows], dtype=np.float64) / t[:, None]
     kept = _independent(x)
     x = x[:, kept] * roots[:, None]
     costs = nonnegative_least_squares(x, roots)
-    spare_rows = len(t) - len(kept)
+    spare_rows = len(t) - len(kept) - spent
     assert spare_rows >= MIN_SPARE_ROWS, "the caller checks that there are enough rows"
     residual = x @ costs - roots
     errors, studentized = _leave_one_out(x, roots)
@@ -118,6 +126,12 @@ def fit_relative(
         leave_one_out=tuple(errors),
         studentized=tuple(studentized),
     )
+
+
+def row_weights(noise: Sequence[float]) -> FloatArray:
+    """The square root of w of each row, by its relative scatter."""
+    roots: FloatArray = 1 / np.sqrt(1 + (np.array(noise, dtype=np.float64) / ORDINARY_NOISE) ** 2)
+    return roots
 
 
 def _leave_one_out(x: FloatArray, y: FloatArray) -> tuple[list[float], list[float]]:

@@ -8,13 +8,17 @@ from collections.abc import Callable, Sequence
 from amoeba_export.errors import TargetError
 from amoeba_export.ir import SILENT, Architecture, DenseArchitecture, Latency, Progress, Target, Workload
 from amoeba_export.profile.cost_table import CostTable, fit_cost_table
-from amoeba_export.profile.design import design_graphs
+from amoeba_export.profile.design import design_graphs, graphs_between
+from amoeba_export.profile.knee import is_bent
 
 Measure = Callable[[Sequence[DenseArchitecture], Workload], Sequence[Latency | TargetError]]
 """Measures graphs of these dims (weights are random) in interleaved rounds: one result per graph, in order."""
 
 LOUD = 0.05
 """Median scatter between rounds above which a table deserves a warning."""
+
+BETWEEN = 3
+"""Graphs that are added where time bends with size: that many tell where its knee is."""
 
 MOST_SUSPECTS = 0.34
 """Share of the graphs that are measured again at most."""
@@ -35,7 +39,7 @@ def record_cost_table(
     """Measure at most `num_graphs` graphs of `architecture` on `target` and fit a cost table.
 
     Graphs that the device cannot run are left out. Measurements that scatter, or that the others contradict, are taken
-    once more, and the second one counts.
+    once more, and the second one counts. Where the time to decode bends with size, `BETWEEN` more graphs tell where.
 
     Args:
         architecture: The supernet.
@@ -57,13 +61,17 @@ def record_cost_table(
     lengths = dict.fromkeys((workload.prompt_tokens, *prompt_lengths))
     measured: list[tuple[DenseArchitecture, Latency]] = []
     failed: list[TargetError] = []
-    for length in lengths:
-        results = measure(graphs, dataclasses.replace(workload, prompt_tokens=length))
-        for graph, result in zip(graphs, results, strict=True):
-            if isinstance(result, TargetError):
-                failed.append(result)
-            else:
-                measured.append((graph, result))
+
+    def add(graphs: Sequence[DenseArchitecture]) -> None:
+        for length in lengths:
+            results = measure(graphs, dataclasses.replace(workload, prompt_tokens=length))
+            for graph, result in zip(graphs, results, strict=True):
+                if isinstance(result, TargetError):
+                    failed.append(result)
+                else:
+                    measured.append((graph, result))
+
+    add(graphs)
     if not measured:
         raise failed[0]
     table = _fit(measured, target, dtype)
@@ -71,6 +79,12 @@ def record_cost_table(
     if 0 < len(table.suspects) <= len(measured) * MOST_SUSPECTS:
         _measure_again(measured, table.suspects, measure, progress)
         table = _fit(measured, target, dtype)
+    if table.noise <= LOUD and is_bent(table.fits["decode_p50"]):
+        between = graphs_between(architecture, graphs, num_graphs=BETWEEN, min_depth=min_depth, align=target.align)
+        if between:
+            progress.note(f"Decoding is no sum of its parts on '{target.name}': measuring {len(between)} more graphs.")
+            add(between)
+            table = _fit(measured, target, dtype)
     if table.noise > LOUD:
         progress.warn(
             f"'{target.name}' is not quiet: its measurements scatter by {100 * table.noise:.0f} %. "

@@ -13,15 +13,18 @@ from typing import Any
 from amoeba_export.errors import DamagedFile
 from amoeba_export.ir import Architecture, Source, Timing, Workload
 from amoeba_export.profile.cost_table import PERCENTILES, PHASES, CostTable, Measurement
-from amoeba_export.profile.features import Counts, dims_of, features
+from amoeba_export.profile.features import BEYOND, Counts, dims_of, features
 from amoeba_export.profile.fit import Fit
 from amoeba_export.reading import check_schema, decode, dim_problems, read_json_object
 from amoeba_export.reading.bounds import MAX_SIZES, shown
 from amoeba_export.replacing import replace_text
 
-TABLE_SCHEMA = 1
+TABLE_SCHEMA = 2
+"""Since 2, a fit may have a knee. Tables of version 1 have none."""
 SHORTEST_MS, LONGEST_MS = 1e-9, 1e12
 """What a time can be: from less than one instruction takes to 30 years."""
+MAX_KNEE = 1e9
+"""Millions of weights."""
 
 
 def cost_key(
@@ -65,7 +68,7 @@ def table_to_json(table: CostTable) -> dict[str, Any]:
 def table_from_json(data: Mapping[str, Any], *, where: str | Path = "cost table") -> CostTable:
     """Read what `table_to_json` made. Raises `InputError` or `DamagedFile`."""
     again = "Profile the target again with 'amoeba profile'."
-    check_schema(data, TABLE_SCHEMA, what="cost table", where=where, next_step=again)
+    check_schema(data, TABLE_SCHEMA, since=1, what="cost table", where=where, next_step=again)
     try:
         dims = decode(dict[str, int], data.get("dims"), "dims")
         table = CostTable(
@@ -168,6 +171,8 @@ def _fit_problems(fit: Fit, table: CostTable, name: str) -> list[str]:
     size, num_measurements, problems = len(fit.columns), len(table.measurements), []
     known = [phase for phase in PHASES if name.startswith(f"{phase}_")]
     terms = features((), table.dims, known[0], 1) if known else {}
+    if fit.knee is not None and known == ["decode"]:
+        terms[BEYOND] = 0.0
     if unknown := [column for column in fit.columns if column not in terms] if known else []:
         problems.append(f"there is no column {shown(unknown[0])}")
     if len(set(fit.columns)) < size or len(fit.coefficients_ms) != size:
@@ -178,6 +183,10 @@ def _fit_problems(fit: Fit, table: CostTable, name: str) -> list[str]:
         problems.append("a cost is negative or too large")
     elif not any(fit.coefficients_ms):
         problems.append("all its costs are zero")
+    if fit.knee is not None and not 0 <= fit.knee <= MAX_KNEE:
+        problems.append(f"its knee is at {fit.knee}")
+    elif (fit.knee is None) != (BEYOND not in fit.columns):
+        problems.append(f"a knee without the term '{BEYOND}', or the term without a knee")
     if not 0 <= fit.sigma <= LONGEST_MS:
         problems.append(f"sigma is {fit.sigma}")
     if not 1 <= fit.spare_rows <= num_measurements:

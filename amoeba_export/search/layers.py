@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from amoeba_export.ir import Architecture, DenseArchitecture, Policy, Shape, Strategy, SubnetPlan, validate
+from amoeba_export.ir import Architecture, DenseArchitecture, Metric, Policy, Shape, Strategy, SubnetPlan, validate
 from amoeba_export.ir.architecture import Compensation
 from amoeba_export.ir.derive import derive_plan
 from amoeba_export.ir.plan import nearest_gate_width
@@ -75,7 +75,7 @@ def layers_sketches(
         coordinate=lambda shape: retained.share(derive_plan(strategy, architecture, shape, policy=policy)),
     )
     options = _LayerChoices(architecture, align, strategy.compensation)
-    constraints = _constraints(predictor, limits)
+    constraints = _constraints(predictor, limits, architecture.uncut)
     sketches = []
     for _, active in sorted(strategy.depth.items()):
         kept = [layer for layer, keep in enumerate(active) if keep]
@@ -149,16 +149,18 @@ class _LayerChoices:
         return _Costs(base, by_layer, np.array(ffn))
 
 
-def _constraints(predictor: Corrected, limits: Limits) -> list[_Constraint]:
+def _constraints(predictor: Corrected, limits: Limits, uncut: DenseArchitecture) -> list[_Constraint]:
+    """One for each sum: the largest of several is within a limit where each of them is."""
     constraints = []
     for budget, limit_ms in limits.budgets:
         metric, percentile = budget.metric, budget.percentile
-        constraints.append(
-            _Constraint(
-                partial(predictor.raw, metric=metric, percentile=percentile),
-                predictor.raw_limit((1 - limits.margin) * limit_ms, metric, percentile),
-            )
-        )
+        limit = predictor.raw_limit((1 - limits.margin) * limit_ms, metric, percentile)
+
+        def piece(dense: DenseArchitecture, i: int, metric: Metric = metric, percentile: int = percentile) -> float:
+            return predictor.pieces(dense, metric, percentile)[i]
+
+        for i in range(len(predictor.pieces(uncut, metric, percentile))):
+            constraints.append(_Constraint(partial(piece, i=i), limit))
     if limits.memory_mb is not None and limits.memory_limit_mb is not None:
         constraints.append(_Constraint(limits.memory_mb, limits.memory_limit_mb))
     return constraints

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from statistics import fmean
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from amoeba_export.ir import DenseArchitecture, Latency, Metric
 
@@ -20,6 +20,14 @@ class Predictor(Protocol):
 
     def predict(self, dense: DenseArchitecture, metric: Metric = "decode", percentile: int = 50) -> tuple[float, float]:
         """Milliseconds, and the relative half-width of the uncertainty."""
+
+
+@runtime_checkable
+class Bent(Predictor, Protocol):
+    """A predictor that is no sum over the parts of a model, but the largest of several."""
+
+    def pieces(self, dense: DenseArchitecture, metric: Metric = "decode", percentile: int = 50) -> tuple[float, ...]:
+        """The sums in milliseconds, as many for every model."""
 
 
 def counts_of(dense: DenseArchitecture) -> Counts:
@@ -49,9 +57,11 @@ class Corrected:
         raw_ms, error = self._predictor.predict(dense, metric, percentile)
         return raw_ms * self.ratio(raw_ms, metric, percentile), error
 
-    def raw(self, dense: DenseArchitecture, *, metric: Metric, percentile: int) -> float:
-        """Milliseconds before correction: additive over the parts of a model, if the predictor is."""
-        return self._predictor.predict(dense, metric, percentile)[0]
+    def pieces(self, dense: DenseArchitecture, metric: Metric, percentile: int) -> tuple[float, ...]:
+        """Milliseconds before correction, as sums over the parts of a model; the largest one counts."""
+        if isinstance(self._predictor, Bent):
+            return self._predictor.pieces(dense, metric, percentile)
+        return (self._predictor.predict(dense, metric, percentile)[0],)
 
     def ratio(self, raw_ms: float, metric: Metric, percentile: int) -> float:
         """Measured / predicted near an uncorrected prediction of `raw_ms`."""

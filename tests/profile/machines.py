@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -45,7 +46,7 @@ def random_dense(rng: np.random.Generator, base: Architecture = SMOL) -> DenseAr
 
 @dataclass
 class Machine:
-    """Additive costs in milliseconds per head, neuron, block, cached token; optional relative noise."""
+    """Additive costs in milliseconds per head, neuron, block, cached token; optional relative noise and a knee."""
 
     base_ms: float = 3.0
     attention_ms: float = 0.04
@@ -55,6 +56,8 @@ class Machine:
     kv_token_ms: float = 0.00002
     neuron_ms: float = 0.0003
     noise: float = 0.0
+    knee: float = 0.0
+    beyond_ms: float = 0.0
     tail: float = 1.05
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
@@ -64,12 +67,14 @@ class Machine:
             total += self.attention_ms * (layer.num_heads > 0) + self.ffn_ms * (layer.ffn_size > 0)
             total += self.head_ms * layer.num_heads + self.neuron_ms * layer.ffn_size
             total += layer.num_kv_heads * (self.kv_head_ms + self.kv_token_ms * tokens)
-        return total
+        weights = sum(model.base.prunable_params(layer) for layer in model.layers) / 1e6
+        return total + self.beyond_ms * max(0.0, weights - self.knee)
 
     def measure(self, model: DenseArchitecture, workload: Workload | None = None) -> Latency:
         workload = workload or Workload()
         token_ms = self.decode_ms(model, workload.prompt_tokens) * (1 + self.noise * self.rng.standard_normal())
-        prefill_ms = 7.0 + 0.3 * workload.prompt_tokens * (self.decode_ms(model, 0) - self.base_ms)
+        sums = dataclasses.replace(self, beyond_ms=0.0).decode_ms(model, 0)
+        prefill_ms = 7.0 + 0.3 * workload.prompt_tokens * (sums - self.base_ms)
         prefill_ms *= 1 + self.noise * self.rng.standard_normal()
         return Latency(
             decode=Timing(p50_ms=token_ms, p90_ms=self.tail * token_ms, num_samples=20),

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import product
@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from amoeba_export.errors import NothingFits
-from amoeba_export.ir import Budget, DenseArchitecture, Latency, LayerDims, Shape, SubnetPlan, validate
+from amoeba_export.ir import Budget, DenseArchitecture, Latency, LayerDims, Shape, Strategy, SubnetPlan, validate
 from amoeba_export.profile import CostTable, design_graphs, fit_cost_table, predict_memory_mb
 from amoeba_export.search import Candidate, SearchResult, Space
 from amoeba_export.search.importance import Retained
-from amoeba_export.search.layers import LayerCounts, _plan
+from amoeba_export.search.layers import LayerCounts
 from amoeba_export.search.predict import Corrected
 from tests.profile.machines import SMOL, Machine, dense
 from tests.search.strategies import WIDTHS, imported_strategy, loss, own_strategy, searched
@@ -215,31 +215,64 @@ def test_a_measured_uniform_plan_has_its_measured_quality_on_the_scale_of_layers
     assert max(shares) == pytest.approx(1)
 
 
-def test_layers_is_the_optimum_of_all_choices_on_a_tiny_model() -> None:
-    """Two of four layers, every attention and FFN option tried by hand."""
+def _sum_ms(layers: Sequence[LayerDims | LayerCounts]) -> float:
+    return 10.0 + sum(3 * one.num_heads + 2 * one.num_kv_heads + one.ffn_size for one in layers)
+
+
+class Additive:
+    """A sum over layers."""
+
+    def predict(self, model: DenseArchitecture, metric: str = "decode", percentile: int = 50) -> tuple[float, float]:
+        return _sum_ms(model.layers), 0.0
+
+
+class Bent:
+    """A sum over layers, and as much again for half of the weights beyond fifty."""
+
+    def pieces(self, model: DenseArchitecture, metric: str = "decode", percentile: int = 50) -> tuple[float, ...]:
+        weights = sum(one.num_heads + one.num_kv_heads + 1.5 * one.ffn_size for one in model.layers)
+        return _sum_ms(model.layers), _sum_ms(model.layers) + 0.8 * (weights - 50)
+
+    def predict(self, model: DenseArchitecture, metric: str = "decode", percentile: int = 50) -> tuple[float, float]:
+        return max(self.pieces(model)), 0.0
+
+
+@cache
+def _every_choice() -> tuple[Strategy, list[tuple[DenseArchitecture, float]]]:
+    """A strategy that keeps two of four layers, and all that they may be, each with what it retains."""
     strategy = own_strategy(TINY, depths=(4, 2), widths=(1.0, 0.1), quality=None)
     strategy = replace(strategy, depth={0: (1, 1, 1, 1), 2: (1, 0, 0, 1)},
                        quality={Shape(2, 1.0): 1.0, Shape(2, 0.1): 3.0})  # fmt: skip
     assert strategy.importance is not None
     retained = Retained.of(strategy.importance, TINY)
+    attention, neurons = [(0, 0), (1, 1), (2, 1), (2, 2), (4, 2)], list(range(0, 33, 4))
+    of_layer = [
+        [
+            (TINY.cut_layer(*heads, ffn), retained.attention_values(i, [heads])[0] + retained.ffn_values(i, [ffn])[0])
+            for heads, ffn in product(attention, neurons)
+        ]
+        for i in (0, 3)
+    ]
+    return strategy, [
+        (DenseArchitecture(base=TINY, layers=(first, last)), (one + other) / 4)
+        for (first, one), (last, other) in product(*of_layer)
+    ]
 
-    class Additive:
-        def predict(
-            self, model: DenseArchitecture, metric: str = "decode", percentile: int = 50
-        ) -> tuple[float, float]:
-            whole = sum(3 * one.num_heads + 2 * one.num_kv_heads + one.ffn_size for one in model.layers)
-            return 10.0 + whole, 0.0
 
-    limit = 74.0
-    result = searched(strategy, TINY, Additive(), [Budget(limit_ms=limit)], space="layers", align=4)
-    attention = [(0, 0), (1, 1), (2, 1), (2, 2), (4, 2)]
-    best = 0.0
-    for first, second, *ffn in product(attention, attention, range(0, 33, 4), range(0, 33, 4)):
-        counts = (LayerCounts(0, *first, ffn[0]), LayerCounts(3, *second, ffn[1]))
-        cost = 10 + sum(3 * one.num_heads + 2 * one.num_kv_heads + one.ffn_size for one in counts)
-        if cost <= limit and any(one.num_heads + one.ffn_size for one in counts):
-            best = max(best, retained.share(_plan(strategy, TINY, retained, counts, ())))
+@pytest.mark.parametrize("predictor", [Additive(), Bent()], ids=["sum", "knee"])
+@pytest.mark.parametrize("limit", [30.2, 50.2, 58.2, 62.2, 66.2, 74.2, 90.2, 110.2])
+def test_layers_is_the_optimum_of_all_choices_on_a_tiny_model(predictor: Additive | Bent, limit: float) -> None:
+    """Two of four layers, every attention and FFN option tried: below a knee, at it, and above it.
+
+    Costs are whole numbers and limits are not, so that rounding a cost up to a step excludes nothing.
+    """
+    strategy, choices = _every_choice()
+    assert strategy.importance is not None
+    retained = Retained.of(strategy.importance, TINY)
+    result = searched(strategy, TINY, predictor, [Budget(limit_ms=limit)], space="layers", align=4)
     own = [one for one in result.candidates if one.policy == "adaptive" and one.fits]
+    assert all(predictor.predict(one.dense)[0] <= limit for one in own)
+    best = max(value for dense, value in choices if predictor.predict(dense)[0] <= limit)
     assert max(retained.share(one.make_plan()) for one in own) == pytest.approx(best)
 
 
