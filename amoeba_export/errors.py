@@ -647,6 +647,11 @@ class NotRepresentable(UnsupportedError):
         next_step = f"Use one of: {', '.join(self.alternatives)}." if self.alternatives else "Use another model."
         super().__init__(f"{container} cannot hold this plan: {reason}.", next_step=next_step)
 
+    @classmethod
+    def in_fp16(cls, name: str) -> NotRepresentable:
+        """Values of the weight `name` are too large."""
+        return cls("fp16", f"values of {name} exceed its range", ("--dtype bf16", "--dtype fp32"))
+
     def without(self, format_name: str) -> NotRepresentable:
         """The same without the advice to use a format that cannot hold it either."""
         advice = f"--format {format_name}"

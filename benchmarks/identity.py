@@ -2,14 +2,16 @@
 
     python -m benchmarks.identity > before.txt;  ...;  python -m benchmarks.identity | diff before.txt -
 
-Tiny seeded models are cut over formats, dtypes, policies, adapters, by shape, plan and budget. One line per file with
-weights, and per plan: sha256, artifact, path. No device is asked: the budget is one of an estimated target. The digests
-are those of one machine and one set of package versions.
+Tiny seeded models are cut over formats, dtypes, policies, adapters, by shape, plan and budget. One line per file:
+sha256, artifact, path. No device is asked: the budget is one of an estimated target. Inputs have fixed names, and a run
+stands in their folder, so files that name inputs are the same in every run. The digests are those of one machine and
+one set of package versions.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 import tempfile
@@ -27,7 +29,6 @@ from tests.formats.bpe import save_bpe
 from tests.materialize.subnets import noise_strategy
 from tests.tiny import save_tiny
 
-SUFFIXES = (".safetensors", ".onnx", ".data", ".gguf")
 FAMILIES = ("llama", "qwen3", "mistral")
 
 
@@ -88,14 +89,14 @@ def main() -> int:
     only = parser.parse_args().only
     from amoeba_export.artifact import sha256_file
 
-    with tempfile.TemporaryDirectory(prefix="amoeba-identity-") as scratch:
-        root = Path(scratch)
+    root = Path()
+    with tempfile.TemporaryDirectory(prefix="amoeba-identity-") as scratch, contextlib.chdir(scratch):
         for name, request in requests(root):
             if not name.startswith(only):
                 continue
             export(dataclasses.replace(request, out=root / name))
             for path in sorted((root / name).rglob("*")):
-                if path.name.endswith(SUFFIXES) or path.name == "plan.json":
+                if path.is_file():
                     print(sha256_file(path), name, path.relative_to(root / name))
             sys.stdout.flush()
     return 0

@@ -26,6 +26,17 @@ def test_architecture_says_where_things_are_decided() -> None:
         assert re.search(rf"^\s*(def|class) {name}\b|^{name}\b.* = ", content, re.MULTILINE), f"{file} has no {name}"
 
 
+def test_architecture_has_one_type_per_arrow() -> None:
+    """Every type of the picture is one frozen dataclass."""
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    picture = text.split("## One type per arrow")[1].split("Each type is")[0]
+    names = set(re.findall(r"\b[A-Z][a-z]+(?:[A-Z][a-z]+)*\b", picture)) - {"JSON"}
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "amoeba_export").rglob("*.py"))
+    assert len(names) >= 9
+    for name in names:
+        assert len(re.findall(rf"^@dataclass\(.*frozen=True.*\)\nclass {name}\b", code, re.MULTILINE)) == 1, name
+
+
 def test_architecture_points_at_what_is_there() -> None:
     """Every path of the list `Where things are`, below the package or the repository."""
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")

@@ -11,17 +11,43 @@ PACKAGE = Path(__file__).parents[1] / "amoeba_export"
 
 WORDS = ("Batch", "Cache", "Cut", "Gate", "Measurement", "Objective", "Question", "Settings", "Subject")
 
-TRACES = {
-    r"\bAnswer:\"": "reading/questions.py",
-    r"posix_fallocate|ftruncate": "reserved_file.py",
-    r"shutil\.disk_usage\(.*free\) <": "reserved_file.py",
-    r"\.part\b\"": "replacing.py",
-    r"\"max\" if metric": "ir/metric.py",
-    r"math\.atan2": "student_t.py",
-    r"parse_constant": "reading/json_object.py",
-    r"decode\(\"utf-8-sig\"\)": "reading/",
-}
-"""What a second copy of a decision would have in it, and the file that may."""
+HOMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("the names of the dtypes", r"^DTYPE_NAMES\b|^DtypeName\b", ("ir/dtype.py",)),
+    ("the bits of a dtype", r"\bbits=\d+, torch_name|DTYPES\[.*\]\.bits\b", ("ir/dtype.py", "formats/")),
+    ("how a dtype spells its floats", r"\bsafetensors_name=\"|torch\.float16: \"", ("ir/dtype.py",)),
+    ("what a format makes of a dtype", r"\"(q6_k|int4-mixed|w4a16-asym)\"", ("ir/dtype.py", "formats/", "verify/")),
+    ("the blocks of a dtype", r"\bBlockwise\(\d", ("formats/onnx/precision.py",)),
+    ("what is exact", r"^FLOATS\b|is_quantized=", ("ir/dtype.py",)),
+    ("how far a dtype may be off", r"^MAX_REL_DIFF\b|^HALF_ULP\b", ("verify/",)),
+    ("the bytes of weights", r"^def weight_bytes\b", ("formats/",)),
+    ("a value that fp16 cannot hold", r"exceed its range", ("errors.py",)),
+    ("the precision of a supernet", r"dtype: str = \"fp32\"|\] = \"fp32\"", ("backends/__init__.py",)),
+    ("whether it belongs to this model", r"this one is \{|\bmodel_id [!=]=|\bstrategy_id [!=]=", ("ir/belongs.py",)),
+    (
+        "which way a metric is better",
+        r"\"max\" if metric|mode_of\(.*\) == ",
+        ("ir/metric.py",),
+    ),
+    ("what better means", r"mode == \"(min|max)\"", ("ir/metric.py",)),
+    ("the quality record", r"^class QualityFile\b|\"pareto\": ", ("evaluate/quality.py",)),
+    ("JSON from outside", r"parse_constant|object_pairs_hook", ("reading/json_object.py",)),
+    ("JSON that was written and read back", r"loads\(json\.dumps", ("reading/json_object.py",)),
+    ("JSON in a cache entry", r"json\.loads\(\((found|entry|place) / ", ("cache/",)),
+    ("versions of schemas", r"schema version \{", ("reading/json_object.py",)),
+    ("atomic files", r"\.part\b\"|\bos\.replace\(", ("replacing.py",)),
+    ("large reserved files", r"posix_fallocate|ftruncate|os\.pwrite", ("reserved_file.py",)),
+    ("whether a disk has room", r"shutil\.disk_usage\(.*free\) <", ("reserved_file.py",)),
+    ("the dims of the uncut model", r"def uncut\b|layers=\(.*,\) \* .*num_layers", ("ir/architecture.py",)),
+    ("the plan that keeps everything", r"def full\(cls|def full\($|SubnetPlan\.full\(", ("ir/", "materialize/walk.py")),
+    ("the nearest gate width", r"min\(.*gate_widths|abs\(.* - width\), -", ("ir/plan.py",)),
+    ("defaults of training", r"^    (learning_rate|warmup): float = ", ("finetune/settings.py", "refit/recipe.py")),
+    ("Student's t", r"math\.atan2|stdtrit|t\.ppf", ("student_t.py",)),
+    ("Pareto fronts", r"nowhere_worse|\(points <= ", ("ir/pareto.py",)),
+    ("the MMLU prompt", r"\bAnswer:\"|\{letter\}\. \{choice\}", ("reading/questions.py",)),
+    ("JSONL from users", r"decode\(\"utf-8-sig\"\)", ("reading/",)),
+    ("a plan as data", r"def from_json\(.*-> SubnetPlan|PLAN_SCHEMA =", ("ir/plan.py",)),
+)
+"""A decision, what a second copy of it would have in it, and where that may stand."""
 
 
 def having(pattern: str) -> list[str]:
@@ -40,8 +66,8 @@ def test_a_word_names_one_class(word: str) -> None:
     assert len(found) == 1, found
 
 
-@pytest.mark.parametrize("trace", TRACES)
-def test_a_decision_has_no_second_copy(trace: str) -> None:
+@pytest.mark.parametrize(("decision", "trace", "homes"), HOMES, ids=[decision for decision, _, _ in HOMES])
+def test_a_decision_has_no_second_copy(decision: str, trace: str, homes: tuple[str, ...]) -> None:
     found = having(trace)
-    assert found
-    assert all(file.startswith(TRACES[trace]) for file in found), found
+    assert found, f"nothing decides {decision}"
+    assert all(file.startswith(homes) for file in found), f"{decision}: {found}"

@@ -63,7 +63,7 @@ class EvaluateRequest:
     strategy: Path | None = None
     adapters: tuple[Path, ...] = ()
     policy: str = "uniform"
-    dtype: str = "fp32"
+    dtype: str = TRAINED_DTYPES[0]
     container: str | None = None
     out: Path | None = None
 

@@ -13,7 +13,7 @@ from amoeba_export.application.wholes import Whole
 from amoeba_export.backends import find_backend
 from amoeba_export.ir import DenseArchitecture, Latency, Shape
 from amoeba_export.ir.frontier import Frontier, FrontierLimit, FrontierPoint, LatencySource, numbered
-from amoeba_export.ir.metric import Mode, badness, mode_of
+from amoeba_export.ir.metric import Mode, badness, is_higher_better, mode_of
 from amoeba_export.search import Candidate, SearchResult
 
 NEAR, NEAR_ON_FRONT = 0.05, 0.01
@@ -61,7 +61,7 @@ def frontier_of(
         percentile=settings.percentile,
         workload=settings.workload,
         quality_metric=metric,
-        higher_is_better=mode_of(metric) == "max",
+        higher_is_better=is_higher_better(metric),
         reference_dtype=wholes[0].dtype,
         limits=limits,
         points=numbered(found, mode=mode_of(metric)),

@@ -17,7 +17,7 @@ from amoeba_export.cache.kinds import FRONTIERS
 from amoeba_export.errors import InputError, NothingGoodEnough, NothingToPick
 from amoeba_export.ir import SubnetPlan
 from amoeba_export.ir.frontier import Frontier, FrontierLimit, FrontierPoint, numbered
-from amoeba_export.ir.metric import KEPT_WEIGHTS, good_enough, mode_of
+from amoeba_export.ir.metric import KEPT_WEIGHTS, good_enough, mode_of, stricter
 from amoeba_export.reading import read_json_object
 from amoeba_export.refit import OFF
 
@@ -90,7 +90,7 @@ def pick_quality(swept: Swept, *, stricter_by: float = 0.0) -> Pick:
     """
     frontier, session = swept.frontier, swept.session
     limit, mode = quality_limit(swept), mode_of(frontier.quality_metric)
-    least = limit - stricter_by if mode == "min" else limit + stricter_by
+    least = stricter(limit, stricter_by, mode)
     good = [one for one in frontier.points if good_enough(one.quality, limit if one.is_whole else least, mode)]
     if not good:
         best = min(frontier.points, key=frontier.badness)

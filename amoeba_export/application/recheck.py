@@ -6,7 +6,6 @@ and both with the supernet and the content of the files (`recheck`).
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from amoeba_export.application.resolve import read_plan
@@ -17,6 +16,7 @@ from amoeba_export.ir import SILENT, Progress, SubnetPlan, Supernet, validate
 from amoeba_export.ir.dtype import SOURCE, float_name, written_as
 from amoeba_export.ir.rounded import RoundedWeights
 from amoeba_export.model.foreign_code import refuse_foreign_code
+from amoeba_export.reading import as_json
 from amoeba_export.verify import VerifyReport, sidecar_problems, verify_artifact
 
 
@@ -77,7 +77,7 @@ def recheck(
         VerificationError: A format does not compute what it should.
     """
     problems = []
-    dims = json.loads(json.dumps(supernet.architecture.facts()))
+    dims = as_json(supernet.architecture.facts())
     for key in {**dims, **manifest.dims}:
         if manifest.dims.get(key) != dims.get(key):
             problems.append(f"{MANIFEST_NAME} says {key} = {manifest.dims.get(key)!r}, the model has {dims.get(key)!r}")

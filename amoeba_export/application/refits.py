@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -187,10 +186,8 @@ def _facts(session: Session, plan: SubnetPlan, recipe: RefitRecipe, *, kind: str
 
 
 def _cached(session: Session, facts: Mapping[str, Any]) -> Refit | None:
-    folder = session.cache.get(RECOVERIES, facts, progress=session.progress)
-    if folder is None:
-        return None
-    return find_refit(session.cache, str(json.loads((folder / ID_NAME).read_text(encoding="utf-8"))["sha256"]))
+    known = session.cache.get_json(RECOVERIES, facts, ID_NAME, progress=session.progress)
+    return None if known is None else find_refit(session.cache, str(known["sha256"]))
 
 
 def _put(session: Session, made: Refitted, facts: Mapping[str, Any]) -> Refit:
@@ -203,16 +200,8 @@ def _put(session: Session, made: Refitted, facts: Mapping[str, Any]) -> Refit:
             shutil.copyfile(path, folder / REFIT_NAME)
 
         entry = session.cache.put(REFITS, {"sha256": held.identity}, move)
-    name = json.dumps({"sha256": held.identity})
-    session.cache.put(RECOVERIES, facts, _writing(name), again=True)
+    session.cache.put_json(RECOVERIES, facts, ID_NAME, {"sha256": held.identity}, again=True)
     return read_refit(entry / REFIT_NAME)
-
-
-def _writing(text: str) -> Callable[[Path], None]:
-    def write(folder: Path) -> None:
-        (folder / ID_NAME).write_text(text, encoding="utf-8")
-
-    return write
 
 
 def _dtype(session: Session) -> torch.dtype:

@@ -7,7 +7,6 @@ the full model, where precisions are weighed.
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -108,20 +107,15 @@ def _made(session: Session, plan: SubnetPlan, dtype: str) -> RoundedWeights | No
     recipe = load_refit_recipe(RECIPE).with_texts(session.settings.request.calibration_data)
     recipe = recipe.model_copy(update={"tokens": TOKENS})
     facts = _facts(session, plan, dtype, recipe)
-    folder = session.cache.get(ROUNDINGS, facts, progress=session.progress)
-    if folder is not None:
-        identity = json.loads((folder / ID_NAME).read_text(encoding="utf-8"))["sha256"]
+    known = session.cache.get_json(ROUNDINGS, facts, ID_NAME, progress=session.progress)
+    if known is not None:
+        identity = known["sha256"]
         if identity is None:
             return None
         if (held := _found(session.cache, identity, session.progress)) is not None:
             return held
     held = _choose(session, plan, dtype, recipe, facts)
-    text = json.dumps({"sha256": held and held.identity})
-
-    def write(place: Path) -> None:
-        (place / ID_NAME).write_text(text, encoding="utf-8")
-
-    session.cache.put(ROUNDINGS, facts, write, again=True)
+    session.cache.put_json(ROUNDINGS, facts, ID_NAME, {"sha256": held and held.identity}, again=True)
     return held
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -84,15 +83,11 @@ def _kept(session: Session, dtype: str | None, measure: Callable[[], float]) -> 
         "rounded": session.rounded.identity if dtype and session.rounded else None,
         "options": _options(session) if dtype else {},
     }
-    found = session.cache.get(ROUNDING, facts, progress=session.progress)
-    if found is None:
-        value = measure()
-
-        def write(place: Path) -> None:
-            (place / FIGURES_NAME).write_text(json.dumps({"value": value}), encoding="utf-8")
-
-        found = session.cache.put(ROUNDING, facts, write)
-    return float(json.loads((found / FIGURES_NAME).read_text(encoding="utf-8"))["value"])
+    known = session.cache.get_json(ROUNDING, facts, FIGURES_NAME, progress=session.progress)
+    if known is None:
+        known = {"value": measure()}
+        session.cache.put_json(ROUNDING, facts, FIGURES_NAME, known)
+    return float(known["value"])
 
 
 def _rise(session: Session, windows: Sequence[Sequence[int]], loss: float | None) -> float:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from amoeba_export.application.costs import device_facts, is_measured
 from amoeba_export.application.rounding import Rounding, measure_rounding
@@ -117,17 +115,13 @@ def _latencies(session: Session, dtypes: Sequence[str]) -> Mapping[str, Latency 
         estimates = find_backend(target.backend).measure(subjects, workload, target=target)
         return dict(zip(dtypes, estimates, strict=True))
     facts = {"dtypes": list(dtypes), **device_facts(session.supernet, target, workload)}
-    found = session.cache.get(FULL_MODELS, facts, progress=session.progress)
+    found = session.cache.get_json(FULL_MODELS, facts, FIGURES_NAME, progress=session.progress)
     if found is not None:
-        return decode(dict[str, Latency], json.loads((found / FIGURES_NAME).read_text(encoding="utf-8")))
+        return decode(dict[str, Latency], found)
     results = measure_latency(subjects, workload, target=target, progress=session.progress)
     latencies = dict(zip(dtypes, results, strict=True))
     known = {dtype: one for dtype, one in latencies.items() if isinstance(one, Latency)}
     if len(known) == len(dtypes):  # what failed is asked again
-
-        def write(place: Path) -> None:
-            content = {dtype: dataclasses.asdict(one) for dtype, one in known.items()}
-            (place / FIGURES_NAME).write_text(json.dumps(content), encoding="utf-8")
-
-        session.cache.put(FULL_MODELS, facts, write)
+        content = {dtype: dataclasses.asdict(one) for dtype, one in known.items()}
+        session.cache.put_json(FULL_MODELS, facts, FIGURES_NAME, content)
     return latencies

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from amoeba_export.ir import InputId, Target
 from amoeba_export.load.demo import demo_gguf
 from amoeba_export.load.identity import file_sha256
 from amoeba_export.load.locate import locate_model
+from amoeba_export.reading import as_json
 from amoeba_export.refit import HEAL_RECIPE, OFF, SHORTLIST_RECIPE, load_refit_recipe
 
 FORMAT = 1
@@ -164,7 +164,7 @@ def _files_digest(files: Iterable[Path], cache: Cache) -> str:
 
 def _plain(record: Any) -> dict[str, Any]:
     """A dataclass as what JSON can hold."""
-    return dict(json.loads(json.dumps(dataclasses.asdict(record), default=str)))
+    return dict(as_json(dataclasses.asdict(record), default=str))
 
 
 def _digest(facts: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from amoeba_export.artifact import MANIFEST_NAME, PROVENANCE_NAME, LatencyRecord
 from amoeba_export.builds.entry import Entry
 from amoeba_export.builds.outcome import EntryOutcome, LatencyFigures, QualityFigures
 from amoeba_export.ir import InputId
-from amoeba_export.ir.metric import mode_of
+from amoeba_export.ir.metric import is_higher_better
 
 
 def outcome_of(
@@ -65,5 +65,5 @@ def _quality(manifest: Manifest, floor: float | None) -> QualityFigures | None:
         value=figures[metric],
         full=figures.get(f"{metric}_full"),
         floor=floor,
-        higher_is_better=mode_of(metric) == "max",
+        higher_is_better=is_higher_better(metric),
     )

@@ -104,6 +104,20 @@ class Cache:
             reserved.release()
         return entry
 
+    def get_json(self, kind: Kind, facts: Mapping[str, Any], name: str, *, progress: Progress = SILENT) -> Any | None:
+        """What `put_json` was given for exactly these facts, or None. As `get`."""
+        entry = self.get(kind, facts, progress=progress)
+        return None if entry is None else json.loads((entry / name).read_text(encoding="utf-8"))
+
+    def put_json(self, kind: Kind, facts: Mapping[str, Any], name: str, data: object, *, again: bool = False) -> None:
+        """Make an entry that is one JSON file of this name. As `put`."""
+        text = json.dumps(data)
+
+        def write(folder: Path) -> None:
+            (folder / name).write_text(text, encoding="utf-8")
+
+        self.put(kind, facts, write, again=again)
+
     def sha256(self, path: Path, *, progress: Progress = SILENT) -> str:
         """sha256 of a file, remembered for as long as its path, size, times and inode stay what they are."""
         stat = path.stat()

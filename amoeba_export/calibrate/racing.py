@@ -13,6 +13,7 @@ from amoeba_export.calibrate.depth import Challenge
 from amoeba_export.calibrate.evaluator import KeptLayers
 from amoeba_export.calibrate.exact import check_number
 from amoeba_export.calibrate.ledger import Ledger
+from amoeba_export.ir.metric import badness
 from amoeba_export.model.head import Objective
 from amoeba_export.student_t import student_t
 
@@ -60,8 +61,7 @@ class RacingJudge:
             for cut, values in scores.items():
                 check_number(values.tolist(), cut, self._objective)
             for race in running:
-                better = scores[race.rival] - scores[race.candidate]
-                race.gains.extend(better if self._objective.mode == "min" else -better)
+                race.gains.extend(badness(scores[race.rival] - scores[race.candidate], self._objective.mode))
                 race.won = self._decide(race.gains)
         return [math.nan if race is None or race.won else None for race in races]
 

@@ -110,7 +110,7 @@ def evaluate(
             autocompletion=complete_from(TRAINED_DTYPES),
             rich_help_panel=_SUBNET,
         ),
-    ] = "fp32",
+    ] = TRAINED_DTYPES[0],
     container: Annotated[
         str | None,
         typer.Option(

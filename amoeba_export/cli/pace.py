@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 from amoeba_export.cache import Cache
 from amoeba_export.cache.kinds import PACES
@@ -61,9 +59,8 @@ def seconds_left(done: int, total: int, elapsed: float, last: Pace | None) -> fl
 def last_pace(description: str, total: int) -> Pace | None:
     """Of the last run of this work with as many steps on this machine; None where there was none."""
     with suppress(AmoebaError, OSError, ValueError, KeyError, TypeError):
-        folder = Cache().get(PACES, _facts(description, total))
-        if folder is not None:
-            data = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
+        data = Cache().get_json(PACES, _facts(description, total), FILE_NAME)
+        if data is not None:
             marks = tuple(float(mark) for mark in data["marks"])
             rises = all(0 <= low <= high <= 1 for low, high in pairwise(marks))
             if rises and len(marks) == PARTS + 1 and 0 < data["seconds"] < float("inf"):
@@ -84,13 +81,9 @@ def keep_pace(description: str, total: int, events: Sequence[tuple[int, float]])
         return
     inner = [_when(part * total / PARTS, events) / seconds for part in range(1, PARTS)]
     marks = [0.0, *(min(1.0, mark) for mark in inner), 1.0]
-
-    def write(folder: Path) -> None:
-        content = {"seconds": round(seconds, 3), "marks": [round(mark, 4) for mark in marks]}
-        (folder / FILE_NAME).write_text(json.dumps(content), encoding="utf-8")
-
+    content = {"seconds": round(seconds, 3), "marks": [round(mark, 4) for mark in marks]}
     with suppress(AmoebaError, OSError):
-        Cache().put(PACES, _facts(description, total), write, again=True)
+        Cache().put_json(PACES, _facts(description, total), FILE_NAME, content, again=True)
 
 
 def _when(steps: float, events: Sequence[tuple[int, float]]) -> float:

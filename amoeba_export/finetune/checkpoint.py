@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from amoeba_export import leftovers
 from amoeba_export.errors import InputError, NotReplaceable, OutputExists, UsageError
 from amoeba_export.finetune.adapter import CONFIG
+from amoeba_export.reading import as_json
 from amoeba_export.replacing import replace_text
 
 KEPT = 2
@@ -55,7 +56,7 @@ class Run:
                 raise OutputExists(out)
             if not (out / CONFIG).is_file() and not (out.is_dir() and not any(out.iterdir())):
                 raise NotReplaceable(out)
-        facts = json.loads(json.dumps(facts))
+        facts = as_json(facts)
         if self.folder.exists() and not resume:
             if not force:
                 raise UsageError(

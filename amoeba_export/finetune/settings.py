@@ -104,7 +104,7 @@ class Settings:
     warmup: float = 0.03
     weight_decay: float = 0.0
     max_grad_norm: float = 0.3
-    dtype: str = "fp32"
+    dtype: str = TRAINED_DTYPES[0]
     gradient_checkpointing: bool = False
     save_every: int = 100
     seed: int = 0

@@ -128,7 +128,7 @@ class SafetensorsWriter:
         for start in range(0, flat.numel(), step):
             part = flat[start : start + step].to(dtype)
             if dtype is torch.float16 and not torch.isfinite(torch.stack(torch.aminmax(part))).all():
-                raise NotRepresentable("fp16", f"values of {name} exceed its range", ("--dtype bf16", "--dtype fp32"))
+                raise NotRepresentable.in_fp16(name)
             data = part.view(torch.uint8).numpy().data
             self._files[shard.path].write(data, offset + start * dtype.itemsize)
 

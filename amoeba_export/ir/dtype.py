@@ -17,7 +17,7 @@ DtypeName = Literal[
 DTYPE_NAMES: tuple[DtypeName, ...] = get_args(DtypeName)
 
 TRAINED_DTYPES: tuple[DtypeName, ...] = ("fp32", "bf16")
-"""In which a supernet runs and is trained here: what needs neither loss scaling nor kernels for integers."""
+"""Of a supernet that runs or is trained here: no loss scaling, no kernels for integers. The first is the default."""
 
 SOURCE = "source"
 """The dtype of a format that keeps what each weight of the source has."""
@@ -82,6 +82,11 @@ FLOATS: Mapping[str, Dtype] = MappingProxyType(
 """Those that hold each weight by itself."""
 
 
+def is_float(dtype: torch.dtype) -> bool:
+    """Whether formats write it: whether it has a `float_name`."""
+    return str(dtype).removeprefix("torch.") in _BY_TORCH_NAME
+
+
 def float_name(dtype: torch.dtype | str) -> str:
     """The `--dtype` of a type of torch, or of its name. Raises `KeyError` for one that no format writes."""
     return _BY_TORCH_NAME[str(dtype).removeprefix("torch.")]
@@ -91,7 +96,7 @@ def written_as(dtype: torch.dtype) -> torch.dtype:
     """The type that a weight of the source has in a file that keeps it: its own; fp32 for wider ones."""
     import torch
 
-    return dtype if str(dtype).removeprefix("torch.") in _BY_TORCH_NAME else torch.float32
+    return dtype if is_float(dtype) else torch.float32
 
 
 _BY_TORCH_NAME = {dtype.torch_name: name for name, dtype in FLOATS.items()}

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from amoeba_export.errors import BadValue
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+_Value = TypeVar("_Value", float, "npt.NDArray[np.float64]")
 
 ObjectiveName = Literal["loss", "perplexity", "accuracy"]
 Mode = Literal["min", "max"]
@@ -21,9 +27,19 @@ def mode_of(metric: str) -> Mode:
     return "max" if metric in ("accuracy", KEPT_WEIGHTS) else "min"
 
 
-def badness(metric: float, mode: Mode) -> float:
+def is_higher_better(metric: str) -> bool:
+    """`mode_of`, as files say it."""
+    return mode_of(metric) == "max"
+
+
+def badness(metric: _Value, mode: Mode) -> _Value:
     """The value, its sign such that less is better."""
     return metric if mode == "min" else -metric
+
+
+def stricter(limit: float, by: float, mode: Mode) -> float:
+    """A limit that is `by` better."""
+    return limit - by if mode == "min" else limit + by
 
 
 def better(metric: float, other: float, mode: Mode) -> bool:

@@ -2,11 +2,12 @@
 
 from amoeba_export.reading.bounds import dim_problems
 from amoeba_export.reading.decode import WrongValue, decode
-from amoeba_export.reading.json_object import check_schema, parse_json_object, read_json_object
+from amoeba_export.reading.json_object import as_json, check_schema, parse_json_object, read_json_object
 from amoeba_export.reading.toml_table import parse_toml, read_toml
 
 __all__ = [
     "WrongValue",
+    "as_json",
     "check_schema",
     "decode",
     "dim_problems",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,11 @@ def parse_json_object(content: bytes | str, *, any_text: bool = False) -> dict[s
         raise ValueError("it is not a JSON object")
     check_tree(data, any_text=any_text)
     return data
+
+
+def as_json(data: object, *, default: Callable[[Any], Any] | None = None) -> Any:
+    """`data` as it is when it is written as JSON and read back: tuples are lists, keys are text."""
+    return json.loads(json.dumps(data, default=default))
 
 
 def check_schema(

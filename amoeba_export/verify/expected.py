@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from amoeba_export.ir import Axis, LayerPlan, SubnetPlan, Supernet, TensorSource, TensorTemplate
+from amoeba_export.ir.dtype import float_name, is_float
 from amoeba_export.verify.stored.tensor import Wanted
 from amoeba_export.verify.unmerged import Unmerged
 
@@ -22,8 +23,6 @@ _LINEARS = ("q", "k", "v", "o", "gate", "up", "down", "embedding", "head")
 """Roles that adapters and constants may change."""
 _WRITERS = ("o", "down")
 _ATTENTION = ("attn_in_norm", "q", "k", "v", "q_norm", "k_norm", "o", "attn_out_norm")
-
-_DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +85,9 @@ class ExpectedWeights:
         template, kept = self._places[name]
         source = template.name.format(layer=kept.source_layer) if kept else template.name
         tensors = self._supernet.tensors
-        return _DTYPES.get(tensors.dtype(source)) if source in tensors.names() else None
+        if source not in tensors.names() or not is_float(dtype := tensors.dtype(source)):
+            return None
+        return float_name(dtype)
 
     def _walk(self) -> Iterator[tuple[str, tuple[TensorTemplate, LayerPlan | None]]]:
         family, architecture = self._supernet.family, self._supernet.architecture

@@ -148,7 +148,7 @@ class GgufWriter:
             with np.errstate(over="ignore"):  # found below, by name
                 data = self._rounded(rows.contiguous().numpy(), kind)
             if data.dtype == np.float16 and not np.isfinite(data).all():
-                raise NotRepresentable("fp16", f"values of {name} exceed its range", ("--dtype bf16", "--dtype fp32"))
+                raise NotRepresentable.in_fp16(name)
             offset = self._data_start + position + (first_row + start) * row_bytes
             self._file.write(np.ascontiguousarray(data).view(np.uint8).reshape(-1).data, offset)
 

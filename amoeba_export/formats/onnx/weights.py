@@ -50,7 +50,7 @@ class Plain:
         for start, rows in _row_chunks(weight):
             converted = (rows.float() + self.offset if self.offset else rows).to(dtype).contiguous()
             if dtype is torch.float16 and not torch.isfinite(converted).all():
-                raise NotRepresentable("fp16", f"values of {name} exceed its range", ("--dtype bf16", "--dtype fp32"))
+                raise NotRepresentable.in_fp16(name)
             file.write(self.region, self.row_start + start, converted.view(torch.uint8).numpy())
 
 

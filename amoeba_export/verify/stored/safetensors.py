@@ -11,10 +11,10 @@ from safetensors import SafetensorError, safe_open
 
 from amoeba_export.errors import DamagedFile
 from amoeba_export.ir import Family
+from amoeba_export.ir.dtype import float_name, is_float
 from amoeba_export.verify.stored import packed
 from amoeba_export.verify.stored.tensor import Shapes, Stored, Wanted
 
-_DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 _INDEX = "model.safetensors.index.json"
 
 
@@ -104,23 +104,23 @@ class SafetensorsWeights:
         if name in self._parts:
             self._check_rows(path, whole, tensor)
             tensor = tensor[start : start + self._shapes[name][0]]
-        if tensor.dtype not in _DTYPES:
+        if not is_float(tensor.dtype):
             raise DamagedFile(path, f"{name} is of type {tensor.dtype}")
         self._check_shape(path, name, tensor)
-        return Stored(values=tensor.float(), dtype=_DTYPES[tensor.dtype])
+        return Stored(values=tensor.float(), dtype=float_name(tensor.dtype))
 
     def _joined(self, name: str) -> Stored:
         """One expert after the other, along the axis in which a piece is not as large as the whole."""
         pieces, wanted = [self._tensor(piece) for piece in self._pieces[name]], self._shapes[name]
         path = self._shards[self._pieces[name][0]]
-        if len({(piece.dtype, tuple(piece.shape)) for piece in pieces}) > 1 or pieces[0].dtype not in _DTYPES:
+        if len({(piece.dtype, tuple(piece.shape)) for piece in pieces}) > 1 or not is_float(pieces[0].dtype):
             raise DamagedFile(path, f"the experts of {name} are not alike")
         dim = 0 if pieces[0].shape[-1:] == wanted[-1:] else 1
         if pieces[0].dim() != len(wanted):
             raise DamagedFile(path, f"the experts of {name} are not matrices")
         whole = torch.cat(pieces, dim)
         self._check_shape(path, name, whole)
-        return Stored(values=whole.float(), dtype=_DTYPES[whole.dtype])
+        return Stored(values=whole.float(), dtype=float_name(whole.dtype))
 
     def _unpacked(self, name: str, parts: Mapping[str, str]) -> Stored:
         path = self._shards[parts["weight_packed"]]
