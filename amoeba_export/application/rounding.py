@@ -21,7 +21,7 @@ from amoeba_export.ir import RoundingHow
 from amoeba_export.locations import data_dir
 from amoeba_export.materialize import materialize_subnet
 from amoeba_export.model.tokenizer import open_tokenizer
-from amoeba_export.verify import masked_logits, verify_artifact
+from amoeba_export.verify import check_numbers, masked_logits
 from amoeba_export.verify.reload import OPENERS
 
 FIGURES_NAME = "figures.json"
@@ -101,10 +101,10 @@ def _rise(session: Session, windows: Sequence[Sequence[int]], loss: float | None
         if session.rounded is not None and session.rounded.format == container:
             options = {container: {**options.get(container, {}), "rounded": session.rounded.tensors}}
         write_formats(subnet, folder, {container: dtype}, options=options, progress=session.progress)
-        report = verify_artifact(folder, supernet, plan, rounded=session.rounded, progress=session.progress)
-        if loss is None:
-            return max(one.distance.mean_kl for one in report.formats)
         opened = OPENERS[container](folder / container)
+        distance = check_numbers(opened, folder / container, supernet, plan)
+        if loss is None:
+            return distance.mean_kl
         return _loss(windows, [opened.logits(torch.tensor([window])) for window in windows]) - loss
 
 

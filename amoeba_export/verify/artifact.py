@@ -168,6 +168,31 @@ def verify_artifact(
     return VerifyReport(formats=tuple(reports))
 
 
+def check_numbers(opened: Opened, folder: Path, supernet: Supernet, plan: SubnetPlan) -> Distance:
+    """How far a runtime's logits are from the masked supernet's. Neither weights nor graph are compared.
+
+    For files that are measured and thrown away; `verify_artifact` takes several times as long.
+
+    Args:
+        opened: One format.
+        folder: Where it is.
+        supernet: What it was cut from.
+        plan: What was cut.
+
+    Raises:
+        NumbersDiffer: They are beyond the limits of the dtype.
+        NotRunnable: Its runtime does not run it.
+    """
+    prompts = _prompts(supernet)
+    with _running(folder):
+        answer = ask(opened, prompts, 1)
+    reference = reference_of(supernet, plan, prompts, [answer.tokens])
+    distance = logits_distance(prompts, reference.logits, answer.logits)
+    if broken := broken_limits(distance, opened.dtype):
+        raise NumbersDiffer(folder, broken)
+    return distance
+
+
 @dataclass(frozen=True, slots=True)
 class _OpenedFormat:
     """One format, its weights compared and its answers given."""
