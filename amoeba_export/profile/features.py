@@ -32,15 +32,16 @@ class Counts(NamedTuple):
 
 def counts_of(dense: DenseArchitecture) -> tuple[Counts, ...]:
     """What each layer of `dense` keeps."""
+    windows = [kind.window or 0 for kind in dense.base.layer_kinds]
     return tuple(
-        Counts(layer.num_heads, layer.num_kv_heads, layer.ffn_size, dense.kind(layer).window or 0)
-        for layer in dense.layers
+        Counts(layer.num_heads, layer.num_kv_heads, layer.ffn_size, windows[layer.kind]) for layer in dense.layers
     )
 
 
 def dims_of(architecture: Architecture) -> dict[str, int]:
     """The dims that decide speed: two models that share them share a cost table."""
-    windows = Counter(architecture.kind(layer).window for layer in range(architecture.num_layers))
+    kinds = architecture.layer_kinds
+    windows = Counter(kinds[architecture.kind_index(layer)].window for layer in range(architecture.num_layers))
     return {
         "num_layers": architecture.num_layers,
         "hidden_size": architecture.hidden_size,
