@@ -27,9 +27,9 @@ import amoeba_export.application.pipeline
 from amoeba_export.cli.entry import entry
 from tests.stopping import Scene
 
-scene, root, words, num_moments = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]), int(sys.argv[4])
+scene, root, commands, num_moments = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]), int(sys.argv[4])
 
-def start(place, moment, number):
+def start(words, place, moment, number):
     shutil.copytree(scene, place)
     (place / "tmp").mkdir()
     child = os.fork()
@@ -64,15 +64,18 @@ def start(place, moment, number):
         Path("calls").write_text(str(calls))
         os._exit(code)
 
-assert start(root / "whole", -1, 0) == 0, (root / "whole" / "said").read_text()
-calls = int((root / "whole" / "calls").read_text())
-seen = []
-for idx, number in zip(range(num_moments), 10 * (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)):
-    place = root / str(idx)
-    code = start(place, calls * (2 * idx + 1) // (2 * num_moments), number)
-    hidden = [str(path.relative_to(place)) for path in (place / "cache").glob("*/.*") if path.name != ".occupied"]
-    left = [path.name for path in (place / "tmp").iterdir()] + Scene(place).left_behind() + hidden
-    seen.append([code, left, (place / "said").read_text()])
+seen = {}
+for name, words in commands.items():
+    whole = root / name / "whole"
+    assert start(words, whole, -1, 0) == 0, (whole / "said").read_text()
+    calls = int((whole / "calls").read_text())
+    seen[name] = []
+    for idx, number in zip(range(num_moments), 10 * (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)):
+        place = root / name / str(idx)
+        code = start(words, place, calls * (2 * idx + 1) // (2 * num_moments), number)
+        hidden = [str(path.relative_to(place)) for path in (place / "cache").glob("*/.*") if path.name != ".occupied"]
+        left = [path.name for path in (place / "tmp").iterdir()] + Scene(place).left_behind() + hidden
+        seen[name].append([code, left, (place / "said").read_text()])
 print(json.dumps(seen))
 """
 
@@ -82,10 +85,14 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
     return make_scene(tmp_path_factory.mktemp("scene"))
 
 
-@pytest.mark.parametrize("name", [*(name for name in COMMANDS if "export" in name), "build", "calibrate", "finetune"])
-def test_a_signal_leaves_nothing(name: str, scene: Scene, tmp_path: Path) -> None:
+EXPORTS = tuple(name for name in COMMANDS if "export" in name)
+
+
+@pytest.mark.parametrize("names", [EXPORTS, ("build", "calibrate", "finetune")], ids=["exports", "others"])
+def test_a_signal_leaves_nothing(names: tuple[str, ...], scene: Scene, tmp_path: Path) -> None:
+    commands = json.dumps({name: COMMANDS[name] for name in names})
     finished = subprocess.run(
-        [sys.executable, "-c", _RUN, scene.root, tmp_path, json.dumps(COMMANDS[name]), str(MOMENTS)],
+        [sys.executable, "-c", _RUN, scene.root, tmp_path, commands, str(MOMENTS)],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[1],
@@ -93,6 +100,10 @@ def test_a_signal_leaves_nothing(name: str, scene: Scene, tmp_path: Path) -> Non
         check=False,
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
-    for code, left, said in json.loads(finished.stdout.splitlines()[-1]):
-        assert (code, left) == (130, []), said
-        assert said.endswith("Interrupted. Nothing half-written is left.\n")
+    seen = json.loads(finished.stdout.splitlines()[-1])
+    assert seen.keys() == set(names)
+    for name, ends in seen.items():
+        assert len(ends) == MOMENTS
+        for code, left, said in ends:
+            assert (code, left) == (130, []), f"{name}: {said}"
+            assert said.endswith("Interrupted. Nothing half-written is left.\n"), name

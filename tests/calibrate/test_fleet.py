@@ -40,11 +40,9 @@ def test_the_strategy_is_that_of_one_machine(
     made = recipe(text_file, quality={"widths": [1.0, 0.5]})
     expected = calibrate(supernet, made)
     with RayFleet(functools.partial(load_supernet, str(supernet.folder))) as fleet:
-        assert fleet.start(supernet.identity, memory_bytes=10**8) == 2
-        nodes = ray.get([worker.__ray_call__.remote(_node) for worker in fleet._workers])
-        assert len(set(nodes)) == 2
-    with RayFleet(functools.partial(load_supernet, str(supernet.folder))) as fleet:
         assert_same(calibrate(supernet, made, cache_dir=tmp_path / "cache", fleet=fleet), expected)
+        nodes = ray.get([worker.__ray_call__.remote(_node) for worker in fleet._workers])
+        assert len(nodes) == len(set(nodes)) == 2
     assert_same(calibrate(supernet, made, cache_dir=tmp_path / "cache"), expected)
 
 

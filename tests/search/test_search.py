@@ -311,7 +311,7 @@ def test_a_closed_loop_keeps_its_budget_and_uses_it(space: Space, least_use: flo
     measure = _bent(Machine())
     full = measure(FULL)
     uses = []
-    for fraction in np.random.default_rng(0).uniform(0.5, 0.95, 6):
+    for fraction in np.random.default_rng(0).uniform(0.5, 0.95, 4):
         measured: list[tuple[DenseArchitecture, Latency]] = []
         for _ in range(6):
             result = searched(own_strategy(), SMOL, _table(), [Budget(fraction=float(fraction))], space=space,
