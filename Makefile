@@ -25,7 +25,7 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
-# 10,000 damaged files a reader, in child processes with bounds on time and memory: hours. What breaks lies in build/fuzz.
+# 10,000 damaged files a reader, in child processes with bounds on time and memory. What breaks lies in build/fuzz.
 fuzz: setup
 	$(BIN)/python -m tests.fuzz --cases 10000
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import shutil
-from collections.abc import Callable
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _numbers = itertools.count(1)
@@ -33,6 +36,61 @@ def remove_all() -> None:
     while _removals:
         with contextlib.suppress(Exception):  # the others have to go all the same
             _removals.popitem()[1]()
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """All temporary files of this process, those of libraries too, and of processes that it starts, in one folder.
+
+    The folder goes when the context ends, when `remove_all` is called, and when the process is killed.
+
+    Raises:
+        OSError: None can be made.
+    """
+    before, variable = tempfile.tempdir, os.environ.get("TMPDIR")
+    folder = Path(tempfile.mkdtemp(prefix="amoeba-"))
+    noted = note(lambda: remove_folder(folder))
+    with contextlib.ExitStack() as stack:
+        stack.callback(forget, noted)
+        stack.callback(remove_folder, folder)
+        stack.enter_context(_removed_after_a_kill(folder))
+        tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
+        try:
+            yield folder
+        finally:
+            tempfile.tempdir = before
+            if variable is None:
+                os.environ.pop("TMPDIR", None)
+            else:
+                os.environ["TMPDIR"] = variable
+
+
+_WATCH = 'exec 3<&0; { while read -r line; do :; done; rm -rf -- "$1" "$1.gone"; } <&3 &'
+"""Waits in the background for the end of stdin, which is the end of who holds the other side."""
+
+
+@contextlib.contextmanager
+def _removed_after_a_kill(folder: Path) -> Iterator[None]:
+    """A shell that is nobody's child waits for this process to end, and removes `folder`."""
+    heard, held = os.pipe()
+    try:
+        try:
+            with contextlib.suppress(OSError):  # no shell: a kill leaves the folder
+                subprocess.run(
+                    ["/bin/sh", "-c", _WATCH, "amoeba", str(folder)],
+                    stdin=heard,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    env={"PATH": os.defpath},
+                    cwd="/",
+                    start_new_session=True,  # signals from a terminal are not for it
+                    check=False,
+                )
+        finally:
+            os.close(heard)
+        yield
+    finally:
+        os.close(held)
 
 
 def remove_folder(folder: Path) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
+from amoeba_export import leftovers
 from amoeba_export.errors import TargetUnavailable
 
 
@@ -35,24 +39,47 @@ def joined(address: str | None = None, *, resources: Mapping[str, float] | None 
     if ray.is_initialized():
         yield
         return
-    with termination_handler_kept():
+    with contextlib.ExitStack() as stack:
+        is_ours = address is None and not os.environ.get("RAY_ADDRESS")
+        folder = stack.enter_context(_folder_of_a_cluster()) if is_ours else None
+        with termination_handler_kept():
+            try:
+                ray.init(
+                    address=address,
+                    resources=None if resources is None else dict(resources),
+                    include_dashboard=False if resources is not None else None,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    _temp_dir=folder,
+                )
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise TargetUnavailable(
+                    f"the Ray cluster cannot be joined: {str(error).splitlines()[0]}",
+                    "Check the address (RAY_ADDRESS), and that 'ray status' works from here.",
+                ) from error
         try:
-            ray.init(
-                address=address,
-                resources=None if resources is None else dict(resources),
-                include_dashboard=False if resources is not None else None,
-                log_to_driver=False,
-                logging_level="ERROR",
-            )
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise TargetUnavailable(
-                f"the Ray cluster cannot be joined: {str(error).splitlines()[0]}",
-                "Check the address (RAY_ADDRESS), and that 'ray status' works from here.",
-            ) from error
+            yield
+        finally:
+            ray.shutdown()
+
+
+_LONGEST = 39
+"""Bytes of a folder's name: those of Ray's sockets are 64 longer, and none may have more than 107 (103 on macOS)."""
+
+
+@contextlib.contextmanager
+def _folder_of_a_cluster() -> Iterator[str]:
+    """For what Ray writes for a cluster of this machine alone: logs and sockets, which it leaves when it ends."""
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir=os.environ.get("RAY_TMPDIR")))
+    if len(os.fsencode(folder)) > _LONGEST:
+        folder.rmdir()
+        folder = Path(tempfile.mkdtemp(prefix="amoeba-", dir="/tmp"))
+    noted = leftovers.note(lambda: leftovers.remove_folder(folder))
     try:
-        yield
+        yield str(folder)
     finally:
-        ray.shutdown()
+        leftovers.remove_folder(folder)
+        leftovers.forget(noted)
 
 
 @contextlib.contextmanager

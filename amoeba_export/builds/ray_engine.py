@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from amoeba_export import leftovers
 from amoeba_export.builds.engines import Done
 from amoeba_export.builds.entry import BuildWork, CalibrationTask, CostTableTask, EntryResult, EntryTask
 from amoeba_export.builds.outcome import ErrorRecord
@@ -142,16 +143,17 @@ def _submit(unit: Unit, products: Sequence[Product]) -> Any:
 
 def _run_unit(unit: Unit, products: Sequence[Product]) -> Made:
     """On a node. Errors of ours travel as records, since not every error can be pickled."""
-    for product in products:
-        install(product)
-    try:
-        if isinstance(unit, CalibrationTask):
-            return run_calibration(unit)
-        if isinstance(unit, CostTableTask):
-            return run_cost_table(unit)
-        return run_entries([unit])[0]
-    except AmoebaError as error:
-        return ErrorRecord.of(error)
+    with leftovers.temporary_folder():  # a unit that does not stop is killed with its process
+        for product in products:
+            install(product)
+        try:
+            if isinstance(unit, CalibrationTask):
+                return run_calibration(unit)
+            if isinstance(unit, CostTableTask):
+                return run_cost_table(unit)
+            return run_entries([unit])[0]
+        except AmoebaError as error:
+            return ErrorRecord.of(error)
 
 
 def _fetch(ref: Any) -> Made:

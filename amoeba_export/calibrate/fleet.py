@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
+from amoeba_export import leftovers
 from amoeba_export.calibrate.evaluator import KeptLayers, LocalScorer, Widths
 from amoeba_export.errors import AmoebaError, TargetError, TargetUnavailable
 from amoeba_export.ir import Supernet
@@ -148,7 +147,9 @@ class _Worker:
         self._memory_bytes = memory_bytes
         self._opened: LayerStack | None = None
         self._scorers: dict[str, LocalScorer] = {}
-        self._folder = tempfile.TemporaryDirectory(prefix="amoeba-calibrate-")
+        # Never left: this process is killed when the fleet has done its work, and the folder goes with it.
+        self._until_killed = contextlib.ExitStack()
+        self._folder = self._until_killed.enter_context(leftovers.temporary_folder())
 
     def identity(self) -> tuple[str, str]:
         """The model's, or why it cannot be opened."""
@@ -166,7 +167,7 @@ class _Worker:
         if key not in self._scorers:
             states = None
             if scoring.states_bytes is not None:
-                folder = Path(self._folder.name) / key
+                folder = self._folder / key
                 states = StateStore(self._opened, scoring.samples, folder, limit_bytes=scoring.states_bytes)
             self._scorers[key] = LocalScorer(
                 self._opened, scoring.samples, scoring.objective, states=states, widths=scoring.widths

@@ -12,10 +12,8 @@ import contextlib
 import os
 import select
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -109,22 +107,7 @@ def _say_and_leave() -> NoReturn:
 
 @contextlib.contextmanager
 def _own_temporary_folder() -> Iterator[None]:
-    """All temporary files of the process, those of libraries too, in one folder that goes with the command."""
-    before = tempfile.tempdir
-    try:
-        folder = Path(tempfile.mkdtemp(prefix="amoeba-"))
-    except OSError:  # whoever needs temporary files will say so
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # whoever needs temporary files will say so
+            stack.enter_context(leftovers.temporary_folder())
         yield
-        return
-
-    def remove() -> None:
-        leftovers.remove_folder(folder)
-
-    noted = leftovers.note(remove)
-    tempfile.tempdir = str(folder)
-    try:
-        yield
-    finally:
-        tempfile.tempdir = before
-        remove()
-        leftovers.forget(noted)

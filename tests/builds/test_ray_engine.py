@@ -13,7 +13,7 @@ from amoeba_export.builds import ray_engine, work
 from amoeba_export.builds.outcome import BuildReport
 from amoeba_export.builds.run import BuildOptions, build
 from amoeba_export.errors import TargetUnavailable
-from amoeba_export.ray_cluster import termination_handler_kept
+from tests import clusters
 from tests.builds.conftest import HEAD, statuses
 
 ray = pytest.importorskip("ray", reason="needs the extra 'ray'")
@@ -23,16 +23,9 @@ ENTRIES = "".join(f'[[build]]\nname = "e{i}"\nshape = "{depth}x0.5"\n' for i, de
 
 @pytest.fixture
 def cluster() -> Iterator[object]:
-    """A head that runs nothing, and two nodes with one processor each."""
-    from ray.cluster_utils import Cluster
-
-    with termination_handler_kept():
-        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-        try:
-            yield made
-        finally:
-            ray.shutdown()
-            made.shutdown()
+    """A head that runs nothing; nodes with one processor each are added."""
+    with clusters.cluster(num_cpus=0) as made:
+        yield made
 
 
 def test_a_node_is_killed_and_everything_is_built_once(
