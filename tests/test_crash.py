@@ -43,7 +43,7 @@ def run_program(program: str, *arguments: object, **environment: str) -> Any:
         cwd=Path(__file__).parents[1],
         env=os.environ | {"PYTHONPATH": ".", "OMP_NUM_THREADS": "1"} | environment,
         check=False,
-        timeout=300,
+        timeout=3000,
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
     return json.loads(finished.stdout.splitlines()[-1])

@@ -43,9 +43,9 @@ def bench(style: str, model: str, prompt: int, generate: int, batch: int, file: 
             log.write(f"{model} {prompt} {generate} {batch}\n")
         print(f"Prefill time: {prefill_ms} ms\nDecode: {1000 * batch / decode_ms} tokens/s")
     elif style == "hang":
-        print("waiting for the device", flush=True)
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         Path(file).write_text(f"{os.getpid()} {child.pid}")
+        print("waiting for the device", flush=True)
         time.sleep(600)
     elif style == "endless":
         while True:

@@ -76,7 +76,7 @@ def test_files_that_a_runtime_maps_are_copied_anew_each_round(tmp_path: Path) ->
     source.mkdir()
     (source / "model.data").write_text("weights")
     subject = {"folder": str(source), "behaviour": "tell"}
-    job = {"engine": "tests.backends.faulty", "options": {}, "workload": {}, "rounds": 1, "time_limit_s": 60.0}
+    job = {"engine": "tests.backends.faulty", "options": {}, "workload": {}, "rounds": 1, "time_limit_s": 600.0}
     job["subjects"] = [{**subject, "id": 0, "is_mapped": True}, {**subject, "id": 1}]
     copied, given = (event["reason"] for event in run_job(job) if event["event"] == "failure")
     assert given == f"RuntimeError: {source} has [('model.data', 'weights')]"
@@ -188,7 +188,7 @@ def _job(folder: Path, sizes_mb: list[float | None], *, behaviour: str, rounds: 
         {**subject, "id": i, **({} if size is None else {"memory_mb": size})} for i, size in enumerate(sizes_mb)
     ]
     engine = {"engine": "tests.backends.faulty", "options": {}}
-    return {**engine, "workload": {}, "rounds": rounds, "time_limit_s": 60.0, "subjects": subjects}
+    return {**engine, "workload": {}, "rounds": rounds, "time_limit_s": 600.0, "subjects": subjects}
 
 
 def test_the_runner_imports_nothing_of_ours() -> None:
@@ -213,7 +213,7 @@ def test_the_zip_file_measures_without_amoeba(tmp_path: Path) -> None:
         "options": {**Options().model_dump(mode="json"), "threads": 1},
         "workload": {"prompt_tokens": 8, "generate_tokens": 8, "batch": 2},
         "rounds": 1,
-        "time_limit_s": 60,
+        "time_limit_s": 600,
         "subjects": [{"id": 0, **prepare_onnx(FULL, graph, Options())}],
     }
     (tmp_path / "job.json").write_text(json.dumps(job))

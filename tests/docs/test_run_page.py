@@ -49,7 +49,7 @@ def _run(code: str, folder: Path) -> str:
     script = f"{code}\nimport os, sys\nsys.stdout.flush()\nos._exit(0)\n"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "no_proxy": "127.0.0.1"}
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=3000
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout

@@ -187,4 +187,4 @@ def test_an_artifact_without_tokens_cannot_be_checked(tmp_path: Path) -> None:
 def _run(artifact: Path, runtime: str, *words: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(path or ""), "no_proxy": "127.0.0.1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, str(SCRIPT), str(artifact), "--runtime", runtime, *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3000)

@@ -241,7 +241,7 @@ def test_the_runner_on_a_device_runs_only_what_was_sent(place: Place, tmp_path: 
         "options": {"device": "cpu", "compile": False, "threads": 1},
         "workload": {"prompt_tokens": 4, "generate_tokens": 4, "batch": 1},
         "rounds": 1,
-        "time_limit_s": 120,
+        "time_limit_s": 600,
         "subjects": [{"id": 0, "folder": str(folder), "dtype": "float32", "random": False}],
     }
     (tmp_path / "job.json").write_text(json.dumps(job))
