@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 
-from amoeba_export.application.costs import is_measured, make_predictor
+from amoeba_export.application.costs import make_predictor
 from amoeba_export.application.loadable import say_cost
 from amoeba_export.application.problem import Known, problem_of, smallest_known, whole_strategy, worse_by_rounding
 from amoeba_export.application.prospects import (
@@ -72,7 +72,7 @@ class Chooser:
             NothingFits: Not even without a margin.
         """
         failure: NothingFits | None = None
-        for margin in [True, False] if is_measured(self._opened.target) else [False]:
+        for margin in [True, False] if self._opened.is_measured else [False]:
             whole = self._best_whole(self._opened, history, margin=margin)
             if not self._is_decided(whole):
                 # A finer precision that fits and loses next to nothing needs no such comparison, and no half a minute.
@@ -103,7 +103,7 @@ class Chooser:
             strategy = whole_strategy(session, one)
             problem = problem_of(session.in_dtype(one.dtype), strategy)
             predictor: Predictor = Known(one.latency)
-            if not is_measured(session.target):
+            if not session.is_measured:
                 predictor = make_predictor(session.in_dtype(one.dtype))
             seen = self._seen(one.dtype, history, margin=margin)
             was_tried = any(trial.choice.key == (one.dtype, session.full) for trial in history)
@@ -245,7 +245,7 @@ class Chooser:
         latencies = {one.dtype: one.latency for one in self.wholes}
         relative = all(budget.fraction for budget in self._opened.settings.budgets)
         seen = seen_in(history, dtype, latencies, self._opened.full, relative=relative)
-        if not is_measured(self._opened.target):
+        if not self._opened.is_measured:
             seen = dataclasses.replace(seen, measured=())
         return seen if margin else dataclasses.replace(seen, margin=0.0)
 

@@ -131,7 +131,7 @@ def make_predictor(session: Session) -> Predictor:
     A target that is measured gets a cost table, taken from the cache when device, versions, dims, dtype and workload
     are the same. Raises `TargetError`.
     """
-    backend = find_backend(session.target.backend)
+    backend = session.backend
     if backend.source != "measured":
         return Estimates(backend, session.target, session.settings.workload, session.dtype)
     return make_cost_table(profiling_of(session), cache=session.cache, progress=session.progress)

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from amoeba_export.application.choose import Chooser
-from amoeba_export.application.costs import is_measured, learn, make_predictor, measure_beside_full
+from amoeba_export.application.costs import learn, make_predictor, measure_beside_full
 from amoeba_export.application.outcome import Outcome
 from amoeba_export.application.session import Session
 from amoeba_export.application.trials import Choice, Trial, best_of, next_step
 from amoeba_export.application.wholes import Whole
-from amoeba_export.backends import Subject, find_backend
+from amoeba_export.backends import Subject
 from amoeba_export.errors import BudgetMissed, TargetError
 from amoeba_export.ir import DenseArchitecture, Latency, Progress, SubnetPlan
 from amoeba_export.profile import pool_rounds
@@ -65,7 +65,7 @@ def fit_budget(session: Session, build: Build) -> Fitted:
         TargetError: The target cannot be used, or measuring failed.
     """
     choose = Chooser(session)
-    if not is_measured(session.target):
+    if not session.is_measured:
         choice = choose()
         plan = choice.candidate.make_plan()
         build(choice.session, plan)
@@ -152,7 +152,7 @@ def fit_plan(session: Session, plan: SubnetPlan, build: Build, *, full_dtype: st
     settings = session.settings
     if settings.target is None:
         return Fitted(session=session, plan=plan)
-    if is_measured(settings.target):
+    if session.is_measured:
         dense = plan.dense(session.architecture)
         measured = _measure(session, dense, folder, full_dtype=full_dtype, enough=lambda outcome: outcome.is_decided)
         fitted = Fitted(session=session, plan=plan, latency=measured.latency, full=measured.full)
@@ -174,7 +174,7 @@ def measured_again(fitted: Fitted, folder: Path) -> Fitted:
     over it now is said and not an error.
     """
     session, settings = fitted.session, fitted.session.settings
-    if settings.target is None or not is_measured(settings.target) or not fitted.latency or not fitted.full:
+    if not session.is_measured or not fitted.latency or not fitted.full:
         return fitted
     full_dtype = fitted.wholes[0].dtype if fitted.wholes else None
     dense = fitted.plan.dense(session.architecture)
@@ -222,7 +222,7 @@ def _given(session: Session, plan: SubnetPlan, predictor: Predictor, *, full_dty
         Subject(dense=dense, dtype=session.dtype),
         Subject(dense=session.full, dtype=full_dtype or session.dtype),
     ]
-    results = find_backend(target.backend).measure(subjects, session.settings.workload, target=target)
+    results = session.backend.measure(subjects, session.settings.workload, target=target)
     for result in results:
         if isinstance(result, TargetError):
             raise result
@@ -250,7 +250,7 @@ def _measure(
     enough: Callable[[Outcome], bool],
 ) -> Outcome:
     """Measure the files in `folder`; where the target cannot run their formats, a graph of the same dims."""
-    containers = find_backend(session.target.backend).containers
+    containers = session.backend.containers
     artifact = folder if any(container in session.settings.formats for container in containers) else None
     label = f"the subnet of {len(dense.layers)} layers"
     subject = Subject(dense=dense, artifact=artifact, dtype=session.dtype, label=label)

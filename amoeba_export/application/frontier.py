@@ -6,11 +6,9 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from amoeba_export.application.costs import is_measured
 from amoeba_export.application.problem import memory_mb, rounded, whole_quality, worse_by_rounding
 from amoeba_export.application.session import Session
 from amoeba_export.application.wholes import Whole
-from amoeba_export.backends import find_backend
 from amoeba_export.ir import DenseArchitecture, Latency, Shape
 from amoeba_export.ir.frontier import Frontier, FrontierLimit, FrontierPoint, LatencySource, numbered
 from amoeba_export.ir.metric import Mode, badness, is_higher_better, mode_of
@@ -177,6 +175,6 @@ def _thinned(kept: Sequence[Candidate], points: Mapping[int, FrontierPoint], mod
 
 
 def _source(session: Session, one: Candidate) -> LatencySource:
-    if not is_measured(session.target):
-        return find_backend(session.target.backend).source
+    if not session.is_measured:
+        return session.backend.source
     return "predicted" if one.uncertainty else "measured"

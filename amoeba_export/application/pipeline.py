@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from amoeba_export.application.assemble import Assembler, Cutter, check_containers, container_dtypes, cut_alone
-from amoeba_export.application.choose import Chooser
 from amoeba_export.application.costs import is_measured
-from amoeba_export.application.fit import Build, Fitted, fit_budget, fit_plan
-from amoeba_export.application.frontier import frontier_of, listed
-from amoeba_export.application.goal import check_quality, fit_pick, fit_quality
-from amoeba_export.application.manifest import make_manifest, reference_records
-from amoeba_export.application.picks import make_frontier, pick, pick_quality
-from amoeba_export.application.recovery import recovered
-from amoeba_export.application.refits import with_named_refit
+from amoeba_export.application.fit import Build, Fitted
+from amoeba_export.application.goal import check_quality
+from amoeba_export.application.manifest import make_manifest
+from amoeba_export.application.picks import make_frontier
 from amoeba_export.application.request import ExportRequest, ResolvedRequest
 from amoeba_export.application.resolve import resolve
 from amoeba_export.application.rounded import with_rounding
-from amoeba_export.application.selection import given_plan, with_strategy
 from amoeba_export.application.session import open_session
-from amoeba_export.application.sweep import sweep
-from amoeba_export.artifact import FullModelRecord, LatencyRecord, Manifest, Staging, check_destination
+from amoeba_export.application.ways import Replay, Way, way_of
+from amoeba_export.artifact import FullModelRecord, Manifest, Staging, check_destination
 from amoeba_export.errors import EstimateRefused
 from amoeba_export.ir import SILENT, Progress, SubnetPlan, Supernet
-from amoeba_export.ir.dtype import AUTO
 from amoeba_export.ir.frontier import Frontier
 from amoeba_export.refit import OFF
 from amoeba_export.search import SearchResult
@@ -50,22 +44,6 @@ class ExportResult:
     manifest: Manifest | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Replay:
-    """What an earlier export chose, and the figures that its manifest had."""
-
-    plan: SubnetPlan
-    dtype: str | None = None
-    latency: LatencyRecord | None = None
-    quality: Mapping[str, float] | None = None
-    reference: tuple[FullModelRecord, ...] = ()
-
-    def settle(self, settings: ResolvedRequest) -> ResolvedRequest:
-        """`settings` with nothing left to choose."""
-        dtype = self.dtype if settings.dtype == AUTO else settings.dtype
-        return replace(settings, plan=self.plan, dtype=dtype)
-
-
 def export(
     request: ExportRequest,
     *,
@@ -86,34 +64,16 @@ def export(
     Raises:
         AmoebaError: Whatever amoeba can name; its kind says whose turn it is. Nothing is left at the output.
     """
-    # Long on purpose: the whole job is one list.
     settings = resolve_settings(request, progress)
     if replay is not None:
         settings = replay.settle(settings)
+    way = replay or way_of(settings)
     if request.dry_run:
-        return _plan_only(settings, progress)
+        return _plan_only(way, settings, progress)
     with Staging(settings.out, force=request.force) as staging:
         session = check_containers(open_session(settings, progress=progress))
-        looked_at = None
         build = Assembler(staging=staging, cut=cut)
-        if replay is not None:
-            session, plan = with_named_refit(with_strategy(session), replay.plan)
-            build(session, plan)
-            fitted = Fitted(session=session, plan=plan)
-        elif request.pick is not None:
-            picked = pick(session, request.pick)
-            looked_at = picked.frontier
-            fitted = fit_pick(picked, build)
-        elif settings.is_search and not settings.budgets:
-            fitted, looked_at = fit_quality(session, build)
-        elif settings.is_search:
-            fitted = fit_budget(session, build)
-            looked_at = _looked_at(fitted)
-            fitted = recovered(fitted, build)
-        else:
-            session = with_strategy(session)
-            session, plan = with_named_refit(session, given_plan(session))
-            fitted = recovered(fit_plan(session, plan, build), build)
+        fitted, looked_at = way.fit(session, build)
         fitted = _rounded(fitted, build)
         session = fitted.session
         report = verify_artifact(
@@ -140,7 +100,8 @@ def export(
 
 def search(request: ExportRequest, *, progress: Progress = SILENT) -> ExportResult:
     """The choice that `export` would start from, and what it was compared with. Writes nothing but caches."""
-    return _plan_only(resolve_settings(request, progress), progress)
+    settings = resolve_settings(request, progress)
+    return _plan_only(way_of(settings), settings, progress)
 
 
 def frontier(request: ExportRequest, *, measure: int = 0, progress: Progress = SILENT) -> Frontier:
@@ -183,46 +144,16 @@ def _rounded(fitted: Fitted, build: Build) -> Fitted:
     return replace(fitted, session=session)
 
 
-def _looked_at(fitted: Fitted) -> Frontier:
-    """What a budget was fitted among."""
-    session = fitted.session
-    chosen = (session.dtype, fitted.plan.dense(session.architecture))
-    return frontier_of(session, fitted.wholes, listed(fitted.searches), chosen)
-
-
-def _plan_only(settings: ResolvedRequest, progress: Progress) -> ExportResult:
+def _plan_only(way: Way, settings: ResolvedRequest, progress: Progress) -> ExportResult:
     if settings.request.dry_run:
         check_destination(settings.out, force=settings.request.force)
-    session = check_containers(open_session(settings, progress=progress))
-    looked_at = None
-    if not settings.is_search:
-        if settings.request.pick is not None:
-            picked = pick(session, settings.request.pick)
-            session, plan, looked_at = picked.session, picked.plan, picked.frontier
-        else:
-            session = with_strategy(session)
-            plan = given_plan(session)
-        container_dtypes(session, plan)
-        return ExportResult(settings=session.settings, supernet=session.supernet, plan=plan, frontier=looked_at)
-    if not settings.budgets:
-        picked = pick_quality(sweep(session))
-        container_dtypes(picked.session, picked.plan)
-        return ExportResult(
-            settings=picked.session.settings,
-            supernet=picked.session.supernet,
-            plan=picked.plan,
-            reference=reference_records(picked.session, picked.wholes),
-            frontier=picked.frontier,
-        )
-    choose = Chooser(session)
-    choice = choose()
-    session, plan = choice.session, choice.candidate.make_plan()
-    container_dtypes(session, plan)
+    chosen = way.choose(check_containers(open_session(settings, progress=progress)))
+    container_dtypes(chosen.session, chosen.plan)
     return ExportResult(
-        settings=session.settings,
-        supernet=session.supernet,
-        plan=plan,
-        search=choice.search,
-        reference=reference_records(session, choose.wholes),
-        frontier=frontier_of(session, choose.wholes, listed(choose.searches), choice.key),
+        settings=chosen.session.settings,
+        supernet=chosen.session.supernet,
+        plan=chosen.plan,
+        search=chosen.search,
+        reference=chosen.reference,
+        frontier=chosen.frontier,
     )

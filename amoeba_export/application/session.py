@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from amoeba_export.application.request import ResolvedRequest
+from amoeba_export.backends import Backend, find_backend
 from amoeba_export.cache import Cache
 from amoeba_export.errors import NotForExperts
 from amoeba_export.ir import SILENT, Architecture, DenseArchitecture, Progress, Strategy, Supernet, Target
@@ -42,6 +43,16 @@ class Session:
         """Where latency counts. Only where there is one."""
         assert self.settings.target, "nothing is searched or measured without a target"
         return self.settings.target
+
+    @property
+    def backend(self) -> Backend:
+        """What measures on the target, or estimates. Only where there is one."""
+        return find_backend(self.target.backend)
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether there is a target whose latencies are measured, not estimated."""
+        return self.settings.target is not None and self.backend.source == "measured"
 
     @property
     def strategy(self) -> Strategy:

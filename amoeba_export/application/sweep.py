@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from amoeba_export.application.costs import is_measured, make_predictor
+from amoeba_export.application.costs import make_predictor
 from amoeba_export.application.frontier import Searches, frontier_of
 from amoeba_export.application.problem import problem_of
 from amoeba_export.application.prospects import (
@@ -71,7 +71,7 @@ def sweep(session: Session, *, measure: int = 0) -> Swept:
         UsageError: `measure` on a target that is an estimate.
         TargetError: The target cannot be used.
     """
-    if measure and not is_measured(session.target):
+    if measure and not session.is_measured:
         raise UsageError(
             f"--measure needs a device, and the latencies of '{session.target.name}' are estimates.",
             next_step="Leave --measure out, or name a target that is measured.",
@@ -143,7 +143,7 @@ def _search_all(
     for one in candidates:
         predictor = make_predictor(session.in_dtype(one.dtype))
         seen = Seen(full=wholes[0].latency)
-        if is_measured(session.target):
+        if session.is_measured:
             subnets = (measured or {}).get(one.dtype, ())
             seen = dataclasses.replace(seen, measured=((session.full, one.latency), *subnets))
         for budget in _budgets(session):

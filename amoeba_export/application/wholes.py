@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from amoeba_export.application.costs import device_facts, is_measured
+from amoeba_export.application.costs import device_facts
 from amoeba_export.application.rounding import Rounding, measure_rounding
 from amoeba_export.application.session import Session
-from amoeba_export.backends import Subject, find_backend, measure_latency
+from amoeba_export.backends import Subject, measure_latency
 from amoeba_export.cache.kinds import FULL_MODELS
 from amoeba_export.errors import NotRepresentable, NumbersDiffer, TargetError, UsageError
 from amoeba_export.ir import Latency
@@ -111,8 +111,8 @@ def _latencies(session: Session, dtypes: Sequence[str]) -> Mapping[str, Latency 
     """From one run, so that they can be compared; from the cache where it was made before."""
     target, workload = session.target, session.settings.workload
     subjects = [Subject(dense=session.full, dtype=dtype, label=f"the full model in {dtype}") for dtype in dtypes]
-    if not is_measured(target):
-        estimates = find_backend(target.backend).measure(subjects, workload, target=target)
+    if not session.is_measured:
+        estimates = session.backend.measure(subjects, workload, target=target)
         return dict(zip(dtypes, estimates, strict=True))
     facts = {"dtypes": list(dtypes), **device_facts(session.supernet, target, workload)}
     found = session.cache.get_json(FULL_MODELS, facts, FIGURES_NAME, progress=session.progress)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from amoeba_export.application.costs import is_measured
 from amoeba_export.application.resolve import searched_dtype
 from amoeba_export.artifact import read_manifest, tool_versions
-from amoeba_export.backends import find_backend
 from amoeba_export.backends.targets import read_target
 from amoeba_export.builds.engines import find_engine
 from amoeba_export.builds.entry import (
@@ -199,7 +199,7 @@ def _measured_on(entry: Entry) -> str | None:
     if entry.request.target is None:
         return None
     target = read_target(entry.request.target)
-    return target.name if find_backend(target.backend).source == "measured" else None
+    return target.name if is_measured(target) else None
 
 
 def _checked(result: EntryResult, config: BuildConfig, locked: dict[str, LockedEntry]) -> EntryResult:

@@ -13,9 +13,10 @@ from typing import Any
 
 from amoeba_export.application.assemble import Cutter
 from amoeba_export.application.costs import make_predictor
-from amoeba_export.application.pipeline import ExportResult, Replay, export, resolve_settings
+from amoeba_export.application.pipeline import ExportResult, export, resolve_settings
 from amoeba_export.application.selection import with_strategy
 from amoeba_export.application.session import open_session
+from amoeba_export.application.ways import Replay
 from amoeba_export.artifact import LatencyRecord, Manifest
 from amoeba_export.builds.entry import CalibrationTask, CostTableTask, Entry, EntryResult, EntryTask, LockedEntry
 from amoeba_export.builds.logs import Logged, open_log

@@ -13,10 +13,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from amoeba_export import ExportRequest, export
-from amoeba_export.application.pipeline import Replay
 from amoeba_export.application.refit import heal as heal_alone
 from amoeba_export.application.refit import refit as refit_alone
 from amoeba_export.application.resolve import read_heal
+from amoeba_export.application.ways import Replay
 from amoeba_export.errors import BadValue, NothingIsCut, RefitDiffers, UnknownName, UsageError
 from amoeba_export.refit import HealSettings, RefitRecipe
 from tests.listener import Listener

@@ -184,8 +184,8 @@ def test_locked_gives_the_same_bytes_without_search_and_measuring(
     before = {name: read_manifest(project / "dist" / name) for name in ("whole", "half", "fast")}
     shutil.rmtree(project / "dist")
     monkeypatch.setenv("AMOEBA_CACHE", str(tmp_path / "empty"))
-    monkeypatch.setattr("amoeba_export.application.pipeline.fit_budget", None)
-    monkeypatch.setattr("amoeba_export.application.pipeline.fit_plan", None)
+    monkeypatch.setattr("amoeba_export.application.ways.fit_budget", None)
+    monkeypatch.setattr("amoeba_export.application.ways.fit_plan", None)
     assert set(statuses(run(locked=True)).values()) == {"built"}
     for name, manifest in before.items():
         again = read_manifest(project / "dist" / name)
