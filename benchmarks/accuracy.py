@@ -51,9 +51,9 @@ from amoeba_export.evaluate import (
 from amoeba_export.finetune import LowRankSettings, ObjectiveSettings, Settings, finetune_adapter
 from amoeba_export.finetune.model import RunningSubnet, SlicedSupernet
 from amoeba_export.finetune.smol import adapters_at
-from amoeba_export.finetune.trainer import DTYPES
 from amoeba_export.ir import Shape, Strategy, SubnetPlan, Supernet
 from amoeba_export.ir.derive import derive_plan
+from amoeba_export.ir.dtype import DTYPES
 from amoeba_export.load import load_supernet, read_strategy, write_strategy
 from amoeba_export.search import quality_surface
 

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "amoeba_export"
 
-WORDS = ("Batch", "Cache", "Cut", "Gate", "Measurement", "Objective", "Question", "Settings", "Subject")
+WORDS = ("Batch", "Cache", "Cut", "Gate", "Measurement", "Objective", "Question", "Session", "Settings", "Subject")
 
 HOMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("the names of the dtypes", r"^DTYPE_NAMES\b|^DtypeName\b", ("ir/dtype.py",)),

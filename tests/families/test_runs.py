@@ -31,7 +31,7 @@ from tests.refit.models import cut, fitted
 from tests.tiny import VOCAB
 
 TOKENS = torch.randint(0, VOCAB, (8, 32), generator=torch.Generator().manual_seed(4))
-ROOMS = ("model.samples", "finetune.trainer", "refit.data")
+ROOMS = ("model.samples", "finetune.loop", "refit.data")
 """Who opens the tokenizer."""
 
 
