@@ -17,7 +17,7 @@ class LayerCounts:
         source_layer: Index of the layer in the supernet.
         query_heads: Number of query heads.
         kv_heads: Number of KV heads.
-        ffn: Number of FFN neurons.
+        ffn: Number of FFN units: neurons or experts.
     """
 
     source_layer: int

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from amoeba_export.ir import Architecture, Policy, SubnetPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRecord:
-    """What one kept layer keeps. Heads are indices into the supernet's layer; neurons are a count.
+    """What one kept layer keeps. Heads are indices into the supernet's layer; units of the FFN are a count.
 
     Attributes:
         source_layer: Index of the layer in the supernet.
         query_heads: Indices of the kept query heads.
         kv_heads: Indices of the kept KV heads.
-        ffn: Number of kept FFN neurons.
+        ffn: Number of kept FFN units.
     """
 
     source_layer: int
@@ -35,7 +36,8 @@ class PlanRecord:
         num_layers: Layers of the supernet.
         num_heads: Query heads of a layer of the supernet.
         num_kv_heads: KV heads of a layer of the supernet.
-        ffn_size: FFN neurons of a layer of the supernet.
+        ffn_size: FFN units of a layer of the supernet.
+        units: What those units are.
     """
 
     shape: str
@@ -45,10 +47,11 @@ class PlanRecord:
     num_heads: int
     num_kv_heads: int
     ffn_size: int
+    units: Literal["neurons", "experts"] = "neurons"
 
     def __post_init__(self) -> None:
         if min(self.num_layers, self.num_heads, self.num_kv_heads, self.ffn_size) < 1:
-            raise ValueError(f"plan {self.shape}: the supernet has no layers, heads or neurons")
+            raise ValueError(f"plan {self.shape}: the supernet has no layers, heads or FFN units")
 
     @classmethod
     def of(cls, plan: SubnetPlan, architecture: Architecture) -> PlanRecord:
@@ -69,4 +72,5 @@ class PlanRecord:
             num_heads=architecture.num_heads,
             num_kv_heads=architecture.num_kv_heads,
             ffn_size=architecture.ffn_size,
+            units=architecture.units,
         )

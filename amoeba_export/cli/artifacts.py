@@ -68,7 +68,7 @@ def layer_counts(manifest: Manifest) -> str:
     heads, kv_heads, ffn = (
         span([getattr(layer, name) for layer in layers]) for name in ("query_heads", "kv_heads", "ffn")
     )
-    return f"{heads} query heads, {kv_heads} KV heads, {ffn} neurons a layer"
+    return f"{heads} query heads, {kv_heads} KV heads, {ffn} FFN units a layer"
 
 
 def verified(record: VerificationRecord) -> str:

@@ -117,7 +117,7 @@ def _plan(plan: SubnetPlan, path: Path) -> Shown:
     }
     if plan.gate_width is not None:
         rows["gate width"] = f"{plan.gate_width:g}"
-    layers = table("layer", "of", "query heads", "KV heads", "neurons", right=("layer", "of", "neurons"))
+    layers = table("layer", "of", "query heads", "KV heads", "FFN units", right=("layer", "of", "FFN units"))
     for position, layer in enumerate(plan.layers):
         layers.add_row(
             str(position),

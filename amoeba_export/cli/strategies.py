@@ -14,7 +14,7 @@ def strategy_facts(strategy: Strategy) -> dict[str, str]:
     """What it knows, for people."""
     rows = {
         "model": f"{strategy.num_layers} layers, {strategy.num_heads} query heads, {strategy.num_kv_heads} KV heads, "
-        f"{strategy.ffn_size} neurons",
+        f"{strategy.ffn_size} FFN units",
         "model id": strategy.model_id or "unknown (imported)",
         "depths": f"{strategy.min_depth} to {strategy.num_layers} layers, chosen by {strategy.metric}",
     }

@@ -11,13 +11,10 @@ from collections.abc import Collection, Iterator
 from amoeba_export.errors import NotRepresentable, UnsupportedModel
 from amoeba_export.ir import DenseArchitecture, Family, LayerDims, TensorSpec
 from amoeba_export.ir.family import FEATURE_WORDS, FEATURES, Feature, Role
-from amoeba_export.load.family_file import FamilyFile, read_family, supported_families
+from amoeba_export.load.family_file import FamilyFile, read_family, stand_ins, supported_families
 from amoeba_export.shown import an
 
 AMOEBA = "amoeba"
-
-_STOCK = ("mistral", "llama", "granite")
-"""Types that hold other families' cuts, the simplest first."""
 
 
 def check_family(dense: DenseArchitecture) -> None:
@@ -41,7 +38,7 @@ def container_type(dense: DenseArchitecture) -> str:
     """The `model_type` that holds `dense`.
 
     Whole layers: the source's own type. Layers that differ, or a block that is gone: `amoeba`. Else the first of the
-    source's own type, `_STOCK` and `amoeba` that holds its biases, windows and heads.
+    source's own type, `stand_ins()` and `amoeba` that holds its biases, windows and heads.
 
     Raises:
         UnsupportedModel: As `check_family`.
@@ -52,7 +49,7 @@ def container_type(dense: DenseArchitecture) -> str:
     dims = dense.layers[0]
     if not dense.is_uniform or not dims.num_heads or not dims.ffn_size:
         return AMOEBA
-    candidates = (dense.base.family, *(name for name in _STOCK if name != dense.base.family))
+    candidates = (dense.base.family, *(name for name in stand_ins() if name != dense.base.family))
     return next((name for name in candidates if _holds(read_family(name), dense)), AMOEBA)
 
 

@@ -66,6 +66,7 @@ def write_model_card(subnet: Subnet, folder: Path, *, needs_code: bool) -> None:
     """`README.md`: what the model is, how it was made, how to load it. The same for the same inputs."""
     plan, dense = subnet.plan, subnet.architecture
     base = dense.base
+    units = base.units if base.expert_size else f"FFN {base.units}"
     call = 'AutoModelForCausalLM.from_pretrained("."' + (", trust_remote_code=True)" if needs_code else ")")
     rows = "\n".join(
         f"| {idx} | {layer.source_layer} | {dims.num_heads} | {dims.num_kv_heads} | {dims.ffn_size} |"
@@ -94,10 +95,10 @@ model = {call}
 tokenizer = AutoTokenizer.from_pretrained(".")
 ```
 
-{code}The uncut model has {base.num_heads} query heads, {base.num_kv_heads} KV heads and {base.ffn_size} FFN neurons in
+{code}The uncut model has {base.num_heads} query heads, {base.num_kv_heads} KV heads and {base.ffn_size} {units} in
 each layer. This one has:
 
-| layer | source layer | query heads | KV heads | FFN neurons |
+| layer | source layer | query heads | KV heads | {units} |
 |---|---|---|---|---|
 {rows}
 """

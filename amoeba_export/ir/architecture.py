@@ -242,6 +242,11 @@ class Architecture:
         return self.expert_size or 1
 
     @property
+    def units(self) -> Literal["neurons", "experts"]:
+        """What the units of the FFN are, as messages call them."""
+        return "experts" if self.expert_size else "neurons"
+
+    @property
     def unit_params(self) -> int:
         """Weights of one unit of the FFN: rows of gate and up, columns of down, and an expert's row of the router."""
         return 3 * self.hidden_size * self.unit_size + (self.hidden_size if self.expert_size else 0)

@@ -45,7 +45,7 @@ def _layer_problems(layer: LayerPlan, architecture: Architecture) -> list[str]:
     for name, indices, size in (
         ("query heads", layer.query_heads, architecture.num_heads),
         ("KV heads", layer.kv_heads, architecture.num_kv_heads),
-        ("neurons", layer.ffn, architecture.ffn_size),
+        (architecture.units, layer.ffn, architecture.ffn_size),
     ):
         if list(indices) != sorted(set(indices)):
             problems.append(f"{name} are not sorted and unique")

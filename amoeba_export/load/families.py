@@ -9,7 +9,7 @@ from typing import Any
 
 from amoeba_export.errors import InputError, MixtureOfExperts, UnsupportedError, UnsupportedModel
 from amoeba_export.ir import Architecture, Family
-from amoeba_export.load.family_file import FIELDS, FLAGS, FamilyFile, read_family, supported_families
+from amoeba_export.load.family_file import FIELDS, FLAGS, FamilyFile, read_family, stand_ins, supported_families
 from amoeba_export.load.kinds import read_kinds
 from amoeba_export.load.rope import stretched_positions
 from amoeba_export.reading import dim_problems
@@ -166,9 +166,12 @@ def _uneven_heads(architecture: Architecture, file: FamilyFile, where: Path) -> 
     heads, hidden = (file.key(field) for field in ("num_heads", "hidden_size"))
     next_step = f"Use a model whose {hidden} is a multiple of {heads}."
     if not architecture.qkv_bias and not architecture.mlp_bias:
+        other = next(one for one in map(read_family, stand_ins()) if not one.even_heads)
+        window = other.key("sliding_window")
         next_step = (
-            'In a copy of its folder, write "model_type": "mistral", "architectures": ["MistralForCausalLM"] and '
-            '"sliding_window": null into config.json: without biases that is the same model, and is accepted.'
+            f'In a copy of its folder, write "model_type": "{other.family.model_type}", "architectures": '
+            f'["{other.class_name}"] and "{window}": null into config.json: without biases that is the same model, and '
+            "is accepted."
         )
     return UnsupportedError(
         f"{an(architecture.family, begins=True)} with {hidden} = {architecture.hidden_size}, which is no multiple of "

@@ -89,6 +89,15 @@ def supported_families() -> tuple[str, ...]:
 
 
 @functools.cache
+def stand_ins() -> tuple[str, ...]:
+    """The types that hold other families' cuts where they compute the same, the simplest first."""
+    places = {
+        name: read_family(name).containers.get("safetensors", {}).get("stands_in") for name in supported_families()
+    }
+    return tuple(sorted((name for name, place in places.items() if place), key=lambda name: places[name]))
+
+
+@functools.cache
 def read_family(model_type: str, folder: Path = FOLDER) -> FamilyFile:
     """Read the file of one family.
 

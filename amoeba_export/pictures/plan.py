@@ -41,7 +41,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class PlanPicture:
-    """The whole map. `neurons_x` is where the neurons begin, `block` how many are in a column."""
+    """The whole map. `neurons_x` is where the neurons begin, `block` how many are in a column, `units` what they are."""
 
     title: str
     width: float
@@ -51,6 +51,7 @@ class PlanPicture:
     heads_x: float
     neurons_x: float
     block: int
+    units: str
 
 
 def plan_picture(plan: SubnetPlan, full: Architecture) -> PlanPicture:
@@ -84,6 +85,7 @@ def plan_picture(plan: SubnetPlan, full: Architecture) -> PlanPicture:
         heads_x=LEFT,
         neurons_x=neurons_x,
         block=block,
+        units=full.units if full.expert_size else f"FFN {full.units}",
     )
 
 
@@ -100,5 +102,5 @@ def _told(index: int, layer: LayerPlan | None, full: Architecture) -> str:
         return f"layer {index}: dropped"
     return (
         f"layer {index}: {len(layer.query_heads)} of {full.num_heads} query heads on {len(layer.kv_heads)} of "
-        f"{full.num_kv_heads} KV heads, {len(layer.ffn)} of {full.ffn_size} neurons"
+        f"{full.num_kv_heads} KV heads, {len(layer.ffn)} of {full.ffn_size} {full.units}"
     )

@@ -43,25 +43,27 @@ def masked_logits(
     Returns:
         [B, T, V].
     """
-    model, refit, norm = _reference_model(supernet, plan), supernet.refit_of(plan), supernet.family.weight("final_norm")
-    model.model.embed_tokens = _UnmergedEmbedding(supernet, plan, model.model.embed_tokens)
-    model.model.norm.weight.copy_(weight_of(supernet, refit, norm, norm))
-    model.lm_head = Unmerged(supernet, plan, "head")
-    if refit is not None:
-        _take_head(model, supernet, refit)
+    model, refit, family = _reference_model(supernet, plan), supernet.refit_of(plan), supernet.family
+    embedding, norm = family.module("embedding"), family.weight("final_norm")
+    model.set_submodule(embedding, _UnmergedEmbedding(supernet, plan, model.get_submodule(embedding)))
+    model.get_parameter(norm).copy_(weight_of(supernet, refit, norm, norm))
+    head = None if refit is None else _held_head(supernet, refit)
+    model.set_submodule(family.module("head"), Unmerged(supernet, plan, "head") if head is None else head)
     cache = {} if past is None else {cache_name(model): _full_cache(supernet, plan, past)}
     logits: torch.Tensor = model(input_ids, use_cache=past is not None, **cache).logits
     return logits.float()
 
 
-def _take_head(model: Any, supernet: Supernet, refit: Refit) -> None:
-    """The head that a refit holds, in place of the supernet's."""
+def _held_head(supernet: Supernet, refit: Refit) -> nn.Module | None:
+    """The head that a refit holds; None where it leaves the supernet's."""
     tied = supernet.architecture.tied_embeddings
     name = supernet.family.weight("embedding" if tied else "head")
-    if name in refit.tensors.names():
-        held_VD = refit.tensors.read(name).float()
-        model.lm_head = nn.Linear(held_VD.shape[1], held_VD.shape[0], bias=False, device="meta")
-        model.lm_head.weight = nn.Parameter(held_VD, requires_grad=False)
+    if name not in refit.tensors.names():
+        return None
+    held_VD = refit.tensors.read(name).float()
+    head = nn.Linear(held_VD.shape[1], held_VD.shape[0], bias=False, device="meta")
+    head.weight = nn.Parameter(held_VD, requires_grad=False)
+    return head
 
 
 class _UnmergedEmbedding(nn.Module):
@@ -121,11 +123,13 @@ def _reference_model(supernet: Supernet, plan: SubnetPlan) -> Any:
     values |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     with ONE_AT_A_TIME:
         model = blank_model(AutoConfig.for_model(**values), dtype=torch.float32).eval()
-    physical = dict(zip(first, model.model.layers, strict=True))
-    model.model.layers = nn.ModuleList(
+    layers = supernet.family.layers_prefix.removesuffix(".")
+    physical = dict(zip(first, model.get_submodule(layers), strict=True))
+    kept_layers = (
         _KeptLayer(physical[ways[kept.source_layer]], supernet, plan, position)
         for position, kept in enumerate(plan.layers)
     )
+    model.set_submodule(layers, nn.ModuleList(kept_layers))
     model.config.num_hidden_layers = len(plan.layers)
     for key, found in lists.items():
         setattr(model.config, key, [found[i] for i in plan.kept_layers])
@@ -140,14 +144,15 @@ class _KeptLayer(nn.Module):
         self._layer = [layer]  # in a list: its weights are no part of the model's state
         self._supernet, self._plan, self._position = supernet, plan, position
         self._expert_roles = {held.role for held in supernet.family.experts}
-        for name in ("attention_type", "self_attn"):
-            if hasattr(layer, name) and not isinstance(getattr(layer, name), nn.Module):
-                setattr(self, name, getattr(layer, name))
+        self._attention = supernet.family.owner("o")
+        if hasattr(layer, "attention_type"):
+            self.attention_type = layer.attention_type
 
     def forward(self, hidden_BTD: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         (layer,) = self._layer
         self._load(layer)
-        setattr(layer.self_attn, "layer_idx", self._position)  # noqa: B010 - torch's stubs know no other attributes
+        attention: Any = layer.get_submodule(self._attention)
+        attention.layer_idx = self._position
         output = layer(hidden_BTD, *args, **kwargs)
         stream_BTD: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return stream_BTD

@@ -19,7 +19,6 @@ from amoeba_export.verify.stored.safetensors import SafetensorsWeights
 _KEY = "quantization_config"
 
 _SYMMETRIC = {"w4a16": True, "w4a16-asym": False}
-_HEAD = "lm_head"
 
 
 def is_packed(folder: Path) -> bool:
@@ -48,25 +47,26 @@ def read_packed(folder: Path) -> tuple[str, Any]:
     if len(kinds) != 1:
         raise DamagedFile(path, f"its weights are packed in {len(kinds)} ways, and it describes one")
     ((dtype, group),) = kinds
-    if not _describes(said, symmetric=_SYMMETRIC[dtype], group=group):
-        raise DamagedFile(path, f"it does not describe weights of {dtype} in groups of {group}")
     with ONE_AT_A_TIME:
         config = read_config(folder)
         delattr(config, _KEY)
         model = blank_model(config, dtype=torch.float32)
+    head = next(name for name, one in model.named_modules() if one is model.get_output_embeddings())
+    if not _describes(said, head=head, symmetric=_SYMMETRIC[dtype], group=group):
+        raise DamagedFile(path, f"it does not describe weights of {dtype} in groups of {group}")
     linears = {f"{name}.weight" for name, one in model.named_modules() if isinstance(one, torch.nn.Linear)}
     packed = {name for name, one in weights.items() if one.dtype in _SYMMETRIC}
-    if odd := sorted(packed ^ (linears - {f"{_HEAD}.weight"})):
+    if odd := sorted(packed ^ (linears - {f"{head}.weight"})):
         state = "packed" if odd[0] in packed else "not packed"
         raise DamagedFile(folder, f"{odd[0]} is {state}, unlike what config.json says")
-    tied = {name for name in model.state_dict() if name == f"{_HEAD}.weight" and config.tie_word_embeddings}
+    tied = {name for name in model.state_dict() if name == f"{head}.weight" and config.tie_word_embeddings}
     missing, unexpected = model.load_state_dict({name: one.values for name, one in weights.items()}, strict=False)
     if wrong := sorted({*missing} - tied) + sorted(unexpected):
         raise DamagedFile(folder, f"{wrong[0]} is missing, or no part of the model")
     return dtype, model
 
 
-def _describes(said: Any, *, symmetric: bool, group: int) -> bool:
+def _describes(said: Any, *, head: str, symmetric: bool, group: int) -> bool:
     """Whether readers of `said` unpack every linear but the head from symmetric or other integers in such groups."""
     try:
         (scheme,) = said["config_groups"].values()
@@ -78,7 +78,7 @@ def _describes(said: Any, *, symmetric: bool, group: int) -> bool:
     return (
         (said.get("quant_method"), said.get("format")) == ("compressed-tensors", "pack-quantized")
         and said.get("quantization_status") == "compressed"
-        and (scheme["targets"], said.get("ignore")) == (["Linear"], [_HEAD])
+        and (scheme["targets"], said.get("ignore")) == (["Linear"], [head])
         and all(weights.get(key) == value for key, value in {**integers, **groups}.items())
         and not weights.get("actorder")
         and not any(others.values())

@@ -127,7 +127,7 @@ def test_inspect_an_artifact(amoeba: Amoeba, tmp_path: Path) -> None:
     lines = [" ".join(line.split()) for line in run.out.splitlines()]
     assert lines[:10] == [
         "demo for cpu",
-        "shape 1x0.5 (layers x width), 3 query heads, 1 KV heads, 48 neurons a layer",
+        "shape 1x0.5 (layers x width), 3 query heads, 1 KV heads, 48 FFN units a layer",
         "dtype fp32",
         "budget 20.00 ms decode p50",
         "predicted 18.50 ms ± 5 %",

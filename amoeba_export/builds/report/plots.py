@@ -83,7 +83,7 @@ def layer_bars(plan: PlanRecord) -> list[LayerBar]:
                 heads / plan.num_heads,
                 layer.ffn / plan.ffn_size,
                 f"layer {i}: {heads} of {plan.num_heads} query heads on {kv_heads} of {plan.num_kv_heads} KV heads, "
-                f"{layer.ffn} of {plan.ffn_size} neurons",
+                f"{layer.ffn} of {plan.ffn_size} {plan.units}",
             )
         )
     return bars
