@@ -89,7 +89,9 @@ class Equalizer:
             if place.role == "q" and of("attn_in_norm") in known:
                 self._add(_attention(of, is_kept))
             if place.role == "down":
-                has_norm, is_biased = of("ffn_in_norm") in known, family.bias("up", place.layer) in known
+                # A router reads what that norm gives, too, and is not scaled.
+                has_norm = of("ffn_in_norm") in known and of("router") not in known
+                is_biased = family.bias("up", place.layer) in known
                 self._add(_mlp(of, is_kept, has_norm=has_norm, biased=is_biased))
 
     def _add(self, group: _Group) -> None:

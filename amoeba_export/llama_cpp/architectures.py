@@ -11,6 +11,7 @@ Read from llama.cpp's `src/models/*.cpp`. Roles and features are those of `ir/fa
 - `phi3` has fused matrices and heads that span the hidden size, and may rotate a part of each head.
 - `olmo2` and `exaone4` norm what a block gives, not what it reads. `olmo2` norms q and k over all heads and
   scales no RoPE in layers with a window (OLMo 3). `exaone4` has windows with 64 layers alone. Both want a square `o`.
+- `qwen3moe` is `qwen3` with one number of experts for all layers. Shares of a token's experts always sum to 1.
 - All but `qwen*`, `gemma*`, `phi3`, `olmo2` and `exaone4` rotate neighbouring pairs, so rows of q and k are permuted.
 """
 
@@ -94,6 +95,15 @@ _ALL = (
     LlamaCppArchitecture(name="deci", per_layer=True, ropes=frozenset(("linear", "yarn", "llama3", "longrope"))),
     LlamaCppArchitecture(
         name="qwen3", qk_norm=True, biases=frozenset(), in_pairs=False, ropes=frozenset(("linear", "yarn"))
+    ),
+    LlamaCppArchitecture(
+        name="qwen3moe",
+        computes=frozenset(("experts",)),
+        always=frozenset(("experts",)),
+        qk_norm=True,
+        biases=frozenset(),
+        in_pairs=False,
+        ropes=frozenset(("linear", "yarn")),
     ),
     LlamaCppArchitecture(
         name="granite",
@@ -195,6 +205,12 @@ _STEMS: Mapping[str, str] = {
 }
 """Role -> stem of a tensor's name."""
 
+MATRICES_OF_EXPERTS = ("gate", "up", "down")
+"""Roles whose matrices [E, O, I] lie one after the other in a tensor, an expert each."""
+
+ROUTER = _STEMS["router"]
+"""It is never rounded: a router that picks other experts computes another function."""
+
 _FUSED: Mapping[tuple[str, ...], str] = {("q", "k", "v"): "attn_qkv", ("gate", "up"): "ffn_up"}
 """Roles, from the top -> stem of the tensor that holds them, where an architecture has them fused."""
 
@@ -215,6 +231,8 @@ class GgufPlace:
 def gguf_place(architecture: LlamaCppArchitecture, role: str, layer: int | None, part: str) -> GgufPlace:
     """The place of a role's `weight` or `bias`."""
     stem, roles = _STEMS[role], tuple[str, ...]((role,))
+    if "experts" in architecture.always and role in MATRICES_OF_EXPERTS:
+        stem += "_exps"
     if architecture.fused:
         stem, roles = next(((one, held) for held, one in _FUSED.items() if role in held), (stem, roles))
     prefix = "" if layer is None else f"blk.{layer}."

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from amoeba_export import locations
 from amoeba_export.errors import NotFound
-from amoeba_export.ir import SILENT, Architecture, InputId, Progress, Supernet, TensorSource
-from amoeba_export.load.families import expected_weights, quantization_method, read_architecture, tied_copies
-from amoeba_export.load.family_file import FamilyFile
+from amoeba_export.ir import SILENT, InputId, Progress, Supernet, TensorSource
+from amoeba_export.load.families import quantization_method, read_architecture
 from amoeba_export.load.identity import model_identity
 from amoeba_export.load.links import refuse_links_outside
 from amoeba_export.load.locate import locate_model
@@ -24,7 +23,6 @@ from amoeba_export.reading import read_json_object
 from amoeba_export.shown import an
 
 if TYPE_CHECKING:
-    from amoeba_export.load.checkpoint import Checkpoint
     from amoeba_export.load.upstream import import_upstream
 
 __all__ = ["check_strategy", "import_upstream", "load_supernet", "read_strategy", "write_strategy"]
@@ -52,6 +50,7 @@ def load_supernet(
         UnsupportedError: The family, the quantization, or an option of an adapter is one that we do not compute.
     """
     from amoeba_export.load.adapters import add_adapter
+    from amoeba_export.load.stored import open_tensors
 
     cache_dir = cache_dir or locations.cache_dir()
     name, folder = locate_model(model, cache_dir=cache_dir, progress=progress)
@@ -61,7 +60,7 @@ def load_supernet(
     own, rename = _text_model(name, folder, config, progress) if is_wrapper(config) else (config, None)
     architecture, file = read_architecture(own, where=config_path)
     check_sidecars(folder)
-    files, tensors = _open_tensors(folder, file, architecture, rename)
+    files, tensors = open_tensors(folder, file, architecture, rename)
     if method := quantization_method(config):
         progress.note(
             f"{name} is quantized ({method}); its weights are dequantized as they are read. Subnets are cut from "
@@ -87,27 +86,6 @@ def load_supernet(
         entry = InputId(role="strategy", id=strategy.name, sha256=known.identity or "")
         supernet = dataclasses.replace(supernet, strategy=known, inputs=(*supernet.inputs, entry))
     return supernet
-
-
-def _open_tensors(
-    folder: Path, file: FamilyFile, architecture: Architecture, rename: Callable[[str], str | None] | None
-) -> tuple[Checkpoint, TensorSource]:
-    """The files of a checkpoint, and the family's weights in them, whatever the files join or split."""
-    from amoeba_export.load.checkpoint import open_checkpoint
-    from amoeba_export.load.experts import JoinedTensors, pieces_of, shapes_in_pieces
-    from amoeba_export.load.fused import SplitTensors, parts_of, stored_shapes
-
-    expected = expected_weights(file.family, architecture)
-    parts, pieces = parts_of(file.family, expected, architecture.num_layers), pieces_of(file.family, architecture)
-    files = open_checkpoint(
-        folder,
-        shapes_in_pieces(stored_shapes(expected, parts), pieces),
-        copies=tied_copies(file.family, architecture),
-        ignored={name.format(layer=i) for name in file.ignored for i in range(architecture.num_layers)},
-        rename=rename,
-    )
-    tensors: TensorSource = SplitTensors(files, expected, parts) if parts else files
-    return files, JoinedTensors(tensors, expected, pieces) if pieces else tensors
 
 
 def _text_model(

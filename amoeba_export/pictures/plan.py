@@ -41,7 +41,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class PlanPicture:
-    """The whole map. `neurons_x` is where the neurons begin, `block` how many are in a column, `units` what they are."""
+    """The whole map. `neurons_x` is where the neurons begin, `block` how many are in a column, `units` their name."""
 
     title: str
     width: float

@@ -135,6 +135,8 @@ class OpenedGguf:
         return x_TD if "no_input_norms" in self._arch.always else self._norm(x_TD, norm)
 
     def _ffn(self, x_TD: torch.Tensor, layer: int) -> torch.Tensor:
+        if "experts" in self._arch.always:
+            return self._experts(x_TD, layer)
         if self._arch.fused:
             gate_TF, up_TF = self._linear(x_TD, layer, "ffn_up", "up").chunk(2, dim=-1)
         else:
@@ -145,6 +147,21 @@ class OpenedGguf:
         else:
             gate_TF = functional.silu(gate_TF)
         return self._linear(gate_TF * up_TF, layer, "ffn_down", "down")
+
+    def _experts(self, x_TD: torch.Tensor, layer: int) -> torch.Tensor:
+        """The best experts of each token, whose shares are scaled to a sum of 1."""
+        gate_EFD, up_EFD, down_EDF = (
+            self._read(f"blk.{layer}.ffn_{name}_exps.weight") for name in ("gate", "up", "down")
+        )
+        share_TE = self._linear(x_TD, layer, "ffn_gate_inp", "router").softmax(-1)
+        best_TK = share_TE.topk(self._key("expert_used_count"), dim=-1).indices
+        share_TE = torch.zeros_like(share_TE).scatter(1, best_TK, share_TE.gather(1, best_TK))
+        share_TE = share_TE / share_TE.sum(-1, keepdim=True)
+        made_TD = torch.zeros_like(x_TD)
+        for expert in range(self._key("expert_count")):
+            inner_TF = functional.silu(x_TD @ gate_EFD[expert].T) * (x_TD @ up_EFD[expert].T)
+            made_TD = made_TD + share_TE[:, expert, None] * (inner_TF @ down_EDF[expert].T)
+        return made_TD
 
     def _projected(self, x_TD: torch.Tensor, layer: int, head_dim: int) -> Iterator[torch.Tensor]:
         """q, k and v by heads."""

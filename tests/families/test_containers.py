@@ -37,6 +37,7 @@ HELD: dict[str, set[str]] = {
     "olmo3, scaled": UNBIASED,
     "exaone4": {"full", "depth"},
     "exaone4, scaled": {"full", "depth"},
+    "qwen3_moe": UNBIASED,
     "phi3": set(PLANS),
     "phi3, part of a head": {"full", "depth"},
     "phi3, longrope": {"full", "depth"},

@@ -57,8 +57,8 @@ def weight_bytes(dense: DenseArchitecture, *, dtype: str) -> WeightBytes:
     """See `Format`. What llama.cpp or a quantized row needs besides the plan's weights is in it."""
     architecture = choose_architecture(dense)
     layers = written_layers(dense, architecture, quantized=DTYPES[dtype].is_quantized)
-    if dtype in K_QUANTS:
-        return _mixture_bytes(dense, architecture, layers, dtype)
+    if dtype in K_QUANTS or dense.base.expert_size:
+        return _bytes_by_tensor(dense, architecture, layers, dtype)
 
     def matrix(name: str, rows: int, columns: int) -> int:
         kind = tensor_type(dtype, name, (rows, columns), layers, tied=dense.base.tied_embeddings)
@@ -72,10 +72,10 @@ def weight_bytes(dense: DenseArchitecture, *, dtype: str) -> WeightBytes:
     )
 
 
-def _mixture_bytes(
+def _bytes_by_tensor(
     dense: DenseArchitecture, architecture: LlamaCppArchitecture, layers: tuple[LayerDims, ...], dtype: str
 ) -> WeightBytes:
-    """Tensor by tensor: a type depends on the layer's place."""
+    """A type depends on the layer's place, or on the rows of one expert."""
     tied = dense.base.tied_embeddings
     sizes = {
         name: tensor_bytes(shape, tensor_type(dtype, name, shape, layers, tied=tied))

@@ -49,8 +49,7 @@ def choose_architecture(dense: DenseArchitecture) -> LlamaCppArchitecture:
     features, able = _needed_features(dense), able_architectures(dense)
     if not able:
         words = ", ".join(FEATURE_WORDS[feature] for feature in FEATURES if feature in features)
-        elsewhere = _ELSEWHERE[:1] if "experts" in features else _ELSEWHERE
-        raise NotRepresentable("GGUF", f"no architecture of llama.cpp has {words or 'such norms'}", elsewhere)
+        raise NotRepresentable("GGUF", f"no architecture of llama.cpp has {words or 'such norms'}", _ELSEWHERE)
     # Each holds more than those before it, so that what the last one lacks, all lack.
     problem: _Problem | None = None
     for one in able:
@@ -83,7 +82,8 @@ def _needed_features(dense: DenseArchitecture) -> frozenset[Feature]:
 def _problem(architecture: LlamaCppArchitecture, dense: DenseArchitecture) -> _Problem | None:
     """The first thing that is in the way of writing `dense` so."""
     base = dense.base
-    for check in (_rope_problem, _kinds_problem, _layers_problem, _scales_problem, _widths_problem, _bias_problem):
+    checks = (_rope_problem, _kinds_problem, _layers_problem, _scales_problem, _experts_problem, _widths_problem)
+    for check in (*checks, _bias_problem):
         if (problem := check(architecture, dense)) is not None:
             return problem
     if architecture.whole and not (dense.has_whole_layers and base.qkv_bias):
@@ -162,6 +162,16 @@ def _scales_problem(architecture: LlamaCppArchitecture, dense: DenseArchitecture
         base.embedding_scale, base.hidden_size**0.5, rel_tol=1e-6
     ):
         return _Problem(f"llama.cpp multiplies embeddings by {base.hidden_size**0.5:g}, not {base.embedding_scale:g}")
+    return None
+
+
+def _experts_problem(_: LlamaCppArchitecture, dense: DenseArchitecture) -> _Problem | None:
+    if not dense.base.expert_size:
+        return None
+    if not dense.base.shares_sum_to_one:
+        return _Problem("llama.cpp scales the shares of a token's experts to a sum of 1, and this model does not")
+    if len({dims.ffn_size for dims in dense.layers}) > 1 or not dense.layers[0].ffn_size:
+        return _Problem("llama.cpp has one number of experts for all layers", ("--policy uniform",))
     return None
 
 

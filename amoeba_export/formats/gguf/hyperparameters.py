@@ -38,7 +38,14 @@ def add_hyperparameters(
     header.add_embedding_length(base.hidden_size)
     header.add_block_count(len(layers))
     # One number where all layers agree: older readers of `llama` know no arrays.
-    header.add_feed_forward_length(_one_or_all([dims.ffn_size for dims in layers]))
+    if base.expert_size:
+        picked = min(base.experts_per_token, layers[0].ffn_size)
+        header.add_expert_count(layers[0].ffn_size)
+        header.add_expert_used_count(picked)
+        header.add_expert_feed_forward_length(base.expert_size)
+        header.add_feed_forward_length(picked * base.expert_size)  # what older readers divide
+    else:
+        header.add_feed_forward_length(_one_or_all([dims.ffn_size for dims in layers]))
     header.add_head_count(_one_or_all([dims.num_heads for dims in layers]))
     header.add_head_count_kv(_one_or_all([dims.num_kv_heads for dims in layers]))
     header.add_key_length(base.head_dim)

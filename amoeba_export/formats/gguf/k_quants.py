@@ -1,7 +1,7 @@
 """Which type each tensor has in llama.cpp's mixtures, as its `src/llama-quant.cpp` chooses.
 
 `Q4_K_M` and `Q5_K_M` give some layers' v and down 6 bits. Rows that are no whole super-blocks of 256 get a type of
-blocks of 32 with more bits. Not applied: what llama.cpp does for models of 80 layers and for experts.
+blocks of 32 with more bits. Not applied: what llama.cpp does for models of 80 layers and of 8 experts.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def k_quant_type(
     kind = K_QUANTS[dtype]
     if name == "output.weight" or (name == "token_embd.weight" and tied):
         kind = _BETTER if columns % _block(kind) == 0 else _Type.Q8_0
-    elif name.endswith((".attn_v.weight", ".ffn_down.weight")) and dtype != "q6_k":
+    elif name.endswith((".attn_v.weight", ".ffn_down.weight", ".ffn_down_exps.weight")) and dtype != "q6_k":
         idx, count = int(name.split(".")[1]), len(layers)
         if name.endswith(".attn_v.weight"):  # counted among the layers that have attention
             idx, count = sum(one.num_heads > 0 for one in layers[:idx]), sum(one.num_heads > 0 for one in layers)

@@ -15,7 +15,7 @@ import torch
 from amoeba_export.formats.gguf.rope import rope_factors
 from amoeba_export.ir import DenseArchitecture, LayerDims, Role
 from amoeba_export.ir.family import LAYER_ROLES
-from amoeba_export.llama_cpp.architectures import LlamaCppArchitecture, gguf_place, score_scale
+from amoeba_export.llama_cpp.architectures import MATRICES_OF_EXPERTS, LlamaCppArchitecture, gguf_place, score_scale
 
 BLOCK = 32
 """Weights that share a scale in Q8_0 and Q4_0. Rows of a quantized tensor are multiples of it."""
@@ -45,7 +45,7 @@ def written_layers(
     written = []
     for idx, dims in enumerate(dense.layers):
         ffn_size = dims.ffn_size
-        if quantized or not ffn_size:
+        if (quantized or not ffn_size) and not dense.base.expert_size:
             ffn_size = max(-(-ffn_size // BLOCK), 1) * BLOCK
         layer = dataclasses.replace(dims, ffn_size=ffn_size)
         if architecture.per_layer:
@@ -77,7 +77,7 @@ def expected_tensors(
         shapes: dict[str, tuple[int, ...]] = {}
         for role, part, shape in _layer_weights(dense, dims):
             place = gguf_place(architecture, role, idx, part)
-            first = shapes.get(place.tensor, (0,))[0]
+            first = shapes.get(place.tensor, (0,))[0] if len(place.roles) > 1 else 0
             shapes[place.tensor] = (first + shape[0], *shape[1:])
         yield from shapes.items()
 
@@ -86,8 +86,9 @@ def _layer_weights(dense: DenseArchitecture, dims: LayerDims) -> Iterator[tuple[
     """Role, part and shape of the weights of a layer."""
     base = dense.base
     hidden, query, kv = base.hidden_size, dims.num_heads * base.head_dim, dims.num_kv_heads * base.head_dim
-    rows: Mapping[Role, int] = {"q": query, "k": kv, "v": kv, "o": hidden, "down": hidden}
-    columns: Mapping[Role, int] = {"o": query, "down": dims.ffn_size}
+    inner = base.expert_size or dims.ffn_size
+    rows: Mapping[Role, int] = {"q": query, "k": kv, "v": kv, "o": hidden, "down": hidden, "router": dims.ffn_size}
+    columns: Mapping[Role, int] = {"o": query, "down": inner}
     norms: Mapping[Role, bool] = {
         "attn_in_norm": base.input_norms,
         "ffn_in_norm": base.input_norms,
@@ -105,15 +106,16 @@ def _layer_weights(dense: DenseArchitecture, dims: LayerDims) -> Iterator[tuple[
     for block, roles in LAYER_ROLES.items():
         is_there = block == "ffn" or bool(query)  # an FFN is always written
         for role in roles:
-            if role == "router":  # no architecture that is written has experts
+            if role == "router" and not base.expert_size:
                 continue
             if role in norms:
                 if is_there and norms[role]:
                     yield role, "weight", (normed.get(role, hidden),)
                 continue
-            size = rows.get(role, dims.ffn_size)
+            size = rows.get(role, inner)
+            experts = (dims.ffn_size,) if base.expert_size and role in MATRICES_OF_EXPERTS else ()
             if is_there:
-                yield role, "weight", (size, columns.get(role, hidden))
+                yield role, "weight", (*experts, size, columns.get(role, hidden))
             if role in biased and (is_there or role == "o"):
                 yield role, "bias", (size,)
 
@@ -125,6 +127,11 @@ def q_factor(architecture: LlamaCppArchitecture, dense: DenseArchitecture) -> fl
     base = dense.base
     given = score_scale(architecture, len(dense.layers), base.hidden_size, dense.layers[0].num_heads, base.head_dim)
     return base.score_scale / given
+
+
+def expert_after_expert(w_DF: torch.Tensor, num_experts: int) -> torch.Tensor:
+    """`down`, from the columns of all experts side by side to the rows of one expert under those of another."""
+    return w_DF.reshape(w_DF.shape[0], num_experts, -1).transpose(0, 1).reshape(num_experts * w_DF.shape[0], -1)
 
 
 def permute_pairs(w: torch.Tensor, num_heads: int) -> torch.Tensor:

@@ -18,12 +18,19 @@ from amoeba_export.formats.equalize import Equalizer, is_equalized
 from amoeba_export.formats.gguf.architecture import choose_architecture
 from amoeba_export.formats.gguf.hyperparameters import add_hyperparameters
 from amoeba_export.formats.gguf.k_quants import K_QUANTS, k_quant_type
-from amoeba_export.formats.gguf.layout import BLOCK, expected_tensors, permute_pairs, q_factor, written_layers
+from amoeba_export.formats.gguf.layout import (
+    BLOCK,
+    expected_tensors,
+    expert_after_expert,
+    permute_pairs,
+    q_factor,
+    written_layers,
+)
 from amoeba_export.formats.gguf.rope import rope_factors
 from amoeba_export.formats.gguf.tokenizer import add_tokenizer
 from amoeba_export.ir import DenseArchitecture, LayerDims, Role, Subnet
 from amoeba_export.ir.dtype import DTYPES
-from amoeba_export.llama_cpp.architectures import gguf_place
+from amoeba_export.llama_cpp.architectures import ROUTER, gguf_place
 from amoeba_export.llama_cpp.quantizer import quantize_rows
 from amoeba_export.reserved_file import ReservedFile
 
@@ -114,7 +121,9 @@ class GgufWriter:
             self._write_rows(tensor, weight, first_row=first)
 
     def _as_llama_cpp_has_it(self, weight: torch.Tensor, role: Role, dims: LayerDims) -> torch.Tensor:
-        """Rows of q and k as RoPE wants them."""
+        """Rows of q and k as RoPE wants them, and `down` of experts one after the other."""
+        if role == "down" and self._subnet.architecture.base.expert_size:
+            return expert_after_expert(weight, dims.ffn_size)
         heads = {"q": dims.num_heads, "k": dims.num_kv_heads}
         return permute_pairs(weight, heads[role]) if self._architecture.in_pairs and role in heads else weight
 
@@ -139,12 +148,12 @@ class GgufWriter:
         if weight.dim() == 1:
             self._file.write(weight.to(torch.float32).numpy().tobytes(), self._data_start + position)
             return
-        row_bytes = tensor_bytes(shape[1:], kind)
-        step = max(_ROWS_BYTES // (4 * shape[1]), 1)
+        row_bytes = tensor_bytes(shape[-1:], kind)
+        step = max(_ROWS_BYTES // (4 * shape[-1]), 1)
         for start in range(0, weight.shape[0], step):
             rows = weight[start : start + step].to(torch.float32)
-            if rows.shape[1] < shape[1]:
-                rows = torch.nn.functional.pad(rows, (0, shape[1] - rows.shape[1]))
+            if rows.shape[1] < shape[-1]:
+                rows = torch.nn.functional.pad(rows, (0, shape[-1] - rows.shape[1]))
             with np.errstate(over="ignore"):  # found below, by name
                 data = self._rounded(rows.contiguous().numpy(), kind)
             if data.dtype == np.float16 and not np.isfinite(data).all():
@@ -210,7 +219,7 @@ def tensor_type(
     dtype: str, name: str, shape: tuple[int, ...], layers: tuple[LayerDims, ...], *, tied: bool
 ) -> gguf.GGMLQuantizationType:
     """How a tensor is stored. Embeddings and output stay at 8 bits: at 4, a small model is ruined by them."""
-    if len(shape) == 1:
+    if len(shape) == 1 or f".{ROUTER}." in name:
         return gguf.GGMLQuantizationType.F32
     if dtype in K_QUANTS:
         return k_quant_type(dtype, name, shape[-1], layers, tied=tied)

@@ -19,13 +19,12 @@ import torch
 
 from amoeba_export.gguf_file import open_gguf
 from amoeba_export.ir import SILENT, Progress
-from amoeba_export.load.families import expected_weights
-from amoeba_export.load.fused import parts_of, put_together, stored_shapes
 from amoeba_export.load.gguf.compare import compare_with_llama_cpp
 from amoeba_export.load.gguf.metadata import read_metadata
 from amoeba_export.load.gguf.tensors import Model, read_model, read_weights
 from amoeba_export.load.gguf.tokenizer import Vocabulary, read_vocabulary, save_tokenizer
 from amoeba_export.load.gguf.weights_file import write_weights
+from amoeba_export.load.stored import as_in_files, shapes_in_files
 
 _CONFIG_TOKENS = ("bos", "eos", "pad", "unk")
 
@@ -50,10 +49,8 @@ def convert_gguf(path: Path, out: Path, *, progress: Progress = SILENT) -> None:
             f"{size.num_kv_heads} KV heads and {size.ffn_size} neurons each: a source has layers that are alike"
         )
     _save_config(model, vocabulary, out)
-    family, expected = model.family.family, expected_weights(model.family.family, model.architecture)
-    parts = parts_of(family, expected, model.architecture.num_layers)
-    weights = put_together(read_weights(model), expected, parts)
-    write_weights(out / "model.safetensors", stored_shapes(expected, parts), weights)
+    weights = as_in_files(read_weights(model), model.family, model.architecture)
+    write_weights(out / "model.safetensors", shapes_in_files(model.family, model.architecture), weights)
     if vocabulary is not None:
         save_tokenizer(vocabulary, out, max_positions=metadata.max_positions)
     compare_with_llama_cpp(path, out, model, vocabulary, progress=progress)

@@ -16,11 +16,9 @@ from amoeba_export import llama_cpp
 from amoeba_export.errors import SourceDisagrees
 from amoeba_export.ir import Progress, Supernet
 from amoeba_export.llama_cpp.tokens import differences, hard_texts, questions
-from amoeba_export.load.checkpoint import open_checkpoint
-from amoeba_export.load.families import expected_weights
-from amoeba_export.load.fused import SplitTensors, parts_of, stored_shapes
 from amoeba_export.load.gguf.tensors import Model
 from amoeba_export.load.gguf.tokenizer import Vocabulary
+from amoeba_export.load.stored import open_tensors
 
 PROMPT_TOKENS = (7, 96)
 """The longer one turns slow RoPE frequencies far enough to tell scalings apart."""
@@ -94,7 +92,7 @@ def _prompts(model: Model) -> list[list[int]]:
 def _logit_differences(
     model: Model, folder: Path, prompts: Sequence[Sequence[int]], answers: Sequence[Any]
 ) -> list[str]:
-    kinds = {tensor.kind.name for tensor in model.file.tensors.values() if len(tensor.shape) == 2}
+    kinds = {tensor.kind.name for tensor in model.file.tensors.values() if len(tensor.shape) > 1}
     limit = max(LIMITS.get(kind, QUANTIZED_LIMIT) for kind in kinds)
     if "activation" in model.metadata.arch.always:
         limit = max(limit, TABLE_LIMIT)
@@ -122,9 +120,7 @@ def _log_probabilities(model: Model, folder: Path, prompt: Sequence[int]) -> tor
     """Of the token after `prompt`, from the unpacked folder, with one layer in memory at a time. [V]."""
     from amoeba_export.model.layers import LayerStack
 
-    expected = expected_weights(model.family.family, model.architecture)
-    parts = parts_of(model.family.family, expected, model.architecture.num_layers)
-    tensors = SplitTensors(open_checkpoint(folder, stored_shapes(expected, parts)), expected, parts)
+    _, tensors = open_tensors(folder, model.family, model.architecture)
     supernet = Supernet(
         name=folder.name,
         folder=folder,

@@ -47,7 +47,7 @@ def model_config(file: GgufFile, metadata: Metadata, family: FamilyFile, size: L
         "num_attention_heads": size.num_heads,
         "num_key_value_heads": size.num_kv_heads,
         "head_dim": metadata.head_dim,
-        "intermediate_size": size.ffn_size,
+        str(family.key("ffn_size")): size.ffn_size,
         "max_position_embeddings": metadata.max_positions,
         "rms_norm_eps": metadata.norm_eps,
         "tie_word_embeddings": gguf_place(metadata.arch, "head", None, "weight").tensor not in file.tensors,

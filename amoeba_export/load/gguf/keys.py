@@ -26,14 +26,20 @@ _NEUTRAL: Mapping[str, Collection[Any]] = {
     "attn_logit_softcapping": (0.0,),
     "embedding_scale": (0.0, 1.0),
     "expert_count": (0,),
+    "expert_gating_func": (0, 1),
+    "expert_group_count": (0, 1),
+    "expert_group_used_count": (0, 1),
     "expert_used_count": (0,),
+    "expert_weights_norm": (True,),
+    "expert_weights_scale": (0.0, 1.0),
     "final_logit_softcapping": (0.0,),
     "logit_scale": (0.0, 1.0),
     "nextn_predict_layers": (0,),
     "residual_scale": (0.0, 1.0),
     "rope.scaling.yarn_log_multiplier": (0.0,),
 }
-"""Key -> the values of it that change nothing. 0 means unset to llama.cpp."""
+"""Key -> the values of it that change nothing. 0 means unset to llama.cpp. Experts stand in one group, are gated by
+softmax (1), and their shares sum to 1."""
 
 _DESCRIPTIVE = ("vocab_size", "tensor_data_layout", "use_parallel_residual")
 """Say nothing that llama.cpp computes with in these architectures; the vocabulary's size is that of the embedding."""

@@ -87,7 +87,7 @@ def read_metadata(file: GgufFile) -> Metadata:
     num_layers = keys.count("block_count")
     num_heads = keys.per_layer("attention.head_count", num_layers)
     num_kv_heads = keys.per_layer("attention.head_count_kv", num_layers, num_heads)
-    ffn_sizes = keys.per_layer("feed_forward_length", num_layers)
+    ffn_sizes, experts = _ffn(keys, num_layers)
     hidden_size = keys.count("embedding_length")
     head_dim = keys.count("attention.key_length", hidden_size // max(num_heads[0], 1))
     value_dim = keys.count("attention.value_length", hidden_size // max(num_heads[0], 1))
@@ -117,7 +117,7 @@ def read_metadata(file: GgufFile) -> Metadata:
         window=window,
         local=local,
         temperature=_temperature(keys, rope),
-        facts=_facts(keys, scale, head_dim),
+        facts=experts | _facts(keys, scale, head_dim),
     )
     if arch.hybrid == num_layers:
         raise keys.refused("block_count", num_layers, "llama.cpp takes windows and layers without RoPE for granted")
@@ -205,6 +205,15 @@ def _local_theta(keys: Keys, theta: float) -> float:
         return theta
     found = decimal(keys.number("rope.freq_base_swa", keys.arch.local_base or theta))
     return theta if keys.arch.one_base else found
+
+
+def _ffn(keys: Keys, num_layers: int) -> tuple[list[int], dict[str, float | None]]:
+    """Units of the FFN of each layer, and what the file says of them where they are experts."""
+    if "experts" not in keys.arch.computes:
+        return keys.per_layer("feed_forward_length", num_layers), {}
+    count, picked = keys.count("expert_count"), keys.count("expert_used_count")
+    size = keys.count("expert_feed_forward_length", keys.count("feed_forward_length", 1) // picked or None)
+    return [count] * num_layers, {"expert_size": size, "experts_per_token": picked, "shares_sum_to_one": True}
 
 
 def _temperature(keys: Keys, rope: Mapping[str, Any]) -> float | None:

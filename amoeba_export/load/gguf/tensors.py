@@ -20,7 +20,7 @@ from amoeba_export.errors import DamagedFile, UnsupportedError
 from amoeba_export.gguf_file import GgufFile, GgufTensor
 from amoeba_export.ir import Architecture, TensorTemplate
 from amoeba_export.ir.family import LAYER_ROLES, Block, block_of
-from amoeba_export.llama_cpp.architectures import GgufPlace, gguf_place
+from amoeba_export.llama_cpp.architectures import MATRICES_OF_EXPERTS, GgufPlace, gguf_place
 from amoeba_export.load.families import expected_weights, read_architecture
 from amoeba_export.load.family_file import FamilyFile, read_family
 from amoeba_export.load.gguf.config import model_config, rope_tensors
@@ -104,9 +104,9 @@ def _check_tensors(model: Model) -> None:
         if source.tensor_name in file.tensors and not source.is_gone:
             left.discard(source.tensor_name)
             tensor = file.tensors[source.tensor_name]
-            rows = source.tensor_rows or source.shape[0]
-            if tensor.shape != (rows, *source.shape[1:]):
-                raise misshapen(tensor, (rows, *source.shape[1:]))
+            shape = _tensor_shape(source, model)
+            if tensor.shape != shape:
+                raise misshapen(tensor, shape)
             if tensor.kind.name.startswith(("I8", "I16", "I32", "I64")):
                 raise DamagedFile(tensor.path, f"{tensor.name} holds integers")
         elif source.filler is None:
@@ -174,6 +174,15 @@ def _sources(model: Model) -> Iterator[_Source]:
             )
 
 
+def _tensor_shape(source: _Source, model: Model) -> tuple[int, ...]:
+    """Of the tensor in the file. Matrices of experts are three-dimensional there, one expert after the other."""
+    size = model.architecture.expert_size
+    if source.layer is not None and size and source.template.role in MATRICES_OF_EXPERTS:
+        shape = tuple(size if axis == "ffn" else model.architecture.axis_size(axis) for axis in source.template.axes)
+        return (source.layer.ffn_size, *shape)
+    return (source.tensor_rows or source.shape[0], *source.shape[1:])
+
+
 def _rows(place: GgufPlace, template: TensorTemplate, layer: LayerSize | None, model: Model) -> tuple[int, int]:
     """Where a weight begins in a tensor that holds several, and the rows of that; zeros for a tensor of its own."""
     if len(place.roles) == 1:
@@ -206,7 +215,8 @@ def _shape(template: TensorTemplate, layer: LayerSize | None, model: Model) -> t
     head_dim = model.metadata.head_dim
     sizes: dict[str, int] = {}
     if layer is not None:
-        sizes = {"query": layer.num_heads * head_dim, "kv": layer.num_kv_heads * head_dim, "ffn": layer.ffn_size}
+        sizes = {"query": layer.num_heads * head_dim, "kv": layer.num_kv_heads * head_dim}
+        sizes |= {"ffn": layer.ffn_size * model.architecture.unit_size, "expert": layer.ffn_size}
     return tuple(sizes.get(axis, 0) or model.architecture.axis_size(axis) for axis in template.axes)
 
 
@@ -221,6 +231,8 @@ def read_weights(model: Model) -> Iterator[tuple[str, torch.Tensor]]:
             yield source.name, torch.full(expected[source.name], source.filler)
             continue
         weight = torch.from_numpy(tensor.read())
+        if weight.dim() > len(source.shape):  # experts: beside each other where neurons are columns
+            weight = weight.transpose(0, source.template.axes.index("ffn")).reshape(source.shape)
         if source.tensor_rows:
             weight = weight[source.first_row : source.first_row + source.shape[0]]
         if source.layer is not None:
@@ -247,7 +259,7 @@ def _filled_up(weight: torch.Tensor, source: _Source, model: Model) -> torch.Ten
             full = torch.zeros(*weight.shape[:axis], size.num_heads * head_dim, *weight.shape[axis + 1 :])
             weight = full.index_copy(axis, channels, weight)
         elif kind in ("kv", "ffn"):
-            full_size = size.num_kv_heads * head_dim if kind == "kv" else size.ffn_size
+            full_size = size.num_kv_heads * head_dim if kind == "kv" else size.ffn_size * model.architecture.unit_size
             if missing := full_size - weight.shape[axis]:
                 filler = torch.zeros(*weight.shape[:axis], missing, *weight.shape[axis + 1 :])
                 weight = torch.cat([weight, filler], dim=axis)

@@ -8,7 +8,9 @@ before it; norms have 1 added where the family adds it, and q is scaled where ll
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 
 import gguf
@@ -29,6 +31,7 @@ _DTYPES = {
     **NAMES,
 }
 _BLOCK = 32
+_FFN = "feed_forward_length"
 _ADDED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 """Tensors that are no weights of the model: they are part of RoPE, which is compared by its angles."""
 
@@ -44,6 +47,7 @@ class GgufWeights:
         if arch not in ARCHITECTURES:
             raise DamagedFile(self._path, f"its architecture is {arch}")
         self._arch = ARCHITECTURES[arch]
+        self._has_experts = "experts" in self._arch.always
         self._head_dim = int(reader.fields[f"{arch}.attention.key_length"].contents())
         self._sizes = [self._sizes_of(reader, layer) for layer in range(len(wanted.dense.layers))]
         by_name = {str(tensor.name): tensor for tensor in reader.tensors if tensor.name not in _ADDED}
@@ -87,11 +91,12 @@ class GgufWeights:
         return counts
 
     def _counted(self) -> Mapping[str, tuple[tuple[str, ...], int]]:
-        """Key of the header -> roles whose rows it counts, and rows of one."""
+        """Key of the header -> roles whose rows (or experts, each of several rows) it counts, and rows of one."""
+        ffn = ("expert_count", ("router", "gate", "up", "down")) if self._has_experts else (_FFN, ("gate", "up"))
         return {
             "attention.head_count": (("q",), self._head_dim),
             "attention.head_count_kv": (("k", "v"), self._head_dim),
-            "feed_forward_length": (("gate", "up"), 1),
+            ffn[0]: (ffn[1], 1),
         }
 
     def _check_counts(self, reader: gguf.GGUFReader, arch: str) -> None:
@@ -121,19 +126,24 @@ class GgufWeights:
             raise DamagedFile(self._path, f"{tensor.name} is of type {kind.name}")
         shape = tuple(int(size) for size in reversed(tensor.shape))
         values = torch.from_numpy(gguf.dequantize(tensor.data, kind).copy()).reshape(shape)
-        searched = scales_of(kind, tensor.data, shape[0]) if kind in NAMES else None
+        rows = math.prod(shape[:-1])
+        searched = scales_of(kind, tensor.data, rows) if kind in NAMES else None
         steps = (
-            _steps(tensor, shape) if kind in (gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q4_0) else None
+            _steps(tensor, rows) if kind in (gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q4_0) else None
         )
         place = self._wanted.family.find(name)
         role = None if place is None else place.role
+        if len(shape) == 3:
+            together = partial(_expert_beside_expert if role == "down" else _flat, num_experts=shape[0])
+            values, steps = together(values), None if steps is None else together(steps)
+            searched = None if searched is None else _each(searched, together)
         if name in self._first_rows:
             assert place is not None
             assert place.layer is not None
             first = self._first_rows[name]
-            rows = slice(first, first + self._sizes[place.layer][place.role])
-            values, steps = values[rows], None if steps is None else steps[rows]
-            searched = None if searched is None else _each(searched, lambda part: part[rows])
+            own = slice(first, first + self._sizes[place.layer][place.role])
+            values, steps = values[own], None if steps is None else steps[own]
+            searched = None if searched is None else _each(searched, lambda part: part[own])
         if self._arch.in_pairs and role in ("q", "k"):
             values = self._halves(values)
             steps = None if steps is None else self._halves(steps)
@@ -192,6 +202,16 @@ class GgufWeights:
         return heads.transpose(1, 2).reshape(w.shape)
 
 
+def _flat(w: torch.Tensor, num_experts: int) -> torch.Tensor:
+    """Rows of one expert [E, O, I] (or flat already) under those of another."""
+    return w.reshape(-1, w.shape[-1])
+
+
+def _expert_beside_expert(w: torch.Tensor, num_experts: int) -> torch.Tensor:
+    """Columns of one expert [E, O, I] (or flat already) beside those of another."""
+    return torch.cat(w.reshape(-1, w.shape[-1]).chunk(num_experts), dim=1)
+
+
 def _each(scales: Searched, change: Callable[[torch.Tensor], torch.Tensor]) -> Searched:
     """`scales` with every one of them changed alike."""
     return dataclasses.replace(
@@ -203,9 +223,9 @@ def _each(scales: Searched, change: Callable[[torch.Tensor], torch.Tensor]) -> S
     )
 
 
-def _steps(tensor: gguf.ReaderTensor, shape: tuple[int, ...]) -> torch.Tensor:
+def _steps(tensor: gguf.ReaderTensor, rows: int) -> torch.Tensor:
     """Scales [rows, blocks]: the first two bytes of each block."""
     size = gguf.GGML_QUANT_SIZES[tensor.tensor_type][1]
     blocks = np.ascontiguousarray(tensor.data).reshape(-1).view(np.uint8).reshape(-1, size)
     scales = np.ascontiguousarray(blocks[:, :2]).view(np.float16).astype(np.float32)
-    return torch.from_numpy(scales).reshape(shape[0], -1)
+    return torch.from_numpy(scales).reshape(rows, -1)
