@@ -113,7 +113,7 @@ def _built(dense: DenseArchitecture, model_type: str, plan: SubnetPlan) -> dict[
         keys = ("num_heads", "num_kv_heads", "ffn_size")
         dims = {str(file.key(name)): getattr(first, name) for name in keys}
         if base.expert_size:
-            dims[str(file.key("experts_per_token"))] = min(base.experts_per_token, first.ffn_size)
+            dims[str(file.key("experts_per_token"))] = base.picked_of(first.ffn_size)
         return _cut_in_depth(dense, plan) | dims | biases
     return config | biases | _facts(base, file)
 

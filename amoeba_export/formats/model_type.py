@@ -6,13 +6,12 @@ ours. The rest is `amoeba` (`modeling_amoeba.py`, beside the weights).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
-from amoeba_export.errors import NotRepresentable, UnsupportedModel
+from amoeba_export.errors import UnsupportedModel
 from amoeba_export.ir import DenseArchitecture, Family, LayerDims, TensorSpec
-from amoeba_export.ir.family import FEATURE_WORDS, FEATURES, Feature, Role
+from amoeba_export.ir.family import Role
 from amoeba_export.load.family_file import FamilyFile, read_family, stand_ins, supported_families
-from amoeba_export.shown import an
 
 AMOEBA = "amoeba"
 
@@ -21,17 +20,6 @@ def check_family(dense: DenseArchitecture) -> None:
     """Raise `UnsupportedModel` for a family that has no file: what it computes is not known."""
     if dense.base.family not in supported_families():
         raise UnsupportedModel(dense.base.family, supported_families())
-
-
-def check_features(container: str, dense: DenseArchitecture, computes: Collection[Feature]) -> None:
-    """Refuse a model with something that `container` does not compute.
-
-    Raises:
-        NotRepresentable: Naming what it is.
-    """
-    if missing := [FEATURE_WORDS[feature] for feature in FEATURES if feature in dense.base.features - set(computes)]:
-        reason = f"{an(dense.base.family)} with {', '.join(missing)} is not written as {container} yet"
-        raise NotRepresentable(container, reason, ("--format safetensors",))
 
 
 def container_type(dense: DenseArchitecture) -> str:

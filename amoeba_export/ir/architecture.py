@@ -251,6 +251,10 @@ class Architecture:
         """Weights of one unit of the FFN: rows of gate and up, columns of down, and an expert's row of the router."""
         return 3 * self.hidden_size * self.unit_size + (self.hidden_size if self.expert_size else 0)
 
+    def picked_of(self, num_experts: int) -> int:
+        """Experts that a token goes through where so many are left."""
+        return min(self.experts_per_token, num_experts)
+
     def active_units(self, ffn_size: int, tokens: float = 1) -> float:
         """Units that `tokens` go through together, of `ffn_size` that are there: all neurons, or the experts picked.
 
@@ -258,7 +262,7 @@ class Architecture:
         """
         if not self.expert_size or not ffn_size:
             return ffn_size
-        picked = min(self.experts_per_token, ffn_size)
+        picked = self.picked_of(ffn_size)
         active: float = picked if tokens == 1 else ffn_size * (1 - (1 - picked / ffn_size) ** tokens)
         return active
 

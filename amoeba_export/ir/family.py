@@ -173,10 +173,6 @@ class Family:
         """What names of a layer's weights begin with, such as `model.layers.3.`."""
         return f"{self.layers_prefix}{layer}."
 
-    def owner(self, role: Role) -> str:
-        """Name, within a layer, of what holds a module of it: `self_attn` for `o`."""
-        return self.module(role, 0).removeprefix(self.layer_prefix(0)).rpartition(".")[0]
-
     def find(self, name: str) -> Place | None:
         """What the weight `name` is, in the supernet or a cut of it; None for a name that is none of this family's."""
         if (match := _pattern(self).fullmatch(name)) is None:

@@ -92,9 +92,9 @@ def supported_families() -> tuple[str, ...]:
 def stand_ins() -> tuple[str, ...]:
     """The types that hold other families' cuts where they compute the same, the simplest first."""
     places = {
-        name: read_family(name).containers.get("safetensors", {}).get("stands_in") for name in supported_families()
+        name: read_family(name).containers.get("safetensors", {}).get("stands_in", 0) for name in supported_families()
     }
-    return tuple(sorted((name for name, place in places.items() if place), key=lambda name: places[name]))
+    return tuple(sorted((name for name, place in places.items() if place), key=places.__getitem__))
 
 
 @functools.cache

@@ -144,7 +144,8 @@ class _KeptLayer(nn.Module):
         self._layer = [layer]  # in a list: its weights are no part of the model's state
         self._supernet, self._plan, self._position = supernet, plan, position
         self._expert_roles = {held.role for held in supernet.family.experts}
-        self._attention = supernet.family.owner("o")
+        inside = supernet.family.module("o", 0).removeprefix(supernet.family.layer_prefix(0))
+        self._attention = inside.rpartition(".")[0]
         if hasattr(layer, "attention_type"):
             self.attention_type = layer.attention_type
 

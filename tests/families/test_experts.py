@@ -217,10 +217,10 @@ def test_cost_tables_tell_active_experts_from_stored_ones(supernet: Supernet) ->
     assert (whole["experts"], half["experts"]) == (4, 2)
 
 
-def test_containers_that_hold_no_experts_say_so(supernet: Supernet) -> None:
+def test_precisions_that_hold_no_experts_say_so(supernet: Supernet) -> None:
     dense = supernet.architecture.uncut
-    for name, dtype in (("onnx", "fp32"), ("safetensors", "w4a16")):
-        with pytest.raises(NotRepresentable, match=r"experts that a router picks|packed weights of a qwen3_moe"):
+    for name, dtype in (("onnx", "int4"), ("onnx", "int8"), ("safetensors", "w4a16")):
+        with pytest.raises(NotRepresentable, match=r"weights of experts are not|packed weights of a qwen3_moe"):
             FORMATS[name].check(dense, dtype=dtype)
 
 

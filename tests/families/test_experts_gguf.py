@@ -88,7 +88,7 @@ def test_layers_with_other_numbers_of_experts_are_refused(
     supernet: Supernet, counts: tuple[int, ...], reason: str
 ) -> None:
     dense = keeping(supernet, *counts).dense(supernet.architecture)
-    with pytest.raises(NotRepresentable, match=f"{reason}.*--format safetensors.*--policy uniform"):
+    with pytest.raises(NotRepresentable, match=f"(?s){reason}.*--format safetensors.*--policy uniform"):
         FORMATS["gguf"].check(dense, dtype="fp32")
 
 
@@ -136,5 +136,5 @@ def test_what_is_wrong_with_a_file_of_experts(tmp_path: Path) -> None:
     with pytest.raises(DamagedFile, match=r"qwen3moe\.expert_count is 0, which is no size"):
         read_metadata(open_gguf(minimal(tmp_path / "c.gguf", expert_count=0)))
     file = open_gguf(minimal(tmp_path / "d.gguf"))
-    with pytest.raises(DamagedFile, match=r"blk\.0\.attn_norm\.weight is not in it"):
+    with pytest.raises(DamagedFile, match=r"output_norm\.weight is not in it"):
         read_model(file, read_metadata(file))

@@ -39,7 +39,7 @@ def add_hyperparameters(
     header.add_block_count(len(layers))
     # One number where all layers agree: older readers of `llama` know no arrays.
     if base.expert_size:
-        picked = min(base.experts_per_token, layers[0].ffn_size)
+        picked = base.picked_of(layers[0].ffn_size)
         header.add_expert_count(layers[0].ffn_size)
         header.add_expert_used_count(picked)
         header.add_expert_feed_forward_length(base.expert_size)

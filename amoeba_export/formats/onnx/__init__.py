@@ -12,7 +12,7 @@ from pathlib import Path
 
 from amoeba_export.errors import NotRepresentable, UnknownName
 from amoeba_export.formats.config import graph_config
-from amoeba_export.formats.model_type import check_family, check_features
+from amoeba_export.formats.model_type import check_family
 from amoeba_export.formats.onnx.genai import genai_config
 from amoeba_export.formats.onnx.ort import HEAD_MULTIPLE
 from amoeba_export.formats.onnx.precision import PRECISIONS
@@ -23,14 +23,10 @@ from amoeba_export.formats.sidecars import copy_generation_config, copy_license,
 from amoeba_export.formats.sizes import WeightBytes, sum_bytes
 from amoeba_export.ir import Architecture, ContainerLimits, DenseArchitecture, Subnet, TensorSource
 from amoeba_export.ir.dtype import DTYPES
-from amoeba_export.ir.family import FEATURES, Feature
 from amoeba_export.load.family_file import read_family
 
 default_dtype = "fp32"
 dtypes = tuple(PRECISIONS)
-
-COMPUTES: frozenset[Feature] = frozenset(FEATURES) - {"experts"}
-"""What is written here beyond Llama's layer."""
 
 
 def check(dense: DenseArchitecture, *, dtype: str, dialect: str = "ort") -> None:
@@ -39,7 +35,6 @@ def check(dense: DenseArchitecture, *, dtype: str, dialect: str = "ort") -> None
     Any mix of layer widths, blocks without heads or neurons, and biases is fine.
     """
     check_family(dense)
-    check_features("ONNX", dense, COMPUTES)
     if dialect not in DIALECTS:
         raise UnknownName("ONNX dialect", dialect, DIALECTS)
     if dtype not in PRECISIONS:
@@ -52,6 +47,12 @@ def check(dense: DenseArchitecture, *, dtype: str, dialect: str = "ort") -> None
             if dense.base.head_dim % HEAD_MULTIPLE
             else f"onnxruntime's attention turns multiples of {HEAD_MULTIPLE} dims of a head, and without it there are "
             f"no {dtype} weights",
+            ("--dtype fp16", "--dtype fp32", f"--format gguf --dtype {dtype}"),
+        )
+    if PRECISIONS[dtype].linear and dense.base.expert_size:
+        raise NotRepresentable(
+            "ONNX",
+            f"{dtype} weights of experts are not written yet",
             ("--dtype fp16", "--dtype fp32", f"--format gguf --dtype {dtype}"),
         )
     linear, hidden_size = PRECISIONS[dtype].linear, dense.base.hidden_size

@@ -114,6 +114,12 @@ class Recorder:
         self._nodes.append(_Node(op_type, domain, name, tuple(inputs), tuple(values), attributes))
         return values
 
+    def inner(self) -> Recorder:
+        """A graph inside this one, such as the body of a Loop: an attribute of a node, that reads what this one has."""
+        body = Recorder()
+        body._initializers = self._initializers
+        return body
+
     def model(self, *, opsets: Mapping[str, int], ir_version: int) -> onnx.ModelProto:
         """The recorded graph as a model."""
         # Imported here, once the weights are written: they are what memory peaks at.
@@ -122,16 +128,7 @@ class Recorder:
         model = ModelProto(ir_version=ir_version, producer_name="amoeba-export")
         model.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in opsets.items())
         graph = model.graph
-        graph.name = "amoeba"
-        for node in self._nodes:
-            graph.node.add(
-                op_type=node.op_type,
-                domain=node.domain or None,
-                name=node.name,
-                input=[value.name if value else "" for value in node.inputs],
-                output=[value.name for value in node.outputs],
-                attribute=[helper.make_attribute(key, value) for key, value in node.attributes.items()],
-            )
+        self._spell(graph, "amoeba")
         for stored in self._initializers.values():
             tensor = graph.initializer.add(name=stored.value.name, data_type=stored.dtype, dims=stored.shape)
             if isinstance(stored.content, bytes):
@@ -145,6 +142,26 @@ class Recorder:
                 tensor.data_location = tensor.EXTERNAL
                 for key, fact in place.items():
                     tensor.external_data.add(key=key, value=str(fact))
+        return model
+
+    def _spell(self, graph: onnx.GraphProto, name: str) -> onnx.GraphProto:
+        """Put all but initializers into `graph`."""
+        from onnx import GraphProto, helper
+
+        graph.name = name
+        for node in self._nodes:
+            attributes = {
+                key: value._spell(GraphProto(), node.name) if isinstance(value, Recorder) else value
+                for key, value in node.attributes.items()
+            }
+            graph.node.add(
+                op_type=node.op_type,
+                domain=node.domain or None,
+                name=node.name,
+                input=[value.name if value else "" for value in node.inputs],
+                output=[value.name for value in node.outputs],
+                attribute=[helper.make_attribute(key, value) for key, value in attributes.items()],
+            )
         for ports, infos in ((self._inputs, graph.input), (self._outputs, graph.output)):
             infos.extend(helper.make_tensor_value_info(port.value.name, port.dtype, port.dims) for port in ports)
-        return model
+        return graph

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from amoeba_export.formats.onnx.decoder import LayerCache, Stream
 from amoeba_export.formats.onnx.elementwise import capped, scaled, temperature
+from amoeba_export.formats.onnx.experts import experts
 from amoeba_export.formats.onnx.graph import Recorder, Value
 from amoeba_export.formats.onnx.names import Names
 from amoeba_export.formats.onnx.padding import Rows, from_left, rows_of, to_left
@@ -216,6 +217,9 @@ class OrtDialect:
 
     def mlp(self, layer: int, dims: LayerDims, x: Value) -> Value:
         """See `Dialect`. Gate and up are two products: one would need a Split, which copies what it made."""
+        if self._architecture.expert_size:
+            given = (self._architecture, self._names, self._recorder, self._store)
+            return experts(x, layer, dims.ffn_size, *given)
         hidden, node = self._architecture.hidden_size, self._names.block("down", layer)
         roles: tuple[Role, ...] = ("gate", "up")
         gate, up = (self._linear(x, layer, {role: dims.ffn_size}, hidden, bias=dims.gate_up_bias) for role in roles)

@@ -41,4 +41,6 @@ def _pool(region: Region, values: npt.NDArray[np.float32], *, is_norm: bool) -> 
         return np.full(1, fill).astype(region.dtype.numpy())
     if region.name.endswith("_scales"):
         return np.full(1, 0.01).astype(region.dtype.numpy())
-    return (values / math.sqrt(region.shape[1])).astype(region.dtype.numpy())
+    return (values / math.sqrt(region.shape[-1] if len(region.shape) == 3 else region.shape[1])).astype(
+        region.dtype.numpy()
+    )

@@ -14,6 +14,7 @@ from typing import ClassVar
 from amoeba_export.formats.onnx.datatype import DataType
 from amoeba_export.formats.onnx.decoder import LayerCache, Stream
 from amoeba_export.formats.onnx.elementwise import activated, capped, scaled, temperature
+from amoeba_export.formats.onnx.experts import experts
 from amoeba_export.formats.onnx.graph import Recorder, Value
 from amoeba_export.formats.onnx.masks import score_biases
 from amoeba_export.formats.onnx.names import Names
@@ -200,6 +201,9 @@ class StandardDialect:
 
     def mlp(self, layer: int, dims: LayerDims, x: Value) -> Value:
         """See `Dialect`."""
+        if self._architecture.expert_size:
+            given = (self._architecture, self._names, self._recorder, self._store)
+            return experts(x, layer, dims.ffn_size, *given)
         hidden, node = self._architecture.hidden_size, self._names.block("down", layer)
         gate = self._linear(x, "gate", layer, dims.ffn_size, hidden, bias=dims.gate_up_bias)
         up = self._linear(x, "up", layer, dims.ffn_size, hidden, bias=dims.gate_up_bias)

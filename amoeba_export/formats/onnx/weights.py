@@ -67,6 +67,22 @@ class Turned:
 
 
 @dataclass(frozen=True, slots=True)
+class Stacked:
+    """A stored tensor of matrices, one per expert, that lie along `dim` in the weight."""
+
+    shape: tuple[int, ...]
+    region: Region
+    dim: int
+
+    def write(self, file: DataFile, name: str, weight: torch.Tensor) -> None:
+        """See `Placement`."""
+        count, rows, columns = self.region.shape
+        flat = Region(self.region.name, self.region.dtype, (count * rows, columns), self.region.offset)
+        for idx, piece in enumerate(weight.chunk(count, self.dim)):
+            Plain((rows, columns), flat, idx * rows).write(file, name, piece)
+
+
+@dataclass(frozen=True, slots=True)
 class Blocks:
     """Rows of a block-quantized matrix."""
 
@@ -159,6 +175,13 @@ class WeightStore:
         """One weight [rows, columns] stored as [columns, rows]."""
         region = self.layout.reserve(name, self.precision.activation, (columns, rows))
         self._place(name, Turned((rows, columns), region))
+        return self.recorder.stored(region)
+
+    def experts(self, name: str, count: int, rows: int, columns: int, *, dim: int) -> Value:
+        """One weight as `count` matrices [rows, columns], which lie in it along `dim`."""
+        region = self.layout.reserve(name, self.precision.activation, (count, rows, columns))
+        shape = (rows * count, columns) if dim == 0 else (rows, columns * count)
+        self._place(name, Stacked(shape, region, dim))
         return self.recorder.stored(region)
 
     def table(self, name: str, values: npt.NDArray[np.generic], dtype: DataType) -> Value:

@@ -79,7 +79,10 @@ class OnnxWeights:
         for one in names:
             self._parts[one] = _Part(stored, start)
             start += self._shapes[one][0]
-        rows = list(self._tensors[stored].dims)[-1 if stored in self._turned else 0]
+        dims = list(self._tensors[stored].dims)
+        if len(dims) == 3 and stored == name:  # of experts, which `read` looks at
+            return
+        rows = dims[-1 if stored in self._turned else 0]
         if start != rows:
             raise DamagedFile(self._path, f"{name} has {rows} rows, and the plan keeps {start}")
 
@@ -124,6 +127,8 @@ class OnnxWeights:
             return self._integers(quantized, values, rows, expected)
         if part.stored in self._turned:
             values = values.T
+        if values.ndim == 3:
+            values = self._together(name, values, expected)
         if tuple(values.shape[1:]) != expected[1:]:
             raise DamagedFile(self._path, f"{name} has rows of {list(values.shape[1:])}, not {list(expected[1:])}")
         dtype = _DTYPES.get(self._tensors[part.stored].data_type)
@@ -131,6 +136,13 @@ class OnnxWeights:
             raise DamagedFile(self._path, f"{name} is no floating-point tensor")
         is_norm = self._family.place(name).role.endswith("_norm")
         return Stored(values=_float(values[rows]), dtype=dtype, offset=self._norm_offset if is_norm else 0.0)
+
+    def _together(self, name: str, values: np.ndarray[Any, Any], expected: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        """Matrices of experts as one, along the axis in which one is not as large as all."""
+        whole = np.concatenate(list(values), axis=0 if values.shape[2] == expected[1] else 1)
+        if whole.shape != expected:
+            raise DamagedFile(self._path, f"{name} is {list(values.shape)}, and the plan keeps {list(expected)}")
+        return whole
 
     def _integers(
         self, match: re.Match[str], packed: np.ndarray[Any, Any], rows: slice, expected: tuple[int, ...]
