@@ -66,6 +66,12 @@ def test_a_word_names_one_class(word: str) -> None:
     assert len(found) == 1, found
 
 
+@pytest.mark.parametrize("name", ["precision.py", "quality.py", "utils.py", "helpers.py", "common.py"])
+def test_a_name_says_which_module_is_meant(name: str) -> None:
+    found = [path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob(name)]
+    assert len(found) <= (name in ("precision.py", "quality.py")), found
+
+
 @pytest.mark.parametrize(("decision", "trace", "homes"), HOMES, ids=[decision for decision, _, _ in HOMES])
 def test_a_decision_has_no_second_copy(decision: str, trace: str, homes: tuple[str, ...]) -> None:
     found = having(trace)

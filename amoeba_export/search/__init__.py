@@ -2,7 +2,7 @@
 
 from amoeba_export.ir.pareto import pareto_front
 from amoeba_export.search.choose import search_plan
-from amoeba_export.search.precision import Found, Option, least_badness, search_precisions
+from amoeba_export.search.dtypes import Found, Option, least_badness, search_precisions
 from amoeba_export.search.predict import Predictor
 from amoeba_export.search.space import Candidate, Memory, Problem, SearchResult, Seen, Space
 from amoeba_export.search.surface import Quality, QualitySurface, quality_surface
