@@ -27,12 +27,12 @@ class DepthRecipe(_Table):
     """The search for layers.
 
     Attributes:
-        metric: What is compared.
-        max_removed: Most layers to remove: a number, or a share of the layers (below 1).
+        metric: The figure that sets of layers are compared by.
+        max_removed: Most layers to remove: a number, or below 1 a share of all layers.
         keep_last: Layers at the end that always stay.
         beam: Choices kept per cell; 1 is the paper's algorithm.
         mode: `exact` compares whole search sets; `racing` stops when a comparison is decided at `confidence`.
-        confidence: Of one racing comparison.
+        confidence: Confidence level of one comparison with `racing`.
     """
 
     metric: ObjectiveName = "loss"
@@ -63,7 +63,12 @@ class DepthRecipe(_Table):
 
 
 class WidthRecipe(_Table):
-    """The importance of heads and neurons. `data` is its own data set, or None for the search samples."""
+    """The importance of heads and neurons.
+
+    Attributes:
+        metric: How importance is computed.
+        data: The data set for it. Default: the search samples.
+    """
 
     metric: WidthMetric = "WIFV"
     data: DataRecipe | None = None
@@ -73,11 +78,11 @@ class QualityRecipe(_Table):
     """The grid of shapes whose quality is measured on the held-out samples.
 
     Attributes:
-        metric: What is measured.
-        depth_step: Every how many removed layers; the deepest cut is always measured.
+        metric: The figure that is measured.
+        depth_step: Step between the depths that are measured. The deepest cut is always measured.
         widths: The widths.
         policy: How a width is spread over layers.
-        unit: What attention loses at a time.
+        unit: What a cut removes from attention at a time.
         align: FFN counts are multiples of it.
     """
 
@@ -94,9 +99,10 @@ class Recipe(_Table):
 
     Attributes:
         name: File name without `.toml`.
-        memory_mb: What weights and states may take in memory. Layers stay there when all of them fit into half of it;
-            otherwise they are read again whenever they are needed.
-        states_mb: What the hidden states of the search samples may take on disk. Where they take more, some are
+        description: One line for messages.
+        memory_mb: Most memory for weights and states, in MiB. If all layers fit into half of it, they stay in memory.
+            If not, they are read again when they are needed.
+        states_mb: Most disk space for the hidden states of the search samples, in MiB. If they need more, some are
             computed again.
     """
 

@@ -40,17 +40,21 @@ class Target:
     """A device, the flow that runs models on it, and its power mode, from `targets/<name>.toml`.
 
     Attributes:
-        backend: Key of the backend that measures or estimates it.
-        dtypes: Precisions that it runs, in order of preference. Shares of the full model mean it in the first one.
-        formats: Default `--format`; the first one is what the backend runs.
-        align: FFN counts are multiples of this.
-        memory_limit_mb: What a model may occupy, or None when unknown.
-        flow: The runtime, as people call it.
-        power_mode: Of the device, in which the figures hold; empty where there is one.
-        limits: What the runtime loads.
-        options: The backend's own table, validated by the backend.
-        on_device: Backend and options that measure the device when it can be reached; empty when `backend` does.
-        sources: Where each figure comes from.
+        description: One line for `amoeba targets`.
+        backend: The backend that measures or estimates latencies.
+        metric: The latency that a budget limits. `--metric` overrides it.
+        dtypes: Precisions of the runtime, the preferred one first. A budget in percent refers to the full model in the
+            first one.
+        formats: Default of `--format`. The backend runs the first one.
+        align: FFN sizes are multiples of this.
+        memory_limit_mb: Most memory for the model in MiB, or None when unknown.
+        flow: Name of the runtime.
+        power_mode: The device's power mode that the figures hold for. Empty: it has only one.
+        limits: Shapes that the runtime loads.
+        options: Options of the backend.
+        on_device: Backend and options that measure on the device itself. Empty: `backend` does.
+        sources: Where the figures come from.
+        aliases: Other names of the target.
     """
 
     name: str

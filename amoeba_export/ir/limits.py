@@ -14,15 +14,15 @@ class RuntimeLimits:
     """Rules that a cut has to keep for a target's runtime to load it.
 
     Attributes:
-        runtime: Who makes the rules, as messages call it.
-        ffn_multiple: FFN sizes are multiples of it.
-        query_multiple: Query heads times head dim is a multiple of it.
-        hidden_multiple: The hidden size is a multiple of it. No cut changes it: it is the model that is loaded or not.
-        multiples_of: Precisions for which the multiples hold; empty for all.
-        hidden_by_heads: Whether the hidden size is a multiple of each layer's number of query heads.
-        output_biases: Families whose biases on o_proj and down_proj are computed; None for all. A cut of another one is
-            not compensated.
-        uniform: Whether all layers have the same dims.
+        runtime: Name of the runtime, for messages.
+        ffn_multiple: The FFN size must be a multiple of this.
+        query_multiple: Query heads times head dim must be a multiple of this.
+        hidden_multiple: The hidden size must be a multiple of this. A cut does not change it.
+        multiples_of: Precisions that these multiples apply to. Empty: all.
+        hidden_by_heads: The hidden size must be a multiple of each layer's query heads.
+        output_biases: Families for which the runtime computes biases on o_proj and down_proj. Default: all. A cut of
+            another family has no such bias.
+        uniform: All layers must have the same dims.
     """
 
     runtime: str = ""

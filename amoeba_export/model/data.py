@@ -27,11 +27,11 @@ class DataRecipe(BaseModel):
         split: Split of the hub data set.
         kind: `text` is cut into windows; `choices` asks one multiple-choice question per sample.
         fields: Fields of a record that make one document, joined by newlines.
-        window: Tokens of a text sample; longest multiple-choice prompt.
-        scored: Last tokens of each window that are predicted, the others only being context; all of them when left out.
-        samples: Samples that the search sees.
-        heldout: Further samples, for the quality of each shape.
-        batch: Samples in one forward.
+        window: Tokens in a text sample, and most tokens in a multiple-choice prompt.
+        scored: Number of tokens at the end of each window that count. The others are context. Default: all.
+        samples: Number of samples for the search.
+        heldout: Number of other samples, for the quality of each shape.
+        batch: Samples in one forward pass.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

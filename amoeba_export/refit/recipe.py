@@ -38,7 +38,7 @@ class Share(DataRecipe):
     """One text of a mix. Of the settings of `data` it uses where it lies and which fields make a document.
 
     Attributes:
-        share: Of the tokens; shares need not sum to 1.
+        share: Share of the tokens. The sum need not be 1.
     """
 
     share: Annotated[float, Field(gt=0)] = 1.0
@@ -49,15 +49,15 @@ class RefitRecipe(_Table):
 
     Attributes:
         name: File name without `.toml`.
-        tokens: Tokens that are fitted.
-        judge_tokens: Further tokens of the same texts: the strength of each writer is chosen on them.
-        other_tokens: Tokens of each other text, which nothing is fitted or chosen on; losses are reported there.
-        window: Tokens of a sample.
-        batch: Samples in one forward.
-        strengths: Of the ridge, relative to the mean diagonal of the Gram matrix; the best of each writer is taken.
+        tokens: Number of tokens for the fit.
+        judge_tokens: Number of other tokens of the same texts. They choose the strength for each output matrix.
+        other_tokens: Number of tokens of each text in `other`. They are only for the reported losses.
+        window: Tokens in a sample.
+        batch: Samples in one forward pass.
+        strengths: Strengths of the ridge to try, relative to the mean diagonal of the Gram matrix.
         heal_tokens: Tokens of a distillation that follows it, unless another is asked for; see `HEALED_UP_TO`.
-        mix: Texts that are fitted.
-        other: Texts that are only reported on.
+        mix: Texts for the fit.
+        other: Texts for the reported losses.
     """
 
     name: str
