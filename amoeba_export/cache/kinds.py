@@ -46,6 +46,7 @@ _COMPARING = Algorithm(name="comparing", version=3)
 _REFITTING = Algorithm(name="refitting", version=2)
 _CHOOSING_INTEGERS = Algorithm(name="choosing integers", version=3)
 _MEASURING = Algorithm(name="measuring", version=2)
+_FITTING = Algorithm(name="fitting", version=1)
 _REFINING = Algorithm(name="refining", version=1)
 
 DIGESTS = Kind(name="sha256", made_by=(_HASHING,))
@@ -63,16 +64,16 @@ STRATEGIES = Kind(name="strategies", made_by=(_CALIBRATION,))
 ROUNDING = Kind(name="rounding", made_by=(_WRITING, _COMPARING))
 """What a dtype costs a model in quality."""
 
-COST_TABLES = Kind(name="cost-tables", made_by=(_WRITING, _MEASURING))
+COST_TABLES = Kind(name="cost-tables", made_by=(_WRITING, _MEASURING, _FITTING))
 """What was measured of a model on a device."""
 
-REFINED_TABLES = Kind(name="refined-tables", made_by=(_WRITING, _MEASURING, _REFINING))
+REFINED_TABLES = Kind(name="refined-tables", made_by=(_WRITING, _MEASURING, _FITTING, _REFINING))
 """Cost tables with what was measured since."""
 
 FULL_MODELS = Kind(name="full-models", made_by=(_WRITING, _MEASURING))
 """Latencies of an uncut model on a device in each precision, of one run."""
 
-FRONTIERS = Kind(name="frontiers", made_by=(_CALIBRATION, _WRITING, _MEASURING))
+FRONTIERS = Kind(name="frontiers", made_by=(_CALIBRATION, _WRITING, _MEASURING, _FITTING))
 """What can be had of a model on a device, and the plan of every numbered choice."""
 
 REFITS = Kind(name="refits", made_by=(_REFITTING,), is_large=True)
