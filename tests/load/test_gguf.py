@@ -439,9 +439,9 @@ def test_a_model_without_numbers_is_refused(tmp_path: Path) -> None:
 def test_another_architecture_is_named(tmp_path: Path) -> None:
     write_gguf(tmp_path / "mpt.gguf", arch="mpt")
     assert refusal(tmp_path / "mpt.gguf") == "Models of type 'mpt' are not supported."
-    write_gguf(tmp_path / "moe.gguf", arch="qwen3moe", edit=lambda writer: writer.add_expert_count(8))
+    write_gguf(tmp_path / "moe.gguf", arch="qwen2moe", edit=lambda writer: writer.add_expert_count(8))
     assert refusal(tmp_path / "moe.gguf").startswith(
-        "A qwen3moe is a mixture of 8 experts of a kind that is not supported"
+        "A qwen2moe is a mixture of 8 experts of a kind that is not supported"
     )
 
 
