@@ -10,11 +10,13 @@ import asyncio
 import shlex
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-from amoeba_export.backends.targets import parse_options
+from pydantic import Field
+
+from amoeba_export.backends.targets import Strict
 from amoeba_export.errors import TargetUnavailable
-from amoeba_export.ir import Target
 from amoeba_export.telemetry import SWITCHES
 
 BOOTSTRAP = """
@@ -42,8 +44,26 @@ class Dropped(Exception):
     """The connection ended before the job did."""
 
 
+class Host(Strict):
+    """A machine, and how to get in.
+
+    Attributes:
+        host: `user@host`, or a name from `~/.ssh/config`.
+        port: Port, or None for SSH's own choice.
+        identity: Private key, or None for the agent and the default keys.
+        known_hosts: Host keys that are trusted, or None for `~/.ssh/known_hosts`.
+        python: The interpreter there; it needs numpy and the runtime.
+    """
+
+    host: Annotated[str, Field(min_length=1)]
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    identity: Path | None = None
+    known_hosts: Path | None = None
+    python: str = "python3"
+
+
 @asynccontextmanager
-async def connected(target: Target) -> AsyncIterator[tuple[Any, Any]]:
+async def connected(to: Host) -> AsyncIterator[tuple[Any, Any]]:
     """A connection and the bootstrap running on it. Host keys are checked; there is no way to skip that."""
     try:
         import asyncssh
@@ -51,17 +71,16 @@ async def connected(target: Target) -> AsyncIterator[tuple[Any, Any]]:
         raise TargetUnavailable(
             "measuring over SSH needs asyncssh", "Install it: pip install 'amoeba-export[ssh]'."
         ) from error
-    options = parse_options(target)
-    user, _, host = options.host.rpartition("@")
+    user, _, host = to.host.rpartition("@")
     settings: dict[str, Any] = {"keepalive_interval": 10, "login_timeout": 30}
     if user:
         settings["username"] = user
-    if options.port is not None:
-        settings["port"] = options.port
-    if options.identity is not None:
-        settings["client_keys"] = [str(options.identity.expanduser())]
-    if options.known_hosts is not None:
-        settings["known_hosts"] = str(options.known_hosts.expanduser())
+    if to.port is not None:
+        settings["port"] = to.port
+    if to.identity is not None:
+        settings["client_keys"] = [str(to.identity.expanduser())]
+    if to.known_hosts is not None:
+        settings["known_hosts"] = str(to.known_hosts.expanduser())
     try:
         connection = await asyncssh.connect(host, **settings)
     except asyncssh.HostKeyNotVerifiable as error:
@@ -71,14 +90,14 @@ async def connected(target: Target) -> AsyncIterator[tuple[Any, Any]]:
         ) from error
     except asyncssh.PermissionDenied as error:
         raise TargetUnavailable(
-            f"{options.host} does not let us in ({error})", "Give the right user and --identity, or start an SSH agent."
+            f"{to.host} does not let us in ({error})", "Give the right user and --identity, or start an SSH agent."
         ) from error
     except (asyncssh.KeyImportError, FileNotFoundError) as error:
         raise TargetUnavailable(f"the identity cannot be used ({error})", "Give the path of a private key.") from error
     except OSError as error:
         raise Dropped(f"{host} cannot be reached: {error}") from error
     async with connection:
-        command = f"exec {shlex.quote(options.python)} -c {shlex.quote(BOOTSTRAP)}"
+        command = f"exec {shlex.quote(to.python)} -c {shlex.quote(BOOTSTRAP)}"
         process = await connection.create_process(command, errors="replace")
         try:
             yield connection, process

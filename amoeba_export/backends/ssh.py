@@ -14,15 +14,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import Field
 
 from amoeba_export.backends import ROUNDS, TIME_LIMIT_S, Availability, Subject, availability_of, find_backend
-from amoeba_export.backends.connection import Dropped, connected
+from amoeba_export.backends.connection import Dropped, Host, connected
 from amoeba_export.backends.events import read_event, read_folder
 from amoeba_export.backends.runtime import DESCRIBE_LIMIT_S, Job, RuntimeBackend, read_events
-from amoeba_export.backends.targets import Strict, parse_options
+from amoeba_export.backends.targets import parse_options
 from amoeba_export.errors import InputError, TargetError, TargetUnavailable
 from amoeba_export.ir import SILENT, Latency, Progress, Source, Target, Workload
 from amoeba_export.model import opening
@@ -37,24 +37,14 @@ PATIENCE_S = 120.0
 _PACKAGE = "amoeba_runner"
 
 
-class Options(Strict):
+class Options(Host):
     """The `[options]` table; `over_ssh` makes it from a target and a host.
 
     Attributes:
-        host: `user@host`, or a name from `~/.ssh/config`.
-        port: Port, or None for SSH's own choice.
-        identity: Private key, or None for the agent and the default keys.
-        known_hosts: Host keys that are trusted, or None for `~/.ssh/known_hosts`.
-        python: The interpreter there; it needs numpy and the runtime.
         backend: The backend that measures there.
         options: That backend's own options.
     """
 
-    host: Annotated[str, Field(min_length=1)]
-    port: Annotated[int, Field(ge=1, le=65535)] | None = None
-    identity: Path | None = None
-    known_hosts: Path | None = None
-    python: str = "python3"
     backend: str
     options: dict[str, Any] = Field(default_factory=dict)
 
@@ -84,17 +74,17 @@ def measure(
     time_limit_s: float = TIME_LIMIT_S,
 ) -> list[Latency | TargetError]:
     """See `Backend`. Raises `TargetUnavailable` when the host cannot be reached or trusted."""
-    inner, there = _flow(target)
+    host, inner, there = _flow(target)
     with (
         inner.job(subjects, workload, target=there, rounds=rounds, time_limit_s=time_limit_s) as job,
-        progress.track(f"Measuring on {parse_options(target).host}", rounds * len(subjects)) as advance,
+        progress.track(f"Measuring on {host.host}", rounds * len(subjects)) as advance,
     ):
-        events = asyncio.run(_run(target, job, progress, advance))
+        events = asyncio.run(_run(host, job, progress, advance))
         return read_events(events, job, subjects, workload, target=target, progress=progress)
 
 
-def _flow(target: Target) -> tuple[RuntimeBackend, Target]:
-    """The backend that measures there, and the target as it sees it."""
+def _flow(target: Target) -> tuple[Host, RuntimeBackend, Target]:
+    """Where it is measured, the backend that measures there, and the target as that one sees it."""
     options = parse_options(target)
     inner = find_backend(options.backend)
     if not isinstance(inner, RuntimeBackend):
@@ -104,7 +94,7 @@ def _flow(target: Target) -> tuple[RuntimeBackend, Target]:
         )
     there = replace(target, backend=options.backend, options=options.options)
     parse_options(there)
-    return inner, there
+    return options, inner, there
 
 
 def _device(target: Target) -> dict[str, str]:
@@ -115,58 +105,56 @@ def _device(target: Target) -> dict[str, str]:
 def _asked(options: str, name: str) -> Mapping[str, str]:
     """One connection per process and host: a job without models says what the device is."""
     target = Target(name=name, description="", backend="ssh", options=json.loads(options))
-    inner, there = _flow(target)
+    host, inner, there = _flow(target)
     with inner.job([], Workload(), target=there, rounds=0, time_limit_s=DESCRIBE_LIMIT_S) as job:
-        events = asyncio.run(_run(target, job, SILENT, lambda steps: None))
+        events = asyncio.run(_run(host, job, SILENT, lambda steps: None))
     for event in events:
         if event["event"] == "device":
             device: Mapping[str, str] = event["device"]
             return device
     reason = events[0]
-    raise TargetUnavailable(f"{json.loads(options)['host']}: {reason['reason']}", reason["next_step"])
+    raise TargetUnavailable(f"{host.host}: {reason['reason']}", reason["next_step"])
 
 
-async def _run(target: Target, job: Job, progress: Progress, advance: Any) -> list[dict[str, Any]]:
+async def _run(host: Host, job: Job, progress: Progress, advance: Any) -> list[dict[str, Any]]:
     """All events of `job`, over as many connections as it takes."""
     events: list[dict[str, Any]] = []
     failures = 0
     while True:
         known = len(events)
         try:
-            await _attempt(target, job, events, advance)
+            await _attempt(host, job, events, advance)
             return events
         except Dropped as error:
             failures = 1 if len(events) > known else failures + 1
             if failures == ATTEMPTS:
-                host = parse_options(target).host
                 raise TargetUnavailable(
-                    f"the connection to {host} broke {ATTEMPTS} times ({error})",
+                    f"the connection to {host.host} broke {ATTEMPTS} times ({error})",
                     "Check the network and the device, and run the command again.",
                 ) from error
             progress.warn(f"The connection broke ({error}); connecting again.")
             await asyncio.sleep(failures)
 
 
-async def _attempt(target: Target, job: Job, events: list[dict[str, Any]], advance: Any) -> None:
+async def _attempt(host: Host, job: Job, events: list[dict[str, Any]], advance: Any) -> None:
     """One connection: send, start, and collect events until `done`. Raises `Dropped`."""
     import asyncssh
 
     finished = {(event["id"], event["round"]) for event in events if event["event"] == "result"}
     failed = {event["id"] for event in events if event["event"] == "failure"}
     try:
-        async with connected(target) as (connection, process):
+        async with connected(host) as (connection, process):
             first = await asyncio.wait_for(process.stdout.readline(), DESCRIBE_LIMIT_S)
             if not first:
                 complaint = (await process.stderr.read()).strip().splitlines()
                 raise TargetUnavailable(
-                    f"{parse_options(target).python} does not start on {parse_options(target).host}: "
-                    f"{complaint[-1] if complaint else 'no answer'}",
+                    f"{host.python} does not start on {host.host}: {complaint[-1] if complaint else 'no answer'}",
                     "Set 'python' in the target's options to an interpreter with numpy and the runtime.",
                 )
             try:
                 folder = read_folder(first)
             except ValueError:
-                raise _garbage(target, first) from None
+                raise _garbage(host, first) from None
             async with connection.start_sftp_client() as sftp:
                 content = await _send(sftp, job, folder, failed)
                 content["done"] = sorted(finished)
@@ -178,9 +166,9 @@ async def _attempt(target: Target, job: Job, events: list[dict[str, Any]], advan
                 try:
                     event = read_event(line, subjects=ids, rounds=job.content["rounds"])
                 except ValueError:
-                    raise _garbage(target, line) from None
+                    raise _garbage(host, line) from None
                 if event["event"] == "device":
-                    event["device"]["host"] = parse_options(target).host.rpartition("@")[2]
+                    event["device"]["host"] = host.host.rpartition("@")[2]
                 if event["event"] != "device" or not any(one["event"] == "device" for one in events):
                     events.append(event)
                 if event["event"] in ("result", "failure"):
@@ -192,11 +180,10 @@ async def _attempt(target: Target, job: Job, events: list[dict[str, Any]], advan
         raise Dropped(str(error) or type(error).__name__) from error
 
 
-def _garbage(target: Target, line: str) -> TargetUnavailable:
-    options = parse_options(target)
+def _garbage(host: Host, line: str) -> TargetUnavailable:
     return TargetUnavailable(
-        f"{options.host} answers what no runner of ours says: {line.strip()[:80]!r}",
-        f"Nothing over there may print to stdout: look at what '{options.python}' and the shell print when they start.",
+        f"{host.host} answers what no runner of ours says: {line.strip()[:80]!r}",
+        f"Nothing over there may print to stdout: look at what '{host.python}' and the shell print when they start.",
     )
 
 

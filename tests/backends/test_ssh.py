@@ -17,6 +17,7 @@ import pytest
 from amoeba_export import ExportRequest, export, load_supernet
 from amoeba_export.backends import measure_latency
 from amoeba_export.backends import ssh as ssh_backend
+from amoeba_export.backends.connection import Host
 from amoeba_export.backends.targets import over_ssh, read_target
 from amoeba_export.errors import InputError, TargetUnavailable
 from amoeba_export.ir import Latency, Shape, Target
@@ -106,9 +107,9 @@ def test_a_server_killed_in_the_middle_is_connected_to_again(
     rounds_seen: list[tuple[int, int]] = []
     attempt = ssh_backend._attempt
 
-    async def watched(target: Target, job: Any, events: list[dict[str, Any]], advance: Any) -> None:
+    async def watched(host: Host, job: Any, events: list[dict[str, Any]], advance: Any) -> None:
         rounds_seen.append((len(events), 0))
-        await attempt(target, job, events, lambda steps: seen.set())
+        await attempt(host, job, events, lambda steps: seen.set())
 
     monkeypatch.setattr(ssh_backend, "_attempt", watched)
     results: list[Any] = []

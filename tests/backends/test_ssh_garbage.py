@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from amoeba_export.backends import ssh as ssh_backend
+from amoeba_export.backends.connection import Host
 from amoeba_export.errors import TargetUnavailable
 from amoeba_export.ir import Target
 
@@ -49,7 +50,7 @@ def test_a_device_that_answers_garbage(lines: list[str], said: str, monkeypatch:
         return left.pop(0) if left else ""
 
     @asynccontextmanager
-    async def connected(target: Target) -> AsyncIterator[tuple[Any, Any]]:
+    async def connected(to: Host) -> AsyncIterator[tuple[Any, Any]]:
         stdin = SimpleNamespace(write=lambda text: None)
         yield (
             SimpleNamespace(start_sftp_client=Sftp),
