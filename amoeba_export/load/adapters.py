@@ -45,6 +45,9 @@ _READ = (
     *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "bias"),
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
 )
+_NAMES = ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save")
+"""A list of names each; the first three may be one text instead: a pattern, or a name."""
+
 _BIASES = ("none", "all", "lora_only")
 _READ_SMOL = ("use_moe_lora", "num_experts", "top_k", "width_choice")
 
@@ -159,6 +162,12 @@ def _check_options(config: Mapping[str, Any], *, is_smol: bool, where: Path) -> 
         raise UnsupportedAdapter(
             f"init_lora_weights = {config['init_lora_weights']!r}, which changes the base weights", where=where
         )
+    for key in _NAMES:
+        names = config.get(key)
+        if isinstance(names, str) and key != "modules_to_save":
+            continue
+        if names and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise DamagedFile(where, f"its {key} is no list of names")
     known = _SAYS_NOTHING + _READ + (_READ_SMOL if is_smol else ())
     for key, value in config.items():
         if key not in known and not _is_off(value):
