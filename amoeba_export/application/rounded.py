@@ -21,16 +21,13 @@ from amoeba_export.cache import Cache
 from amoeba_export.cache.kinds import ROUNDED, ROUNDINGS
 from amoeba_export.errors import InputError, NotFound, WrongModel
 from amoeba_export.ir import SILENT, InputId, Progress, SubnetPlan, Supernet, TensorSpec
-from amoeba_export.ir.rounded import RoundedWeights
+from amoeba_export.ir.rounded import Grid, RoundedWeights
 from amoeba_export.load.rounded import CODES, OFFSETS, STEPS, pack_codes, read_rounded, write_rounded
 from amoeba_export.materialize import materialize_subnet
 from amoeba_export.refit import RefitRecipe, load_refit_recipe
 
 ROUNDED_NAME = "rounded.safetensors"
 ID_NAME = "id.json"
-
-FORMAT = "onnx"
-"""The only one whose integers are chosen here: llama.cpp's quantizers choose their own."""
 
 RECIPE = "fast"
 """Whose texts are used."""
@@ -57,11 +54,15 @@ def with_rounding(session: Session, plan: SubnetPlan) -> Session:
 
 def can_use_data(session: Session) -> bool:
     """Whether the session's dtype and formats have integers that data can choose."""
-    from amoeba_export.formats.onnx import dtypes
-    from amoeba_export.formats.onnx.rounding import takes_data
+    return _container(session) is not None
+
+
+def _container(session: Session) -> str | None:
+    """Whose integers are chosen."""
+    from amoeba_export.formats.rounding import container_with_data
 
     dtype = session.settings.dtype
-    return dtype is not None and FORMAT in session.settings.formats and dtype in dtypes and takes_data(dtype)
+    return None if dtype is None else container_with_data(session.settings.formats, dtype)
 
 
 def rounded_input(held: RoundedWeights) -> InputId:
@@ -122,31 +123,28 @@ def _made(session: Session, plan: SubnetPlan, dtype: str) -> RoundedWeights | No
 def _choose(
     session: Session, plan: SubnetPlan, dtype: str, recipe: RefitRecipe, facts: dict[str, Any]
 ) -> RoundedWeights | None:
-    from amoeba_export.formats.onnx.rounding import encoding_of, scaled_layers
-    from amoeba_export.refit.gptq import Grid
+    from amoeba_export.formats.rounding import chosen_with_data
     from amoeba_export.refit.rounding import RoundedLayer, round_with_data
 
     subnet = materialize_subnet(session.supernet, plan)
+    container = chosen_with_data(facts["format"])
 
     def grid_of(name: str, weight: torch.Tensor) -> Grid | None:
-        encoding = encoding_of(weight, dtype)
-        if encoding is None:
-            return None
-        return Grid(block_size=encoding.block_size, has_offsets=encoding.has_offsets)
+        return container.grid_of(weight, subnet, dtype)
 
-    weights = scaled_layers(subnet, dtype)
+    weights = container.scaled_layers(subnet, dtype)
     if not any(weight.dim() == 2 and grid_of(name, weight) for name, weight in weights):
         return None
     made: list[RoundedWeights] = []
 
     def take(layers: Iterator[RoundedLayer]) -> None:
-        made.append(_stored(session, plan, dtype, recipe, layers))
+        made.append(_stored(session, plan, recipe, layers, facts))
 
     try:
         round_with_data(
             session.supernet,
             plan,
-            lambda: scaled_layers(subnet, dtype),
+            lambda: container.scaled_layers(subnet, dtype),
             grid_of,
             recipe,
             take=take,
@@ -164,7 +162,7 @@ def _choose(
 
 
 def _stored(
-    session: Session, plan: SubnetPlan, dtype: str, recipe: RefitRecipe, layers: Iterator[Any]
+    session: Session, plan: SubnetPlan, recipe: RefitRecipe, layers: Iterator[Any], made_from: dict[str, Any]
 ) -> RoundedWeights:
     """Into a file of the cache, by its content."""
     request, supernet = session.settings.request, session.supernet
@@ -177,8 +175,8 @@ def _stored(
             "model_id": supernet.identity,
             "adapters": _adapters(supernet),
             "refit_id": plan.refit_id,
-            "format": FORMAT,
-            "dtype": dtype,
+            "format": made_from["format"],
+            "dtype": made_from["dtype"],
             "block_size": block_size,
             "settings": {"recipe": recipe.name, **recipe.facts(), "seed": request.seed, "odd": odd},
         }
@@ -225,7 +223,7 @@ def _facts(session: Session, plan: SubnetPlan, dtype: str, recipe: RefitRecipe) 
         "strategy": strategy.identity if strategy and plan.is_compensated(session.architecture) else None,
         "plan": plan.geometry,
         "refit": plan.refit_id,
-        "format": FORMAT,
+        "format": _container(session),
         "dtype": dtype,
         "recipe": recipe.identity,
         "seed": session.settings.request.seed,

@@ -105,7 +105,7 @@ RoundingName = Annotated[
     typer.Option(
         "--rounding",
         metavar="data|nearest",
-        help="How to round to 4-bit integers in ONNX. Default: data, if the model has a tokenizer.",
+        help="How to round to int4 and w4a16. Default: data, if the model has a tokenizer.",
         rich_help_panel="Quality",
     ),
 ]

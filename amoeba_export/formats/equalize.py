@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from amoeba_export.ir import Family, Role
+from amoeba_export.ir import Family, Role, Subnet
 
 _STEPS = 4
 """Factors are powers of two to the multiples of 1 / this: coarse, so that the last bit of a sum, which depends on the
@@ -110,6 +110,20 @@ class Equalizer:
         if len(group.held) == len(group.names):
             held, group.held = group.held, {}
             yield from group.scale(held)
+
+
+def layer_names(subnet: Subnet) -> frozenset[str]:
+    """The weights in the layers of a cut."""
+    return frozenset(spec.name for spec in subnet.specs if subnet.family.place(spec.name).layer is not None)
+
+
+def scaled(subnet: Subnet, equalizer: Equalizer) -> Iterator[_Named]:
+    """The weights in the layers of a cut in fp32, in order, as `equalizer` scales them."""
+    names = layer_names(subnet)
+    for name, weight in subnet.stream():
+        if name in names:
+            for ready, values in equalizer.take(name, weight):
+                yield ready, values.float()
 
 
 @dataclass(frozen=True, slots=True)

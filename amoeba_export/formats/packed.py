@@ -20,7 +20,8 @@ import torch
 
 from amoeba_export.errors import NotRepresentable, WeightsMismatch
 from amoeba_export.formats.equalize import Equalizer
-from amoeba_export.ir import DenseArchitecture, TensorSpec, Writer
+from amoeba_export.formats.grid import MOST, TOLERANCE, offset_grids, symmetric_grids
+from amoeba_export.ir import DenseArchitecture, TensorSource, TensorSpec, Writer
 
 GROUPS = (128, 64, 32)
 """Values that share a scale: the largest that divides every row. vLLM's kernels have these."""
@@ -97,23 +98,44 @@ def parts_of(spec: TensorSpec, group: int, scheme: Scheme, scale_dtype: torch.dt
 
 
 def round_to_nearest(name: str, w_OI: torch.Tensor, group: int, scheme: Scheme) -> Rounded:
-    """Steps that just hold the largest value of a group, in bf16."""
+    """Steps that just hold the largest value of a group, in bf16. A group on a grid of the scheme keeps it."""
     groups_OBG = w_OI.reshape(len(w_OI), -1, group)
+    fits_OB, kept_OB = _grids(groups_OBG, scheme)
     if scheme.symmetric:
         # The value that is furthest from zero becomes -8, for which a scale may be negative: no level is unused.
         low_OB, high_OB = groups_OBG.amin(-1), groups_OBG.amax(-1)
         furthest_OB = torch.where(high_OB > -low_OB, high_OB, low_OB)
-        scales_OB = _in_bf16(furthest_OB / -8)
+        scales_OB = torch.where(fits_OB, kept_OB, _in_bf16(furthest_OB / -8))
         zeros_OB = None
     else:
         low_OB, high_OB = groups_OBG.amin(-1).clamp(max=0), groups_OBG.amax(-1).clamp(min=0)
-        scales_OB = _in_bf16((high_OB - low_OB) / 15)
+        scales_OB = torch.where(fits_OB, kept_OB, _in_bf16((high_OB - low_OB) / 15))
+        low_OB = torch.where(fits_OB, groups_OBG.amin(-1), low_OB)
         zeros_OB = (-8 - low_OB / _divisor(scales_OB)).round().clamp(-8, 7)
     integers_OBG = groups_OBG / _divisor(scales_OB)[..., None]
     if zeros_OB is not None:
         integers_OBG = integers_OBG + zeros_OB[..., None]
     integers_OI = integers_OBG.round().clamp(-8, 7).reshape(w_OI.shape)
     return Rounded(integers_OI, scales_OB, zeros_OB)
+
+
+def is_rounded(w_OI: torch.Tensor, group: int, scheme: Scheme) -> bool:
+    """Whether most groups of a matrix lie on grids of the scheme."""
+    fits_OB, _ = _grids(w_OI.float().reshape(len(w_OI), -1, group), scheme)
+    return bool(fits_OB.float().mean() >= MOST)
+
+
+def _grids(groups_OBG: torch.Tensor, scheme: Scheme) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which groups lie on a grid of the scheme, and its step in bf16."""
+    find = symmetric_grids if scheme.symmetric else offset_grids
+    grids = find(groups_OBG.numpy(), 4)
+    fits_OB, steps_OB = torch.from_numpy(grids.fits), torch.from_numpy(grids.steps).to(torch.bfloat16).float()
+    fits_OB = fits_OB & groups_OBG.any(-1)
+    if not scheme.symmetric:  # a level is zero
+        zeros_OB = groups_OBG.amin(-1) / -_divisor(steps_OB)
+        whole_OB = zeros_OB.round()
+        fits_OB = fits_OB & ((zeros_OB - whole_OB).abs() <= TOLERANCE) & (whole_OB >= 0) & (whole_OB <= 15)
+    return fits_OB, steps_OB
 
 
 def _in_bf16(scales: torch.Tensor) -> torch.Tensor:
@@ -183,10 +205,9 @@ class PackedWriter:
         inner: Who writes the parts.
         specs: The weights that will come.
         packed: Which of them are packed.
-        group: See `group_size`.
-        scheme: How they are packed.
         equalizer: Makes channels alike.
-        round_weight: How they are rounded.
+        round_weight: How they are rounded, by name and values.
+        rounded: Weights that are written in place of those given, scaled and on grids already.
         folder: Where errors say it is.
     """
 
@@ -196,14 +217,13 @@ class PackedWriter:
         specs: Sequence[TensorSpec],
         packed: Collection[str],
         *,
-        group: int,
-        scheme: Scheme,
         equalizer: Equalizer,
-        round_weight: Round,
+        round_weight: Callable[[str, torch.Tensor], Rounded],
+        rounded: TensorSource | None = None,
         folder: Path,
     ) -> None:
-        self._inner, self._packed, self._group, self._scheme = inner, packed, group, scheme
-        self._round, self._folder = round_weight, folder
+        self._inner, self._packed = inner, packed
+        self._round, self._rounded, self._folder = round_weight, rounded, folder
         self._missing = {spec.name: spec.shape for spec in specs}
         self._known = set(self._missing)
         self._equalizer = equalizer
@@ -217,11 +237,13 @@ class PackedWriter:
                 problem = f"is {list(weight.shape)}, not {list(expected)}"
             raise WeightsMismatch([f"{name} {problem}"], where=self._folder)
         del self._missing[name]
+        if self._rounded is not None and name in self._rounded.names():
+            weight = self._rounded.read(name)
         for ready, values in self._equalizer.take(name, weight):
             if ready not in self._packed:
                 self._inner.accept(ready, values)
                 continue
-            rounded = self._round(ready, values.float(), self._group, self._scheme)
+            rounded = self._round(ready, values.float())
             for part, tensor in pack(rounded).items():
                 self._inner.accept(f"{ready.removesuffix('.weight')}.{part}", tensor)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from amoeba_export.errors import NotRepresentable
 from amoeba_export.formats.config import dense_config
-from amoeba_export.formats.equalize import Equalizer
 from amoeba_export.formats.model_type import AMOEBA, check_family, container_type, num_zero_biases, zero_biases
 from amoeba_export.formats.packed import (
     SCHEMES,
@@ -23,10 +22,20 @@ from amoeba_export.formats.packed import (
     quantization_config,
     round_to_nearest,
 )
+from amoeba_export.formats.packed_rounding import equalizer
 from amoeba_export.formats.shards import MAX_SHARD_BYTES, NOT_IN_PIECES, NOTHING, SafetensorsWriter
 from amoeba_export.formats.sidecars import copy_generation_config, copy_license, copy_tokenizer, write_model_card
 from amoeba_export.formats.sizes import WeightBytes, sum_bytes
-from amoeba_export.ir import Architecture, ContainerLimits, DenseArchitecture, Family, Subnet, TensorSpec, Writer
+from amoeba_export.ir import (
+    Architecture,
+    ContainerLimits,
+    DenseArchitecture,
+    Family,
+    Subnet,
+    TensorSource,
+    TensorSpec,
+    Writer,
+)
 from amoeba_export.ir.dtype import DTYPES, FLOATS, SOURCE
 from amoeba_export.load.experts import Pieces, pieces_of_layer
 from amoeba_export.load.family_file import read_family
@@ -92,6 +101,7 @@ def open_writer(
     dtype: str = default_dtype,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     round_weight: Round = round_to_nearest,
+    rounded: TensorSource | None = None,
 ) -> Writer:
     """Write everything but the weights, reserve their space, and return the writer that takes them.
 
@@ -101,6 +111,7 @@ def open_writer(
         dtype: `w4a16` and `w4a16-asym` pack the matrices of layers in 4 bits; the rest is bf16 then.
         max_shard_bytes: Of weights in a file.
         round_weight: How packed weights are rounded.
+        rounded: Weights that are written in place of those given: on grids that `dtype` holds, and keeps.
 
     Raises:
         NotRepresentable: As `check`; or from `accept`, when a weight is too large for fp16.
@@ -136,15 +147,14 @@ def open_writer(
     )
     if not scheme:
         return writer
-    names = [spec.name for spec in specs]
+    names = () if rounded is not None else tuple(spec.name for spec in specs)  # those were scaled before
     return PackedWriter(
         writer,
         specs,
         packed,
-        group=group,
-        scheme=scheme,
-        equalizer=Equalizer(names, subnet.family, norm_offset=subnet.architecture.base.norm_offset),
-        round_weight=round_weight,
+        equalizer=equalizer(names, subnet, dtype),
+        round_weight=lambda name, values: round_weight(name, values, group, scheme),
+        rounded=rounded,
         folder=folder,
     )
 

@@ -15,6 +15,23 @@ RoundingHow = Literal["data", "nearest"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """What a format holds: blocks of 4-bit integers along the inputs.
+
+    Attributes:
+        block_size: Weights that share a step.
+        has_offsets: The smallest value of a block is free; else levels are -8 to 7 steps.
+        step_dtype: What steps are stored in.
+        whole_zeros: It is free by whole steps, so that some level is zero.
+    """
+
+    block_size: int
+    has_offsets: bool
+    step_dtype: Literal["fp32", "fp16", "bf16"]
+    whole_zeros: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RoundedWeights:
     """Matrices on their grids, and the vectors that were scaled with them.
 

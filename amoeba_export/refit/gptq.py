@@ -14,6 +14,9 @@ from dataclasses import dataclass
 
 import torch
 
+from amoeba_export.ir.dtype import DTYPES
+from amoeba_export.ir.rounded import Grid
+
 DAMPING = 0.01
 """Of the mean diagonal of the Gram matrix, as in the paper."""
 
@@ -24,19 +27,6 @@ _SHRINK = tuple(1 - 0.04 * i for i in range(9))
 """Shares of the step that reaches the largest weight which are tried."""
 
 LEVELS = 16
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Grid:
-    """What a format holds: blocks of 4-bit integers along the inputs.
-
-    Attributes:
-        block_size: Weights that share a step.
-        has_offsets: The smallest value of a block is free; else levels are -8 to 7 steps.
-    """
-
-    block_size: int
-    has_offsets: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +117,7 @@ def round_matrix(w_OC: torch.Tensor, inverse_CC: torch.Tensor, grid: Grid) -> Ro
 def best_steps(w_OS: torch.Tensor, weight_S: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
     """Step and offset of one block of each row, by weighted squared error over some candidates. [O] each."""
     candidates = _offset_candidates(w_OS) if grid.has_offsets else _symmetric_candidates(w_OS)
+    candidates = [_held(step, offset, grid) for step, offset in candidates]
     best_O = torch.full_like(w_OS[:, 0], torch.inf)
     step_O, offset_O = torch.ones_like(best_O), torch.zeros_like(best_O)
     for step, offset in candidates:
@@ -136,6 +127,19 @@ def best_steps(w_OS: torch.Tensor, weight_S: torch.Tensor, grid: Grid) -> tuple[
         is_better = loss_O < best_O
         best_O = torch.where(is_better, loss_O, best_O)
         step_O, offset_O = torch.where(is_better, step, step_O), torch.where(is_better, offset, offset_O)
+    return step_O, offset_O
+
+
+def _held(step_O: torch.Tensor, offset_O: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
+    """Step and offset as the format stores them."""
+    if grid.step_dtype != "fp32":
+        kind = DTYPES[grid.step_dtype].torch_dtype
+        stored_O = step_O.to(kind).float()
+        step_O = torch.where(stored_O == 0, torch.finfo(kind).smallest_normal, stored_O)
+    if not grid.has_offsets:
+        return step_O, -8 * step_O
+    if grid.whole_zeros:
+        offset_O = (offset_O / step_O).round_().clamp_(1 - LEVELS, 0) * step_O
     return step_O, offset_O
 
 

@@ -11,6 +11,8 @@ of huge norm, which the first position of a text often is, do not decide alone.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,17 +26,18 @@ from torch import nn
 from amoeba_export.cache.sealed import read_sealed, write_sealed
 from amoeba_export.ir import SILENT, Family, LayerPlan, Progress, Role, SubnetPlan, Supernet
 from amoeba_export.ir.family import WRITERS
+from amoeba_export.ir.rounded import Grid
 from amoeba_export.model.layer import DecoderLayer
 from amoeba_export.model.layers import LayerStack
 from amoeba_export.model.merged import MergedTensors, RefittedTensors
 from amoeba_export.model.samples import Samples
 from amoeba_export.model.workplace import open_workplace
 from amoeba_export.refit.data import read_data
-from amoeba_export.refit.gptq import Grid, Rounded, factor_inverse, round_matrix
+from amoeba_export.refit.gptq import Rounded, factor_inverse, round_matrix
 from amoeba_export.refit.recipe import RefitRecipe
 from amoeba_export.refit.streams import Room, Stream
 
-VERSION = 2
+VERSION = 3
 """Raise it when the same inputs give other integers than before."""
 
 MEMORY_BYTES = 1 << 30
@@ -285,14 +288,13 @@ def _tensors(layer: RoundedLayer) -> dict[str, torch.Tensor]:
     tensors = {name: weight.contiguous() for name, weight in layer.others.items()}
     for name, rounded in layer.matrices.items():
         tensors |= {f"{name}/{part}": getattr(rounded, part).cpu().contiguous() for part in _PARTS}
-        tensors[f"{name}/grid"] = torch.tensor([rounded.grid.block_size, int(rounded.grid.has_offsets)])
+        tensors[f"{name}/grid"] = torch.tensor(list(json.dumps(dataclasses.asdict(rounded.grid)).encode()))
     return tensors
 
 
 def _layer(tensors: Mapping[str, torch.Tensor]) -> RoundedLayer:
     matrices = {}
     for name in (key.removesuffix("/grid") for key in tensors if key.endswith("/grid")):
-        block_size, has_offsets = tensors[f"{name}/grid"].tolist()
-        parts = {part: tensors[f"{name}/{part}"] for part in _PARTS}
-        matrices[name] = Rounded(**parts, grid=Grid(block_size=block_size, has_offsets=bool(has_offsets)))
+        grid = Grid(**json.loads(bytes(tensors[f"{name}/grid"].tolist())))
+        matrices[name] = Rounded(**{part: tensors[f"{name}/{part}"] for part in _PARTS}, grid=grid)
     return RoundedLayer(matrices=matrices, others={name: weight for name, weight in tensors.items() if "/" not in name})

@@ -20,6 +20,9 @@ _CLIPPED = 2.0
 _SLACK = 1e-3
 """Of a step, for adding in another order."""
 
+_EXACT = 1e-5
+"""Of a step: integers times steps plus an offset, in another order."""
+
 _TINY = 1e-12
 _HALF_ULP = 2.0**-11
 
@@ -40,18 +43,20 @@ def limits(found: Stored, wanted: torch.Tensor) -> tuple[torch.Tensor, str | Non
     else:
         needed_RB = (high_RB.clamp(min=0) - low_RB.clamp(max=0)) / (scales.levels - 1)
         deepest_RB = low_RB.abs() + 2 * needed_RB
+    steps_RB = scales.steps.abs()
+    # Steps of a block that is what it must be hide nothing.
+    off_RB = ((values_RBI - wanted_RBI).abs() > (steps_RB * _EXACT + _TINY)[..., None]).any(-1)
     problem = None
-    if bool((scales.steps.abs() > _ROOM * needed_RB + scales.unit / 2 + _TINY).any()):
+    if bool((off_RB & (steps_RB > _ROOM * needed_RB + scales.unit / 2 + _TINY)).any()):
         problem = "has larger steps than its values need"
     elif scales.offsets is not None and bool(
-        (scales.offsets.abs() > _ROOM * deepest_RB + scales.offset_unit / 2 + _TINY).any()
+        (off_RB & (scales.offsets.abs() > _ROOM * deepest_RB + scales.offset_unit / 2 + _TINY)).any()
     ):
         problem = "has larger offsets than its values need"
     elif bool((scales.unit > _largest(needed_RB, scales) * _ROOM + _TINY).any()):
         problem = "has coarser scales than its values need"
     elif bool((scales.offset_unit > _largest(deepest_RB, scales) * _ROOM + _TINY).any()):
         problem = "has coarser offsets than its values need"
-    steps_RB = scales.steps.abs()
     half_RB1 = (steps_RB * (0.5 + _SLACK))[..., None]
     if scales.offsets is None:  # a block may lie either way round: one side has a code more
         at_end_RBI = values_RBI.abs() >= (steps_RB * (scales.levels // 2 - 1))[..., None] - half_RB1

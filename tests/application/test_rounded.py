@@ -22,6 +22,7 @@ from amoeba_export.refit import RefitRecipe
 from amoeba_export.verify import verify_artifact
 from amoeba_export.verify.expected import ExpectedWeights
 from amoeba_export.verify.stored import STORED
+from tests.formats.bpe import save_bpe
 from tests.model.models import save_tokenizer
 from tests.tiny import save_tiny
 
@@ -43,24 +44,39 @@ def rounding_file(tmp_path: Path) -> Path:
     return found
 
 
-@pytest.mark.parametrize("dtype", ["int4", "int4-mixed"])
-def test_an_artifact_has_the_integers_of_its_rounding(request_: ExportRequest, tmp_path: Path, dtype: str) -> None:
-    request_ = dataclasses.replace(request_, dtype=dtype)
+@pytest.mark.parametrize(
+    ("container", "dtype"),
+    [
+        ("onnx", "int4"),
+        ("onnx", "int4-mixed"),
+        ("gguf", "int4"),
+        ("safetensors", "w4a16"),
+        ("safetensors", "w4a16-asym"),
+    ],
+)
+def test_an_artifact_has_the_integers_of_its_rounding(
+    request_: ExportRequest, tmp_path: Path, container: str, dtype: str
+) -> None:
+    request_ = dataclasses.replace(request_, formats=(container,), dtype=dtype)
+    if container == "gguf":
+        save_bpe(Path(request_.model))
     result = export(request_)
     assert result.manifest is not None
     (named,) = [item for item in result.manifest.inputs if item.role == "rounding"]
     held = read_rounded(rounding_file(tmp_path))
-    assert (held.identity, held.dtype) == (named.sha256, dtype)
+    assert (held.identity, held.format, held.dtype) == (named.sha256, container, dtype)
     provenance = (tmp_path / "out" / "provenance.json").read_text(encoding="utf-8")
     assert named.sha256 in provenance
     shapes = {name: held.tensors.shape(name) for name in held.tensors.names()}
-    stored = STORED["onnx"](tmp_path / "out" / "onnx", ExpectedWeights(result.supernet, result.plan).wanted)
+    stored = STORED[container](tmp_path / "out" / container, ExpectedWeights(result.supernet, result.plan).wanted)
     matrices = [name for name, shape in shapes.items() if len(shape) == 2]
     assert len(matrices) == 4 * 7
     for name in matrices:
         found, wanted = stored.read(name), held.tensors.read(name)
-        assert found.steps is not None
-        assert (found.values - wanted).abs().max() <= 0.04 * found.steps.abs().max()
+        steps = found.steps if found.searched is None else found.searched.steps
+        assert steps is not None
+        near = 0.04 if dtype == "int4-mixed" else 1e-5
+        assert (found.values - wanted).abs().max() <= near * steps.abs().max()
     assert verify(tmp_path / "out", model=str(tmp_path / "model")).verification is not None
 
 

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from amoeba_export.formats.gguf.rounding import quantize_q4_0
 from amoeba_export.formats.grid import lies_on_grid, offset_grids, symmetric_grids
 from amoeba_export.formats.onnx import quantize
 from amoeba_export.formats.onnx.precision import PRECISIONS, Blockwise
+from amoeba_export.formats.packed import SCHEMES, is_rounded, round_to_nearest
 from amoeba_export.load.family_file import read_family
 from amoeba_export.verify.stored import STORED, Wanted
 from tests.formats.onnx_model import OnnxDecoder, random_weights, subnet_of, torch_logits, write_onnx
@@ -168,3 +170,30 @@ def test_sizes_count_zero_points_and_offsets(tmp_path: Path) -> None:
     assert linear.zero_point_bytes(96) == 2
     assert linear.num_stored_blocks(96) == 4
     assert linear.for_columns(100).num_stored_blocks(100) == 4
+
+
+def test_q4_0_is_written_as_it_was() -> None:
+    """With a largest weight that no longer reaches the end of the grid, too, where llama.cpp takes another step."""
+    w_OI = from_gguf(KINDS.Q4_0)
+    w_OI[:, :32][w_OI[:, :32].abs() == w_OI[:, :32].abs().amax(1, keepdim=True)] = 0
+    again = gguf.dequantize(quantize_q4_0(w_OI.numpy()), KINDS.Q4_0)
+    np.testing.assert_allclose(again, w_OI.numpy(), rtol=1e-3)
+    assert np.abs(gguf.dequantize(gguf.quantize(w_OI.numpy(), KINDS.Q4_0), KINDS.Q4_0) - w_OI.numpy()).max() > 0.01
+
+
+@pytest.mark.parametrize("dtype", SCHEMES)
+def test_w4a16_is_written_as_it_was(dtype: str) -> None:
+    """Once rounded, a group keeps its integers and its step, though its largest weights are gone."""
+    scheme = SCHEMES[dtype]
+    w_OI = torch.from_numpy(np.random.default_rng(1).standard_normal((16, 256)).astype(np.float32))
+    first = round_to_nearest("w", w_OI, 64, scheme)
+    steps_OI = first.scales_OB.repeat_interleave(64, 1)
+    integers_OI = first.integers_OI.clamp(max=6) - (
+        0 if first.zeros_OB is None else first.zeros_OB.repeat_interleave(64, 1)
+    )
+    w_OI = integers_OI * steps_OI
+    assert is_rounded(w_OI, 64, scheme)
+    again = round_to_nearest("w", w_OI, 64, scheme)
+    zeros_OI = 0 if again.zeros_OB is None else again.zeros_OB.repeat_interleave(64, 1)
+    stored = (again.integers_OI - zeros_OI) * again.scales_OB.repeat_interleave(64, 1)
+    torch.testing.assert_close(stored, w_OI, rtol=0, atol=1e-6)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from amoeba_export.refit.gptq import DAMPING, Grid, best_steps, factor_inverse, round_matrix
+from amoeba_export.ir.rounded import Grid
+from amoeba_export.refit.gptq import DAMPING, best_steps, factor_inverse, round_matrix
 
 GENERATOR = torch.Generator()
 
@@ -43,7 +44,7 @@ def plainly(w_OC: torch.Tensor, gram_CC: torch.Tensor, grid: Grid) -> torch.Tens
 def test_it_is_the_algorithm_of_the_paper(has_offsets: bool) -> None:
     w_OC, x_TC = problem(columns=80)
     gram_CC = (x_TC.T @ x_TC).double()
-    grid = Grid(block_size=32, has_offsets=has_offsets)
+    grid = Grid(block_size=32, has_offsets=has_offsets, step_dtype="fp32")
     expected = plainly(w_OC, gram_CC, grid)
     found = round_matrix(w_OC, factor_inverse(gram_CC.clone()), grid).values()
     same = (found - expected).abs() < 1e-4
@@ -54,7 +55,7 @@ def test_it_is_the_algorithm_of_the_paper(has_offsets: bool) -> None:
 @pytest.mark.parametrize("columns", [96, 80, 33])
 def test_outputs_lose_less_than_half_of_what_rounding_to_nearest_loses(columns: int, has_offsets: bool) -> None:
     w_OC, x_TC = problem(columns=columns)
-    grid = Grid(block_size=32, has_offsets=has_offsets)
+    grid = Grid(block_size=32, has_offsets=has_offsets, step_dtype="fp32")
     given = w_OC.clone()
     rounded = round_matrix(w_OC, factor_inverse((x_TC.T @ x_TC).double()), grid)
     torch.testing.assert_close(w_OC, given, rtol=0, atol=0)  # not written into
@@ -72,7 +73,7 @@ def test_channels_without_inputs_and_rows_of_zeros() -> None:
     x_TC[:, 7] = 0
     w_OC[3] = 0
     found = round_matrix(
-        w_OC, factor_inverse((x_TC.T @ x_TC).double()), Grid(block_size=32, has_offsets=False)
+        w_OC, factor_inverse((x_TC.T @ x_TC).double()), Grid(block_size=32, has_offsets=False, step_dtype="fp32")
     ).values()
     assert torch.isfinite(found).all()
     assert not found[3].any()
@@ -84,3 +85,30 @@ def test_channels_without_inputs_and_rows_of_zeros() -> None:
 def test_linearly_dependent_inputs_have_a_factor() -> None:
     x_TC = torch.ones(10, 1).double() @ torch.ones(1, 64).double()
     assert torch.isfinite(factor_inverse(x_TC.T @ x_TC)).all()
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        Grid(block_size=32, has_offsets=False, step_dtype="fp16"),
+        Grid(block_size=96, has_offsets=False, step_dtype="bf16"),
+        Grid(block_size=96, has_offsets=True, whole_zeros=True, step_dtype="bf16"),
+    ],
+)
+def test_steps_and_zeros_are_those_that_a_format_stores(grid: Grid) -> None:
+    w_OC, x_TC = problem()
+    rounded = round_matrix(w_OC + 0.3, factor_inverse((x_TC.T @ x_TC).double()), grid)
+    kind = {"fp16": torch.float16, "bf16": torch.bfloat16}[grid.step_dtype]
+    assert torch.equal(rounded.steps_OG, rounded.steps_OG.to(kind).float())
+    zeros_OG = -rounded.offsets_OG / rounded.steps_OG
+    assert torch.equal(zeros_OG, zeros_OG.round())
+    assert bool(((zeros_OG >= 0) & (zeros_OG <= 15)).all())
+    error = ((rounded.values() - w_OC - 0.3) @ x_TC.T).square().mean() / ((w_OC + 0.3) @ x_TC.T).square().mean()
+    assert error < 0.01
+
+
+def test_weights_too_small_for_a_step_become_zeros() -> None:
+    w_OC, x_TC = problem(columns=32)
+    grid = Grid(block_size=32, has_offsets=False, step_dtype="fp16")
+    rounded = round_matrix(w_OC * 1e-12, factor_inverse((x_TC.T @ x_TC).double()), grid)
+    assert not bool(rounded.values().any())

@@ -16,7 +16,7 @@ from amoeba_export.formats.gguf.layout import expected_tensors, written_layers
 from amoeba_export.formats.gguf.writer import QUANTIZATIONS, GgufWriter, tensor_bytes, tensor_type
 from amoeba_export.formats.model_type import check_family
 from amoeba_export.formats.sizes import WeightBytes, sum_bytes
-from amoeba_export.ir import Architecture, ContainerLimits, DenseArchitecture, LayerDims, Subnet
+from amoeba_export.ir import Architecture, ContainerLimits, DenseArchitecture, LayerDims, Subnet, TensorSource
 from amoeba_export.ir.dtype import DTYPES
 from amoeba_export.llama_cpp.architectures import NOPE_STEP, LlamaCppArchitecture
 from amoeba_export.llama_cpp.quantizer import has_quantizer
@@ -86,7 +86,9 @@ def _bytes_by_tensor(
     return WeightBytes(layers=sum(sizes.values()), head=head, embedding=0 if tied else embedding)
 
 
-def open_writer(subnet: Subnet, folder: Path, *, dtype: str = default_dtype) -> GgufWriter:
+def open_writer(
+    subnet: Subnet, folder: Path, *, dtype: str = default_dtype, rounded: TensorSource | None = None
+) -> GgufWriter:
     """Start writing `subnet` as `model.gguf`.
 
     Args:
@@ -94,10 +96,11 @@ def open_writer(subnet: Subnet, folder: Path, *, dtype: str = default_dtype) -> 
         folder: Where the file goes.
         dtype: `fp32`, `fp16`, `bf16`; `int8` is Q8_0, `int4` is Q4_0 with embeddings and output in Q8_0. `q4_k_m`,
             `q5_k_m` and `q6_k` are llama.cpp's mixtures, rounded by llama.cpp.
+        rounded: Weights that are written in place of those given: on grids of Q4_0, which they keep.
 
     Raises:
         NotRepresentable: See `check`; or the tokenizer is one that llama.cpp does not know.
         DiskFull: The file will not fit.
     """
     check(subnet.architecture, dtype=dtype)
-    return GgufWriter(subnet, folder, dtype=dtype)
+    return GgufWriter(subnet, folder, dtype=dtype, rounded=rounded)

@@ -14,7 +14,6 @@ import numpy.typing as npt
 import torch
 
 from amoeba_export.errors import NotRepresentable, WeightsMismatch
-from amoeba_export.formats.equalize import Equalizer, is_equalized
 from amoeba_export.formats.gguf.architecture import choose_architecture
 from amoeba_export.formats.gguf.hyperparameters import add_hyperparameters
 from amoeba_export.formats.gguf.k_quants import K_QUANTS, k_quant_type
@@ -27,8 +26,9 @@ from amoeba_export.formats.gguf.layout import (
     written_layers,
 )
 from amoeba_export.formats.gguf.rope import rope_factors
+from amoeba_export.formats.gguf.rounding import equalizer, quantize_q4_0
 from amoeba_export.formats.gguf.tokenizer import add_tokenizer
-from amoeba_export.ir import DenseArchitecture, LayerDims, Role, Subnet
+from amoeba_export.ir import DenseArchitecture, LayerDims, Role, Subnet, TensorSource
 from amoeba_export.ir.dtype import DTYPES
 from amoeba_export.llama_cpp.architectures import ROUTER, gguf_place
 from amoeba_export.llama_cpp.quantizer import quantize_rows
@@ -55,16 +55,16 @@ _ROWS_BYTES = 32 << 20
 class GgufWriter:
     """A file whose header is written first, and weights that may come in any order."""
 
-    def __init__(self, subnet: Subnet, folder: Path, *, dtype: str) -> None:
+    def __init__(self, subnet: Subnet, folder: Path, *, dtype: str, rounded: TensorSource | None = None) -> None:
         dense = subnet.architecture
         self._subnet = subnet
         self._dtype = dtype
         self._folder = folder
         self._architecture = choose_architecture(dense)
         self._missing = {spec.name: spec.shape for spec in subnet.specs}
-        self._equalizer = Equalizer(
-            self._missing if is_equalized("gguf", dtype) else (), subnet.family, norm_offset=dense.base.norm_offset
-        )
+        self._rounded_before = rounded
+        names = () if rounded is not None else tuple(self._missing)  # those were scaled before they were rounded
+        self._equalizer = equalizer(names, subnet.family, dtype, norm_offset=dense.base.norm_offset)
         self._layers = written_layers(dense, self._architecture, quantized=DTYPES[dtype].is_quantized)
         self._q_factor = q_factor(self._architecture, dense)
         self._vectors: dict[str, torch.Tensor] = {}  # biases, which may be sums of two weights; written last
@@ -94,6 +94,8 @@ class GgufWriter:
                 problem = f"is {list(weight.shape)}, not {list(expected)}"
             raise WeightsMismatch([f"{name} {problem}"], where=self._folder)
         del self._missing[name]
+        if self._rounded_before is not None and name in self._rounded_before.names():
+            weight = self._rounded_before.read(name)
         for ready, values in self._equalizer.take(name, weight):
             self._place(ready, values)
 
@@ -165,6 +167,8 @@ class GgufWriter:
         """By llama.cpp itself where a mixture of its own is written."""
         if self._dtype in K_QUANTS and kind is not gguf.GGMLQuantizationType.F16:
             return quantize_rows(rows, int(kind), gguf.GGML_QUANT_SIZES[kind])
+        if kind is gguf.GGMLQuantizationType.Q4_0:
+            return quantize_q4_0(rows)
         rounded: npt.NDArray[Any] = gguf.quantize(rows, kind)
         return rounded
 

@@ -7,10 +7,11 @@ from functools import partial
 
 import torch
 
-from amoeba_export.formats.equalize import Equalizer, is_equalized
-from amoeba_export.formats.onnx.precision import PRECISIONS, Blockwise
+from amoeba_export.formats.equalize import Equalizer, is_equalized, layer_names, scaled
+from amoeba_export.formats.onnx.precision import PRECISIONS
 from amoeba_export.formats.onnx.quantize import is_rounded
 from amoeba_export.ir import Subnet
+from amoeba_export.ir.rounded import Grid
 
 BITS = 4
 """More lose nothing that data could save."""
@@ -26,22 +27,21 @@ def scaled_layers(subnet: Subnet, dtype: str) -> Iterator[tuple[str, torch.Tenso
     """The weights of the layers in fp32, in order, scaled as the writer of `dtype` scales them before it rounds."""
     linear = PRECISIONS[dtype].linear
     assert linear is not None, dtype
-    names = {spec.name for spec in subnet.specs if subnet.family.place(spec.name).layer is not None}
+    names = layer_names(subnet)
     equalizer = Equalizer(
         names if is_equalized("onnx", dtype) else (),
         subnet.family,
         norm_offset=subnet.architecture.base.norm_offset,
         is_kept=partial(is_rounded, encoding=linear),
     )
-    for name, weight in subnet.stream():
-        if name in names:
-            for ready, values in equalizer.take(name, weight):
-                yield ready, values.float()
+    return scaled(subnet, equalizer)
 
 
-def encoding_of(weight: torch.Tensor, dtype: str) -> Blockwise | None:
+def grid_of(weight: torch.Tensor, subnet: Subnet, dtype: str) -> Grid | None:
     """How a matrix in a layer is rounded; None where it keeps the grid that it has."""
     linear = PRECISIONS[dtype].linear
     assert linear is not None, dtype
     encoding = linear.for_columns(weight.shape[1])
-    return None if is_rounded(weight, encoding) else encoding
+    if is_rounded(weight, encoding):
+        return None
+    return Grid(block_size=encoding.block_size, has_offsets=encoding.has_offsets, step_dtype="fp32")
