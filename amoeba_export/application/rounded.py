@@ -21,8 +21,8 @@ from amoeba_export.cache import Cache
 from amoeba_export.cache.kinds import ROUNDED, ROUNDINGS
 from amoeba_export.errors import InputError, NotFound, WrongModel
 from amoeba_export.ir import SILENT, InputId, Progress, SubnetPlan, Supernet, TensorSpec
-from amoeba_export.ir.rounded import Grid, RoundedWeights
-from amoeba_export.load.rounded import CODES, OFFSETS, STEPS, pack_codes, read_rounded, write_rounded
+from amoeba_export.ir.rounded import BlockQuantizer, Grid, RoundedWeights
+from amoeba_export.load.rounded import CODES, OFFSETS, PACKED, STEPS, pack_codes, read_rounded, write_rounded
 from amoeba_export.materialize import materialize_subnet
 from amoeba_export.refit import RefitRecipe, load_refit_recipe
 
@@ -53,7 +53,7 @@ def with_rounding(session: Session, plan: SubnetPlan) -> Session:
 
 
 def can_use_data(session: Session) -> bool:
-    """Whether the session's dtype and formats have integers that data can choose."""
+    """Whether the session's dtype and formats have integers that data chooses, if it may."""
     return _container(session) is not None
 
 
@@ -62,7 +62,8 @@ def _container(session: Session) -> str | None:
     from amoeba_export.formats.rounding import container_with_data
 
     dtype = session.settings.dtype
-    return None if dtype is None else container_with_data(session.settings.formats, dtype)
+    asked = session.settings.request.rounding == "data"
+    return None if dtype is None else container_with_data(session.settings.formats, dtype, asked=asked)
 
 
 def rounded_input(held: RoundedWeights) -> InputId:
@@ -124,13 +125,14 @@ def _choose(
     session: Session, plan: SubnetPlan, dtype: str, recipe: RefitRecipe, facts: dict[str, Any]
 ) -> RoundedWeights | None:
     from amoeba_export.formats.rounding import chosen_with_data
-    from amoeba_export.refit.rounding import RoundedLayer, round_with_data
+    from amoeba_export.refit.rounded_layer import RoundedLayer
+    from amoeba_export.refit.rounding import round_with_data
 
     subnet = materialize_subnet(session.supernet, plan)
     container = chosen_with_data(facts["format"])
 
-    def grid_of(name: str, weight: torch.Tensor) -> Grid | None:
-        return container.grid_of(weight, subnet, dtype)
+    def grid_of(name: str, weight: torch.Tensor) -> Grid | BlockQuantizer | None:
+        return container.grid_of(name, weight, subnet, dtype)
 
     weights = container.scaled_layers(subnet, dtype)
     if not any(weight.dim() == 2 and grid_of(name, weight) for name, weight in weights):
@@ -169,7 +171,7 @@ def _stored(
     with tempfile.TemporaryDirectory(prefix="amoeba-rounded-") as scratch:
         parts = Path(scratch) / "parts"
         parts.mkdir()
-        specs, odd, block_size = _spread(layers, parts)
+        specs, odd, packed, block_size = _spread(layers, parts)
         facts = {
             "geometry": plan.geometry,
             "model_id": supernet.identity,
@@ -178,7 +180,7 @@ def _stored(
             "format": made_from["format"],
             "dtype": made_from["dtype"],
             "block_size": block_size,
-            "settings": {"recipe": recipe.name, **recipe.facts(), "seed": request.seed, "odd": odd},
+            "settings": {"recipe": recipe.name, **recipe.facts(), "seed": request.seed, "odd": odd, "packed": packed},
         }
         path = Path(scratch) / ROUNDED_NAME
         tensors = ((spec.name, torch.load(parts / f"{i}.pt", weights_only=True)) for i, spec in enumerate(specs))
@@ -191,8 +193,15 @@ def _stored(
     return read_rounded(entry / ROUNDED_NAME)
 
 
-def _spread(layers: Iterator[Any], folder: Path) -> tuple[list[TensorSpec], list[str], int]:
-    """Every tensor of the file on disk by its place, since a header comes first: (specs, odd matrices, block size)."""
+def _spread(layers: Iterator[Any], folder: Path) -> tuple[list[TensorSpec], list[str], dict[str, dict[str, int]], int]:
+    """Every tensor of the file on disk by its place, since a header comes first.
+
+    Returns:
+        Specs; the matrices of an odd number of columns; kind and columns of those in a type of GGUF; the block size.
+    """
+    from amoeba_export.refit.gptq import RoundedBlocks
+
+    packed: dict[str, dict[str, int]] = {}
     specs: list[TensorSpec] = []
     odd: list[str] = []
     block_size = 0
@@ -205,13 +214,17 @@ def _spread(layers: Iterator[Any], folder: Path) -> tuple[list[TensorSpec], list
         for name, vector in layer.others.items():
             put(name, vector.float())
         for name, rounded in layer.matrices.items():
+            if isinstance(rounded, RoundedBlocks):
+                packed[name] = {"kind": rounded.kind, "columns": rounded.values_OC.shape[1]}
+                put(name + PACKED, rounded.packed_ON)
+                continue
             block_size = rounded.grid.block_size
             odd += [name] if rounded.codes_OC.shape[1] % 2 else []
             put(name + CODES, pack_codes(rounded.codes_OC))
             put(name + STEPS, rounded.steps_OG)
             if rounded.grid.has_offsets:
                 put(name + OFFSETS, rounded.offsets_OG)
-    return specs, odd, block_size
+    return specs, odd, packed, block_size
 
 
 def _facts(session: Session, plan: SubnetPlan, dtype: str, recipe: RefitRecipe) -> dict[str, Any]:

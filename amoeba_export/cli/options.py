@@ -105,7 +105,7 @@ RoundingName = Annotated[
     typer.Option(
         "--rounding",
         metavar="data|nearest",
-        help="How to round to int4 and w4a16. Default: data, if the model has a tokenizer.",
+        help="How to round to 4 bits. Default: data, if the model has a tokenizer; nearest for q4_k_m and q5_k_m.",
         rich_help_panel="Quality",
     ),
 ]

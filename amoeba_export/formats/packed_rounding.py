@@ -13,7 +13,7 @@ from amoeba_export.ir import Subnet
 from amoeba_export.ir.rounded import Grid
 
 
-def takes_data(dtype: str) -> bool:
+def takes_data(dtype: str, *, asked: bool = False) -> bool:
     """See `ChosenWithData`."""
     return dtype in SCHEMES
 
@@ -30,7 +30,7 @@ def scaled_layers(subnet: Subnet, dtype: str) -> Iterator[tuple[str, torch.Tenso
     return scaled(subnet, equalizer(layer_names(subnet), subnet, dtype))
 
 
-def grid_of(weight: torch.Tensor, subnet: Subnet, dtype: str) -> Grid | None:
+def grid_of(name: str, weight: torch.Tensor, subnet: Subnet, dtype: str) -> Grid | None:
     """See `ChosenWithData`."""
     group, scheme = group_size(subnet.architecture), SCHEMES[dtype]
     if is_rounded(weight, group, scheme):

@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     import torch
 
     from amoeba_export.ir import Subnet
-    from amoeba_export.ir.rounded import Grid
+    from amoeba_export.ir.rounded import BlockQuantizer, Grid
 
 
 class ChosenWithData(Protocol):
     """What the module of a container offers."""
 
-    def takes_data(self, dtype: str) -> bool:
-        """Whether the layers of one of its `dtypes` have matrices whose integers are worth choosing with data."""
+    def takes_data(self, dtype: str, *, asked: bool) -> bool:
+        """Whether integers of the layers are chosen with data in one of its `dtypes`: always, or only if `asked`."""
 
     def scaled_layers(self, subnet: Subnet, dtype: str) -> Iterator[tuple[str, torch.Tensor]]:
         """The weights of the layers in fp32, in order, scaled as the writer of `dtype` scales them."""
 
-    def grid_of(self, weight: torch.Tensor, subnet: Subnet, dtype: str) -> Grid | None:
+    def grid_of(self, name: str, weight: torch.Tensor, subnet: Subnet, dtype: str) -> Grid | BlockQuantizer | None:
         """What a matrix of `scaled_layers` must lie on; None where it stays as it is."""
 
 
@@ -43,9 +43,9 @@ def chosen_with_data(container: str) -> ChosenWithData:
     return cast(ChosenWithData, importlib.import_module(_MODULES[container]))
 
 
-def container_with_data(formats: Sequence[str], dtype: str) -> str | None:
-    """The first container among `formats` whose integers data can choose in `dtype`. One export rounds for one."""
+def container_with_data(formats: Sequence[str], dtype: str, *, asked: bool) -> str | None:
+    """The first container among `formats` whose integers data chooses in `dtype`. One export rounds for one."""
     for name in _MODULES:
-        if name in formats and dtype in FORMATS[name].dtypes and chosen_with_data(name).takes_data(dtype):
+        if name in formats and dtype in FORMATS[name].dtypes and chosen_with_data(name).takes_data(dtype, asked=asked):
             return name
     return None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
-    from amoeba_export.ir.supernet import TensorSource
+    import torch
 
 
 RoundingHow = Literal["data", "nearest"]
@@ -31,6 +31,40 @@ class Grid:
     whole_zeros: bool = False
 
 
+class BlockQuantizer(Protocol):
+    """What rounds whole blocks of a row by a search of its own."""
+
+    @property
+    def block_size(self) -> int:
+        """Weights of a block."""
+
+    @property
+    def kind(self) -> int:
+        """The number of its type in GGUF."""
+
+    def quantize(self, w_OS: torch.Tensor, importance_S: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """One block of each row as bytes, and the values [O, S] that they stand for. Errors count by `importance_S`."""
+
+
+class RoundedSource(Protocol):
+    """A `TensorSource` that has some matrices as bytes of their type, too."""
+
+    def names(self) -> Collection[str]:
+        """See `TensorSource`."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """See `TensorSource`."""
+
+    def dtype(self, name: str) -> torch.dtype:
+        """See `TensorSource`."""
+
+    def read(self, name: str) -> torch.Tensor:
+        """See `TensorSource`."""
+
+    def packed(self, name: str) -> torch.Tensor | None:
+        """Bytes [O, N] of a matrix that a quantizer of the format has rounded; None for another."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundedWeights:
     """Matrices on their grids, and the vectors that were scaled with them.
@@ -47,7 +81,7 @@ class RoundedWeights:
         identity: sha256 of the file.
     """
 
-    tensors: TensorSource
+    tensors: RoundedSource
     geometry: str
     model_id: str
     adapters: tuple[str, ...]

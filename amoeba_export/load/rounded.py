@@ -1,7 +1,7 @@
 """`rounded.safetensors`: matrices as integers with steps, vectors as they are, the rest as JSON in the file's metadata.
 
 A matrix NAME is `NAME.codes`, two of 4 bits in a byte, `NAME.steps` of its blocks, and `NAME.offsets`, the value of
-code 0, where that is not -8 steps.
+code 0, where that is not -8 steps. Or it is `NAME.packed`, the bytes of its rows in a type of GGUF.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import gguf
 import torch
 from safetensors import SafetensorError, safe_open
 
@@ -28,7 +29,7 @@ _METADATA = "amoeba_rounded"
 _NEXT_STEP = "Export again, or with --rounding nearest."
 _FACTS = ("geometry", "model_id", "adapters", "refit_id", "format", "dtype", "block_size", "settings")
 
-CODES, STEPS, OFFSETS = ".codes", ".steps", ".offsets"
+CODES, STEPS, OFFSETS, PACKED = ".codes", ".steps", ".offsets", ".packed"
 
 
 def write_rounded(
@@ -77,7 +78,10 @@ def read_rounded(path: Path) -> RoundedWeights:
     check_schema(data, SCHEMA, what="rounding", where=path, next_step=_NEXT_STEP)
     try:
         tensors = RoundedTensors(
-            path=path, shapes=_shapes(shapes, data["settings"]), block_size=int(data["block_size"])
+            path=path,
+            shapes=_shapes(shapes, data["settings"]),
+            block_size=int(data["block_size"]),
+            kinds={name: int(one["kind"]) for name, one in data["settings"].get("packed", {}).items()},
         )
         found = RoundedWeights(
             tensors=tensors,
@@ -104,11 +108,15 @@ def pack_codes(codes_OC: torch.Tensor) -> torch.Tensor:
 def _shapes(stored: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Shapes of the weights, from those of the tensors and the matrices whose last byte is half full."""
     odd = set(settings.get("odd", ()))
+    packed: Mapping[str, Mapping[str, int]] = settings.get("packed", {})
     found: dict[str, tuple[int, ...]] = {}
     for name, shape in stored.items():
         stem = name.removesuffix(CODES)
         if name.endswith(CODES):
             found[stem] = (shape[0], 2 * shape[1] - (stem in odd))
+        elif name.endswith(PACKED):
+            stem = name.removesuffix(PACKED)
+            found[stem] = (shape[0], int(packed[stem]["columns"]))
         elif not name.endswith((STEPS, OFFSETS)):
             found[name] = shape
     return found
@@ -121,6 +129,7 @@ class RoundedTensors:
     path: Path
     shapes: Mapping[str, tuple[int, ...]]
     block_size: int
+    kinds: Mapping[str, int] = field(default_factory=dict)
 
     def names(self) -> Collection[str]:
         """Every weight there is."""
@@ -141,6 +150,8 @@ class RoundedTensors:
                 stored = set(file.keys())
                 if name in stored:
                     return _tensor(file, name).float()
+                if name + PACKED in stored:
+                    return self._unpacked(name, _tensor(file, name + PACKED))
                 packed, steps_OG = _tensor(file, name + CODES), _tensor(file, name + STEPS)
                 offsets_OG = _tensor(file, name + OFFSETS) if name + OFFSETS in stored else -8 * steps_OG
         except (SafetensorError, OSError) as error:
@@ -152,6 +163,23 @@ class RoundedTensors:
         spread = (part.repeat_interleave(self.block_size, 1)[:, :columns] for part in (steps_OG, offsets_OG))
         steps_OC, offsets_OC = spread
         return codes_OC.float() * steps_OC + offsets_OC
+
+    def packed(self, name: str) -> torch.Tensor | None:
+        """Bytes [O, N] of a matrix in a type of GGUF; None for one on a grid. Raises `DamagedFile`."""
+        if name not in self.kinds:
+            return None
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                return _tensor(file, name + PACKED)
+        except (SafetensorError, OSError) as error:
+            raise DamagedFile(self.path, f"{name} cannot be read ({error})", next_step=_NEXT_STEP) from error
+
+    def _unpacked(self, name: str, packed_ON: torch.Tensor) -> torch.Tensor:
+        try:
+            values = gguf.dequantize(packed_ON.numpy(), gguf.GGMLQuantizationType(self.kinds[name]))
+        except (ValueError, KeyError, NotImplementedError) as error:
+            raise DamagedFile(self.path, f"the blocks of {name} do not fit it", next_step=_NEXT_STEP) from error
+        return torch.from_numpy(values)[:, : self.shapes[name][1]].contiguous()
 
 
 def _tensor(file: Any, name: str) -> torch.Tensor:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from amoeba_export.ir.dtype import DTYPES
-from amoeba_export.ir.rounded import Grid
+from amoeba_export.ir.rounded import BlockQuantizer, Grid
 
 DAMPING = 0.01
 """Of the mean diagonal of the Gram matrix, as in the paper."""
@@ -48,6 +48,25 @@ class Rounded:
     def values(self) -> torch.Tensor:
         """The matrix. [O, C], fp32."""
         return values_of(self.codes_OC, self.steps_OG, self.offsets_OG, self.grid.block_size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundedBlocks:
+    """A matrix in blocks of a format that searches them itself.
+
+    Attributes:
+        packed_ON: Bytes of its rows, a last block that is short filled up.
+        values_OC: What they stand for, fp32.
+        kind: The number of the type in GGUF.
+    """
+
+    packed_ON: torch.Tensor
+    values_OC: torch.Tensor
+    kind: int
+
+    def values(self) -> torch.Tensor:
+        """See `values_OC`."""
+        return self.values_OC
 
 
 def values_of(
@@ -112,6 +131,32 @@ def round_matrix(w_OC: torch.Tensor, inverse_CC: torch.Tensor, grid: Grid) -> Ro
             w_OC[:, column + 1 : end].addr_(error_O, inverse_CC[column, column + 1 : end], alpha=-1)
         w_OC[:, end:].addmm_(errors, inverse_CC[start:end, end:], alpha=-1)
     return Rounded(codes_OC=codes_OC, steps_OG=steps_OG, offsets_OG=offsets_OG, grid=grid)
+
+
+def round_blocks(w_OC: torch.Tensor, inverse_CC: torch.Tensor, quantizer: BlockQuantizer) -> RoundedBlocks:
+    """As `round_matrix`, a block at a time: the errors of a whole block are made up for by the columns after it.
+
+    Args:
+        w_OC: fp32; not written into.
+        inverse_CC: From `factor_inverse`, of the Gram matrix of its inputs.
+        quantizer: Rounds a block, by errors weighted as the algorithm weighs them.
+    """
+    w_OC = w_OC.clone()
+    columns, size = w_OC.shape[1], quantizer.block_size
+    packed, values_OC = [], torch.empty_like(w_OC)
+    for start in range(0, columns, size):
+        end = min(start + size, columns)
+        padding = (0, start + size - end)
+        upper_SS = inverse_CC[start:end, start:end]
+        weight_S = upper_SS.diagonal().square().reciprocal()
+        filled_S = torch.nn.functional.pad(weight_S, padding, value=float(weight_S.mean()))
+        bytes_ON, values_OS = quantizer.quantize(torch.nn.functional.pad(w_OC[:, start:end], padding), filled_S)
+        packed.append(bytes_ON)
+        values_OC[:, start:end] = values_OS[:, : end - start]
+        errors_OS = w_OC[:, start:end] - values_OC[:, start:end]
+        spread_OS = torch.linalg.solve_triangular(upper_SS, errors_OS, upper=True, left=False)
+        w_OC[:, end:].addmm_(spread_OS, inverse_CC[start:end, end:], alpha=-1)
+    return RoundedBlocks(packed_ON=torch.cat(packed, 1), values_OC=values_OC, kind=quantizer.kind)
 
 
 def best_steps(w_OS: torch.Tensor, weight_S: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:

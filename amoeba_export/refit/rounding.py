@@ -11,12 +11,9 @@ of huge norm, which the first position of a text often is, do not decide alone.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,15 +23,16 @@ from torch import nn
 from amoeba_export.cache.sealed import read_sealed, write_sealed
 from amoeba_export.ir import SILENT, Family, LayerPlan, Progress, Role, SubnetPlan, Supernet
 from amoeba_export.ir.family import WRITERS
-from amoeba_export.ir.rounded import Grid
+from amoeba_export.ir.rounded import BlockQuantizer, Grid
 from amoeba_export.model.layer import DecoderLayer
 from amoeba_export.model.layers import LayerStack
 from amoeba_export.model.merged import MergedTensors, RefittedTensors
 from amoeba_export.model.samples import Samples
 from amoeba_export.model.workplace import open_workplace
 from amoeba_export.refit.data import read_data
-from amoeba_export.refit.gptq import Rounded, factor_inverse, round_matrix
+from amoeba_export.refit.gptq import Rounded, RoundedBlocks, factor_inverse, round_blocks, round_matrix
 from amoeba_export.refit.recipe import RefitRecipe
+from amoeba_export.refit.rounded_layer import RoundedLayer, layer_of, tensors_of
 from amoeba_export.refit.streams import Room, Stream
 
 VERSION = 3
@@ -46,16 +44,8 @@ MEMORY_BYTES = 1 << 30
 TINY = 1e-12
 
 Weights = Iterable[tuple[str, torch.Tensor]]
-GridOf = Callable[[str, torch.Tensor], Grid | None]
+GridOf = Callable[[str, torch.Tensor], Grid | BlockQuantizer | None]
 """What a matrix of the cut model has to lie on; None where it stays as it is."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoundedLayer:
-    """One layer: matrices on their grids, and the vectors that its format may scale with them, by name."""
-
-    matrices: Mapping[str, Rounded]
-    others: Mapping[str, torch.Tensor]
 
 
 def round_with_data(
@@ -153,7 +143,7 @@ class _Sweep:
         module = _module(self._stack, kept, {self._local(name): weight for name, weight in own.items()})
         if layer is None:
             layer = self._round(module, own)
-            write_sealed(self._path(position), save(_tensors(layer)))
+            write_sealed(self._path(position), save(tensors_of(layer)))
         for name, rounded in layer.matrices.items():
             _put(module, self._local(name), rounded.values().to(self._stack.device))
         before, after = self._stream, self._room.stream(f"rounded-{position:04d}", self._width, sealed=False)
@@ -179,15 +169,20 @@ class _Sweep:
             for name, weight in own.items()
             if weight.dim() == 2 and (grid := self._grid_of(name, weight)) is not None
         }
-        matrices: dict[str, Rounded] = {}
+        matrices: dict[str, Rounded | RoundedBlocks] = {}
         for names in self._sharing(module, list(grids)):
             inverse_CC = factor_inverse(self._gram(module, names[0]))
             for name in names:
                 weight_OC = module.get_parameter(name).detach()
+                full_name, grid = grids[name]
                 with _one_thread():
-                    rounded = round_matrix(weight_OC, inverse_CC, grids[name][1])
+                    rounded = (
+                        round_matrix(weight_OC, inverse_CC, grid)
+                        if isinstance(grid, Grid)
+                        else round_blocks(weight_OC, inverse_CC, grid)
+                    )
                 _put(module, name, rounded.values())
-                matrices[grids[name][0]] = rounded
+                matrices[full_name] = rounded
         others = {name: weight for name, weight in own.items() if weight.dim() == 1}
         return RoundedLayer(matrices=matrices, others=others)
 
@@ -251,7 +246,7 @@ class _Sweep:
     def _known(self, position: int) -> RoundedLayer | None:
         """What was rounded already; None where it was not, or its file is not what was written."""
         content = read_sealed(self._path(position))
-        return None if content is None else _layer(load(content))
+        return None if content is None else layer_of(load(content))
 
 
 def _module(stack: LayerStack, kept: LayerPlan, own: Mapping[str, torch.Tensor]) -> DecoderLayer:
@@ -279,22 +274,3 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(num_threads)
-
-
-_PARTS = ("codes_OC", "steps_OG", "offsets_OG")
-
-
-def _tensors(layer: RoundedLayer) -> dict[str, torch.Tensor]:
-    tensors = {name: weight.contiguous() for name, weight in layer.others.items()}
-    for name, rounded in layer.matrices.items():
-        tensors |= {f"{name}/{part}": getattr(rounded, part).cpu().contiguous() for part in _PARTS}
-        tensors[f"{name}/grid"] = torch.tensor(list(json.dumps(dataclasses.asdict(rounded.grid)).encode()))
-    return tensors
-
-
-def _layer(tensors: Mapping[str, torch.Tensor]) -> RoundedLayer:
-    matrices = {}
-    for name in (key.removesuffix("/grid") for key in tensors if key.endswith("/grid")):
-        grid = Grid(**json.loads(bytes(tensors[f"{name}/grid"].tolist())))
-        matrices[name] = Rounded(**{part: tensors[f"{name}/{part}"] for part in _PARTS}, grid=grid)
-    return RoundedLayer(matrices=matrices, others={name: weight for name, weight in tensors.items() if "/" not in name})

@@ -50,6 +50,7 @@ def rounding_file(tmp_path: Path) -> Path:
         ("onnx", "int4"),
         ("onnx", "int4-mixed"),
         ("gguf", "int4"),
+        ("gguf", "q4_k_m"),
         ("safetensors", "w4a16"),
         ("safetensors", "w4a16-asym"),
     ],
@@ -57,7 +58,7 @@ def rounding_file(tmp_path: Path) -> Path:
 def test_an_artifact_has_the_integers_of_its_rounding(
     request_: ExportRequest, tmp_path: Path, container: str, dtype: str
 ) -> None:
-    request_ = dataclasses.replace(request_, formats=(container,), dtype=dtype)
+    request_ = dataclasses.replace(request_, formats=(container,), dtype=dtype, rounding="data")
     if container == "gguf":
         save_bpe(Path(request_.model))
     result = export(request_)
@@ -162,3 +163,11 @@ def test_matrices_that_have_a_grid_need_no_data(request_: ExportRequest, tmp_pat
 def test_only_known_ways(request_: ExportRequest) -> None:
     with pytest.raises(UnknownName, match="rounding"):
         export(dataclasses.replace(request_, rounding="gptq"))
+
+
+def test_mixtures_of_llama_cpp_are_rounded_with_data_only_if_asked(request_: ExportRequest) -> None:
+    request_ = dataclasses.replace(request_, formats=("gguf",), dtype="q4_k_m")
+    save_bpe(Path(request_.model))
+    for rounding, expected in ((None, False), ("nearest", False), ("data", True)):
+        session = open_session(resolve(dataclasses.replace(request_, rounding=rounding)))
+        assert rounded.can_use_data(session) is expected

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from amoeba_export.ir.rounded import Grid
-from amoeba_export.refit.gptq import DAMPING, best_steps, factor_inverse, round_matrix
+from amoeba_export.refit.gptq import DAMPING, best_steps, factor_inverse, round_blocks, round_matrix
 
 GENERATOR = torch.Generator()
 
@@ -112,3 +112,37 @@ def test_weights_too_small_for_a_step_become_zeros() -> None:
     grid = Grid(block_size=32, has_offsets=False, step_dtype="fp16")
     rounded = round_matrix(w_OC * 1e-12, factor_inverse((x_TC.T @ x_TC).double()), grid)
     assert not bool(rounded.values().any())
+
+
+class WholeNumbers:
+    """Rounds to whole numbers, whatever counts."""
+
+    block_size, kind = 32, 8
+
+    def quantize(self, w_OS: torch.Tensor, importance_S: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        assert importance_S.shape == (32,)
+        assert bool((importance_S > 0).all())
+        return w_OS.round().to(torch.uint8), w_OS.round()
+
+
+@pytest.mark.parametrize("columns", [96, 80])
+def test_later_blocks_make_up_for_earlier_ones(columns: int) -> None:
+    """By the same least squares: what the columns left could give back is given back."""
+    w_OC, x_TC = problem(columns=columns)
+    w_OC *= 4
+    gram_CC = (x_TC.T @ x_TC).double()
+    rounded = round_blocks(w_OC, factor_inverse(gram_CC.clone()), WholeNumbers())
+    assert rounded.packed_ON.shape == (24, 96)
+    values_OC = rounded.values()
+    assert torch.equal(values_OC, values_OC.round())
+    damped_CC = gram_CC + DAMPING * gram_CC.diagonal().mean() * torch.eye(columns, dtype=torch.float64)
+    wanted_OC = w_OC.double()
+    for start in range(0, columns, 32):
+        torch.testing.assert_close(values_OC[:, start : start + 32], wanted_OC[:, start : start + 32].float().round())
+        # The best of the columns that follow, when all before are what they are.
+        before, after = slice(0, start + 32), slice(start + 32, columns)
+        error_OC = w_OC.double()[:, before] - values_OC.double()[:, before]
+        made_up = torch.linalg.solve(damped_CC[after, after], damped_CC[after, before] @ error_OC.T).T
+        wanted_OC = torch.cat([values_OC.double()[:, before], w_OC.double()[:, after] + made_up], 1)
+    plain = ((w_OC.round() - w_OC) @ x_TC.T).square().mean()
+    assert ((values_OC - w_OC) @ x_TC.T).square().mean() < 0.7 * plain

@@ -16,8 +16,9 @@ from amoeba_export.formats.gguf.layout import expected_tensors, written_layers
 from amoeba_export.formats.gguf.writer import QUANTIZATIONS, GgufWriter, tensor_bytes, tensor_type
 from amoeba_export.formats.model_type import check_family
 from amoeba_export.formats.sizes import WeightBytes, sum_bytes
-from amoeba_export.ir import Architecture, ContainerLimits, DenseArchitecture, LayerDims, Subnet, TensorSource
+from amoeba_export.ir import Architecture, ContainerLimits, DenseArchitecture, LayerDims, Subnet
 from amoeba_export.ir.dtype import DTYPES
+from amoeba_export.ir.rounded import RoundedSource
 from amoeba_export.llama_cpp.architectures import NOPE_STEP, LlamaCppArchitecture
 from amoeba_export.llama_cpp.quantizer import has_quantizer
 
@@ -87,7 +88,7 @@ def _bytes_by_tensor(
 
 
 def open_writer(
-    subnet: Subnet, folder: Path, *, dtype: str = default_dtype, rounded: TensorSource | None = None
+    subnet: Subnet, folder: Path, *, dtype: str = default_dtype, rounded: RoundedSource | None = None
 ) -> GgufWriter:
     """Start writing `subnet` as `model.gguf`.
 
@@ -96,7 +97,8 @@ def open_writer(
         folder: Where the file goes.
         dtype: `fp32`, `fp16`, `bf16`; `int8` is Q8_0, `int4` is Q4_0 with embeddings and output in Q8_0. `q4_k_m`,
             `q5_k_m` and `q6_k` are llama.cpp's mixtures, rounded by llama.cpp.
-        rounded: Weights that are written in place of those given: on grids of Q4_0, which they keep.
+        rounded: Weights that are written in place of those given: on grids of Q4_0, which they keep, or in
+            bytes of their type.
 
     Raises:
         NotRepresentable: See `check`; or the tokenizer is one that llama.cpp does not know.

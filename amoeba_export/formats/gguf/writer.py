@@ -28,8 +28,9 @@ from amoeba_export.formats.gguf.layout import (
 from amoeba_export.formats.gguf.rope import rope_factors
 from amoeba_export.formats.gguf.rounding import equalizer, quantize_q4_0
 from amoeba_export.formats.gguf.tokenizer import add_tokenizer
-from amoeba_export.ir import DenseArchitecture, LayerDims, Role, Subnet, TensorSource
+from amoeba_export.ir import DenseArchitecture, LayerDims, Role, Subnet
 from amoeba_export.ir.dtype import DTYPES
+from amoeba_export.ir.rounded import RoundedSource
 from amoeba_export.llama_cpp.architectures import ROUTER, gguf_place
 from amoeba_export.llama_cpp.quantizer import quantize_rows
 from amoeba_export.reserved_file import ReservedFile
@@ -55,7 +56,7 @@ _ROWS_BYTES = 32 << 20
 class GgufWriter:
     """A file whose header is written first, and weights that may come in any order."""
 
-    def __init__(self, subnet: Subnet, folder: Path, *, dtype: str, rounded: TensorSource | None = None) -> None:
+    def __init__(self, subnet: Subnet, folder: Path, *, dtype: str, rounded: RoundedSource | None = None) -> None:
         dense = subnet.architecture
         self._subnet = subnet
         self._dtype = dtype
@@ -95,7 +96,8 @@ class GgufWriter:
             raise WeightsMismatch([f"{name} {problem}"], where=self._folder)
         del self._missing[name]
         if self._rounded_before is not None and name in self._rounded_before.names():
-            weight = self._rounded_before.read(name)
+            packed = self._rounded_before.packed(name)
+            weight = self._rounded_before.read(name) if packed is None else packed
         for ready, values in self._equalizer.take(name, weight):
             self._place(ready, values)
 
@@ -153,6 +155,10 @@ class GgufWriter:
         row_bytes = tensor_bytes(shape[-1:], kind)
         step = max(_ROWS_BYTES // (4 * shape[-1]), 1)
         for start in range(0, weight.shape[0], step):
+            if weight.dtype is torch.uint8:  # bytes of the type already
+                offset = self._data_start + position + (first_row + start) * row_bytes
+                self._file.write(weight[start : start + step].contiguous().numpy().reshape(-1).data, offset)
+                continue
             rows = weight[start : start + step].to(torch.float32)
             if rows.shape[1] < shape[-1]:
                 rows = torch.nn.functional.pad(rows, (0, shape[-1] - rows.shape[1]))

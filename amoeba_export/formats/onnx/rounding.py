@@ -17,7 +17,7 @@ BITS = 4
 """More lose nothing that data could save."""
 
 
-def takes_data(dtype: str) -> bool:
+def takes_data(dtype: str, *, asked: bool = False) -> bool:
     """Whether the layers of a `--dtype` have matrices whose integers are worth choosing with data."""
     linear = PRECISIONS[dtype].linear
     return linear is not None and linear.bits == BITS
@@ -37,7 +37,7 @@ def scaled_layers(subnet: Subnet, dtype: str) -> Iterator[tuple[str, torch.Tenso
     return scaled(subnet, equalizer)
 
 
-def grid_of(weight: torch.Tensor, subnet: Subnet, dtype: str) -> Grid | None:
+def grid_of(name: str, weight: torch.Tensor, subnet: Subnet, dtype: str) -> Grid | None:
     """How a matrix in a layer is rounded; None where it keeps the grid that it has."""
     linear = PRECISIONS[dtype].linear
     assert linear is not None, dtype
