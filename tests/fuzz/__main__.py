@@ -18,13 +18,13 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from tests.fuzz.bounded import limit_memory, violation
+from tests.fuzz.bounded import limited_memory, violation
 from tests.fuzz.mutations import files
 from tests.fuzz.readers import READERS
 from tests.fuzz.valid import make_valid
 
 PART = 2500
-"""Cases of one child: a process whose memory is bounded must not answer for what thousands of cases leave in it."""
+"""Cases of one child: what thousands of them leave in a process must not add up."""
 
 
 def feed(reader: str, root: Path, cases: int, start: int, found: Path) -> None:
@@ -33,7 +33,6 @@ def feed(reader: str, root: Path, cases: int, start: int, found: Path) -> None:
     READERS[reader].read(root / READERS[reader].file)  # what is imported on the way takes longer than a reader may
     if wrong := violation(reader, root, valid):
         raise AssertionError(f"the valid file is not read: {wrong}")
-    limit_memory()
     kinds: dict[str, bytes] = {}
     done = 0
     at_hand = found / f"{reader}-at-hand"
@@ -51,7 +50,9 @@ def feed(reader: str, root: Path, cases: int, start: int, found: Path) -> None:
         nonlocal done
         done += 1
         at_hand.write_bytes(content)
-        if wrong := violation(reader, root, content):
+        with limited_memory():
+            wrong = violation(reader, root, content)
+        if wrong:
             kind = wrong.partition(":")[0]
             if kind not in kinds or len(content) < len(kinds[kind]):
                 kinds[kind] = content

@@ -62,8 +62,13 @@ def _timed() -> Iterator[None]:
         signal.signal(signal.SIGPROF, before)
 
 
-def limit_memory() -> None:
-    """From here on this process gets `MEMORY_BYTES` more than it has; beyond it, memory errors."""
+@contextlib.contextmanager
+def limited_memory() -> Iterator[None]:
+    """Inside, this process gets `MEMORY_BYTES` more than it has now; beyond it, memory errors."""
+    before, hard = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    most = pages * resource.getpagesize() + MEMORY_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY_BYTES, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (before, hard))
