@@ -211,9 +211,9 @@ def _spread(layers: Iterator[Any], folder: Path) -> tuple[list[TensorSpec], list
         specs.append(TensorSpec(name=name, shape=tuple(tensor.shape), dtype=tensor.dtype))
 
     for layer in layers:
-        for name, vector in layer.others.items():
+        for name, vector in sorted(layer.others.items()):  # a file is known by its bytes
             put(name, vector.float())
-        for name, rounded in layer.matrices.items():
+        for name, rounded in sorted(layer.matrices.items()):
             if isinstance(rounded, RoundedBlocks):
                 packed[name] = {"kind": rounded.kind, "columns": rounded.values_OC.shape[1]}
                 put(name + PACKED, rounded.packed_ON)

@@ -19,6 +19,8 @@ from amoeba_export.application.verify import verify
 from amoeba_export.errors import NotFound, NumbersDiffer, UnknownName
 from amoeba_export.load.rounded import read_rounded
 from amoeba_export.refit import RefitRecipe
+from amoeba_export.refit.gptq import Grid, Rounded
+from amoeba_export.refit.rounding import RoundedLayer
 from amoeba_export.verify import verify_artifact
 from amoeba_export.verify.expected import ExpectedWeights
 from amoeba_export.verify.stored import STORED
@@ -171,3 +173,20 @@ def test_mixtures_of_llama_cpp_are_rounded_with_data_only_if_asked(request_: Exp
     for rounding, expected in ((None, False), ("nearest", False), ("data", True)):
         session = open_session(resolve(dataclasses.replace(request_, rounding=rounding)))
         assert rounded.can_use_data(session) is expected
+
+
+def test_a_file_does_not_depend_on_the_order_in_which_matrices_come(tmp_path: Path) -> None:
+    """It is known by its bytes, and names of modules come in the order of a set."""
+    grid = Grid(block_size=2, has_offsets=False, step_dtype="fp32")
+    codes, blocks = torch.ones(2, 4, dtype=torch.uint8), torch.ones(2, 2)
+    matrices = {name: Rounded(codes_OC=codes, steps_OG=blocks, offsets_OG=blocks, grid=grid) for name in ("a", "b")}
+    others = {name: torch.ones(3) for name in ("c", "d")}
+    specs: list[list[str]] = []
+    for turned in (False, True):
+        folder = tmp_path / str(len(specs))
+        folder.mkdir()
+        order = reversed if turned else list
+        layer = RoundedLayer(matrices=dict(order(matrices.items())), others=dict(order(others.items())))
+        specs.append([spec.name for spec in rounded._spread(iter([layer]), folder)[0]])
+    assert specs[0] == specs[1]
+    assert [name for name in specs[0] if "." not in name] == ["c", "d"]
