@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -131,6 +132,10 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     return tuple(folder / shard for shard in shards)
 
 
+MAX_NAME_BYTES = 255
+"""The longest name of a file that common file systems hold."""
+
+
 def _read_index(path: Path) -> dict[str, str]:
     weight_map = read_json_object(path, what="The index of shards").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -138,6 +143,8 @@ def _read_index(path: Path) -> dict[str, str]:
     for shard in weight_map.values():
         if not isinstance(shard, str) or PurePath(shard).name != shard:
             raise DamagedFile(path, f"it names a shard outside its folder: {shown(shard)}")
+        if len(os.fsencode(shard)) > MAX_NAME_BYTES:
+            raise DamagedFile(path, f"it names a shard by more than {MAX_NAME_BYTES} bytes, which no file system holds")
     return weight_map
 
 
