@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import mmap
-import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -143,7 +142,7 @@ def _read_index(path: Path) -> dict[str, str]:
     for shard in weight_map.values():
         if not isinstance(shard, str) or PurePath(shard).name != shard:
             raise DamagedFile(path, f"it names a shard outside its folder: {shown(shard)}")
-        if len(os.fsencode(shard)) > MAX_NAME_BYTES:
+        if len(shard.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
             raise DamagedFile(path, f"it names a shard by more than {MAX_NAME_BYTES} bytes, which no file system holds")
     return weight_map
 
