@@ -31,6 +31,7 @@ from amoeba_export.cli.streams import forgiving_streams
 from amoeba_export.cli.targets import targets
 from amoeba_export.cli.verify import verify
 from amoeba_export.errors import AmoebaError, explain
+from amoeba_export.reading import panics_as_errors
 from amoeba_export.shown import for_terminal
 from amoeba_export.version import __version__
 
@@ -103,7 +104,8 @@ def _run(arguments: Sequence[str], talk: Talk, debug: bool) -> int:
         try:
             command = typer.main.get_command(app)
             # Typer turns a KeyboardInterrupt into the code 130, and typer.Exit into its own; commands return nothing
-            return command(args=arguments, prog_name="amoeba", standalone_mode=False) or 0
+            with panics_as_errors():
+                return command(args=arguments, prog_name="amoeba", standalone_mode=False) or 0
         except Exception:
             if was_interrupted():
                 return INTERRUPTED

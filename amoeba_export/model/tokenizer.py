@@ -7,6 +7,7 @@ from typing import Any
 
 from amoeba_export.errors import InputError
 from amoeba_export.model.opening import read_tokenizer
+from amoeba_export.reading import panics_as_errors
 
 
 def open_tokenizer(folder: Path) -> Any:
@@ -16,8 +17,9 @@ def open_tokenizer(folder: Path) -> Any:
         InputError: There is none, or one that cannot be read or does not encode.
     """
     try:
-        tokenizer = read_tokenizer(folder)
-        tokenizer.encode("A text.", add_special_tokens=False, verbose=False)
+        with panics_as_errors():
+            tokenizer = read_tokenizer(folder)
+            tokenizer.encode("A text.", add_special_tokens=False, verbose=False)
     except Exception as error:  # transformers and its Rust library raise what they like
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(

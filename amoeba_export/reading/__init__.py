@@ -3,6 +3,7 @@
 from amoeba_export.reading.bounds import dim_problems
 from amoeba_export.reading.decode import WrongValue, decode
 from amoeba_export.reading.json_object import as_json, check_schema, parse_json_object, read_json_object
+from amoeba_export.reading.panics import panics_as_errors
 from amoeba_export.reading.toml_table import parse_toml, read_toml
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "check_schema",
     "decode",
     "dim_problems",
+    "panics_as_errors",
     "parse_json_object",
     "parse_toml",
     "read_json_object",

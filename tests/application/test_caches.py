@@ -45,13 +45,13 @@ def calibrated(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def compared(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The folders that were compared to measure what rounding costs."""
     folders: list[Path] = []
-    verify: Callable[..., object] = rounding.verify_artifact
+    check: Callable[..., object] = rounding.check_numbers
 
-    def counting(folder: Path, *args: object, **settings: object) -> object:
+    def counting(opened: object, folder: Path, *args: object) -> object:
         folders.append(folder)
-        return verify(folder, *args, **settings)
+        return check(opened, folder, *args)
 
-    monkeypatch.setattr(rounding, "verify_artifact", counting)
+    monkeypatch.setattr(rounding, "check_numbers", counting)
     return folders
 
 

@@ -19,7 +19,7 @@ from amoeba_export.formats.sidecars import tokenizer_folder
 from amoeba_export.ir import Subnet
 from amoeba_export.model.loading import ONE_AT_A_TIME
 from amoeba_export.model.opening import read_tokenizer
-from amoeba_export.reading import read_json_object
+from amoeba_export.reading import panics_as_errors, read_json_object
 
 
 def add_tokenizer(header: gguf.GGUFWriter, subnet: Subnet) -> None:
@@ -129,7 +129,7 @@ def _ends(folder: Path) -> tuple[int | None, int | None]:
         NotRepresentable: It adds something else.
     """
     try:
-        with ONE_AT_A_TIME:
+        with ONE_AT_A_TIME, panics_as_errors():
             tokenizer = read_tokenizer(folder)
             bare, whole = _probe(tokenizer)
     except Exception as error:  # transformers and its Rust library raise what they like
