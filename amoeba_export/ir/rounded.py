@@ -42,8 +42,8 @@ class BlockQuantizer(Protocol):
     def kind(self) -> int:
         """The number of its type in GGUF."""
 
-    def quantize(self, w_OS: torch.Tensor, importance_S: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """One block of each row as bytes, and the values [O, S] that they stand for. Errors count by `importance_S`."""
+    def quantize(self, w_OI: torch.Tensor, importance_I: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows of whole blocks as bytes, and the values [O, I] that they stand for. Errors count by `importance_I`."""
 
 
 class RoundedSource(Protocol):

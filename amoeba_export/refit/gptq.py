@@ -133,30 +133,24 @@ def round_matrix(w_OC: torch.Tensor, inverse_CC: torch.Tensor, grid: Grid) -> Ro
     return Rounded(codes_OC=codes_OC, steps_OG=steps_OG, offsets_OG=offsets_OG, grid=grid)
 
 
-def round_blocks(w_OC: torch.Tensor, inverse_CC: torch.Tensor, quantizer: BlockQuantizer) -> RoundedBlocks:
-    """As `round_matrix`, a block at a time: the errors of a whole block are made up for by the columns after it.
+def round_blocks(w_OC: torch.Tensor, square_C: torch.Tensor, quantizer: BlockQuantizer) -> RoundedBlocks:
+    """Round a matrix by the quantizer's own search, with errors weighted by the size of its inputs.
+
+    Blocks of scales are searched as a whole. Later ones do not make up for earlier ones: that is worse (dev/LOG.md).
 
     Args:
-        w_OC: fp32; not written into.
-        inverse_CC: From `factor_inverse`, of the Gram matrix of its inputs.
-        quantizer: Rounds a block, by errors weighted as the algorithm weighs them.
+        w_OC: fp32.
+        square_C: Of its inputs, the mean square, or a multiple of it.
+        quantizer: Rounds whole blocks.
     """
-    w_OC = w_OC.clone()
-    columns, size = w_OC.shape[1], quantizer.block_size
-    packed, values_OC = [], torch.empty_like(w_OC)
-    for start in range(0, columns, size):
-        end = min(start + size, columns)
-        padding = (0, start + size - end)
-        upper_SS = inverse_CC[start:end, start:end]
-        weight_S = upper_SS.diagonal().square().reciprocal()
-        filled_S = torch.nn.functional.pad(weight_S, padding, value=float(weight_S.mean()))
-        bytes_ON, values_OS = quantizer.quantize(torch.nn.functional.pad(w_OC[:, start:end], padding), filled_S)
-        packed.append(bytes_ON)
-        values_OC[:, start:end] = values_OS[:, : end - start]
-        errors_OS = w_OC[:, start:end] - values_OC[:, start:end]
-        spread_OS = torch.linalg.solve_triangular(upper_SS, errors_OS, upper=True, left=False)
-        w_OC[:, end:].addmm_(spread_OS, inverse_CC[start:end, end:], alpha=-1)
-    return RoundedBlocks(packed_ON=torch.cat(packed, 1), values_OC=values_OC, kind=quantizer.kind)
+    columns = w_OC.shape[1]
+    padding = (0, -columns % quantizer.block_size)
+    importance_C = square_C.float() + DAMPING * float(square_C.mean())  # no block counts for nothing
+    packed_ON, values_OC = quantizer.quantize(
+        torch.nn.functional.pad(w_OC, padding),
+        torch.nn.functional.pad(importance_C, padding, value=float(importance_C.mean())),
+    )
+    return RoundedBlocks(packed_ON=packed_ON, values_OC=values_OC[:, :columns].contiguous(), kind=quantizer.kind)
 
 
 def best_steps(w_OS: torch.Tensor, weight_S: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:

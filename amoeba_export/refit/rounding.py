@@ -35,7 +35,7 @@ from amoeba_export.refit.recipe import RefitRecipe
 from amoeba_export.refit.rounded_layer import RoundedLayer, layer_of, tensors_of
 from amoeba_export.refit.streams import Room, Stream
 
-VERSION = 3
+VERSION = 4
 """Raise it when the same inputs give other integers than before."""
 
 MEMORY_BYTES = 1 << 30
@@ -171,7 +171,10 @@ class _Sweep:
         }
         matrices: dict[str, Rounded | RoundedBlocks] = {}
         for names in self._sharing(module, list(grids)):
-            inverse_CC = factor_inverse(self._gram(module, names[0]))
+            gram_CC = self._gram(module, names[0])
+            square_C = gram_CC.diagonal().clone()
+            is_compensated = any(isinstance(grids[name][1], Grid) for name in names)
+            inverse_CC = factor_inverse(gram_CC) if is_compensated else gram_CC
             for name in names:
                 weight_OC = module.get_parameter(name).detach()
                 full_name, grid = grids[name]
@@ -179,7 +182,7 @@ class _Sweep:
                     rounded = (
                         round_matrix(weight_OC, inverse_CC, grid)
                         if isinstance(grid, Grid)
-                        else round_blocks(weight_OC, inverse_CC, grid)
+                        else round_blocks(weight_OC, square_C, grid)
                     )
                 _put(module, name, rounded.values())
                 matrices[full_name] = rounded

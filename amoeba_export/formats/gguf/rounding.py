@@ -1,7 +1,7 @@
 """Q4_0 on a grid that was chosen before: how it is kept, and what a rounding that uses data has to know of it.
 
 llama.cpp's quantizer would choose other steps, so a matrix that lies on a grid of Q4_0 does not go through it.
-Blocks of K-quants do: llama.cpp searches them, with an importance matrix, in weights that make up for earlier blocks.
+Blocks of K-quants do: llama.cpp searches them, with an importance matrix.
 
 Legend: O out, I in, B blocks of a row, S weights of a block.
 """
@@ -57,13 +57,13 @@ class LlamaCppBlocks:
     block_size: int
     kind: int
 
-    def quantize(self, w_OS: torch.Tensor, importance_S: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def quantize(self, w_OI: torch.Tensor, importance_I: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See `BlockQuantizer`."""
         kind = gguf.GGMLQuantizationType(self.kind)
         sizes = gguf.GGML_QUANT_SIZES[kind]
-        packed = quantize_rows(w_OS.cpu().numpy(), self.kind, sizes, importance_I=importance_S.cpu().numpy())
+        packed = quantize_rows(w_OI.cpu().numpy(), self.kind, sizes, importance_I=importance_I.cpu().numpy())
         values = torch.from_numpy(gguf.dequantize(packed, kind))
-        return torch.from_numpy(packed), values.to(w_OS.device)
+        return torch.from_numpy(packed), values.to(w_OI.device)
 
 
 def grid_of(name: str, weight: torch.Tensor, subnet: Subnet, dtype: str) -> Grid | BlockQuantizer | None:
