@@ -19,9 +19,40 @@ from amoeba_export.errors import DamagedFile, NonFiniteWeights, NotFound, Unsafe
 from amoeba_export.reading.bounds import MAX_DEPTH, shown
 
 # What numpy's own __reduce__ names; numpy 2 calls the module numpy._core, numpy 1 called it numpy.core.
-_FUNCTIONS = {"_reconstruct": np.zeros(0).__reduce__()[0], "scalar": np.float64(0).__reduce__()[0]}
-_ADMITTED: dict[tuple[str, str], Any] = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype} | {
-    (f"numpy.{core}.multiarray", name): function for core in ("core", "_core") for name, function in _FUNCTIONS.items()
+_FUNCTIONS: dict[str, Any] = {"_reconstruct": np.zeros(0).__reduce__()[0], "scalar": np.float64(0).__reduce__()[0]}
+
+
+class _PickledDtype:
+    """A dtype as a pickle describes it. numpy's own takes any state: flags of objects over numbers end in a crash."""
+
+    def __init__(self, name: str, align: bool = False, copy: bool = False) -> None:
+        self.dtype = np.dtype(name)
+        if self.dtype.names or self.dtype.subdtype:
+            raise ValueError("an array of records")
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        order, rest, flags = state[1], state[2:-1], state[-1]
+        if not isinstance(order, str) or rest != (None, None, None, -1, -1) or flags != self.dtype.flags:
+            raise ValueError(f"an array of {self.dtype} with settings of its own")
+        self.dtype = np.dtype(order + self.dtype.str[1:])
+
+
+class _PickledArray(np.ndarray[Any, Any]):
+    """An array that takes a `_PickledDtype`."""
+
+    def __setstate__(self, state: tuple[Any, ...], /) -> None:
+        version, shape, dtype, is_fortran, data = state
+        super().__setstate__((version, shape, dtype.dtype, is_fortran, data))
+
+
+def _scalar(dtype: _PickledDtype, data: bytes) -> Any:
+    return _FUNCTIONS["scalar"](dtype.dtype, data)
+
+
+_ADMITTED: dict[tuple[str, str], Any] = {("numpy", "ndarray"): _PickledArray, ("numpy", "dtype"): _PickledDtype} | {
+    (f"numpy.{core}.multiarray", name): function
+    for core in ("core", "_core")
+    for name, function in {**_FUNCTIONS, "scalar": _scalar}.items()
 }
 
 _BROKEN = (
@@ -78,7 +109,7 @@ def load_pickled_npy(path: Path) -> Any:
         _check_depth(file)
         array = _NumpyUnpickler(file, path).load()
         if not isinstance(array, np.ndarray) or array.shape != ():
-            raise DamagedFile(path, f"a pickled {type(array).__name__}, not an object that numpy saved")
+            raise DamagedFile(path, "a pickle, but not of an object that numpy saved")
         return array[()]
     except _BROKEN as error:
         raise DamagedFile(path, f"{type(error).__name__}: {shown(str(error))}") from error
