@@ -3,7 +3,7 @@
 #
 #     . .venv/bin/activate && bash examples/tutorial.sh
 #
-# It takes about half an hour on two CPU cores and writes what it makes to dist/.
+# It needs no GPU and writes what it makes to dist/.
 set -euo pipefail
 
 # --8<-- [start:look]
