@@ -3,7 +3,7 @@
 decode = per_token + L * per_layer + max(bytes / (efficiency * bandwidth), flops / compute), and prefill alike with the
 flops of the whole prompt. Bandwidth alone is not enough: it would promise six times the speed that a Jetson Orin Nano
 reaches with a model of 135 M weights, since there the launches of a layer's kernels take longer than its weights do.
-The shipped figures are fitted to published runs: `published.py`.
+The shipped figures are fitted to published runs: `fitted.py`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from amoeba_export.backends.targets import Strict, parse_options
 from amoeba_export.errors import TargetError
 from amoeba_export.formats.sizes import WeightBytes, weight_bytes
 from amoeba_export.ir import SILENT, DenseArchitecture, Latency, Progress, Source, Target, Timing, Workload
+from amoeba_export.quantities import percent
 
 _Positive = Annotated[float, Field(gt=0)]
 
@@ -41,6 +42,17 @@ class Options(Strict):
     per_layer_ms: Annotated[float, Field(ge=0)]
     per_token_ms: Annotated[float, Field(ge=0)] = 0.0
     uncertainty: Annotated[float, Field(gt=0, lt=1)]
+
+    def in_words(self) -> dict[str, str]:
+        """Each figure, for a reader."""
+        token = f", and {self.per_token_ms:.3g} ms a token" if self.per_token_ms else ""
+        reached = percent(self.bandwidth_efficiency)
+        return {
+            "bandwidth": f"{self.bandwidth_gb_s:g} GB/s, of which reading weights reaches {reached}",
+            "compute": f"{self.compute_tflops:g} TFLOPS, which a prefill reaches",
+            "overhead": f"{self.per_layer_ms:.3g} ms a layer{token}",
+            "error": f"estimates may be off by {percent(self.uncertainty)} either way",
+        }
 
 
 source: Source = "analytic"

@@ -69,25 +69,30 @@ def show(name: Name, as_json: AsJson = False) -> None:
 
 def _data_sheet(target: Target) -> dict[str, str]:
     """What a reader asks of a target, in that order: what it is, what it takes, how fast it is, who says so."""
-    from amoeba_export.backends import find_backend
+    from amoeba_export.backends import analytic, find_backend
+    from amoeba_export.backends.targets import parse_options
 
     rows = {
         "flow": target.flow or target.backend,
         "power mode": target.power_mode or "not set",
-        "recommended for": ", ".join(target.aliases) or "-",
+        "names": ", ".join((target.name, *target.aliases)),
         "formats": ", ".join(target.formats),
-        "dtype": ", ".join(target.dtypes),
-        "metric": target.metric,
-        "align": f"{target.align} neurons",
+        "precisions": f"{', '.join(target.dtypes)} (a search chooses among them)",
+        "budgets limit": f"{target.metric} (or what --metric says)",
+        "FFN sizes": f"multiples of {target.align}" if target.align > 1 else "any",
         "memory limit": "unknown" if target.memory_limit_mb is None else f"{target.memory_limit_mb:g} MiB",
         "limits": "; ".join(target.limits.in_words()) or "none known",
-        "latencies": {"measured": "measured here", "analytic": "estimated"}.get(
+        "latencies": {"measured": "measured here", "analytic": "estimated: no device is asked"}.get(
             find_backend(target.backend).source, "recorded"
         ),
     }
-    rows |= {name: value if isinstance(value, str) else json.dumps(value) for name, value in target.options.items()}
+    options = parse_options(target)
+    if isinstance(options, analytic.Options):
+        rows |= options.in_words()
+    else:
+        rows |= {name: value if isinstance(value, str) else json.dumps(value) for name, value in target.options.items()}
     if target.on_device:
-        rows["on the device"] = f"measured with {target.on_device['backend']} (--host)"
+        rows["on the device"] = f"'amoeba profile --host USER@BOARD' measures with {target.on_device['backend']}"
     return rows | {f"source {number}": source for number, source in enumerate(target.sources, 1)}
 
 

@@ -68,9 +68,8 @@ class RuntimeLimits:
             words.append("hidden size a multiple of the heads")
         if self.output_biases is not None:
             families = ", ".join(self.output_biases)
-            words.append(
-                f"biases on o_proj and down_proj of {families} only" if families else "no bias on o_proj, down_proj"
-            )
+            where = f"biases on o_proj and down_proj in {families} only" if families else "no bias on o_proj, down_proj"
+            words.append(f"{where} (cuts of {'others' if families else 'all families'} are not compensated)")
         if self.uniform:
             words.append("all layers alike")
         return words

@@ -15,11 +15,14 @@ from amoeba_export.backends.target_file import write_target
 from amoeba_export.backends.targets import list_targets
 from amoeba_export.errors import OutsideLimits
 from amoeba_export.formats import FORMATS
+from amoeba_export.formats.gguf.architecture import able_architectures
 from amoeba_export.ir import NO_LIMITS, RuntimeLimits, Shape, SubnetPlan, Supernet, Target
 from amoeba_export.ir.derive import derive_plan
 from amoeba_export.load import load_supernet, write_strategy
+from amoeba_export.load.families import read_architecture
+from tests.families.configs import FAMILIES, VARIANTS, config_of
 from tests.search.strategies import own_strategy
-from tests.tiny import save_tiny
+from tests.tiny import save_tiny, tiny_config
 
 WIDE = {
     "hidden_size": 256,
@@ -139,6 +142,19 @@ def test_a_search_stays_inside(name: str, policy: str, models: dict[str, Path], 
     dense = result.plan.dense(result.supernet.architecture)
     assert dense != result.supernet.architecture.uncut
     assert limits.problems(dense, "fp16") == []
+
+
+@pytest.mark.parametrize("name", [name for name, target in TARGETS.items() if target.limits.runtime == "llama.cpp"])
+def test_llama_cpp_has_the_biases_that_gguf_files_have(name: str) -> None:
+    """The target asks for no less than the container: of a family, it holds what any model of it may have."""
+    configs = [config_of(family) for family in FAMILIES | VARIANTS]
+    configs += [tiny_config(family) for family in ("llama", "mistral", "qwen2", "qwen3")]
+    held: dict[str, bool] = {}
+    for config in configs:
+        model, _ = read_architecture(config.to_dict(), where=Path("config.json"))
+        may_have = bool(able_architectures(model.uncut)) and FORMATS["gguf"].limits(model).output_biases
+        held[model.family] = held.get(model.family, False) or may_have
+    assert {family: TARGETS[name].limits.takes_output_biases(family) for family in held} == held
 
 
 BROKEN = [(name, rule) for name, target in TARGETS.items() for rule in sorted(rules_of(target.limits))]

@@ -62,11 +62,21 @@ def test_one_target_is_shown_with_its_sources(amoeba: Amoeba) -> None:
     )
     assert sheet["flow"] == "llama.cpp"
     assert sheet["power mode"] == "25 W (nvpmodel -m 1)"
-    assert sheet["recommended for"] == "jetson, jetson-orin-nano"
+    assert sheet["names"] == "jetson-orin-nano-llamacpp, jetson, jetson-orin-nano"
     assert sheet["formats"] == "gguf, safetensors"
-    assert sheet["limits"].startswith("biases on o_proj and down_proj of llama, mistral, qwen2 only")
-    assert sheet["uncertainty"] == "0.3"
-    assert {"source 1", "bandwidth_gb_s", "latencies"} <= set(sheet)
+    assert sheet["precisions"] == "int4, q4_k_m, int8, fp16 (a search chooses among them)"
+    assert sheet["FFN sizes"] == "multiples of 32"
+    assert sheet["limits"].startswith("biases on o_proj and down_proj in llama, mistral, qwen2, ")
+    assert sheet["latencies"] == "estimated: no device is asked"
+    assert sheet["bandwidth"] == "102 GB/s, of which reading weights reaches 50 %"
+    assert sheet["overhead"] == "0.134 ms a layer"
+    assert sheet["error"] == "estimates may be off by 30 % either way"
+    assert "source 1" in sheet
+
+
+def test_a_target_that_is_measured_has_its_options_on_the_sheet(amoeba: Amoeba) -> None:
+    shown = amoeba("targets", "show", "llamacpp-cpu").out
+    assert "gpu_layers" in shown and "measured here" in shown
 
 
 def test_a_target_that_can_be_used(amoeba: Amoeba) -> None:
