@@ -13,7 +13,7 @@ from amoeba_export.ir import Subnet
 from amoeba_export.ir.rounded import Grid
 
 
-def takes_data(dtype: str, *, asked: bool = False) -> bool:
+def takes_data(dtype: str, *, asked: bool) -> bool:
     """See `ChosenWithData`."""
     return dtype in SCHEMES
 

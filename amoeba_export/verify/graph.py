@@ -13,7 +13,7 @@ import torch
 
 from amoeba_export.ir import SubnetPlan, Supernet
 from amoeba_export.verify.masked import masked_logits
-from amoeba_export.verify.numerics import broken_limits, logits_distance
+from amoeba_export.verify.numerics import HALF_ULP, broken_limits, logits_distance
 from amoeba_export.verify.opened import Opened, Past, Rope
 
 NUM_STEPS = 8
@@ -33,8 +33,6 @@ _KEY_SCALE = 2.0
 
 _ANGLE = 1e-6
 """Error of an angle by position: frequencies are rounded to fp32, and multiplied by it."""
-
-_TABLE_ULP = {"fp16": 2.0**-11, "bf16": 2.0**-8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +152,7 @@ def far_problems(exact: Opened, supernet: Supernet, plan: SubnetPlan) -> list[st
 
 def rope_problem(opened: Opened, rope: Rope, num_positions: int) -> str | None:
     """Where a file turns queries and keys by other angles than the supernet, at any position of its context."""
-    allowed_P = _ANGLE * (torch.arange(len(rope[0])) + 1)[:, None] + _TABLE_ULP.get(opened.dtype, 0.0)
+    allowed_P = _ANGLE * (torch.arange(len(rope[0])) + 1)[:, None] + HALF_ULP.get(opened.dtype, 0.0)
     for wanted_PH, found_PH in zip(rope, opened.rope(num_positions), strict=True):
         if wanted_PH.shape != found_PH.shape:
             return f"its RoPE has {list(found_PH.shape)} values, not {list(wanted_PH.shape)}"

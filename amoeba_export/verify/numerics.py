@@ -1,4 +1,4 @@
-"""How far two sets of logits are apart, and how far is too far."""
+"""How far weights and logits may be off, and how far two sets of logits are apart."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from amoeba_export.ir.dtype import FLOATS, SOURCE
 
 EXACT_DTYPES = (SOURCE, *FLOATS)
 """Dtypes whose artifact computes the reference's function up to rounding. The others change it, within a limit."""
+
+HALF_ULP = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
+"""Rounding to nearest, as a share of a value. bf16 and fp16 keep 8 and 11 bits of it."""
 
 MAX_REL_DIFF = {"fp32": 1e-4}
 """Largest difference of a logit, as a share of the largest reference logit. Only for fp32: a half-precision weight is

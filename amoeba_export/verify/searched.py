@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 
+from amoeba_export.verify.numerics import HALF_ULP
 from amoeba_export.verify.stored.tensor import Searched, Stored
 
 _ROOM = 1.3
@@ -24,7 +25,6 @@ _EXACT = 1e-5
 """Of a step: integers times steps plus an offset, in another order."""
 
 _TINY = 1e-12
-_HALF_ULP = 2.0**-11
 
 
 def limits(found: Stored, wanted: torch.Tensor) -> tuple[torch.Tensor, str | None]:
@@ -67,7 +67,7 @@ def limits(found: Stored, wanted: torch.Tensor) -> tuple[torch.Tensor, str | Non
     limit_RBI = half_RB1 + at_end_RBI * clipped_RB[..., None] + _TINY + values_RBI.abs() * 1e-6
     if not scales.together:  # integers were chosen before their own scale was rounded to 16 bits
         offsets_RB = 0.0 if scales.offsets is None else scales.offsets.abs()
-        limit_RBI += (values_RBI.abs() + 2 * torch.as_tensor(offsets_RB)[..., None]) * _HALF_ULP
+        limit_RBI += (values_RBI.abs() + 2 * torch.as_tensor(offsets_RB)[..., None]) * HALF_ULP["fp16"]
     return limit_RBI.flatten(1)[:, :columns], problem
 
 

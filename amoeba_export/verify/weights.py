@@ -21,13 +21,11 @@ import torch
 from amoeba_export.errors import NumbersDiffer, WeightsMismatch
 from amoeba_export.ir import Family, Role
 from amoeba_export.verify.expected import Expected, ExpectedWeights
+from amoeba_export.verify.numerics import HALF_ULP
 from amoeba_export.verify.opened import Opened
 from amoeba_export.verify.searched import limits
 from amoeba_export.verify.stored import StoredWeights
 from amoeba_export.verify.stored.tensor import BITS, Stored
-
-HALF_ULP = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
-"""Rounding to nearest, as a share of a value. bf16 and fp16 keep 8 and 11 bits of it."""
 
 SMALLEST = {"fp32": 2.0**-149, "fp16": 2.0**-25, "bf16": 2.0**-133}
 """Half the distance of the smallest numbers, or more."""

@@ -17,7 +17,7 @@ BITS = 4
 """More lose nothing that data could save."""
 
 
-def takes_data(dtype: str, *, asked: bool = False) -> bool:
+def takes_data(dtype: str, *, asked: bool) -> bool:
     """Whether the layers of a `--dtype` have matrices whose integers are worth choosing with data."""
     linear = PRECISIONS[dtype].linear
     return linear is not None and linear.bits == BITS
