@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from amoeba_export.errors import DamagedFile, UnsupportedAdapter, WrongModel
 from amoeba_export.ir import AdapterDelta, InputId, SubnetPlan, TensorSource
+from amoeba_export.load.adapter_folder import AdapterFile
 from amoeba_export.load.adapter_names import AdapterWeights, Parts
-from amoeba_export.reading.bounds import MAX_FLOAT, MAX_SIZES, shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,28 +37,20 @@ class LoraAdapter:
 
     @classmethod
     def open(
-        cls,
-        config: Mapping[str, Any],
-        weights: TensorSource,
-        *,
-        found: Mapping[str, Parts],
-        matrices: Mapping[str, tuple[int, int]],
-        num_layers: int,
-        identity: InputId,
-        where: Path,
+        cls, file: AdapterFile, found: Mapping[str, Parts], matrices: Mapping[str, tuple[int, int]]
     ) -> LoraAdapter:
         """Check the shapes of A, B and magnitude of every module in `found`. `matrices`: module -> (out, in).
 
         An embedding is a matrix of a row for each word here, and of a column for each in peft: its B @ A is transposed.
         """
-        del num_layers  # only a gate depends on it
+        config, where = file.config, file.path
         modules, differences = {}, []
         for module, parts in found.items():
             if unknown := {part for part, expert in parts if expert is not None}:
                 raise DamagedFile(where, f"{module} has experts in {', '.join(sorted(unknown))}, the config has none")
             names = {part: name for (part, _), name in parts.items()}
-            rank = positive_int(by_pattern(config, "rank_pattern", module, config.get("r", 8), where), "r", where)
-            alpha = number(by_pattern(config, "alpha_pattern", module, config.get("lora_alpha", 8), where), where)
+            rank = file.count("r", file.by_pattern("rank_pattern", module, config.get("r", 8)))
+            alpha = file.alpha(file.by_pattern("alpha_pattern", module, config.get("lora_alpha", 8)))
             is_embedding = "lora_embedding_A" in names
             kind = "lora_embedding" if is_embedding else "lora"
             entry = _Module(
@@ -75,14 +65,14 @@ class LoraAdapter:
             if is_embedding and entry.magnitude is not None:
                 raise UnsupportedAdapter(f"DoRA on the embedding {module}", where=where)
             out, inner = reversed(matrices[module]) if is_embedding else matrices[module]
-            differences += shape_differences(weights, entry.a, (rank, inner))
-            differences += shape_differences(weights, entry.b, (out, rank))
+            differences += file.differences(entry.a, (rank, inner))
+            differences += file.differences(entry.b, (out, rank))
             if entry.magnitude is not None:
-                differences += shape_differences(weights, entry.magnitude, (out,))
+                differences += file.differences(entry.magnitude, (out,))
             modules[module] = entry
         if differences:
             raise WrongModel("The adapter", differences[:4], where=where)
-        return cls(weights, modules, identity)
+        return cls(file.weights, modules, file.input)
 
     def modules(self) -> Collection[str]:
         """Supernet module names it changes."""
@@ -113,48 +103,20 @@ def scaling(alpha: float, rank: int, *, use_rslora: bool) -> float:
     return alpha / math.sqrt(rank) if use_rslora else alpha / rank
 
 
-def by_pattern(config: Mapping[str, Any], key: str, module: str, default: Any, where: Path) -> Any:
-    """The value of the first pattern that matches the end of a module's name (peft `get_pattern_key`)."""
-    patterns = config.get(key) or {}
-    if not isinstance(patterns, dict):
-        raise DamagedFile(where, f"its config has {key} = {shown(patterns)}, not a table")
-    for pattern, value in patterns.items():
-        try:
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return value
-        except re.error as error:
-            raise DamagedFile(where, f"{key} has a pattern that is none: {pattern!r} ({error})") from error
-    return default
-
-
-def positive_int(value: Any, key: str, where: Path) -> int:
-    """A count from a config. Raises `DamagedFile`."""
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_SIZES["hidden_size"]:
-        raise DamagedFile(where, f"its config has {key} = {shown(value)}")
-    return value
-
-
-def number(value: Any, where: Path) -> float:
-    """The lora_alpha of a config. Raises `DamagedFile`."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= MAX_FLOAT:
-        raise DamagedFile(where, f"its config has lora_alpha = {shown(value)}")
-    return float(value)
-
-
-def check_targets(config: Mapping[str, Any], weights: AdapterWeights, modules: Collection[str], where: Path) -> None:
+def check_targets(file: AdapterFile, weights: AdapterWeights, modules: Collection[str]) -> None:
     """What a config names must be there: modules with LoRA, modules trained as a whole, biases.
 
     Patterns (a regular expression, `all-linear`) say where LoRA was put and are not evaluated.
 
     Args:
-        config: Of the adapter.
+        file: The adapter.
         weights: What the file has.
         modules: Every module with a weight of two axes.
-        where: The weight file.
 
     Raises:
         DamagedFile: Something is missing.
     """
+    config, where = file.config, file.path
     targets, excluded = config.get("target_modules"), config.get("exclude_modules")
     if isinstance(targets, list) and not isinstance(excluded, str):
         for module in modules:
@@ -172,13 +134,14 @@ def check_targets(config: Mapping[str, Any], weights: AdapterWeights, modules: C
             raise DamagedFile(where, f"its config saves {name}, for which it has no weights")
 
 
-def check_biases(bias: str, weights: AdapterWeights, known: Collection[str], where: Path) -> None:
+def check_biases(file: AdapterFile, weights: AdapterWeights, known: Collection[str]) -> None:
     """Biases that were trained must be there. Raises `DamagedFile`."""
+    bias = str(file.config.get("bias"))
     for name in known:
         module, _, leaf = name.rpartition(".")
         is_trained = leaf == "bias" and (bias == "all" or (bias == "lora_only" and module in weights.lora))
         if is_trained and name not in weights.own:
-            raise DamagedFile(where, f"its config says bias = {bias!r}, and it has no {name}")
+            raise DamagedFile(file.path, f"its config says bias = {bias!r}, and it has no {name}")
 
 
 def _is_named(module: str, names: Iterable[Any]) -> bool:
@@ -196,9 +159,3 @@ def _is_of_layers(module: str, config: Mapping[str, Any]) -> bool:
         if index.isdigit() and (not patterns or before in ([patterns] if isinstance(patterns, str) else patterns)):
             return int(index) in (wanted if isinstance(wanted, list) else [wanted])
     return False
-
-
-def shape_differences(weights: TensorSource, name: str, expected: tuple[int, ...]) -> list[str]:
-    """What to say when a weight has another shape than this model implies."""
-    shape = weights.shape(name)
-    return [] if shape == expected else [f"{name} has shape {list(shape)}, this model needs {list(expected)}"]

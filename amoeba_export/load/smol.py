@@ -17,8 +17,9 @@ import torch
 
 from amoeba_export.errors import DamagedFile, InputError, WrongModel
 from amoeba_export.ir import AdapterDelta, InputId, SubnetPlan, TensorSource
+from amoeba_export.load.adapter_folder import AdapterFile
 from amoeba_export.load.adapter_names import Parts
-from amoeba_export.load.lora import number, positive_int, scaling, shape_differences
+from amoeba_export.load.lora import scaling
 from amoeba_export.reading.bounds import MAX_EXPERTS, shown
 
 ROUTER = "base_model.lora_sparsemoe.router."
@@ -67,19 +68,12 @@ class SmolAdapter:
 
     @classmethod
     def open(
-        cls,
-        config: Mapping[str, Any],
-        weights: TensorSource,
-        *,
-        found: Mapping[str, Parts],
-        matrices: Mapping[str, tuple[int, int]],
-        num_layers: int,
-        identity: InputId,
-        where: Path,
+        cls, file: AdapterFile, found: Mapping[str, Parts], matrices: Mapping[str, tuple[int, int]], num_layers: int
     ) -> SmolAdapter:
         """Find the gate, and check the shapes of every expert in `found`. `matrices`: module -> (out, in)."""
+        config, weights, where = file.config, file.weights, file.path
         choices = parse_width_choice(config.get("width_choice"), where=where)
-        num_experts, top_k, rank = (positive_int(config.get(key), key, where) for key in ("num_experts", "top_k", "r"))
+        num_experts, top_k, rank = (file.count(key, config.get(key)) for key in ("num_experts", "top_k", "r"))
         if num_experts > MAX_EXPERTS:
             raise DamagedFile(where, f"its config has {num_experts} experts; {MAX_EXPERTS} are possible")
         if top_k > num_experts:
@@ -93,7 +87,7 @@ class SmolAdapter:
                 f"its gate knows {gate_in - len(choices)} layers and {len(choices)} widths, this model has "
                 f"{num_layers} layers"
             )
-        differences += shape_differences(weights, _GATE[2], (num_experts, weights.shape(_GATE[0])[0]))
+        differences += file.differences(_GATE[2], (num_experts, weights.shape(_GATE[0])[0]))
         modules = {}
         for module, parts in found.items():
             if set(parts) != {(part, expert) for part in ("lora_A", "lora_B") for expert in range(num_experts)}:
@@ -101,8 +95,8 @@ class SmolAdapter:
             pairs = tuple((parts["lora_A", expert], parts["lora_B", expert]) for expert in range(num_experts))
             out, inner = matrices[module]
             for a, b in pairs:
-                differences += shape_differences(weights, a, (rank, inner))
-                differences += shape_differences(weights, b, (out, rank))
+                differences += file.differences(a, (rank, inner))
+                differences += file.differences(b, (out, rank))
             modules[module] = pairs
         if differences:
             raise WrongModel("The adapter", differences[:4], where=where)
@@ -111,9 +105,9 @@ class SmolAdapter:
             modules,
             width_choices=choices,
             top_k=top_k,
-            scale=scaling(number(config.get("lora_alpha", 8), where), rank, use_rslora=bool(config.get("use_rslora"))),
+            scale=scaling(file.alpha(config.get("lora_alpha", 8)), rank, use_rslora=bool(config.get("use_rslora"))),
             num_layers=num_layers,
-            identity=identity,
+            identity=file.input,
         )
 
     def modules(self) -> Collection[str]:
