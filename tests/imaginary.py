@@ -9,6 +9,7 @@ from amoeba_export.backends import Availability, Subject
 from amoeba_export.backends.targets import Strict
 from amoeba_export.errors import TargetError
 from amoeba_export.ir import SILENT, DenseArchitecture, Latency, Progress, Target, Timing, Workload
+from amoeba_export.profile.rounds import scatter_of
 
 
 class Options(Strict):
@@ -62,12 +63,14 @@ class Imaginary:
             factor, scatter = float(options.get("artifact_factor", 1.0)), options.get("scatter", scatter)
         factor *= options.get("dtype_factors", {}).get(subject.dtype, 1.0)
         decode_ms = factor * (1 + sum(0.1 + 1e-5 * subject.dense.base.prunable_params(x) for x in subject.dense.layers))
+        drift = _drift(rounds, scatter)
+        noise = scatter_of(drift)
         return Latency(
-            decode=Timing(p50_ms=decode_ms, p90_ms=1.1 * decode_ms, num_samples=9),
-            prefill=Timing(p50_ms=5 * decode_ms, p90_ms=6 * decode_ms, num_samples=9),
+            decode=Timing(p50_ms=decode_ms, p90_ms=1.1 * decode_ms, num_samples=9, noise=noise),
+            prefill=Timing(p50_ms=5 * decode_ms, p90_ms=6 * decode_ms, num_samples=9, noise=noise),
             source="measured",
             workload=workload,
-            rounds=tuple((x * decode_ms, x * 5 * decode_ms) for x in _drift(rounds, scatter)),
+            rounds=tuple((x * decode_ms, x * 5 * decode_ms) for x in drift),
         )
 
 

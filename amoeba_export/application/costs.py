@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,13 +34,11 @@ TABLE_NAME = "table.json"
 SEARCH_GRAPHS = 9
 """Graphs measured for a search that goes on to measure what it builds. `amoeba profile` measures a dozen."""
 
-RUN_ROUNDS = 5
-"""Rounds in which an artifact is measured beside the uncut model: the fewest that have an interval."""
+LOOKS = (3, 5, 10, 15)
+"""Rounds of an artifact beside the uncut model after which they are looked at: more are measured if they do not decide.
+Three are enough for what is far from a budget. Five are the fewest that have an interval."""
 
-MOST_RUNS = 3
-"""So many runs of as many rounds, and no more."""
-
-MOST_ROUNDS = MOST_RUNS * RUN_ROUNDS
+MOST_ROUNDS = LOOKS[-1]
 """What cannot be told in these is too close to be told."""
 
 
@@ -217,27 +216,29 @@ def measure_beside_full(
         session: Of which model, where, and what both do.
         subject: What is measured beside it.
         full_dtype: Precision of the uncut model; None means that of `subject`.
-        enough: Whether these figures will do. If not, more rounds are added, up to `MOST_RUNS` times as many.
+        enough: Whether these figures will do. Asked after each of `LOOKS`; if not, more rounds are added.
 
     Raises:
         TargetError: One of them could not be measured.
     """
     full = Subject(dense=session.full, dtype=full_dtype or subject.dtype, label="the full model")
     runs: list[list[Latency]] = []
-    while True:
+    for num_before, num_rounds in itertools.pairwise((0, *LOOKS)):
         results = measure_latency(
             [full, subject],
             session.settings.workload,
             target=session.target,
             progress=session.progress,
-            rounds=RUN_ROUNDS,
+            rounds=num_rounds - num_before,
         )
         runs.append(_all_measured(results))
         full_latency, latency = pool_rounds(runs)
         paired = len(full_latency.rounds) == len(latency.rounds) > 0  # a plug-in may keep none
-        if len(runs) == MOST_RUNS or not paired or enough(full_latency, latency):
-            return full_latency, latency
-        session.progress.note(f"Too close to call after {len(latency.rounds)} rounds: measuring more.")
+        if num_rounds == MOST_ROUNDS or not paired or enough(full_latency, latency):
+            break
+        if num_rounds > LOOKS[0]:
+            session.progress.note(f"Too close to call after {len(latency.rounds)} rounds: measuring more.")
+    return full_latency, latency
 
 
 def _all_measured(results: Sequence[Latency | TargetError]) -> list[Latency]:

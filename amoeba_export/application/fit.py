@@ -131,8 +131,8 @@ def _learn(choose: Chooser, dtype: str, trials: Sequence[Trial]) -> None:
 
 
 def _is_enough(outcome: Outcome) -> bool:
-    """In a search, what looks too slow needs no proof: a smaller one is next."""
-    return outcome.use > 1 or outcome.is_decided
+    """In a search, what looks too slow needs no proof, but an interval: a smaller one is next."""
+    return outcome.is_decided or (outcome.use > 1 and outcome.has_interval)
 
 
 def fit_plan(session: Session, plan: SubnetPlan, build: Build, *, full_dtype: str | None = None) -> Fitted:

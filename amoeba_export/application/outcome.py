@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from amoeba_export.application.costs import MOST_ROUNDS
 from amoeba_export.ir import Budget, Latency
-from amoeba_export.profile import Comparison, compare_rounds
+from amoeba_export.profile import Comparison, compare_rounds, early_verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +56,20 @@ class Outcome:
 
     @property
     def is_decided(self) -> bool:
-        """Whether the rounds show that every budget is kept, or that one is not; without any, nothing can be."""
-        verdicts = {comparison.verdict(0.0) for comparison in self._comparisons()}
+        """Whether the rounds show that every budget is kept, or that one is not; without any, nothing can be.
+
+        Rounds that are too few for an interval have to show it beyond doubt.
+        """
+        verdicts = {
+            comparison.verdict(0.0) if math.isfinite(comparison.high) else early_verdict(ours, limits)
+            for comparison, (ours, limits) in zip(self._comparisons(), self._pairs(), strict=True)
+        }
         return "slower" in verdicts or "undecided" not in verdicts
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether there are enough rounds for one, or none at all: no more of them would give any."""
+        return all(math.isfinite(comparison.high) for comparison in self._comparisons())
 
     @property
     def doubt(self) -> float:
@@ -83,13 +94,18 @@ class Outcome:
         return self.latency.of(budget.metric, budget.percentile)
 
     def _comparisons(self) -> list[Comparison]:
-        """The subnet with each budget, round by round; none where a backend keeps no rounds, or unequal numbers."""
+        """The subnet with each budget."""
+        return [compare_rounds(ours, limits) for ours, limits in self._pairs()]
+
+    def _pairs(self) -> list[tuple[list[float], list[float]]]:
+        """For each budget the subnet's rounds, and what each allows, in milliseconds.
+
+        None where a backend keeps no rounds, or unequal numbers.
+        """
         if not self.latency.rounds or len(self.latency.rounds) != len(self.full.rounds):
             return []
         return [
-            compare_rounds(
-                _rounds_ms(self.latency, budget), [budget.resolve(ms) for ms in _rounds_ms(self.full, budget)]
-            )
+            (_rounds_ms(self.latency, budget), [budget.resolve(ms) for ms in _rounds_ms(self.full, budget)])
             for budget in self.budgets
         ]
 

@@ -128,6 +128,7 @@ def seen_in(
         return latency.as_when(then, full) if relative else latency
 
     own = full if wholes[dtype] is reference else now(wholes[dtype], reference)
+    doubts = [trial.outcome.doubt for trial in history if trial.outcome.has_interval]
     return Seen(
         full=full,
         measured=(
@@ -143,5 +144,5 @@ def seen_in(
             for trial in history
             if trial.choice.found.dtype == dtype and not trial.outcome.is_kept
         ),
-        margin=max(MARGIN, median(trial.outcome.doubt for trial in history)) if history else MARGIN,
+        margin=max(MARGIN, median(doubts)) if doubts else MARGIN,
     )

@@ -4,6 +4,8 @@ A machine drifts, and both drift with it. So each round gives one ratio. A machi
 a mean would carry such a round along: so the ratio is the Hodges-Lehmann estimate (the median of the averages of all
 pairs of rounds, on a logarithmic scale), and its interval is that of Wilcoxon's signed ranks (Hollander, Wolfe, Chicken
 2014, 3.2 and 3.3). It takes for granted that ratios scatter symmetrically, not that they are normal.
+
+Fewer than five rounds have no such interval. What they show beyond doubt is a verdict all the same (`early_verdict`).
 """
 
 from __future__ import annotations
@@ -15,8 +17,16 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
+from amoeba_export.student_t import student_t
+
 ONE_SIDED = 0.05
 """How often chance alone puts the true ratio beyond one end of an interval."""
+
+EARLY_ONE_SIDED = 0.005
+"""The same of an early verdict: it is one more look at rounds that go on if it decides nothing."""
+
+EARLY_DISTANCE = 0.05
+"""How far from a limit such a verdict has to be at least: three rounds may agree by chance."""
 
 Verdict = Literal["slower", "not slower", "undecided"]
 
@@ -69,6 +79,22 @@ def compare_rounds(model_ms: Sequence[float], baseline_ms: Sequence[float]) -> C
         return Comparison(ratio=ratio, low=0.0, high=math.inf, rounds=len(logs))
     low, high = averages[outside], averages[-1 - outside]
     return Comparison(ratio=ratio, low=math.exp(low), high=math.exp(high), rounds=len(logs))
+
+
+def early_verdict(model_ms: Sequence[float], baseline_ms: Sequence[float]) -> Verdict:
+    """What a few rounds show beyond doubt: whether the model is slower than its baseline.
+
+    It is decided where the 99 % interval by Student's t, which takes for granted that the logarithms of the ratios are
+    normal, leaves out 1 and their mean is `EARLY_DISTANCE` from it. A disturbed round widens the interval.
+    """
+    logs = [math.log(ours / theirs) for ours, theirs in zip(model_ms, baseline_ms, strict=True)]
+    if len(logs) < 2:
+        return "undecided"
+    mean, standard_error = statistics.fmean(logs), statistics.stdev(logs) / math.sqrt(len(logs))
+    half_width = student_t(1 - EARLY_ONE_SIDED, len(logs) - 1) * standard_error
+    if abs(mean) < max(half_width, math.log1p(EARLY_DISTANCE)):
+        return "undecided"
+    return "slower" if mean > 0 else "not slower"
 
 
 @cache

@@ -54,6 +54,34 @@ def test_a_budget_is_kept_when_the_whole_interval_keeps_it(
     assert (found.is_kept, found.is_decided) == (is_kept, is_decided)
 
 
+@pytest.mark.parametrize(
+    ("use", "scatter", "is_decided"),
+    [
+        (0.9, (0.995, 1.0, 1.005), True),  # the 99 % interval is 3 % to each side
+        (0.96, (0.995, 1.0, 1.005), False),
+        (0.97, (1.0, 1.0, 1.0), False),  # chance, that three are equal
+        (0.9, (0.98, 1.0, 1.02), False),
+        (1.1, (0.995, 1.0, 1.005), True),
+        (1.02, (0.995, 1.0, 1.005), False),
+        (0.6, (1.0, 1.0, 1.25), False),  # one was disturbed
+        (0.5, (1.0,), False),
+    ],
+)
+def test_three_rounds_decide_what_is_beyond_doubt(use: float, scatter: Sequence[float], is_decided: bool) -> None:
+    found = outcome(use, scatter)
+    assert found.is_decided == is_decided
+    assert found.is_kept == (use < 1)
+    assert not found.has_interval
+
+
+def test_of_several_budgets_three_rounds_must_decide_each() -> None:
+    far, close = Budget.parse("80ms", metric="prefill"), Budget.parse("51ms", metric="prefill")
+    assert outcome(0.5, (0.995, 1.0, 1.005), Budget.parse("10ms"), far).is_decided
+    assert not outcome(0.5, (0.995, 1.0, 1.005), Budget.parse("10ms"), close).is_decided
+    missed = Budget.parse("40ms", metric="prefill")
+    assert outcome(0.99, (0.995, 1.0, 1.005), Budget.parse("10ms"), missed).is_decided
+
+
 def test_doubt_is_how_far_below_more_rounds_could_tell() -> None:
     """Five rounds have an interval up to the highest: 15 of the kind would have one that is narrower by sqrt(3)."""
     found = outcome(0.97, WIDE)

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import math
+from random import Random
 
 import pytest
 
-from amoeba_export.profile import Comparison, compare_rounds
+from amoeba_export.profile import Comparison, compare_rounds, early_verdict
 
 
 def test_a_machine_that_slows_down_cancels_out() -> None:
@@ -39,6 +40,30 @@ def test_four_rounds_prove_nothing() -> None:
     assert found == Comparison(ratio=pytest.approx(2.0), low=0.0, high=math.inf, rounds=4)
     assert found.verdict(0.03) == "undecided"
     assert found.rounds_to_decide(0.03) is None
+
+
+def test_an_early_verdict_is_seldom_wrong() -> None:
+    """A model 6 % faster or slower than a limit, rounds of 0.5 % to 8 %: 3 of them say so, or nothing."""
+    random = Random(0)
+    said: dict[tuple[str, bool], int] = {}
+    for scatter in (0.005, 0.02, 0.08):
+        for is_slower in (True, False):
+            for _ in range(1000):
+                centre = 0.06 if is_slower else -0.06
+                rounds = [math.exp(centre + random.gauss(0, scatter)) for _ in range(3)]
+                verdict = early_verdict(rounds, [1.0] * 3)
+                said[verdict, is_slower] = said.get((verdict, is_slower), 0) + 1
+    assert said.get(("slower", False), 0) + said.get(("not slower", True), 0) <= 6
+    assert said["slower", True] > 500
+    assert said["not slower", False] > 500
+
+
+def test_at_a_limit_an_early_verdict_is_chance_of_one_in_two_hundred() -> None:
+    """So much that the margin of 5 % hardly counts: rounds of 30 %."""
+    random = Random(1)
+    verdicts = [early_verdict([math.exp(random.gauss(0, 0.3)) for _ in range(3)], [1.0] * 3) for _ in range(4000)]
+    assert 0.002 < verdicts.count("not slower") / 4000 < 0.008
+    assert 0.002 < verdicts.count("slower") / 4000 < 0.008
 
 
 @pytest.mark.parametrize(
