@@ -83,7 +83,7 @@ def open_session(settings: ResolvedRequest, *, cache: Cache | None = None, progr
 
     Raises:
         InputError: The model, an adapter or the strategy cannot be read, or does not belong to the others.
-        NotForExperts: A refit is asked for, and the model is a mixture of experts.
+        NotForExperts: A healing is asked for, and the model is a mixture of experts.
     """
     request = settings.request
     supernet = load_supernet(request.model, adapters=request.adapters, strategy=request.strategy, progress=progress)
@@ -95,7 +95,7 @@ def _settled(settings: ResolvedRequest, supernet: Supernet, progress: Progress) 
     """`settings` without what is not computed for this model. Raises `NotForExperts` where it was asked for."""
     if not supernet.architecture.expert_size or settings.refit == OFF:
         return settings
-    if settings.request.refit or settings.request.heal not in (None, OFF):
-        raise NotForExperts("refitted or healed", "--refit off, without --heal")
-    progress.note(f"{supernet.name} is a mixture of experts: a cut of it is not refitted.")
-    return replace(settings, refit=OFF, heal=None)
+    if settings.request.heal not in (None, OFF):
+        raise NotForExperts("healed", "--heal off")
+    progress.note(f"{supernet.name} is a mixture of experts: of a cut, o_proj is refitted, and nothing is healed.")
+    return replace(settings, heal=None)

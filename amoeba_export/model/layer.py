@@ -110,9 +110,13 @@ class DecoderLayer(nn.Module):
 
     def block(self, writer: Role, hidden_BTD: torch.Tensor, place: Place) -> torch.Tensor:
         """The residual stream after the block of a writer. [B, T, D]."""
-        if writer == "down" and self.role("router") is not None and self.writer(writer).weight.shape[1]:
+        if self.is_routed(writer):
             return hidden_BTD + self.leave(writer, self._experts(hidden_BTD))
         return hidden_BTD + self.leave(writer, self.writer(writer)(self.enter(writer, hidden_BTD, place)))
+
+    def is_routed(self, writer: Role) -> bool:
+        """Whether the block of a writer is experts, so that each token enters some of its columns."""
+        return writer == "down" and self.role("router") is not None and self.writer(writer).weight.shape[1] > 0
 
     def writer(self, writer: Role) -> Linear:
         """`o` or `down`."""

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from amoeba_export.errors import NotForExperts
 from amoeba_export.ir import SILENT, Progress, SubnetPlan, Supernet, TensorSpec
 from amoeba_export.model.layers import LayerStack
 from amoeba_export.model.merged import MergedTensors
@@ -23,7 +24,7 @@ from amoeba_export.model.workplace import open_workplace
 from amoeba_export.refit.data import RefitData, read_data
 from amoeba_export.refit.distill import Distillation, Teacher, logits_of, one_by_one
 from amoeba_export.refit.recipe import HealSettings, RefitRecipe
-from amoeba_export.refit.stage import Refitted, adapter_ids, check_dense, writer_biases
+from amoeba_export.refit.stage import Refitted, adapter_ids, writer_biases
 from amoeba_export.refit.student import Student
 
 VERSION = 3
@@ -72,7 +73,8 @@ def heal(
         NotANumber: A loss is not finite.
     """
     # Long on purpose: the facts of a run and of its result are listed here.
-    check_dense(supernet)
+    if supernet.architecture.expert_size:
+        raise NotForExperts("healed", "--heal off")
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = read_data(recipe, supernet.folder, seed=seed)
     teacher = Teacher(supernet, device)

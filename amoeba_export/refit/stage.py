@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from amoeba_export.errors import NotANumber, NotForExperts
+from amoeba_export.errors import NotANumber
 from amoeba_export.ir import SILENT, Architecture, Axis, LayerPlan, Progress, Role, SubnetPlan, Supernet, TensorSpec
 from amoeba_export.ir.family import WRITERS
 from amoeba_export.model.bias import compensation_bias
@@ -63,6 +63,7 @@ def refit(
 ) -> None:
     """Fit o_proj and down_proj of every kept layer of `plans`, all in one pass of the full model.
 
+    Of a mixture of experts, o_proj alone is fitted.
     The teacher is the full model with its adapters; a cut has them merged for its own gate. Shapes do not change, and a
     bias is fitted only where the plan has one.
 
@@ -78,11 +79,9 @@ def refit(
 
     Raises:
         InputError: The texts of the recipe cannot be used.
-        NotForExperts: The model is a mixture of experts.
         NotANumber: A loss is not finite.
     """
     # Long on purpose: the facts of a run are listed here.
-    check_dense(supernet)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = read_data(recipe, supernet.folder, seed=seed)
     full = LayerStack(supernet, memory_bytes=0, device=device, tensors=MergedTensors(supernet, supernet.full_plan()))
@@ -127,14 +126,9 @@ def refit(
 
 def _solve_bytes_of(architecture: Architecture) -> int:
     """What solving the wider writer takes."""
-    num_inputs = max(architecture.num_heads * architecture.head_dim, architecture.ffn_size)
+    solved_neurons = 0 if architecture.expert_size else architecture.ffn_size
+    num_inputs = max(architecture.num_heads * architecture.head_dim, solved_neurons)
     return solve_bytes(num_inputs, architecture.hidden_size)
-
-
-def check_dense(supernet: Supernet) -> None:
-    """Raise `NotForExperts` for a mixture of experts: what is fitted here is one FFN for all tokens."""
-    if supernet.architecture.expert_size:
-        raise NotForExperts("refitted or healed", "--refit off, without --heal")
 
 
 def adapter_ids(supernet: Supernet) -> tuple[str, ...]:

@@ -4,7 +4,8 @@ A writer of a cut aims at the residual stream of the full model: `o` at the stre
 after its layer and the dropped layers that follow. Its inputs are those of the cut, all of whose earlier writers
 are solved already. So the error of a layer is seen, and answered, by the next one (sequential calibration; the target
 across dropped layers is that of ReplaceMe, arXiv 2505.02819). A token weighs as the next norm sees it: by the inverse
-mean square of the stream that is aimed at, so that the few tokens of huge norm do not decide alone.
+mean square of the stream that is aimed at, so that the few tokens of huge norm do not decide alone. Experts are
+run, not solved: each sees few tokens.
 
 In memory are one layer, one Gram matrix and its factor, the held-out tokens of one writer, and the streams as far as
 they fit into a bound; the others are on disk. Solved layers are on disk in any case: a run that was stopped goes on
@@ -231,7 +232,11 @@ class Sweep:
             weight_DC, leaving = module.writer(writer).weight.detach(), module.exit(writer)
             num_inputs = weight_DC.shape[1]
             result = self._room.stream(name, self._hidden_size, sealed=name == names[1])
-            if num_inputs or bias_D is not None:
+            if module.is_routed(writer):
+                result.write(
+                    cut.stack.block(module, writer, self._entering(cut_idx, batch_idx)) for batch_idx in self._batches
+                )
+            elif num_inputs or bias_D is not None:
                 inputs = self._room.stream(f"{name}-inputs", num_inputs, sealed=False)
                 if known is None:
                     target = mid if writer == WRITERS[0] else self._boundary(self._next(cut_idx, layer_idx))

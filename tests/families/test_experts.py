@@ -34,7 +34,6 @@ from amoeba_export.profile.features import counts_of, dims_of, features
 from amoeba_export.profile.memory import predict_memory_mb
 from amoeba_export.refit import HealSettings, load_refit_recipe
 from amoeba_export.refit.heal import heal
-from amoeba_export.refit.stage import refit
 from amoeba_export.verify import masked_logits, verify_artifact
 from tests.families.configs import SIZES, config_of, save_family
 from tests.families.test_matrix import IDS, assert_same, stock
@@ -242,12 +241,10 @@ def test_training_leaves_experts_alone(supernet: Supernet, tmp_path: Path) -> No
         finetune_adapter(supernet, data=tmp_path / "none", out=tmp_path / "out", settings=settings)
 
 
-def test_what_is_fitted_for_all_tokens_is_not_fitted_for_experts(supernet: Supernet) -> None:
-    """By the engines themselves, whoever calls them, before a text is read."""
+def test_experts_are_not_healed(supernet: Supernet) -> None:
+    """By the engine itself, whoever calls it, before a text is read."""
     plan, recipe = plan_for(supernet, "3x1"), load_refit_recipe("fast")
-    with pytest.raises(NotForExperts, match="The experts of a model cannot be refitted or healed"):
-        refit(supernet, [plan], recipe, take=list)
-    with pytest.raises(NotForExperts, match="The experts of a model cannot be refitted or healed"):
+    with pytest.raises(NotForExperts, match="The experts of a model cannot be healed"):
         heal(supernet, plan, (), recipe, HealSettings(), take=list)
 
 
