@@ -1,4 +1,4 @@
-"""The command `amoeba` on a machine whose `cpu` is a rule, not a clock: `python -m tests.docs.cpu COMMAND ...`."""
+"""The command `amoeba` on a machine whose `cpu` is a rule, not a clock."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ class Cpu(imaginary.Imaginary):
 
 CPU = Cpu()
 
-if __name__ == "__main__":
+
+def entry() -> None:
+    """As a console script."""
     backends.BACKENDS = {**backends.BACKENDS, "onnxruntime": "tests.docs.cpu:CPU"}
     resolve.DEFAULT_REFIT = "off"
     sys.exit(main())

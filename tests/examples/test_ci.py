@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import yaml
 from amoeba_export.builds.read import read_config
 from amoeba_export.load import load_supernet, write_strategy
 from tests.materialize.subnets import noise_strategy
+from tests.warm import warm_command
 
 CI = Path(__file__).parents[2] / "examples" / "ci"
 
@@ -24,6 +26,7 @@ PROJECT = """\
 path = "model"
 [defaults]
 strategy = "strategy.safetensors"
+refit = "off"
 target = "jetson"
 formats = ["safetensors"]
 [[build]]
@@ -33,6 +36,14 @@ shape = "3x0.5"
 name = "jetson"
 shape = "3x1"
 """
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of `amoeba`."""
+    folder = tmp_path_factory.mktemp("bin")
+    with warm_command(folder):
+        yield folder
 
 
 @pytest.fixture
@@ -46,17 +57,13 @@ def project(tiny_dirs: dict[str, Path], tmp_path: Path) -> Path:
     return folder
 
 
-def _environment(more: dict[str, str]) -> dict[str, str]:
-    """`amoeba` is the one beside this Python."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return os.environ | {"PATH": path, "HF_HUB_OFFLINE": "1"} | more
-
-
-def _bash(script: str, project: Path, **more: str) -> str:
+def _bash(script: str, commands: Path, project: Path, **more: str) -> str:
+    path = os.pathsep.join([str(commands), str(Path(sys.executable).parent), os.environ["PATH"]])
+    cache = str(project / ".amoeba-cache")
     done = subprocess.run(
         ["bash", "-e", "-o", "pipefail", "-c", script],
         cwd=project,
-        env=_environment({"ENTRY": "laptop", "AMOEBA_CACHE": str(project / ".amoeba-cache"), **more}),
+        env=os.environ | {"PATH": path, "HF_HUB_OFFLINE": "1", "ENTRY": "laptop", "AMOEBA_CACHE": cache} | more,
         capture_output=True,
         text=True,
     )
@@ -80,7 +87,7 @@ def test_the_jobs_are_the_entries_of_the_file_beside_them() -> None:
     assert _gitlab()["models"]["parallel"]["matrix"] == [{"ENTRY": names}]
 
 
-def test_github_steps_build_check_compare_and_report(project: Path, tmp_path: Path) -> None:
+def test_github_steps_build_check_compare_and_report(commands: Path, project: Path, tmp_path: Path) -> None:
     """Twice, as two pushes to main: the second is locked, and compared with the first."""
     steps = {step["name"]: step["run"] for step in _github()["jobs"]["build"]["steps"] if "run" in step}
     assert list(steps) == [
@@ -93,22 +100,22 @@ def test_github_steps_build_check_compare_and_report(project: Path, tmp_path: Pa
     ]
     summary = tmp_path / "summary.md"
     del steps["Install"]  # what it installs is what runs this test
-    _bash("\n".join(steps.values()), project, GITHUB_STEP_SUMMARY=str(summary))
+    _bash("\n".join(steps.values()), commands, project, GITHUB_STEP_SUMMARY=str(summary))
     assert summary.read_text().count("## amoeba build: 1 built, 1 skipped") == 1
     assert (project / "baseline" / "laptop" / "amoeba.json").is_file()
     assert (project / "amoeba.lock").is_file()
     shutil.rmtree(project / "dist")
-    out = _bash("\n".join(steps.values()), project, GITHUB_STEP_SUMMARY=str(summary))
+    out = _bash("\n".join(steps.values()), commands, project, GITHUB_STEP_SUMMARY=str(summary))
     assert "decode ratio" in out
     assert (project / "dist" / "bench.png").is_file()
     assert ", locked, " in summary.read_text()
 
 
-def test_gitlab_script_builds_checks_and_compares(project: Path) -> None:
+def test_gitlab_script_builds_checks_and_compares(commands: Path, project: Path) -> None:
     job = _gitlab()["models"]
     script = "\n".join(job["script"])
     main = {"CI_COMMIT_BRANCH": "main", "CI_DEFAULT_BRANCH": "main"}
-    _bash(script, project, **main)
+    _bash(script, commands, project, **main)
     assert (project / "baseline" / "laptop" / "amoeba.json").is_file()
     assert (project / job["artifacts"]["reports"]["junit"]).is_file()
     assert all((project / path).exists() for path in job["artifacts"]["paths"])
