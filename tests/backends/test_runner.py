@@ -16,7 +16,7 @@ from amoeba_export.backends.graphs import prepare_onnx
 from amoeba_export.backends.onnxruntime import Options
 from amoeba_export.backends.runner import device
 from amoeba_export.backends.runner.sampling import sample_ms
-from amoeba_export.backends.runner.supervise import NUM_TURNS, SHARED_TURNS, run_job
+from amoeba_export.backends.runner.supervise import NUM_TURNS, run_job
 from amoeba_export.backends.runner.weights import write_weights
 from amoeba_export.backends.ssh import pack_runner
 from tests.backends.models import FULL, MIXED
@@ -92,7 +92,7 @@ def test_models_are_open_together_and_take_turns(tmp_path: Path) -> None:
     events = _log_of(tmp_path, [1.0, 1.0])
     decode = ["0 decode of 2", "1 decode of 2", "1 decode of 2", "0 decode of 2"]
     prefill = [turn.replace("decode", "prefill") for turn in decode]
-    expected = decode * (SHARED_TURNS // 4) + (2 * prefill)[: 2 * NUM_TURNS["prefill"]]
+    expected = decode * (NUM_TURNS["decode"] // 2) + (2 * prefill)[: 2 * NUM_TURNS["prefill"]]
     assert events == [turn for turn, before in zip(expected, ["", *expected], strict=False) if turn != before]
 
 

@@ -28,11 +28,7 @@ from .device import available_memory_mb, physical_cores, speed_settings, tempera
 from .weights import copy_files, remove_weights, write_weights
 
 NUM_TURNS = {"decode": 4, "prefill": 3}
-"""Turns of each model in a round."""
-
-SHARED_TURNS = 16
-"""Turns at decode that models which are open together share, where that is more for each: two of them have the time to
-be compared well, and opening them takes longer than more turns."""
+"""Turns of each model in a round. Processes differ by more than turns of one do, so more rounds tell more."""
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 """Its multiples, less their whole parts, are spread evenly over 0 to 1, wherever one stops."""
@@ -139,12 +135,9 @@ def _measure(
 
 def _take_turns(children: Mapping[Any, Child]) -> dict[Any, dict[str, Any]]:
     """The samples of open models, or why one failed: its turns are left out then."""
-    num_turns = dict(NUM_TURNS)
-    if len(children) > 1:
-        num_turns["decode"] = max(NUM_TURNS["decode"], SHARED_TURNS // len(children))
     samples: dict[Any, dict[str, Any]] = {subject_id: {"decode_ms": [], "prefill_ms": []} for subject_id in children}
     failures: dict[Any, dict[str, Any]] = {}
-    for phase, number in num_turns.items():
+    for phase, number in NUM_TURNS.items():
         for turn in range(number):
             for subject_id in list(children)[:: -1 if turn % 2 else 1]:
                 if subject_id in failures:
