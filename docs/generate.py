@@ -89,8 +89,8 @@ TOML_FILES: dict[str, tuple[type, str]] = {
         TargetFile,
         "A device and its flow. [Targets](targets.md) explains it; `[options]` depend on the backend.",
     ),
-    "A calibration recipe": (Recipe, "For `--recipe`. [Which weights stay](calibration.md) explains it."),
-    "A refit recipe": (RefitRecipe, "In `calibration/refit/`. [Recovery](refit.md) explains it."),
+    "A calibration recipe": (Recipe, "For `--recipe`. [Calibration](calibration.md) explains it."),
+    "A refit recipe": (RefitRecipe, "In `calibration/refit/`. [Refit and heal](refit.md) explains it."),
 }
 JSON_FILES: dict[str, tuple[type, str]] = {
     "amoeba.json": (Manifest, "The manifest of an artifact: the last file that is written."),

@@ -27,11 +27,11 @@ class DepthRecipe(_Table):
     """The search for layers.
 
     Attributes:
-        metric: The figure that sets of layers are compared by.
-        max_removed: Most layers to remove: a number, or below 1 a share of all layers.
+        metric: The metric of a set of layers. `accuracy` is that of multiple choice.
+        max_removed: Most layers to remove: a whole number, or a share of all layers if below 1.
         keep_last: Layers at the end that always stay.
-        beam: Choices kept per cell; 1 is the paper's algorithm.
-        mode: `exact` compares whole search sets; `racing` stops when a comparison is decided at `confidence`.
+        beam: Choices kept per cell; 1 is the paper's algorithm. More than 1 needs the mode `exact`.
+        mode: `exact` compares on all samples; `racing` stops a comparison when it is decided at `confidence`.
         confidence: Confidence level of one comparison with `racing`.
     """
 
@@ -66,7 +66,7 @@ class WidthRecipe(_Table):
     """The importance of heads and neurons.
 
     Attributes:
-        metric: How importance is computed.
+        metric: The formula of the score. `wanda` has no compensation biases.
         data: The data set for it. Default: the search samples.
     """
 
@@ -78,12 +78,13 @@ class QualityRecipe(_Table):
     """The grid of shapes whose quality is measured on the held-out samples.
 
     Attributes:
-        metric: The figure that is measured.
-        depth_step: Step between the depths that are measured. The deepest cut is always measured.
-        widths: The widths.
-        policy: How a width is spread over layers.
-        unit: What a cut removes from attention at a time.
-        align: FFN counts are multiples of it.
+        metric: The metric of a shape.
+        depth_step: Step between the measured depths, in layers. The deepest cut is always measured.
+        widths: The measured widths.
+        policy: `uniform`: the same counts in all layers. `adaptive`: all layers share one threshold.
+        unit: A cut of attention removes KV heads with their query heads (`kv_group`), or one query head of every KV
+            head (`query_per_group`).
+        align: Numbers of neurons are multiples of this.
     """
 
     metric: ObjectiveName = "loss"
@@ -100,8 +101,8 @@ class Recipe(_Table):
     Attributes:
         name: File name without `.toml`.
         description: One line for messages.
-        memory_mb: Most memory for weights and states, in MiB. If all layers fit into half of it, they stay in memory.
-            If not, they are read again when they are needed.
+        memory_mb: Most memory for weights and states, in MiB. If all layers fit in half of it in fp32, they stay in
+            memory. If not, each is read when it is needed.
         states_mb: Most disk space for the hidden states of the search samples, in MiB. If they need more, some are
             computed again.
     """
@@ -149,7 +150,7 @@ def shipped_recipes() -> tuple[str, ...]:
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
     """Read a shipped recipe by name, or a TOML file by path. Raises as `read_recipe`."""
-    recipe, path = read_recipe(Recipe, name_or_path, kind=".", docs="docs/calibration.md")
+    recipe, path = read_recipe(Recipe, name_or_path, kind=".")
     width_data = recipe.width.data and located(recipe.width.data, path)
     width = recipe.width.model_copy(update={"data": width_data})
     return recipe.model_copy(update={"data": located(recipe.data, path), "width": width})

@@ -30,7 +30,7 @@ from amoeba_export.reading.records import read_records
 WHAT = "task"
 METRICS = ("accuracy", "accuracy_norm")
 STYLES = ("continuation", "lettered")
-_WORDING = {"what": WHAT, "next_step": "Mend the line."}
+_WORDING = {"what": WHAT, "next_step": "Correct the line."}
 _FIELD = re.compile(r"(\w+)((?:\[[^\[\]]+\])*)")
 _KEYS = ("name", "file", "prompt", "style", "metric")
 

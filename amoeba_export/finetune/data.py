@@ -28,7 +28,7 @@ from amoeba_export.reading.records import read_records, read_text, shown_fields,
 WHAT = "training data"
 _WORDING = {
     "what": WHAT,
-    "next_step": "Mend the line. A line has 'instruction' and 'output', or 'messages', or 'text'.",
+    "next_step": "Correct the line. A line has 'instruction' and 'output', or 'messages', or 'text'.",
 }
 ROLES = ("system", "user", "assistant", "tool")
 

@@ -25,10 +25,12 @@ class DataRecipe(BaseModel):
         hub: Id of a data set, read with `datasets` (the `data` extra).
         config: Configuration of the hub data set.
         split: Split of the hub data set.
-        kind: `text` is cut into windows; `choices` asks one multiple-choice question per sample.
+        kind: `text`: windows of a text, each with the tokenizer's first token, such as `<bos>`. `choices`: one
+            multiple-choice question per sample, in MMLU's format.
         fields: Fields of a record that make one document, joined by newlines.
         window: Tokens in a text sample, and most tokens in a multiple-choice prompt.
-        scored: Number of tokens at the end of each window that count. The others are context. Default: all.
+        scored: Number of tokens at the end of each window that count. The others are context. Default: all but the
+            first.
         samples: Number of samples for the search.
         heldout: Number of other samples, for the quality of each shape.
         batch: Samples in one forward pass.

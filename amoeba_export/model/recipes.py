@@ -27,14 +27,13 @@ def shipped(kind: str) -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in recipe_dir(kind).glob("*.toml")))
 
 
-def read_recipe(model: type[_Recipe], name_or_path: str | Path, *, kind: str, docs: str) -> tuple[_Recipe, Path]:
+def read_recipe(model: type[_Recipe], name_or_path: str | Path, *, kind: str) -> tuple[_Recipe, Path]:
     """Read a shipped recipe by name, or a TOML file by path; with the file that it came from.
 
     Args:
         model: What the tables become. Its `name` is the file's.
         name_or_path: A name of `shipped`, or a path that ends in `.toml`.
         kind: Where shipped ones lie.
-        docs: The page that lists every setting.
 
     Raises:
         UnknownName: No recipe has that name.
@@ -54,7 +53,7 @@ def read_recipe(model: type[_Recipe], name_or_path: str | Path, *, kind: str, do
         raise InputError(
             f"The recipe has settings that cannot be used: {problems}.",
             where=path,
-            next_step=f"Mend them; {docs} lists every setting.",
+            next_step="Correct them; docs/toml.md lists every setting.",
         ) from error
 
 

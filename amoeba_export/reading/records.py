@@ -49,7 +49,7 @@ def read_records(path: Path, *, what: str) -> Iterator[tuple[int, dict[str, Any]
         InputError: As `read_text`.
         BadRecord: A line is not a JSON object.
     """
-    return records_in(read_text(path, what=what), path, what=what, next_step="Mend the line.")
+    return records_in(read_text(path, what=what), path, what=what, next_step="Correct the line.")
 
 
 def records_in(text: str, path: str | Path, **wording: str) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -50,14 +50,15 @@ class RefitRecipe(_Table):
     Attributes:
         name: File name without `.toml`.
         tokens: Number of tokens for the fit.
-        judge_tokens: Number of other tokens of the same texts. They choose the strength for each output matrix.
-        other_tokens: Number of tokens of each text in `other`. They are only for the reported losses.
+        judge_tokens: Number of held-out tokens of the same texts, to choose the strength for each matrix.
+        other_tokens: Number of tokens of each text in `other`, for the reported losses only.
         window: Tokens in a sample.
         batch: Samples in one forward pass.
         strengths: Strengths of the ridge to try, relative to the mean diagonal of the Gram matrix.
-        heal_tokens: Tokens of a distillation that follows it, unless another is asked for; see `HEALED_UP_TO`.
-        mix: Texts for the fit.
-        other: Texts for the reported losses.
+        heal_tokens: Number of tokens of the heal after the fit. `--heal` overrides it. A model of more than 500 million
+            parameters is healed only with `--heal`.
+        mix: Texts for the fit. Their `window`, `scored`, `samples`, `heldout` and `batch` have no effect.
+        other: Texts for the reported losses, with the same keys as `mix`.
     """
 
     name: str
@@ -126,7 +127,7 @@ def shipped_refits() -> tuple[str, ...]:
 
 def load_refit_recipe(name_or_path: str | Path) -> RefitRecipe:
     """Read a shipped recipe by name, or a TOML file by path. Raises as `read_recipe`."""
-    recipe, path = read_recipe(RefitRecipe, name_or_path, kind=KIND, docs="docs/refit.md")
+    recipe, path = read_recipe(RefitRecipe, name_or_path, kind=KIND)
     return recipe.model_copy(
         update={
             "mix": tuple(located(share, path) for share in recipe.mix),

@@ -31,7 +31,7 @@ def test_every_bad_setting_is_named(tmp_path: Path) -> None:
         "depth.max_removed: give a whole number of layers, or a share of them below 1; "
         "quality.widths.0: input should be greater than 0.\n"
         f"  where: {path}\n"
-        "  next:  Mend them; docs/calibration.md lists every setting."
+        "  next:  Correct them; docs/toml.md lists every setting."
     )
 
 
