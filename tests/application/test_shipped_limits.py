@@ -13,12 +13,12 @@ from amoeba_export.application.assemble import write_plan
 from amoeba_export.application.pipeline import search
 from amoeba_export.backends.target_file import write_target
 from amoeba_export.backends.targets import list_targets
-from amoeba_export.errors import OutsideLimits
+from amoeba_export.errors import AmoebaError, OutsideLimits
 from amoeba_export.formats import FORMATS
 from amoeba_export.formats.gguf.architecture import able_architectures
 from amoeba_export.ir import NO_LIMITS, RuntimeLimits, Shape, SubnetPlan, Supernet, Target
 from amoeba_export.ir.derive import derive_plan
-from amoeba_export.load import load_supernet, write_strategy
+from amoeba_export.load import load_supernet, read_strategy, write_strategy
 from amoeba_export.load.families import read_architecture
 from tests.families.configs import FAMILIES, VARIANTS, config_of
 from tests.search.strategies import own_strategy
@@ -142,6 +142,27 @@ def test_a_search_stays_inside(name: str, policy: str, models: dict[str, Path], 
     dense = result.plan.dense(result.supernet.architecture)
     assert dense != result.supernet.architecture.uncut
     assert limits.problems(dense, "fp16") == []
+
+
+@pytest.mark.parametrize("name", [name for name, target in TARGETS.items() if target.limits.output_biases is not None])
+def test_a_search_makes_no_biases_that_the_runtime_drops(name: str, models: dict[str, Path], tmp_path: Path) -> None:
+    request = request_for(TARGETS[name], models["qwen3"], tmp_path, "fp16", latency="85%", formats=("safetensors",))
+    result = search(request)
+    dense = result.plan.dense(result.supernet.architecture)
+    assert request.strategy is not None
+    assert read_strategy(request.strategy).compensation != "none"
+    assert not any(layer.o_bias or layer.down_bias for layer in dense.layers)
+    assert dense != result.supernet.architecture.uncut
+
+
+@pytest.mark.parametrize("name", [name for name, target in TARGETS.items() if target.limits.hidden_multiple > 1])
+def test_no_search_finds_a_cut_of_a_hidden_size_that_is_not_loaded(
+    name: str, models: dict[str, Path], tmp_path: Path
+) -> None:
+    limits = dataclasses.replace(TARGETS[name].limits, multiples_of=())
+    target = dataclasses.replace(TARGETS[name], limits=limits)
+    with pytest.raises(AmoebaError, match="hidden size of 160 is no multiple of 128"):
+        search(request_for(target, models["narrow"], tmp_path, "fp16", latency="85%"))
 
 
 @pytest.mark.parametrize("name", [name for name, target in TARGETS.items() if target.limits.runtime == "llama.cpp"])
