@@ -15,7 +15,7 @@ from amoeba_export.errors import InputError, UnsupportedError, UnsupportedModel
 from amoeba_export.formats.onnx.rope import rope_table
 from amoeba_export.ir import Architecture
 from amoeba_export.load.families import expected_weights, matrix_shapes, read_architecture, tied_copies
-from amoeba_export.load.family_file import read_family
+from amoeba_export.load.family_file import read_family, supported_families
 from tests.tiny import FAMILIES, tiny_config
 
 WHERE = Path("config.json")
@@ -277,6 +277,10 @@ def test_one_window_for_all_layers_or_none(config: dict[str, Any], window: int |
     assert read(config).sliding_window == window
 
 
+def test_there_are_families():
+    assert {"gemma3_text", "llama", "mistral", "qwen3"} <= set(supported_families())
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
@@ -287,15 +291,13 @@ def test_one_window_for_all_layers_or_none(config: dict[str, Any], window: int |
             small("mixtral"),
             "Models of type 'mixtral' are not supported. Did you mean 'mistral'?\n"
             "  where: config.json\n"
-            "  next:  Use a model of one of these types: exaone4, gemma2, gemma3_text, granite, llama, ministral, "
-            "ministral3, mistral, olmo2, olmo3, phi3, qwen2, qwen3, qwen3_moe, smollm3.",
+            f"  next:  Use a model of one of these types: {', '.join(supported_families())}.",
         ),
         (
             small("qwen2_moe", num_experts=128),
             "A qwen2_moe is a mixture of 128 experts of a kind that is not supported.\n"
             "  where: config.json\n"
-            "  next:  Use a model of one of these types: exaone4, gemma2, gemma3_text, granite, llama, "
-            "ministral, ministral3, mistral, olmo2, olmo3, phi3, qwen2, qwen3, qwen3_moe, smollm3.",
+            f"  next:  Use a model of one of these types: {', '.join(supported_families())}.",
         ),
         (
             small(hidden_act="gelu"),
