@@ -521,7 +521,8 @@ class TargetUnavailable(TargetError):
     """A target that cannot be used now: a runtime, a device, a host or a table is missing."""
 
     def __init__(self, what: str, next_step: str) -> None:
-        super().__init__(f"{what[0].upper()}{what[1:]}.", next_step=next_step)
+        is_word = what.split(" ", 1)[0].isalpha()  # else a host or a program, which is called as it is called
+        super().__init__(f"{what[0].upper() if is_word else what[0]}{what[1:]}.", next_step=next_step)
 
 
 class CommandFailed(TargetError):
