@@ -67,6 +67,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "ministral",
         {"sliding_window": 4, "layer_types": ["full_attention", *["sliding_attention"] * 3]},
     ),
+    "seed_oss": ("seed_oss", {}),
     "qwen3_moe": ("qwen3_moe", _EXPERTS | {"norm_topk_prob": True}),
 }
 """Name -> `model_type`, and what differs from the sizes above."""
