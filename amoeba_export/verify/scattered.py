@@ -15,6 +15,10 @@ from amoeba_export.ir import SubnetPlan, Supernet, TensorTemplate
 from amoeba_export.verify.expected import kept_mask
 from amoeba_export.verify.stored import StoredWeights
 
+HELD_BYTES = 1 << 30
+"""Of weights that are kept in memory once they were read: a graph is checked in four passes over all of them, and
+integers take longer to read than to multiply with. What is beyond is read in every pass."""
+
 
 def with_stored_weights(supernet: Supernet, plan: SubnetPlan, stored: StoredWeights) -> tuple[Supernet, SubnetPlan]:
     """A supernet of the same dims whose weights are those of a file of `plan`, and the plan without compensation."""
@@ -31,6 +35,8 @@ class _Scattered:
         self._templates = {template.name: template for template in family.globals}
         self._places: dict[str, int] = {}
         self._in_file = set(stored.names())
+        self._held: dict[str, torch.Tensor] = {}
+        self._room_bytes = HELD_BYTES
         for position, kept in enumerate(plan.layers):
             for template in family.layer:
                 for name in (template.name, f"{template.name.rpartition('.')[0]}.bias"):
@@ -57,7 +63,16 @@ class _Scattered:
         return torch.float32
 
     def read(self, name: str) -> torch.Tensor:
-        """The file's weight among zeros, or zeros."""
+        """The file's weight among zeros, or zeros. Not to be written to: it may be kept."""
+        if name in self._held:
+            return self._held[name]
+        whole = self._read(name)
+        if whole.nbytes <= self._room_bytes:
+            self._held[name] = whole
+            self._room_bytes -= whole.nbytes
+        return whole
+
+    def _read(self, name: str) -> torch.Tensor:
         whole = torch.zeros(self.shape(name))
         if self._name(name) not in self._in_file:
             return whole
