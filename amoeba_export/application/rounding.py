@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -60,15 +61,14 @@ def measure_rounding(session: Session, *, with_data: bool = True) -> Rounding:
     Raises:
         NumbersDiffer: It is beyond what is accepted of an artifact.
     """
-    windows = _windows(session)
-    loss = _kept(session, None, lambda: _unrounded_loss(session, windows)) if windows else None
+    loss = _kept(session, None, lambda: _unrounded_loss(session, _windows(session))) if _has_text(session) else None
     if session.dtype == "fp32":
         return Rounding(rise=0.0, loss=loss)
     how: RoundingHow | None = "nearest" if can_use_data(session) else None
     if with_data:
         session = with_rounding(session, session.supernet.full_plan())
         how = "data" if session.rounded is not None else how
-    rise = _kept(session, session.dtype, lambda: _rise(session, windows, loss))
+    rise = _kept(session, session.dtype, lambda: _rise(session, loss))
     return Rounding(rise=max(0.0, rise), loss=loss, how=how)
 
 
@@ -90,7 +90,7 @@ def _kept(session: Session, dtype: str | None, measure: Callable[[], float]) -> 
     return float(known["value"])
 
 
-def _rise(session: Session, windows: Sequence[Sequence[int]], loss: float | None) -> float:
+def _rise(session: Session, loss: float | None) -> float:
     supernet, dtype, container = session.supernet, session.dtype, session.settings.formats[0]
     plan = session.supernet.full_plan()
     session.progress.note(f"Measuring the full model's loss from rounding to {dtype}, once.")
@@ -105,6 +105,7 @@ def _rise(session: Session, windows: Sequence[Sequence[int]], loss: float | None
         distance = check_numbers(opened, folder / container, supernet, plan)
         if loss is None:
             return distance.mean_kl
+        windows = _windows(session)
         return _loss(windows, [opened.logits(torch.tensor([window])) for window in windows]) - loss
 
 
@@ -128,16 +129,20 @@ def _loss(windows: Sequence[Sequence[int]], logits: Sequence[torch.Tensor]) -> f
     return float(torch.stack(losses).mean())
 
 
+def _has_text(session: Session) -> bool:
+    """Whether there is a tokenizer for it."""
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json")
+    return any((session.supernet.folder / name).is_file() for name in names)
+
+
 def _windows(session: Session) -> list[list[int]]:
-    """Of the text, in the model's tokens; none without a tokenizer."""
+    """Of the text, in the model's tokens."""
     folder, architecture = session.supernet.folder, session.architecture
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        return []
     room = LOGIT_BYTES // (4 * WINDOW * architecture.vocab_size)
-    length = min(WINDOW, architecture.max_positions)
-    return read_windows(
-        data_dir("calibration") / TEXT,
-        open_tokenizer(folder),
-        window=length,
-        limit=min(MOST_WINDOWS, max(1, room)),
-    )
+    return _read_windows(folder, min(WINDOW, architecture.max_positions), min(MOST_WINDOWS, max(1, room)))
+
+
+@lru_cache(maxsize=1)
+def _read_windows(folder: Path, window: int, limit: int) -> list[list[int]]:
+    """Those of the last model are kept: each of its precisions asks for them, and the whole text takes seconds."""
+    return read_windows(data_dir("calibration") / TEXT, open_tokenizer(folder), window=window, limit=limit)
