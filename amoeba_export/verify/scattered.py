@@ -46,13 +46,16 @@ class _Scattered:
                     elif source not in self._templates and name.format(layer=position) in self._in_file:
                         self._templates[source] = TensorTemplate(name=name, role=template.role, axes=template.axes[:1])
                     self._places[source] = position
+        self._names = frozenset(
+            (
+                *(name for name in supernet.tensors.names() if not name.endswith(".bias")),
+                *(name for name in self._templates if name.endswith(".bias") and self._name(name) in self._in_file),
+            )
+        )
 
     def names(self) -> Collection[str]:
         """Those of the supernet, and the biases that the file has."""
-        return {
-            *(name for name in self._supernet.tensors.names() if not name.endswith(".bias")),
-            *(name for name in self._templates if name.endswith(".bias") and self._name(name) in self._in_file),
-        }
+        return self._names
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Full size."""
@@ -73,14 +76,15 @@ class _Scattered:
         return whole
 
     def _read(self, name: str) -> torch.Tensor:
-        whole = torch.zeros(self.shape(name))
+        shape = self.shape(name)
         if self._name(name) not in self._in_file:
-            return whole
+            return torch.zeros(shape)
         kept = self._plan.layers[self._places[name]] if name in self._places else None
         masks = [kept_mask(axis, kept, self._supernet) for axis in self._templates[name].axes]
         values = self._stored.read(self._name(name)).of_model()
         if all(mask.all() for mask in masks):
-            return values.reshape(whole.shape)
+            return values.reshape(shape)
+        whole = torch.zeros(shape)
         if len(masks) == 1:
             whole[masks[0]] = values
         else:

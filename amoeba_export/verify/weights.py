@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -48,6 +48,9 @@ _OFFSET_SLACK = 2.0**-22
 
 _RECORDED_STEPS = 4.0
 """Integers that were not rounded to nearest (a later column makes up for an earlier one) stay within so many steps."""
+
+_PIECE_VALUES = 1 << 17
+"""Values that are compared at once: every step then writes to memory that a processor's cache has."""
 
 _SHOWN = 4
 
@@ -143,9 +146,37 @@ def deviation(found: Stored, expected: Expected, *, recorded: bool = False) -> s
         recorded: Whether integers were chosen by another rule than rounding to nearest.
     """
     values, wanted = found.values, expected.values
-    too_wide: torch.Tensor | None = None
     if values.shape != wanted.shape:
         return f"is {list(values.shape)}, not {list(wanted.shape)}"
+    if found.steps is None and found.searched is None and _is_equal(values, wanted):
+        return None
+    if all(_deviation(*piece, recorded=recorded) is None for piece in _pieces(found, expected)):
+        return None
+    return _deviation(found, expected, recorded=recorded)
+
+
+def _is_equal(values: torch.Tensor, wanted: torch.Tensor) -> bool:
+    """Whether all are the same numbers: one pass, where the limits of each take many."""
+    return torch.equal(values, wanted) and all(bool(torch.isfinite(end)) for end in torch.aminmax(values))
+
+
+def _pieces(found: Stored, expected: Expected) -> Iterator[tuple[Stored, Expected]]:
+    """Rows at a time. Scales that were searched are looked at together."""
+    values, slack = found.values, expected.slack
+    num_rows = max(1, _PIECE_VALUES // max(1, values[:1].numel()))
+    if found.searched is not None or num_rows >= len(values):
+        yield found, expected
+        return
+    for start in range(0, len(values), num_rows):
+        rows = slice(start, start + num_rows)
+        steps = None if found.steps is None else found.steps[rows]
+        own_slack = slack[rows] if isinstance(slack, torch.Tensor) and slack.shape == values.shape else slack
+        yield replace(found, values=values[rows], steps=steps), Expected(expected.values[rows], own_slack)
+
+
+def _deviation(found: Stored, expected: Expected, *, recorded: bool) -> str | None:
+    values, wanted = found.values, expected.values
+    too_wide: torch.Tensor | None = None
     if found.searched is not None:
         allowed, problem = limits(found, wanted)
         if problem is not None:

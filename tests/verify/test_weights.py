@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from amoeba_export.errors import NumbersDiffer, WeightsMismatch
 from amoeba_export.materialize import materialize_subnet
+from amoeba_export.verify import weights
 from amoeba_export.verify.expected import Expected, ExpectedWeights
 from amoeba_export.verify.stored import STORED, Stored
 from amoeba_export.verify.weights import check_weights, deviation, values_digest
@@ -105,3 +108,36 @@ def test_what_is_missing_or_left_over_is_named(tiny_dirs: dict[str, Path], tmp_p
         "model.norm.weight is missing",
         "model.layers.0.self_attn.k_proj.bias is not part of this plan",
     )
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_large_weights_are_compared_in_pieces_and_told_as_a_whole(
+    monkeypatch: pytest.MonkeyPatch, *, recorded: bool
+) -> None:
+    """Floats and integers: the same words, whether a wrong row is in the first piece, the last, or alone."""
+    values = torch.randn(7, 12, generator=torch.Generator().manual_seed(0))
+    floats = Stored(values=values.clone(), dtype="fp16")
+    steps = values.view(7, 3, 4).abs().amax(-1) / 7
+    integers = Stored(
+        values=(values / steps.repeat_interleave(4, 1)).round() * steps.repeat_interleave(4, 1),
+        dtype="int4",
+        steps=steps,
+        block=4,
+    )
+    for stored in (floats, integers):
+        assert found(stored, values, recorded=recorded) is None
+        for wrong in ((0,), (6,), (1, 5)):
+            other = dataclasses.replace(stored, values=stored.values.clone())
+            other.values[list(wrong), 3] += 9.0
+            whole = found(other, values, recorded=recorded)
+            assert whole is not None
+            assert whole.startswith(f"differs in {len(wrong)} of 7 rows, by up to ")
+            with monkeypatch.context() as patch:
+                patch.setattr(weights, "_PIECE_VALUES", 24)
+                assert found(other, values, recorded=recorded) == whole
+                assert found(stored, values, recorded=recorded) is None
+
+
+def test_infinity_is_never_what_was_wanted() -> None:
+    values = torch.tensor([[1.0, math.inf]])
+    assert found(Stored(values=values, dtype="fp32"), values) is not None
