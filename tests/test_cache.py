@@ -16,6 +16,7 @@ import pytest
 from amoeba_export.cache import Cache, canonical_key
 from amoeba_export.cache.kinds import DIGESTS, KINDS, MODELS, Algorithm, Kind
 from amoeba_export.errors import CacheUnusable
+from amoeba_export.model.host import Host
 from amoeba_export.model.workplace import open_workplace
 from tests.conftest import Run
 from tests.listener import Listener, flip_bit
@@ -279,7 +280,7 @@ def test_a_running_calibration_is_not_pruned(
 ) -> None:
     monkeypatch.setenv("AMOEBA_CACHE", str(cache.root))
     cache.put(TABLES, {"a": 1}, writes("one"))
-    with open_workplace("model", cache.root):
+    with open_workplace("model", Host(cache_dir=cache.root)):
         (cache.root / "calibration" / "scores").write_text("known")
         assert cache.is_occupied("calibration")
         run = amoeba("cache", "prune", "--json")

@@ -18,7 +18,7 @@ from amoeba_export.errors import NotFound, RefitDiffers
 from amoeba_export.ir import SILENT, InputId, Progress, Refit, SubnetPlan, Supernet
 from amoeba_export.load.refit import read_refit, write_refit
 from amoeba_export.materialize import materialize_subnet
-from amoeba_export.refit import HEAL_RECIPE, HEALED_UP_TO, OFF, RefitRecipe, load_refit_recipe
+from amoeba_export.refit import HEAL_RECIPE, HEALED_UP_TO, OFF, Draw
 from amoeba_export.refit.heal import heal
 from amoeba_export.refit.stage import Refitted, adapter_ids, refit
 
@@ -28,9 +28,9 @@ ID_NAME = "id.json"
 
 def refitted(session: Session, plans: Sequence[SubnetPlan], recipe_name: str) -> tuple[Session, list[SubnetPlan]]:
     """The plans with the names of their refits, and a session that has these: found in the cache, or made together."""
-    recipe = load_refit_recipe(recipe_name).with_texts(session.settings.request.calibration_data)
-    seed = session.settings.request.seed
-    facts = {plan.geometry: _facts(session, plan, recipe, kind="refit") for plan in plans}
+    draw = session.draw(recipe_name)
+    recipe = draw.recipe
+    facts = {plan.geometry: _facts(session, plan, draw, kind="refit") for plan in plans}
     found = {geometry: _cached(session, one) for geometry, one in facts.items()}
     missing = {plan.geometry: plan for plan in plans if found[plan.geometry] is None}
     if missing:
@@ -42,15 +42,7 @@ def refitted(session: Session, plans: Sequence[SubnetPlan], recipe_name: str) ->
             for one in made:
                 found[one.plan.geometry] = _put(session, one, facts[one.plan.geometry])
 
-        refit(
-            session.supernet,
-            list(missing.values()),
-            recipe,
-            take=keep,
-            seed=seed,
-            cache_dir=session.cache.root,
-            progress=session.progress,
-        )
+        refit(session.supernet, list(missing.values()), draw, take=keep, host=session.host)
     named = []
     for plan in plans:
         held = found[plan.geometry]
@@ -75,8 +67,8 @@ def healed(session: Session, plan: SubnetPlan) -> tuple[Session, SubnetPlan]:
             f"The cut is not healed, because the model has {size / 1e9:.1f} billion parameters. To heal it: --heal 20m."
         )
         return session, plan
-    recipe = load_refit_recipe(HEAL_RECIPE).with_texts(session.settings.request.calibration_data)
-    facts = _facts(session, plan, recipe, kind="heal") | {
+    draw = session.draw(HEAL_RECIPE)
+    facts = _facts(session, plan, draw, kind="heal") | {
         "start": plan.refit_id,
         "settings": dataclasses.asdict(settings),
     }
@@ -87,12 +79,10 @@ def healed(session: Session, plan: SubnetPlan) -> tuple[Session, SubnetPlan]:
             session.supernet,
             plan,
             materialize_subnet(session.supernet, plan).specs,
-            recipe,
+            draw,
             settings,
             take=lambda made: kept.append(_put(session, made, facts)),
-            seed=session.settings.request.seed,
-            cache_dir=session.cache.root,
-            progress=session.progress,
+            host=session.host,
         )
         (held,) = kept
     session.progress.note(told(held))
@@ -171,7 +161,7 @@ def told(held: Refit) -> str:
     return f"{'Healed' if held.kind == 'heal' else 'Refitted'}: loss {texts}."
 
 
-def _facts(session: Session, plan: SubnetPlan, recipe: RefitRecipe, *, kind: str) -> dict[str, Any]:
+def _facts(session: Session, plan: SubnetPlan, draw: Draw, *, kind: str) -> dict[str, Any]:
     """What a recovery is looked up by."""
     strategy = session.supernet.strategy
     return {
@@ -180,8 +170,7 @@ def _facts(session: Session, plan: SubnetPlan, recipe: RefitRecipe, *, kind: str
         "adapters": list(adapter_ids(session.supernet)),
         "strategy": strategy.identity if strategy else None,
         "plan": plan.geometry,
-        "recipe": recipe.identity,
-        "seed": session.settings.request.seed,
+        **draw.facts,
     }
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from amoeba_export.ir import SILENT, InputId, Progress, SubnetPlan, Supernet, Te
 from amoeba_export.ir.rounded import BlockQuantizer, Grid, RoundedWeights
 from amoeba_export.load.rounded import CODES, OFFSETS, PACKED, STEPS, pack_codes, read_rounded, write_rounded
 from amoeba_export.materialize import materialize_subnet
-from amoeba_export.refit import RefitRecipe, load_refit_recipe
+from amoeba_export.refit import Draw
 
 ROUNDED_NAME = "rounded.safetensors"
 ID_NAME = "id.json"
@@ -45,10 +46,10 @@ def with_rounding(session: Session, plan: SubnetPlan) -> Session:
     Raises:
         InputError: The plan or its refit does not belong to the model.
     """
-    bare = dataclasses.replace(session, rounded=None)
-    if session.settings.request.rounding == "nearest" or not can_use_data(session):
+    bare, container = dataclasses.replace(session, rounded=None), _container(session)
+    if session.settings.request.rounding == "nearest" or container is None:
         return bare
-    held = _made(bare, plan, session.dtype)
+    held = _made(_Wanted(session=bare, plan=plan, container=container, draw=session.draw(RECIPE, tokens=TOKENS)))
     return bare if held is None else dataclasses.replace(session, rounded=held)
 
 
@@ -104,32 +105,55 @@ def holding_rounded(
     return held
 
 
-def _made(session: Session, plan: SubnetPlan, dtype: str) -> RoundedWeights | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    """Integers that are looked up, or chosen: those of a plan, in the session's precision, for one container."""
+
+    session: Session
+    plan: SubnetPlan
+    container: str
+    draw: Draw
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What they are looked up by."""
+        supernet, plan = self.session.supernet, self.plan
+        strategy = supernet.strategy if plan.is_compensated(supernet.architecture) else None
+        return {
+            "model": supernet.identity,
+            "adapters": _adapters(supernet),
+            "strategy": strategy.identity if strategy else None,
+            "plan": plan.geometry,
+            "refit": plan.refit_id,
+            "format": self.container,
+            "dtype": self.session.dtype,
+            **self.draw.facts,
+        }
+
+
+def _made(wanted: _Wanted) -> RoundedWeights | None:
     """From the cache, or made now. None where nothing is to be rounded."""
-    recipe = load_refit_recipe(RECIPE).with_texts(session.settings.request.calibration_data)
-    recipe = recipe.model_copy(update={"tokens": TOKENS})
-    facts = _facts(session, plan, dtype, recipe)
-    known = session.cache.get_json(ROUNDINGS, facts, ID_NAME, progress=session.progress)
+    cache, progress, facts = wanted.session.cache, wanted.session.progress, wanted.facts
+    known = cache.get_json(ROUNDINGS, facts, ID_NAME, progress=progress)
     if known is not None:
         identity = known["sha256"]
         if identity is None:
             return None
-        if (held := _found(session.cache, identity, session.progress)) is not None:
+        if (held := _found(cache, identity, progress)) is not None:
             return held
-    held = _choose(session, plan, dtype, recipe, facts)
-    session.cache.put_json(ROUNDINGS, facts, ID_NAME, {"sha256": held and held.identity}, again=True)
+    held = _choose(wanted)
+    cache.put_json(ROUNDINGS, facts, ID_NAME, {"sha256": held and held.identity}, again=True)
     return held
 
 
-def _choose(
-    session: Session, plan: SubnetPlan, dtype: str, recipe: RefitRecipe, facts: dict[str, Any]
-) -> RoundedWeights | None:
+def _choose(wanted: _Wanted) -> RoundedWeights | None:
     from amoeba_export.formats.rounding import chosen_with_data
     from amoeba_export.refit.rounded_layer import RoundedLayer
     from amoeba_export.refit.rounding import round_with_data
 
-    subnet = materialize_subnet(session.supernet, plan)
-    container = chosen_with_data(facts["format"])
+    session, dtype = wanted.session, wanted.session.dtype
+    subnet = materialize_subnet(session.supernet, wanted.plan)
+    container = chosen_with_data(wanted.container)
 
     def grid_of(name: str, weight: torch.Tensor) -> Grid | BlockQuantizer | None:
         return container.grid_of(name, weight, subnet, dtype)
@@ -140,20 +164,18 @@ def _choose(
     made: list[RoundedWeights] = []
 
     def take(layers: Iterator[RoundedLayer]) -> None:
-        made.append(_stored(session, plan, recipe, layers, facts))
+        made.append(_stored(wanted, layers))
 
     try:
         round_with_data(
             session.supernet,
-            plan,
+            wanted.plan,
             lambda: container.scaled_layers(subnet, dtype),
             grid_of,
-            recipe,
+            wanted.draw,
             take=take,
-            identity={"facts": facts},
-            seed=session.settings.request.seed,
-            cache_dir=session.cache.root,
-            progress=session.progress,
+            identity={"facts": wanted.facts},
+            host=session.host,
         )
     except InputError as error:
         if session.settings.request.rounding is not None:
@@ -163,11 +185,9 @@ def _choose(
     return made[0]
 
 
-def _stored(
-    session: Session, plan: SubnetPlan, recipe: RefitRecipe, layers: Iterator[Any], made_from: dict[str, Any]
-) -> RoundedWeights:
+def _stored(wanted: _Wanted, layers: Iterator[Any]) -> RoundedWeights:
     """Into a file of the cache, by its content."""
-    request, supernet = session.settings.request, session.supernet
+    session, plan, supernet = wanted.session, wanted.plan, wanted.session.supernet
     with tempfile.TemporaryDirectory(prefix="amoeba-rounded-") as scratch:
         parts = Path(scratch) / "parts"
         parts.mkdir()
@@ -177,10 +197,10 @@ def _stored(
             "model_id": supernet.identity,
             "adapters": _adapters(supernet),
             "refit_id": plan.refit_id,
-            "format": made_from["format"],
-            "dtype": made_from["dtype"],
+            "format": wanted.container,
+            "dtype": session.dtype,
             "block_size": block_size,
-            "settings": {"recipe": recipe.name, **recipe.facts(), "seed": request.seed, "odd": odd, "packed": packed},
+            "settings": {**wanted.draw.settings, "odd": odd, "packed": packed},
         }
         path = Path(scratch) / ROUNDED_NAME
         tensors = ((spec.name, torch.load(parts / f"{i}.pt", weights_only=True)) for i, spec in enumerate(specs))
@@ -225,22 +245,6 @@ def _spread(layers: Iterator[Any], folder: Path) -> tuple[list[TensorSpec], list
             if rounded.grid.has_offsets:
                 put(name + OFFSETS, rounded.offsets_OG)
     return specs, odd, packed, block_size
-
-
-def _facts(session: Session, plan: SubnetPlan, dtype: str, recipe: RefitRecipe) -> dict[str, Any]:
-    """What integers are looked up by."""
-    strategy = session.supernet.strategy
-    return {
-        "model": session.supernet.identity,
-        "adapters": _adapters(session.supernet),
-        "strategy": strategy.identity if strategy and plan.is_compensated(session.architecture) else None,
-        "plan": plan.geometry,
-        "refit": plan.refit_id,
-        "format": _container(session),
-        "dtype": dtype,
-        "recipe": recipe.identity,
-        "seed": session.settings.request.seed,
-    }
 
 
 def _adapters(supernet: Supernet) -> list[str]:

@@ -11,7 +11,8 @@ from amoeba_export.errors import NotForExperts
 from amoeba_export.ir import SILENT, Architecture, DenseArchitecture, Progress, Strategy, Supernet, Target
 from amoeba_export.ir.rounded import RoundedWeights
 from amoeba_export.load import load_supernet
-from amoeba_export.refit import OFF
+from amoeba_export.model.host import Host
+from amoeba_export.refit import OFF, Draw, load_refit_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,19 @@ class Session:
     def dtype(self) -> str:
         """The precision that was asked for or chosen, or else the one that the target prefers."""
         return self.settings.dtype or self.target.dtype
+
+    @property
+    def host(self) -> Host:
+        """Where refits and rounding are computed."""
+        return Host(cache_dir=self.cache.root, progress=self.progress)
+
+    def draw(self, recipe_name: str, *, tokens: int | None = None) -> Draw:
+        """The samples of a refit recipe, half of them of the user's texts where there are some; of so many `tokens`."""
+        request = self.settings.request
+        recipe = load_refit_recipe(recipe_name).with_texts(request.calibration_data)
+        if tokens is not None:
+            recipe = recipe.model_copy(update={"tokens": tokens})
+        return Draw(recipe=recipe, seed=request.seed)
 
     def in_dtype(self, dtype: str) -> Session:
         """A copy with this precision."""

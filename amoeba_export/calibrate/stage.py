@@ -20,6 +20,7 @@ from amoeba_export.calibrate.shapes import grid_depths, measure_quality, width_p
 from amoeba_export.calibrate.width import measure_importance
 from amoeba_export.ir import SILENT, Importance, Progress, Shape, Strategy, Supernet
 from amoeba_export.model.head import Objective
+from amoeba_export.model.host import Host
 from amoeba_export.model.layers import LayerStack
 from amoeba_export.model.samples import Samples, read_samples
 from amoeba_export.model.states import StateStore
@@ -63,7 +64,7 @@ def calibrate(
         f"Calibrating {supernet.name} with recipe '{recipe.name}', seed {seed}: {samples.num_samples} samples"
         f" ({samples.num_tokens} tokens) for the search, {heldout.num_samples} ({heldout.num_tokens}) held out"
     )
-    with open_workplace(supernet.identity, cache_dir, progress=progress) as workplace:
+    with open_workplace(supernet.identity, Host(cache_dir=cache_dir, progress=progress)) as workplace:
         stack = LayerStack(supernet, memory_bytes=recipe.memory_mb * MEGABYTE)
         if fleet is not None:
             num_workers = fleet.start(supernet.identity, memory_bytes=stack.memory_bytes)

@@ -17,7 +17,7 @@ import torch
 
 from amoeba_export import locations
 from amoeba_export.cache.kinds import CALIBRATION
-from amoeba_export.ir import SILENT, Progress
+from amoeba_export.model.host import Host
 from amoeba_export.model.samples import Samples
 
 
@@ -49,11 +49,12 @@ class Workplace:
 
 
 @contextmanager
-def open_workplace(model_id: str, cache_dir: Path | None, *, progress: Progress = SILENT) -> Iterator[Workplace]:
-    """The workplace of a model below `cache_dir`, for this process alone; a temporary one without a `cache_dir`.
+def open_workplace(model_id: str, host: Host) -> Iterator[Workplace]:
+    """The workplace of a model below the host's `cache_dir`, for this process alone; a temporary one without it.
 
     A second process that calibrates the same model waits, and then finds what the first one has finished.
     """
+    cache_dir = host.cache_dir
     if cache_dir is None:
         with tempfile.TemporaryDirectory(prefix="amoeba-calibrate-") as folder:
             yield Workplace(Path(folder), model_id)
@@ -68,7 +69,7 @@ def open_workplace(model_id: str, cache_dir: Path | None, *, progress: Progress 
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            progress.note("Another process works on this model; waiting for it")
+            host.progress.note("Another process works on this model; waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield Workplace(root, model_id)
 

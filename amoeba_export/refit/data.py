@@ -11,7 +11,7 @@ from amoeba_export.errors import TooFewSamples
 from amoeba_export.model.data import read_documents, read_questions, source_name
 from amoeba_export.model.samples import Batch, Samples, Tokenizer, in_a_row, opening_of, text_batches, windows_of
 from amoeba_export.model.tokenizer import open_tokenizer
-from amoeba_export.refit.recipe import RefitRecipe, Share
+from amoeba_export.refit.recipe import Draw, Share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,19 +60,18 @@ class RefitData:
         return Samples(self.batches).digest
 
 
-def read_data(recipe: RefitRecipe, folder: Path, *, seed: int) -> RefitData:
-    """Draw the samples of a recipe.
+def read_data(draw: Draw, folder: Path) -> RefitData:
+    """Draw the samples.
 
     Args:
-        recipe: Says how much of what.
+        draw: Says how much of what.
         folder: The model's folder, for its tokenizer.
-        seed: Of the draw.
 
     Raises:
         InputError: A text cannot be used, is too short, or the model has no tokenizer.
     """
-    tokenizer = open_tokenizer(folder)
-    rng = random.Random(seed)
+    recipe, tokenizer = draw.recipe, open_tokenizer(folder)
+    rng = random.Random(draw.seed)
     total = sum(share.share for share in recipe.mix)
     fit: list[Sequence[int]] = []
     judge: list[Sequence[int]] = []

@@ -11,19 +11,19 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 
 from amoeba_export.errors import NotForExperts
-from amoeba_export.ir import SILENT, Progress, SubnetPlan, Supernet, TensorSpec
+from amoeba_export.ir import SubnetPlan, Supernet, TensorSpec
+from amoeba_export.model.host import Host
 from amoeba_export.model.layers import LayerStack
 from amoeba_export.model.merged import MergedTensors
 from amoeba_export.model.samples import Batch
 from amoeba_export.model.workplace import open_workplace
 from amoeba_export.refit.data import RefitData, read_data
 from amoeba_export.refit.distill import Distillation, Teacher, logits_of, one_by_one
-from amoeba_export.refit.recipe import HealSettings, RefitRecipe
+from amoeba_export.refit.recipe import Draw, HealSettings
 from amoeba_export.refit.stage import Refitted, adapter_ids, writer_biases
 from amoeba_export.refit.student import Student
 
@@ -42,14 +42,11 @@ def heal(
     supernet: Supernet,
     plan: SubnetPlan,
     specs: Sequence[TensorSpec],
-    recipe: RefitRecipe,
+    draw: Draw,
     settings: HealSettings,
     *,
     take: Callable[[Refitted], None],
-    seed: int = 0,
-    cache_dir: Path | None = None,
-    device: torch.device | None = None,
-    progress: Progress = SILENT,
+    host: Host,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Train the cut of `plan` to predict what the full model predicts.
@@ -58,13 +55,10 @@ def heal(
         supernet: With its adapters and the refit that `plan` names, if it names one.
         plan: What stays. Its refit is where the training starts.
         specs: The weights of the cut model.
-        recipe: The texts. Its tokens are what an epoch has at most.
+        draw: The texts. Its tokens are what an epoch has at most.
         settings: How long.
         take: Is given the result, and has to store what it wants of it before it returns.
-        seed: Of the draw and order of samples.
-        cache_dir: Checkpoints are kept below it, so that a run that was stopped goes on; None: nothing is kept.
-        device: Where layers run; None takes a GPU when there is one.
-        progress: Is told of every step.
+        host: Where layers run and checkpoints are kept.
         clock: Seconds.
 
     Raises:
@@ -75,8 +69,8 @@ def heal(
     # Long on purpose: the facts of a run and of its result are listed here.
     if supernet.architecture.expert_size:
         raise NotForExperts("healed", "--heal off")
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data = read_data(recipe, supernet.folder, seed=seed)
+    device, seed = host.chosen_device, draw.seed
+    data = read_data(draw, supernet.folder)
     teacher = Teacher(supernet, device)
     cut = LayerStack(supernet, memory_bytes=0, device=device, tensors=MergedTensors(supernet, plan))
     biases = [writer_biases(supernet, plan, kept) for kept in plan.layers]
@@ -93,12 +87,12 @@ def heal(
         "settings": [settings.tokens, settings.seconds, settings.learning_rate, settings.rows, rank, seed],
         "device": device.type,
     }
-    with open_workplace(supernet.identity, cache_dir, progress=progress) as workplace:
+    with open_workplace(supernet.identity, host) as workplace:
         folder = workplace.folder_of(facts)
         rate = settings.learning_rate * (LOW_RANK_RATE if rank else 1.0)
         run = Distillation(teacher, student, data, settings, rate, folder / "checkpoint.pt", seed, clock)
         before = _losses(student, data)
-        run.train(progress)
+        run.train(host.progress)
         losses = {"full": _losses(teacher, data), "cut": before, "refit": _losses(student, data)}
         texts = losses["full"]
         facts = {
@@ -108,9 +102,7 @@ def heal(
             "kind": "heal",
             "settings": {
                 "version": VERSION,
-                "recipe": recipe.name,
-                **recipe.facts(),
-                "seed": seed,
+                **draw.settings,
                 "start": plan.refit_id,
                 "trained_tokens": run.tokens_done,
                 "learning_rate": settings.learning_rate,

@@ -102,6 +102,24 @@ class RefitRecipe(_Table):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """Which samples a run takes of which texts: those of a recipe, by a seed."""
+
+    recipe: RefitRecipe
+    seed: int = 0
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a result is looked up by."""
+        return {"recipe": self.recipe.identity, "seed": self.seed}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a file says that it was made with."""
+        return {"recipe": self.recipe.name, **self.recipe.facts(), "seed": self.seed}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HealSettings:
     """How long and how.
 

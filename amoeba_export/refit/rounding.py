@@ -21,9 +21,10 @@ from safetensors.torch import load, save
 from torch import nn
 
 from amoeba_export.cache.sealed import read_sealed, write_sealed
-from amoeba_export.ir import SILENT, Family, LayerPlan, Progress, Role, SubnetPlan, Supernet
+from amoeba_export.ir import Family, LayerPlan, Progress, Role, SubnetPlan, Supernet
 from amoeba_export.ir.family import WRITERS
 from amoeba_export.ir.rounded import BlockQuantizer, Grid
+from amoeba_export.model.host import Host
 from amoeba_export.model.layer import DecoderLayer
 from amoeba_export.model.layers import LayerStack
 from amoeba_export.model.merged import MergedTensors, RefittedTensors
@@ -31,7 +32,7 @@ from amoeba_export.model.samples import Samples
 from amoeba_export.model.workplace import open_workplace
 from amoeba_export.refit.data import read_data
 from amoeba_export.refit.gptq import Rounded, RoundedBlocks, factor_inverse, round_blocks, round_matrix
-from amoeba_export.refit.recipe import RefitRecipe
+from amoeba_export.refit.recipe import Draw
 from amoeba_export.refit.rounded_layer import RoundedLayer, layer_of, tensors_of
 from amoeba_export.refit.streams import Room, Stream
 
@@ -53,14 +54,11 @@ def round_with_data(
     plan: SubnetPlan,
     weights: Callable[[], Weights],
     grid_of: GridOf,
-    recipe: RefitRecipe,
+    draw: Draw,
     *,
     take: Callable[[Iterator[RoundedLayer]], None],
     identity: Mapping[str, object],
-    seed: int = 0,
-    cache_dir: Path | None = None,
-    device: torch.device | None = None,
-    progress: Progress = SILENT,
+    host: Host,
 ) -> None:
     """Choose the integers of every matrix in the layers of a cut.
 
@@ -69,27 +67,23 @@ def round_with_data(
         plan: The cut.
         weights: Opens the stream of the weights in its layers, in fp32, layer by layer.
         grid_of: See `GridOf`. A matrix that stays as it is must be in `weights` what it is without scaling.
-        recipe: Its tokens.
+        draw: Its tokens.
         take: Is given the layers, in order, and has to store what it wants of them before it returns.
         identity: What else decides the weights, for what is kept of a run that was stopped.
-        seed: Of the draw of samples.
-        cache_dir: Finished layers are kept below it, so that a run that was stopped goes on; None: nothing is kept.
-        device: Where layers run; None takes a GPU when there is one.
-        progress: Is told of every layer.
+        host: Where layers run and finished ones are kept.
 
     Raises:
         InputError: The texts of the recipe cannot be used.
     """
-    # Long on purpose: what is rounded, how, and where a run keeps its things are given apart.
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    samples = read_data(recipe, supernet.folder, seed=seed).fit
+    device = host.chosen_device
+    samples = read_data(draw, supernet.folder).fit
     tensors = RefittedTensors(MergedTensors(supernet, plan), supernet, plan)
     stack = LayerStack(supernet, memory_bytes=0, device=device, tensors=tensors)
     facts = {"rounding": VERSION, "samples": samples.digest, "plan": plan.geometry, "device": device.type, **identity}
-    with open_workplace(supernet.identity, cache_dir, progress=progress) as workplace:
+    with open_workplace(supernet.identity, host) as workplace:
         folder = workplace.folder_of(facts)
-        sweep = _Sweep(stack, samples, folder, grid_of, progress)
-        with progress.track(f"Rounding {plan.shape} with data", len(plan.layers)) as advance:
+        sweep = _Sweep(stack, samples, folder, grid_of, host.progress)
+        with host.progress.track(f"Rounding {plan.shape} with data", len(plan.layers)) as advance:
             for position, own in _by_layer(weights(), supernet.family, len(plan.layers)):
                 sweep.through(position, plan.layers[position], own)
                 advance(1)

@@ -5,22 +5,22 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from amoeba_export.errors import NotANumber
-from amoeba_export.ir import SILENT, Architecture, Axis, LayerPlan, Progress, Role, SubnetPlan, Supernet, TensorSpec
+from amoeba_export.ir import Architecture, Axis, LayerPlan, Role, SubnetPlan, Supernet, TensorSpec
 from amoeba_export.ir.family import WRITERS
 from amoeba_export.model.bias import compensation_bias
 from amoeba_export.model.head import Head, Objective
+from amoeba_export.model.host import Host
 from amoeba_export.model.layers import LayerStack
 from amoeba_export.model.merged import MergedTensors
 from amoeba_export.model.slice import kept_positions
 from amoeba_export.model.workplace import open_workplace
 from amoeba_export.refit.data import RefitData, read_data
-from amoeba_export.refit.recipe import RefitRecipe
+from amoeba_export.refit.recipe import Draw
 from amoeba_export.refit.solve import solve_bytes
 from amoeba_export.refit.sweep import Cut, Sweep
 
@@ -53,13 +53,10 @@ class Refitted:
 def refit(
     supernet: Supernet,
     plans: Sequence[SubnetPlan],
-    recipe: RefitRecipe,
+    draw: Draw,
     *,
     take: Callable[[Sequence[Refitted]], None],
-    seed: int = 0,
-    cache_dir: Path | None = None,
-    device: torch.device | None = None,
-    progress: Progress = SILENT,
+    host: Host,
 ) -> None:
     """Fit o_proj and down_proj of every kept layer of `plans`, all in one pass of the full model.
 
@@ -70,40 +67,37 @@ def refit(
     Args:
         supernet: With its adapters, and its strategy where a plan compensates.
         plans: What to fit. Plans of the same geometry are fitted once each.
-        recipe: Tokens and strengths.
+        draw: Tokens and strengths.
         take: Is given the result, and has to store what it wants of it before it returns.
-        seed: Of the draw of samples.
-        cache_dir: Finished layers are kept below it, so that a run that was stopped goes on; None: nothing is kept.
-        device: Where layers run; None takes a GPU when there is one.
-        progress: Is told of every layer.
+        host: Where layers run and finished ones are kept.
 
     Raises:
         InputError: The texts of the recipe cannot be used.
         NotANumber: A loss is not finite.
     """
     # Long on purpose: the facts of a run are listed here.
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data = read_data(recipe, supernet.folder, seed=seed)
+    device, progress = host.chosen_device, host.progress
+    data = read_data(draw, supernet.folder)
     full = LayerStack(supernet, memory_bytes=0, device=device, tensors=MergedTensors(supernet, supernet.full_plan()))
     cuts = [_cut(supernet, plan, device) for plan in plans]
     facts = {
         "refit": VERSION,
         "layers": 2,  # how solved layers are written
         "samples": data.digest,
-        "strengths": list(recipe.strengths),
+        "strengths": list(draw.recipe.strengths),
         "plans": [plan.geometry for plan in plans],
         "strategy": supernet.strategy.identity if supernet.strategy else None,
         "adapters": list(adapter_ids(supernet)),
         "device": device.type,
     }
-    with open_workplace(supernet.identity, cache_dir, progress=progress) as workplace:
+    with open_workplace(supernet.identity, host) as workplace:
         folder = workplace.folder_of(facts)
         sweep = Sweep(
             full,
             cuts,
             data,
             folder,
-            strengths=recipe.strengths,
+            strengths=draw.recipe.strengths,
             memory_bytes=max(0, MEMORY_BYTES - _solve_bytes_of(supernet.architecture)),
             progress=progress,
         )
@@ -119,7 +113,7 @@ def refit(
                 "cut": _losses(full, data, _run_cut(cut, data)),
                 "refit": _losses(full, data, lambda batch_idx, i=cut_idx: sweep.last(i, batch_idx)),  # type: ignore[misc]
             }
-            made.append(_result(supernet, cut.plan, recipe, seed, sweep, cut_idx, losses))
+            made.append(_result(supernet, cut.plan, draw, sweep, cut_idx, losses))
         take(made)
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -190,8 +184,7 @@ def _losses(stack: LayerStack, data: RefitData, last: Callable[[int], torch.Tens
 def _result(
     supernet: Supernet,
     plan: SubnetPlan,
-    recipe: RefitRecipe,
-    seed: int,
+    draw: Draw,
     sweep: Sweep,
     cut_idx: int,
     losses: Mapping[str, Mapping[str, float]],
@@ -226,7 +219,7 @@ def _result(
         "model_id": supernet.identity,
         "adapters": list(adapter_ids(supernet)),
         "kind": "refit",
-        "settings": {"version": VERSION, "recipe": recipe.name, **recipe.facts(), "seed": seed, "writers": figures},
+        "settings": {"version": VERSION, **draw.settings, "writers": figures},
         "losses": {text: {name: values[text] for name, values in losses.items()} for text in texts},
     }
     return Refitted(plan=plan, facts=facts, specs=specs, weights=weights)

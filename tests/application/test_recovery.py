@@ -31,7 +31,7 @@ def tiny_recipe(monkeypatch: pytest.MonkeyPatch, recipe: RefitRecipe) -> None:
 
 
 def set_recipe(monkeypatch: pytest.MonkeyPatch, recipe: RefitRecipe) -> None:
-    for module in ("refits", "resolve"):
+    for module in ("session", "resolve"):
         monkeypatch.setattr(f"amoeba_export.application.{module}.load_refit_recipe", lambda name: recipe)
 
 

@@ -28,11 +28,12 @@ from amoeba_export.ir import LayerPlan, Shape, SubnetPlan, Supernet, Workload
 from amoeba_export.load import load_supernet
 from amoeba_export.load.families import read_architecture
 from amoeba_export.materialize import materialize_subnet
+from amoeba_export.model.host import Host
 from amoeba_export.model.layers import LayerStack
 from amoeba_export.model.states import StateStore
 from amoeba_export.profile.features import counts_of, dims_of, features
 from amoeba_export.profile.memory import predict_memory_mb
-from amoeba_export.refit import HealSettings, load_refit_recipe
+from amoeba_export.refit import Draw, HealSettings, load_refit_recipe
 from amoeba_export.refit.heal import heal
 from amoeba_export.verify import masked_logits, verify_artifact
 from tests.families.configs import SIZES, config_of, save_family
@@ -243,9 +244,9 @@ def test_training_leaves_experts_alone(supernet: Supernet, tmp_path: Path) -> No
 
 def test_experts_are_not_healed(supernet: Supernet) -> None:
     """By the engine itself, whoever calls it, before a text is read."""
-    plan, recipe = plan_for(supernet, "3x1"), load_refit_recipe("fast")
+    plan, draw = plan_for(supernet, "3x1"), Draw(recipe=load_refit_recipe("fast"))
     with pytest.raises(NotForExperts, match="The experts of a model cannot be healed"):
-        heal(supernet, plan, (), recipe, HealSettings(), take=list)
+        heal(supernet, plan, (), draw, HealSettings(), take=list, host=Host())
 
 
 def test_a_layer_may_lose_all_its_experts(supernet: Supernet, tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from amoeba_export.ir.derive import derive_plan
 from amoeba_export.load import load_supernet
 from amoeba_export.load.refit import write_refit
 from amoeba_export.materialize import materialize_subnet
+from amoeba_export.model.host import Host
 from amoeba_export.model.samples import read_samples
-from amoeba_export.refit import HealSettings, RefitRecipe
+from amoeba_export.refit import Draw, HealSettings, RefitRecipe
 from amoeba_export.refit.heal import heal
 from amoeba_export.refit.recipe import Share
 from amoeba_export.refit.stage import Refitted
@@ -124,8 +125,8 @@ def test_a_cut_is_refitted_and_healed(supernet: Supernet, text: Path, tmp_path: 
         path = tmp_path / "healed.safetensors"
         found.append(write_refit(path, one.facts, one.specs, one.weights(), dtype=torch.float32))
 
-    specs = materialize_subnet(held, named).specs
-    heal(held, named, specs, recipe, HealSettings(tokens=1024, learning_rate=2e-3), take=take)
+    how, specs = HealSettings(tokens=1024, learning_rate=2e-3), materialize_subnet(held, named).specs
+    heal(held, named, specs, Draw(recipe=recipe), how, take=take, host=Host())
     healed = dataclasses.replace(held, refits={found[0].identity: found[0]})
     trained = dataclasses.replace(named, refit_id=found[0].identity)
     assert distance(healed, trained) < refit

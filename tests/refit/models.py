@@ -14,7 +14,8 @@ from amoeba_export.ir import Policy, Shape, SubnetPlan, Supernet
 from amoeba_export.ir.derive import derive_plan
 from amoeba_export.load import load_supernet
 from amoeba_export.load.refit import write_refit
-from amoeba_export.refit import RefitRecipe
+from amoeba_export.model.host import Host
+from amoeba_export.refit import Draw, RefitRecipe
 from amoeba_export.refit.data import read_data
 from amoeba_export.refit.stage import Refitted, refit
 from tests.materialize.subnets import noise_strategy
@@ -52,13 +53,13 @@ def fitted(
             found.append(dataclasses.replace(one.plan, refit_id=held.identity))
 
     folder.mkdir(exist_ok=True)
-    refit(supernet, plans, recipe, take=take, **settings)
+    refit(supernet, plans, Draw(recipe=recipe), take=take, host=Host(**settings))
     return dataclasses.replace(supernet, refits=refits), found
 
 
 @torch.no_grad()
 def loss_of(model: Any, recipe: RefitRecipe, folder: Path, text: str) -> float:
-    samples, _ = read_data(recipe, folder, seed=0).texts[text]
+    samples, _ = read_data(Draw(recipe=recipe), folder).texts[text]
     tokens_BT = torch.cat([batch.tokens_BT for batch in samples.batches])
     logits_BTV = model(tokens_BT).logits[:, :-1]
     loss = torch.nn.functional.cross_entropy(logits_BTV.reshape(-1, VOCAB), tokens_BT[:, 1:].reshape(-1))

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 from amoeba_export.ir import SubnetPlan, Supernet
 from amoeba_export.load.refit import write_refit
 from amoeba_export.materialize import materialize_subnet
-from amoeba_export.refit import HealSettings, RefitRecipe
+from amoeba_export.model.host import Host
+from amoeba_export.refit import Draw, HealSettings, RefitRecipe
 from amoeba_export.refit.heal import heal
 from amoeba_export.refit.stage import Refitted
 from amoeba_export.verify import masked_logits
@@ -36,7 +37,7 @@ def healed(
     def take(made: Refitted) -> None:
         found.append(write_refit(path, made.facts, made.specs, made.weights(), dtype=torch.float32))
 
-    heal(supernet, plan, specs, recipe, how, take=take, **settings)
+    heal(supernet, plan, specs, Draw(recipe=recipe), how, take=take, host=Host(**settings))
     held = dataclasses.replace(supernet, refits={found[0].identity: found[0]})
     return held, dataclasses.replace(plan, refit_id=found[0].identity)
 
@@ -126,9 +127,10 @@ def test_the_time_ends_it_and_the_best_weights_are_kept(tmp_path: Path, recipe: 
         supernet,
         plan,
         materialize_subnet(supernet, plan).specs,
-        recipe,
+        Draw(recipe=recipe),
         dataclasses.replace(SETTINGS, tokens=10**9, seconds=60.0),
         take=found.append,
+        host=Host(),
         clock=lambda: float(next(seconds)),
     )
     trained = found[0].facts["settings"]["trained_tokens"]
