@@ -52,7 +52,7 @@ from amoeba_export.finetune import LowRankSettings, ObjectiveSettings, Settings,
 from amoeba_export.finetune.model import RunningSubnet, SlicedSupernet
 from amoeba_export.finetune.smol import adapters_at
 from amoeba_export.ir import Shape, Strategy, SubnetPlan, Supernet
-from amoeba_export.ir.derive import derive_plan
+from amoeba_export.ir.derive import CutRules, derive_plan
 from amoeba_export.ir.dtype import DTYPES
 from amoeba_export.load import load_supernet, read_strategy, write_strategy
 from amoeba_export.search import quality_surface
@@ -273,7 +273,8 @@ class Bench:
         adapters = () if row.adapter is None else (self.work / row.adapter,)
         supernet = load_supernet("demo", adapters=adapters)
         architecture = self.plain.architecture
-        plan = derive_plan(self.strategies[row.strategy], architecture, row.shape, gate_widths=supernet.gate_widths)
+        rules = CutRules(gate_widths=supernet.gate_widths)
+        plan = derive_plan(self.strategies[row.strategy], architecture, row.shape, rules)
         dense = plan.dense(architecture)
         kept = sum(architecture.prunable_params(layer) for layer in dense.layers)
         size = ShapeQuality(

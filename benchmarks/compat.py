@@ -31,7 +31,7 @@ from amoeba_export.errors import NotRepresentable
 from amoeba_export.formats.model_type import AMOEBA, container_type
 from amoeba_export.formats.write import format_dtypes, write_formats
 from amoeba_export.ir import DenseArchitecture, LayerPlan, Shape, Subnet, SubnetPlan, Supernet
-from amoeba_export.ir.derive import derive_plan
+from amoeba_export.ir.derive import CutRules, derive_plan
 from amoeba_export.load import load_supernet, read_strategy, write_strategy
 from amoeba_export.materialize import materialize_subnet
 from amoeba_export.verify import masked_logits
@@ -147,7 +147,7 @@ def tiny_models() -> Iterator[Model]:
 
 def _plan(supernet: Supernet, shape: str, policy: str) -> SubnetPlan:
     assert supernet.strategy is not None
-    return derive_plan(supernet.strategy, supernet.architecture, Shape.parse(shape), policy=policy)
+    return derive_plan(supernet.strategy, supernet.architecture, Shape.parse(shape), CutRules(policy=policy))
 
 
 def _without_attention(plan: SubnetPlan, idx: int) -> SubnetPlan:

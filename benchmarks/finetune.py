@@ -36,7 +36,7 @@ from amoeba_export.finetune.settings import TARGETS, LowRankSettings, ObjectiveS
 from amoeba_export.finetune.smol import TrainedLowRank
 from amoeba_export.finetune.step import SandwichStep
 from amoeba_export.ir import Architecture, Importance, Shape, Strategy, Supernet
-from amoeba_export.ir.derive import derive_plan
+from amoeba_export.ir.derive import CutRules, derive_plan
 from amoeba_export.load import load_supernet
 
 WIDTHS = (1.0, 0.875, 0.75, 0.625, 0.5)
@@ -87,7 +87,7 @@ def jobs(supernet: Supernet, rows: int, length: int, rank: int) -> tuple[dict[st
     sandwich = [full, Shape(architecture.num_layers, 0.75), Shape(round(architecture.num_layers * 0.8), 0.875)]
     sandwich.append(Shape(round(architecture.num_layers * 2 / 3), 0.625))
     plans = {
-        shape: derive_plan(supernet.strategy, architecture, shape, gate_widths=WIDTHS)
+        shape: derive_plan(supernet.strategy, architecture, shape, CutRules(gate_widths=WIDTHS))
         for shape in {*sandwich, *halves.values()}
     }
     step = SandwichStep(SlicedSupernet(supernet), low_rank, plans, ObjectiveSettings())

@@ -49,7 +49,7 @@ from amoeba_export.artifact.checksums import list_files
 from amoeba_export.formats.shards import MAX_SHARD_BYTES, SafetensorsWriter
 from amoeba_export.formats.write import write_formats
 from amoeba_export.ir import Architecture, Importance, Shape, Strategy, SubnetPlan, TensorSpec
-from amoeba_export.ir.derive import derive_plan
+from amoeba_export.ir.derive import CutRules, derive_plan
 from amoeba_export.load import load_supernet, write_strategy
 from amoeba_export.load.families import expected_weights, read_architecture
 from amoeba_export.materialize import materialize_subnet
@@ -208,7 +208,7 @@ def run_peft(work: Path, out: Path) -> None:
 def plan_of(work: Path, shape: str, widths: Sequence[float] = ()) -> SubnetPlan:
     supernet = load_supernet(str(work / "model"), strategy=work / "strategy.safetensors", cache_dir=work / "cache")
     assert supernet.strategy is not None
-    return derive_plan(supernet.strategy, supernet.architecture, Shape.parse(shape), gate_widths=widths)
+    return derive_plan(supernet.strategy, supernet.architecture, Shape.parse(shape), CutRules(gate_widths=widths))
 
 
 def mergekit_command(mergekit: str, work: Path, shape: str, out: Path) -> list[str]:

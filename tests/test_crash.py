@@ -177,7 +177,7 @@ from amoeba_export import ExportRequest, export
 from amoeba_export.artifact.checksums import list_files
 from amoeba_export.formats.write import write_formats
 from amoeba_export.ir import Shape
-from amoeba_export.ir.derive import derive_plan
+from amoeba_export.ir.derive import CutRules, derive_plan
 from amoeba_export.load import load_supernet
 from amoeba_export.materialize import materialize_subnet
 from tests.materialize.subnets import noise_adapter
@@ -187,7 +187,7 @@ model, strategy = inputs / "model", inputs / "strategy.safetensors"
 supernet = load_supernet(str(model), strategy=strategy)
 supernet = dataclasses.replace(supernet, adapters=(noise_adapter(supernet),))
 found = {}
-plan = derive_plan(supernet.strategy, supernet.architecture, Shape.parse("4x0.7"), policy="adaptive")
+plan = derive_plan(supernet.strategy, supernet.architecture, Shape.parse("4x0.7"), CutRules(policy="adaptive"))
 for name, dtypes, options in (
     ("safetensors", ("fp32", "fp16", "bf16"), {}),
     ("onnx", ("fp32", "fp16", "int8", "int4"), {"dialect": "ort"}),

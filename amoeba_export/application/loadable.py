@@ -77,7 +77,8 @@ def say_cost(session: Session, problem: Problem, predictor: Predictor, seen: See
     """Tell what the best subnet without the runtime's limits would be worth, where that is more."""
     if problem.runtime == NO_LIMITS:
         return
-    free = dataclasses.replace(problem, runtime=NO_LIMITS, head_multiple=1, align=session.target.align)
+    rules = dataclasses.replace(problem.rules, head_multiple=1, align=session.target.align)
+    free = dataclasses.replace(problem, runtime=NO_LIMITS, rules=rules)
     try:
         best = search_plan(free, predictor, seen).best
     except NothingFits:

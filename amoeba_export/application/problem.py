@@ -14,7 +14,7 @@ from amoeba_export.application.session import Session
 from amoeba_export.application.wholes import Whole
 from amoeba_export.formats.sizes import weight_bytes
 from amoeba_export.ir import Architecture, DenseArchitecture, Importance, Latency, Metric, Shape, Strategy
-from amoeba_export.ir.derive import derive_plan
+from amoeba_export.ir.derive import CutRules, derive_plan
 from amoeba_export.ir.dtype import AUTO
 from amoeba_export.profile import predict_memory_mb
 from amoeba_export.search import Problem, quality_surface
@@ -43,13 +43,10 @@ def problem_of(session: Session, strategy: Strategy) -> Problem:
         strategy=strategy,
         architecture=session.architecture,
         budgets=settings.budgets,
-        policy=settings.policy,
-        align=settings.align,
-        gate_widths=session.supernet.gate_widths,
+        rules=settings.rules(session.supernet, dtype),
         memory_mb=partial(memory_mb, session),
         memory_limit_mb=settings.memory_limit_mb,
         dtype=dtype if is_one_of_several else None,
-        head_multiple=settings.head_multiple(session.architecture, dtype),
         runtime=session.target.limits,
         runtime_dtype=dtype,
     )
@@ -138,5 +135,5 @@ def smallest_known(session: Session) -> DenseArchitecture | None:
     depth = architecture.num_layers - recipe.depth.removed_of(architecture.num_layers)
     width = min(recipe.quality.widths)
     shape = Shape(architecture.num_layers, width)
-    plan = derive_plan(session.strategy, architecture, shape, policy="uniform", align=session.settings.align)
+    plan = derive_plan(session.strategy, architecture, shape, CutRules(align=session.settings.align))
     return DenseArchitecture(base=architecture, layers=plan.dense(architecture).layers[:depth])

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from amoeba_export.formats import FORMATS
-from amoeba_export.ir import Architecture, Budget, Metric, Policy, Shape, SubnetPlan, Target, Workload
+from amoeba_export.ir import Architecture, Budget, Metric, Policy, Shape, SubnetPlan, Supernet, Target, Workload
+from amoeba_export.ir.derive import CutRules
 from amoeba_export.ir.dtype import AUTO
 from amoeba_export.ir.metric import QualityLimit
 from amoeba_export.refit import HealSettings
@@ -128,8 +129,16 @@ class ResolvedRequest:
         """FFN counts are multiples of this."""
         return math.lcm(self.target.align, self.target.limits.ffn_align(self.dtype)) if self.target else 1
 
-    def head_multiple(self, architecture: Architecture, dtype: str | None) -> int:
-        """Query heads are multiples of this, as the target's runtime and the containers want it."""
+    def rules(self, supernet: Supernet, dtype: str | None) -> CutRules:
+        """How widths are cut: as the request, the target's runtime and the containers want it."""
+        return CutRules(
+            policy=self.policy,
+            align=self.align,
+            head_multiple=self._head_multiple(supernet.architecture, dtype),
+            gate_widths=supernet.gate_widths,
+        )
+
+    def _head_multiple(self, architecture: Architecture, dtype: str | None) -> int:
         if any(FORMATS[name].limits(architecture).whole_heads for name in self.formats):
             return architecture.num_heads
         return self.target.limits.head_multiple(architecture, dtype) if self.target else 1

@@ -122,10 +122,7 @@ def given_plan(session: Session) -> SubnetPlan:
         supernet.strategy,
         supernet.architecture,
         settings.shape,
-        policy=settings.policy,
-        align=settings.align,
-        head_multiple=settings.head_multiple(supernet.architecture, settings.dtypes[0] if settings.dtypes else None),
-        gate_widths=supernet.gate_widths,
+        settings.rules(supernet, settings.dtypes[0] if settings.dtypes else None),
     )
     return check_loadable(session, plan)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -100,9 +99,8 @@ def supernet_subject(
     from amoeba_export.load import load_supernet
 
     supernet = load_supernet(name, adapters=adapters, strategy=strategy, progress=progress)
-    widths = supernet.gate_widths
-    shapes = _grid_shapes(grid, supernet, widths) if grid else (shape or _full(supernet),)
-    plans = {known: _plan(supernet, known, policy, widths) for known in shapes}
+    shapes = _grid_shapes(grid, supernet) if grid else (shape or _full(supernet),)
+    plans = {known: _plan(supernet, known, policy) for known in shapes}
     held: list[SlicedSupernet] = []
 
     def running(shape: Shape) -> RunningSubnet:
@@ -140,24 +138,25 @@ def _full(supernet: Supernet) -> Shape:
     return Shape(supernet.architecture.num_layers, 1.0)
 
 
-def _grid_shapes(grid: Grid, supernet: Supernet, gate_widths: Sequence[float]) -> tuple[Shape, ...]:
+def _grid_shapes(grid: Grid, supernet: Supernet) -> tuple[Shape, ...]:
     known = supernet.strategy
     if known is None:
         raise _no_strategy()
     depths = grid.depths or tuple(known.num_layers - removed for removed in known.depth)
-    widths = grid.widths or gate_widths or ({1.0, *known.widths} if known.widths else GRID_WIDTHS)
+    widths = grid.widths or supernet.gate_widths or ({1.0, *known.widths} if known.widths else GRID_WIDTHS)
     return tuple(Shape(d, w) for d in sorted(set(depths), reverse=True) for w in sorted(set(widths), reverse=True))
 
 
-def _plan(supernet: Supernet, shape: Shape, policy: str, gate_widths: Sequence[float]) -> SubnetPlan:
-    from amoeba_export.ir.derive import derive_plan
+def _plan(supernet: Supernet, shape: Shape, policy: str) -> SubnetPlan:
+    from amoeba_export.ir.derive import CutRules, derive_plan
 
     if supernet.strategy is None:
         if shape != _full(supernet):
             raise _no_strategy()
         return supernet.full_plan()
     kind: Policy = "adaptive" if policy == "adaptive" else "uniform"
-    return derive_plan(supernet.strategy, supernet.architecture, shape, policy=kind, gate_widths=gate_widths)
+    rules = CutRules(policy=kind, gate_widths=supernet.gate_widths)
+    return derive_plan(supernet.strategy, supernet.architecture, shape, rules)
 
 
 def _no_strategy() -> InputError:

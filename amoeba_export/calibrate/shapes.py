@@ -9,7 +9,7 @@ from amoeba_export.calibrate.exact import check_number
 from amoeba_export.calibrate.ledger import Ledger
 from amoeba_export.calibrate.recipe import QualityRecipe
 from amoeba_export.ir import SILENT, Architecture, Progress, Shape, Strategy, SubnetPlan
-from amoeba_export.ir.derive import derive_plan
+from amoeba_export.ir.derive import CutRules, derive_plan
 from amoeba_export.model.head import Objective
 
 
@@ -25,9 +25,7 @@ def width_plans(strategy: Strategy, architecture: Architecture, recipe: QualityR
             strategy,
             architecture,
             Shape(architecture.num_layers, width),
-            policy=recipe.policy,
-            align=recipe.align,
-            unit=recipe.unit,
+            CutRules(policy=recipe.policy, align=recipe.align, unit=recipe.unit),
         )
         for width in recipe.widths
         if width != 1.0

@@ -22,7 +22,7 @@ from amoeba_export.finetune.settings import Settings
 from amoeba_export.finetune.smol import TrainedLowRank
 from amoeba_export.finetune.step import GateNoise, Losses, SandwichStep, noise_scale, rate_schedule
 from amoeba_export.ir import SILENT, Progress, Supernet
-from amoeba_export.ir.derive import derive_plan
+from amoeba_export.ir.derive import CutRules, derive_plan
 from amoeba_export.ir.dtype import DTYPES
 from amoeba_export.model.tokenizer import open_tokenizer
 
@@ -43,11 +43,9 @@ class Loop:
         self.settings, self.sampler, self.accelerator = settings, sampler, accelerator
         self.progress = progress if accelerator.is_main_process else SILENT
         gate_widths = settings.gate_widths if settings.low_rank.mode == "smol" else ()
+        rules = CutRules(policy=settings.policy, gate_widths=tuple(gate_widths))
         plans = {
-            known: derive_plan(
-                supernet.strategy, supernet.architecture, known, policy=settings.policy, gate_widths=gate_widths
-            )
-            for known in sampler.shapes()
+            known: derive_plan(supernet.strategy, supernet.architecture, known, rules) for known in sampler.shapes()
         }
         examples = read_examples(
             data,

@@ -5,7 +5,6 @@ Needs numpy only. U below counts attention *units*: what is kept or dropped as a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -28,23 +27,35 @@ UPSTREAM_HEAD_WEIGHT = 170.0
 """Neurons that a head counts for upstream: 512/3 for head_dim 128 and MHA, truncated by an int64 tensor."""
 
 
-def derive_plan(
-    strategy: Strategy,
-    architecture: Architecture,
-    shape: Shape,
-    *,
-    policy: Policy = "uniform",
-    align: int = 1,
-    head_multiple: int = 1,
-    gate_widths: Sequence[float] = (),
-    unit: Unit = "kv_group",
-) -> SubnetPlan:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutRules:
+    """How a width is cut, whatever the shape.
+
+    Attributes:
+        policy: How it is spread over layers.
+        align: Neuron counts are multiples of this.
+        head_multiple: Query heads are multiples of this where units allow it; `adaptive` does not look at it.
+        gate_widths: Width choices of a SMoL gate.
+        unit: What attention is cut in.
+    """
+
+    policy: Policy = "uniform"
+    align: int = 1
+    head_multiple: int = 1
+    gate_widths: tuple[float, ...] = ()
+    unit: Unit = "kv_group"
+
+
+PLAIN = CutRules()
+"""Nothing but the shape decides."""
+
+
+def derive_plan(strategy: Strategy, architecture: Architecture, shape: Shape, rules: CutRules = PLAIN) -> SubnetPlan:
     """The plan of `shape`: the layers that `strategy` keeps at its depth, the best units at its width.
 
     `uniform`: every layer keeps the same counts. The attention count is the one nearest to the width (ties up, at least
     one unit); neurons then fill up so that the kept share of a layer's prunable weights is nearest to the width, in
-    multiples of `align`, at least one multiple. Which ones: the best of each layer. Query heads are a multiple of
-    `head_multiple` where units allow it; the policy `adaptive` does not look at it.
+    multiples of `align`, at least one multiple. Which ones: the best of each layer.
 
     `adaptive`: all layers of the supernet compete, as in the paper, so that a layer keeps the same units at every depth
     and the share is met over all layers, not exactly over the kept ones. A layer may keep no head, or no neuron.
@@ -53,15 +64,14 @@ def derive_plan(
 
     Removed channels are replaced by their mean, but for `wanda` importances, which know no such thing.
 
-    An upstream import supplies masks, not scores: it decides the policy, and `policy`, `align` and `unit` do not apply.
+    An upstream import supplies masks, not scores: it decides the policy, and of the rules only `gate_widths` apply.
 
     Raises:
         WrongModel: The strategy has other dims than `architecture`.
         UsageError: A depth or width that the strategy does not know.
         InputError: The strategy makes a plan that breaks the rules of `validate`.
     """
-    # Long on purpose: the rules of both policies are said in one place.
-    align = architecture.ffn_align(align)
+    policy, align = rules.policy, architecture.ffn_align(rules.align)
     if differences := strategy_differences(strategy, architecture):
         raise WrongModel("The strategy", differences)
     kept = _kept_layers(strategy, shape)
@@ -72,9 +82,9 @@ def derive_plan(
         width_key, fixed = _listed_width(strategy, shape.width)
         masks = _Masks(fixed.heads_LN, fixed.ffn_LF)
     elif policy == "uniform":
-        masks = _uniform(strategy.importance, architecture, shape.width, align, head_multiple, unit)
+        masks = _uniform(strategy.importance, architecture, shape.width, align, rules.head_multiple, rules.unit)
     else:
-        masks = _adaptive(strategy.importance, architecture, shape.width, align, unit)
+        masks = _adaptive(strategy.importance, architecture, shape.width, align, rules.unit)
     layers = tuple(_layer_plan(masks, layer, architecture) for layer in kept)
     if strategy.importance is None:
         policy = "uniform" if len({layer.counts for layer in layers}) == 1 else "adaptive"
@@ -84,7 +94,7 @@ def derive_plan(
         layers=layers,
         width_key=width_key,
         compensate=strategy.compensation != "none",
-        gate_width=nearest_gate_width(gate_widths, shape.width),
+        gate_width=nearest_gate_width(rules.gate_widths, shape.width),
         strategy_id=strategy.identity,
         model_id=strategy.model_id,
     )

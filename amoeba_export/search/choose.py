@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
@@ -52,22 +53,13 @@ def search_plan(problem: Problem, predictor: Predictor, seen: Seen = NOTHING_SEE
 
 def _sketches(problem: Problem, corrected: Corrected, limits: Limits) -> list[Sketch]:
     """What is possible in the problem's space."""
-    strategy, architecture, policy = problem.strategy, problem.architecture, problem.policy
-    space = problem.space or ("layers" if policy == "adaptive" else "grid")
+    strategy, architecture, rules = problem.strategy, problem.architecture, problem.rules
+    space = problem.space or ("layers" if rules.policy == "adaptive" else "grid")
     if space == "layers":
-        policy = "adaptive" if strategy.policy == "adaptive" else "uniform"
-    align, gate_widths = problem.align, problem.gate_widths
-    sketches = grid_sketches(
-        strategy,
-        architecture,
-        policy=policy,
-        align=align,
-        head_multiple=problem.head_multiple,
-        gate_widths=gate_widths,
-        unit=problem.unit,
-    )
+        rules = dataclasses.replace(rules, policy="adaptive" if strategy.policy == "adaptive" else "uniform")
+    sketches = grid_sketches(strategy, architecture, rules)
     if space == "layers" and strategy.importance is not None:
-        sketches += layers_sketches(strategy, architecture, corrected, limits, align=align, gate_widths=gate_widths)
+        sketches += layers_sketches(strategy, architecture, rules, corrected, limits)
     return _loadable(problem, sketches)
 
 

@@ -94,16 +94,9 @@ def least_badness(problem: Problem, full_use: float) -> float:
     """
     surface = quality_surface(problem.strategy)
     mode = surface.mode
-    if problem.policy == "adaptive" or problem.space == "layers":
+    if problem.rules.policy == "adaptive" or problem.space == "layers":
         return min((badness(value, mode) for value in problem.strategy.quality.values()), default=-1.0)
-    sketches = grid_sketches(
-        problem.strategy,
-        problem.architecture,
-        align=problem.align,
-        head_multiple=problem.head_multiple,
-        gate_widths=problem.gate_widths,
-        unit=problem.unit,
-    )
+    sketches = grid_sketches(problem.strategy, problem.architecture, problem.rules)
     return min(
         (
             badness(sketch.quality.value, mode)

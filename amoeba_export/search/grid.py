@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
-from amoeba_export.ir import Architecture, DenseArchitecture, Policy, Shape, Strategy, SubnetPlan
-from amoeba_export.ir.derive import Unit, derive_plan
+from amoeba_export.ir import Architecture, DenseArchitecture, Shape, Strategy, SubnetPlan
+from amoeba_export.ir.derive import CutRules, derive_plan
 from amoeba_export.search.space import Sketch
 from amoeba_export.search.surface import quality_surface
 
@@ -14,16 +13,7 @@ WIDTHS_PER_UNIT = 100
 """Widths are hundredths: fine enough to use a budget, and exact in a shape's text."""
 
 
-def grid_sketches(
-    strategy: Strategy,
-    architecture: Architecture,
-    *,
-    policy: Policy = "uniform",
-    align: int = 1,
-    head_multiple: int = 1,
-    gate_widths: Sequence[float] = (),
-    unit: Unit = "kv_group",
-) -> list[Sketch]:
+def grid_sketches(strategy: Strategy, architecture: Architecture, rules: CutRules) -> list[Sketch]:
     """Every shape whose quality is known or lies between known ones, the largest first.
 
     Widths: those that were measured, and between them every hundredth; an upstream import has its listed widths only.
@@ -32,7 +22,7 @@ def grid_sketches(
     surface = quality_surface(strategy)
     depths = sorted((strategy.num_layers - removed for removed in strategy.depth), reverse=True)
     sketches = []
-    for width, plan in _widths(strategy, architecture, policy, align, head_multiple, unit):
+    for width, plan in _widths(strategy, architecture, rules):
         layers = dict(zip(plan.kept_layers, plan.dense(architecture).layers, strict=True))
         for depth in depths:
             shape = Shape(depth, width)
@@ -46,25 +36,13 @@ def grid_sketches(
                     policy=plan.policy,
                     dense=DenseArchitecture(base=architecture, layers=tuple(layers[i] for i in kept)),
                     quality=quality,
-                    make_plan=partial(
-                        derive_plan,
-                        strategy,
-                        architecture,
-                        shape,
-                        policy=policy,
-                        align=align,
-                        head_multiple=head_multiple,
-                        gate_widths=tuple(gate_widths),
-                        unit=unit,
-                    ),
+                    make_plan=partial(derive_plan, strategy, architecture, shape, rules),
                 )
             )
     return sorted(sketches, key=lambda sketch: sketch.shape, reverse=True)
 
 
-def _widths(
-    strategy: Strategy, architecture: Architecture, policy: Policy, align: int, head_multiple: int, unit: Unit
-) -> list[tuple[float, SubnetPlan]]:
+def _widths(strategy: Strategy, architecture: Architecture, rules: CutRules) -> list[tuple[float, SubnetPlan]]:
     """Widths that differ in what they keep, each with its plan at full depth.
 
     A layer keeps the same units at every depth, so one plan tells a width's counts at all depths.
@@ -78,10 +56,7 @@ def _widths(
         widths = {*measured, *(width for width in between if width >= least)}
     found: dict[tuple[tuple[int, int, int], ...], tuple[float, SubnetPlan]] = {}
     for width in sorted(widths, key=lambda width: (width not in measured, -width)):
-        shape = Shape(architecture.num_layers, width)
-        plan = derive_plan(
-            strategy, architecture, shape, policy=policy, align=align, head_multiple=head_multiple, unit=unit
-        )
+        plan = derive_plan(strategy, architecture, Shape(architecture.num_layers, width), rules)
         counts = tuple(layer.counts for layer in plan.layers)
         found.setdefault(counts, (width, plan))
     return list(found.values())

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from amoeba_export.ir import Architecture, DenseArchitecture, Metric, Policy, Shape, Strategy, SubnetPlan, validate
+from amoeba_export.ir import Architecture, DenseArchitecture, Metric, Shape, Strategy, SubnetPlan, validate
 from amoeba_export.ir.architecture import Compensation
-from amoeba_export.ir.derive import derive_plan
+from amoeba_export.ir.derive import CutRules, derive_plan
 from amoeba_export.ir.plan import nearest_gate_width
 from amoeba_export.search.importance import Retained
 from amoeba_export.search.knapsack import solve_knapsack
@@ -49,11 +49,9 @@ class _Constraint:
 def layers_sketches(
     strategy: Strategy,
     architecture: Architecture,
+    rules: CutRules,
     predictor: Corrected,
     limits: Limits,
-    *,
-    align: int = 1,
-    gate_widths: Sequence[float] = (),
 ) -> list[Sketch]:
     """For every depth of the strategy: the per-layer heads and neurons that retain most under the limits.
 
@@ -69,12 +67,12 @@ def layers_sketches(
     """
     assert strategy.importance is not None, "an upstream import has masks, not importances"
     retained = Retained.of(strategy.importance, architecture)
-    policy: Policy = "adaptive" if strategy.policy == "adaptive" else "uniform"
+    measured = CutRules(policy="adaptive" if strategy.policy == "adaptive" else "uniform")
     surface = quality_surface(
         strategy,
-        coordinate=lambda shape: retained.share(derive_plan(strategy, architecture, shape, policy=policy)),
+        coordinate=lambda shape: retained.share(derive_plan(strategy, architecture, shape, measured)),
     )
-    options = _LayerChoices(architecture, align, strategy.compensation)
+    options = _LayerChoices(architecture, rules.align, strategy.compensation)
     constraints = _constraints(predictor, limits, architecture.uncut)
     sketches = []
     for _, active in sorted(strategy.depth.items()):
@@ -90,7 +88,7 @@ def layers_sketches(
                     policy="adaptive",
                     dense=dense,
                     quality=quality,
-                    make_plan=partial(_plan, strategy, architecture, retained, layers, tuple(gate_widths)),
+                    make_plan=partial(_plan, strategy, architecture, retained, layers, rules.gate_widths),
                 )
             )
     return sketches

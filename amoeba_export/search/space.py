@@ -18,7 +18,7 @@ from amoeba_export.ir import (
     Strategy,
     SubnetPlan,
 )
-from amoeba_export.ir.derive import Unit
+from amoeba_export.ir.derive import PLAIN, CutRules
 from amoeba_export.ir.metric import Mode, mode_of
 from amoeba_export.search.surface import Quality
 
@@ -41,14 +41,10 @@ class Problem:
         space: `grid` or `layers`; None means `layers` for the adaptive policy and `grid` for the uniform one. `layers`
             contains the grid that the strategy's quality was measured on, so its choice is never worse on the same
             estimate. An upstream import has no importances, hence its grid only.
-        policy: How a `grid` spreads a width over layers.
-        align: Neuron counts are multiples of this.
-        gate_widths: Width choices of a SMoL gate.
-        unit: What the grid cuts attention in.
+        rules: How a `grid` cuts a width; `layers` keeps its `align` and `gate_widths`.
         memory_mb: What a model occupies.
         memory_limit_mb: How much it may.
         dtype: The precision, where several are searched: messages name it.
-        head_multiple: Query heads of the grid are multiples of this.
         runtime: What the target's runtime loads; nothing else is chosen.
         runtime_dtype: The precision, for `runtime`.
     """
@@ -57,14 +53,10 @@ class Problem:
     architecture: Architecture
     budgets: tuple[Budget, ...]
     space: Space | None = None
-    policy: Policy = "uniform"
-    align: int = 1
-    gate_widths: tuple[float, ...] = ()
-    unit: Unit = "kv_group"
+    rules: CutRules = PLAIN
     memory_mb: Memory | None = None
     memory_limit_mb: float | None = None
     dtype: str | None = None
-    head_multiple: int = 1
     runtime: RuntimeLimits = NO_LIMITS
     runtime_dtype: str | None = None
 

@@ -15,7 +15,7 @@ from amoeba_export.application.assemble import write_plan
 from amoeba_export.application.pipeline import search
 from amoeba_export.errors import NothingLoads, OutsideLimits
 from amoeba_export.ir import Architecture, DenseArchitecture, LayerDims, RuntimeLimits, Shape
-from amoeba_export.ir.derive import derive_plan
+from amoeba_export.ir.derive import CutRules, derive_plan
 from amoeba_export.load import load_supernet, read_strategy, write_strategy
 from tests.search.strategies import own_strategy
 
@@ -186,7 +186,7 @@ def test_a_given_plan_outside_is_refused(tiny_dirs: dict[str, Path], tmp_path: P
     path = strategy_of(model, tmp_path)
     supernet = load_supernet(str(model), strategy=path)
     assert supernet.strategy
-    plan = derive_plan(supernet.strategy, supernet.architecture, Shape(3, 0.4), align=16)
+    plan = derive_plan(supernet.strategy, supernet.architecture, Shape(3, 0.4), CutRules(align=16))
     write_plan(plan, tmp_path)
     request = ExportRequest(
         model=str(model), strategy=path, plan=tmp_path / "plan.json", target=board(tmp_path, limits), dtype="fp16"

@@ -17,7 +17,7 @@ from amoeba_export.errors import AmoebaError, OutsideLimits
 from amoeba_export.formats import FORMATS
 from amoeba_export.formats.gguf.architecture import able_architectures
 from amoeba_export.ir import NO_LIMITS, RuntimeLimits, Shape, SubnetPlan, Supernet, Target
-from amoeba_export.ir.derive import derive_plan
+from amoeba_export.ir.derive import CutRules, derive_plan
 from amoeba_export.load import load_supernet, read_strategy, write_strategy
 from amoeba_export.load.families import read_architecture
 from amoeba_export.load.family_file import read_family
@@ -63,14 +63,15 @@ def _cut(width: float, *, align: int, head_multiple: int = 1) -> Callable[[Super
     def plan(supernet: Supernet) -> SubnetPlan:
         assert supernet.strategy
         plain = dataclasses.replace(supernet.strategy, compensates=False)
-        return derive_plan(plain, supernet.architecture, Shape(3, width), align=align, head_multiple=head_multiple)
+        rules = CutRules(align=align, head_multiple=head_multiple)
+        return derive_plan(plain, supernet.architecture, Shape(3, width), rules)
 
     return plan
 
 
 def _compensated(supernet: Supernet) -> SubnetPlan:
     assert supernet.strategy
-    return derive_plan(supernet.strategy, supernet.architecture, Shape(3, 0.5), align=128, head_multiple=4)
+    return derive_plan(supernet.strategy, supernet.architecture, Shape(3, 0.5), CutRules(align=128, head_multiple=4))
 
 
 def _mixed(supernet: Supernet) -> SubnetPlan:

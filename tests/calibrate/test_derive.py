@@ -8,7 +8,7 @@ import pytest
 
 from amoeba_export.errors import UsageError, WrongModel
 from amoeba_export.ir import Architecture, FixedWidth, Importance, Shape, Strategy, validate
-from amoeba_export.ir.derive import UPSTREAM_HEAD_WEIGHT, derive_plan, flap_threshold
+from amoeba_export.ir.derive import UPSTREAM_HEAD_WEIGHT, CutRules, derive_plan, flap_threshold
 from amoeba_export.ir.plan import Policy
 
 SMOL = Architecture(
@@ -57,7 +57,7 @@ def kept_share(plan) -> float:
 @pytest.mark.parametrize("unit", ["kv_group", "query_per_group"])
 @pytest.mark.parametrize("width", [1.0, 0.875, 0.75, 0.625, 0.5, 0.3])
 def test_uniform_keeps_the_width(width: float, unit) -> None:
-    plan = derive_plan(strategy(), SMOL, Shape(29, width), unit=unit)
+    plan = derive_plan(strategy(), SMOL, Shape(29, width), CutRules(unit=unit))
     assert kept_share(plan) == pytest.approx(width, abs=SMOL.unit_params / SMOL.prunable_params())
     assert plan.kept_layers == (*range(28), 29)
     assert (plan.strategy_id, plan.model_id, plan.compensate, plan.width_key) == ("s", "m", True, None)
@@ -83,7 +83,7 @@ def test_the_best_stay() -> None:
 def test_query_per_group_takes_the_best_of_each_group() -> None:
     known = strategy()
     assert known.importance is not None
-    layer = derive_plan(known, SMOL, Shape(30, 0.4), unit="query_per_group").layers[4]
+    layer = derive_plan(known, SMOL, Shape(30, 0.4), CutRules(unit="query_per_group")).layers[4]
     assert layer.kv_heads == (0, 1, 2)
     groups_KG = known.importance.heads_LN[4].reshape(3, 3)
     assert layer.query_heads == tuple(k * 3 + int(groups_KG[k].argmax()) for k in range(3))
@@ -92,17 +92,17 @@ def test_query_per_group_takes_the_best_of_each_group() -> None:
 @pytest.mark.parametrize("align", [8, 64, 128])
 def test_align_rounds_neurons(align: int) -> None:
     free = derive_plan(strategy(), SMOL, Shape(30, 0.7)).layers[0]
-    aligned = derive_plan(strategy(), SMOL, Shape(30, 0.7), align=align).layers[0]
+    aligned = derive_plan(strategy(), SMOL, Shape(30, 0.7), CutRules(align=align)).layers[0]
     assert len(aligned.ffn) % align == 0
     assert abs(len(aligned.ffn) - len(free.ffn)) <= align / 2
-    assert len(derive_plan(strategy(), SMOL, Shape(30, 0.01), align=align).layers[0].ffn) == align
-    assert len(derive_plan(strategy(), SMOL, Shape(30, 1.0), align=1000).layers[0].ffn) == SMOL.ffn_size
+    assert len(derive_plan(strategy(), SMOL, Shape(30, 0.01), CutRules(align=align)).layers[0].ffn) == align
+    assert len(derive_plan(strategy(), SMOL, Shape(30, 1.0), CutRules(align=1000)).layers[0].ffn) == SMOL.ffn_size
 
 
 @pytest.mark.parametrize("unit", ["kv_group", "query_per_group"])
 @pytest.mark.parametrize("width", [0.9, 0.6, 0.3])
 def test_adaptive_shares_one_threshold(width: float, unit) -> None:
-    plan = derive_plan(strategy(), SMOL, Shape(30, width), policy="adaptive", unit=unit)
+    plan = derive_plan(strategy(), SMOL, Shape(30, width), CutRules(policy="adaptive", unit=unit))
     validate(plan, SMOL)
     biggest = SMOL.heads_per_kv * SMOL.query_head_params + 3 * SMOL.kv_head_params
     assert kept_share(plan) == pytest.approx(width, abs=biggest / (30 * SMOL.prunable_params()))
@@ -110,8 +110,8 @@ def test_adaptive_shares_one_threshold(width: float, unit) -> None:
 
 
 def test_adaptive_keeps_the_same_of_a_layer_at_every_depth() -> None:
-    deep = derive_plan(strategy(), SMOL, Shape(30, 0.6), policy="adaptive", align=16)
-    shallow = derive_plan(strategy(), SMOL, Shape(29, 0.6), policy="adaptive", align=16)
+    deep = derive_plan(strategy(), SMOL, Shape(30, 0.6), CutRules(policy="adaptive", align=16))
+    shallow = derive_plan(strategy(), SMOL, Shape(29, 0.6), CutRules(policy="adaptive", align=16))
     assert set(shallow.layers) < set(deep.layers)
     assert all(len(layer.ffn) % 16 == 0 for layer in deep.layers)
 
@@ -122,7 +122,7 @@ def test_adaptive_may_take_all_heads_of_a_layer() -> None:
     heads_LN = known.importance.heads_LN.copy()
     heads_LN[7] = -100.0
     known = dataclasses.replace(known, importance=dataclasses.replace(known.importance, heads_LN=heads_LN))
-    layer = derive_plan(known, SMOL, Shape(30, 0.8), policy="adaptive").layers[7]
+    layer = derive_plan(known, SMOL, Shape(30, 0.8), CutRules(policy="adaptive")).layers[7]
     assert (layer.query_heads, layer.kv_heads) == ((), ())
     assert layer.ffn
 
@@ -132,9 +132,9 @@ def test_wanda_knows_no_compensation() -> None:
 
 
 def test_the_gate_takes_the_nearest_choice() -> None:
-    plan = derive_plan(strategy(), SMOL, Shape(30, 0.7), gate_widths=(1.0, 0.875, 0.75, 0.625))
+    plan = derive_plan(strategy(), SMOL, Shape(30, 0.7), CutRules(gate_widths=(1.0, 0.875, 0.75, 0.625)))
     assert plan.gate_width == 0.75
-    assert derive_plan(strategy(), SMOL, Shape(30, 0.6875), gate_widths=(0.625, 0.75)).gate_width == 0.75
+    assert derive_plan(strategy(), SMOL, Shape(30, 0.6875), CutRules(gate_widths=(0.625, 0.75))).gate_width == 0.75
     assert derive_plan(strategy(), SMOL, Shape(30, 0.7)).gate_width is None
 
 
@@ -234,7 +234,7 @@ def test_a_strategy_for_other_dims_is_refused() -> None:
 @pytest.mark.parametrize("width", [1.0, 0.7, 0.4, 0.2])
 def test_heads_under_one_norm_all_stay_and_neurons_make_the_width(policy: Policy, width: float) -> None:
     whole = dataclasses.replace(SMOL, qk_norm=True, qk_norm_scope="whole")
-    plan = derive_plan(strategy(), whole, Shape(30, width), policy=policy)
+    plan = derive_plan(strategy(), whole, Shape(30, width), CutRules(policy=policy))
     assert all(layer.query_heads == tuple(range(9)) for layer in plan.layers)
     attention = 9 * SMOL.query_head_params + 3 * SMOL.kv_head_params
     wanted = max(SMOL.prunable_params() * width - attention, 0) * 30

@@ -18,7 +18,7 @@ from amoeba_export.calibrate import Recipe, calibrate
 from amoeba_export.calibrate.evaluator import LocalScorer
 from amoeba_export.errors import InputError, NotANumber
 from amoeba_export.ir import Shape, Strategy, Supernet, validate
-from amoeba_export.ir.derive import derive_plan
+from amoeba_export.ir.derive import CutRules, derive_plan
 from amoeba_export.model.layers import LayerStack
 from amoeba_export.model.samples import read_samples
 from amoeba_export.model.states import StateStore
@@ -59,7 +59,8 @@ def test_every_family_calibrates_and_every_plan_is_valid(
         for unit in ("kv_group", "query_per_group"):
             for depth in (4, 2):
                 for width in (1.0, 0.8, 0.33):
-                    plan = derive_plan(strategy, supernet.architecture, Shape(depth, width), policy=policy, unit=unit)
+                    rules = CutRules(policy=policy, unit=unit)
+                    plan = derive_plan(strategy, supernet.architecture, Shape(depth, width), rules)
                     validate(plan, supernet.architecture)
 
 

@@ -12,7 +12,7 @@ import torch
 from amoeba_export.errors import NotRepresentable
 from amoeba_export.formats import FORMATS
 from amoeba_export.ir import DenseArchitecture, Shape, SubnetPlan, Supernet
-from amoeba_export.ir.derive import derive_plan
+from amoeba_export.ir.derive import CutRules, derive_plan
 from amoeba_export.load import load_supernet
 from amoeba_export.materialize import materialize_subnet
 from amoeba_export.verify import masked_logits, verify_artifact
@@ -134,7 +134,7 @@ def test_architectures_that_want_all_heads_hold_cuts_of_neurons(
     supernet = open_supernet(folders[family])
     assert supernet.strategy is not None
     base = supernet.architecture
-    plan = derive_plan(supernet.strategy, base, Shape.parse("3x0.7"), head_multiple=base.num_heads)
+    plan = derive_plan(supernet.strategy, base, Shape.parse("3x0.7"), CutRules(head_multiple=base.num_heads))
     plan = dataclasses.replace(plan, compensate=False)
     assert {(len(layer.query_heads), len(layer.ffn) < base.ffn_size) for layer in plan.layers} == {(4, True)}
     write(materialize_subnet(supernet, plan), tmp_path / "gguf", "gguf", "fp32")

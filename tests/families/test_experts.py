@@ -137,10 +137,10 @@ def test_experts_get_no_bias_for_what_is_gone(supernet: Supernet) -> None:
 
 
 def test_a_width_keeps_whole_experts_whatever_a_device_aligns_neurons_to(supernet: Supernet) -> None:
-    from amoeba_export.ir.derive import derive_plan
+    from amoeba_export.ir.derive import CutRules, derive_plan
 
     assert supernet.strategy is not None
-    plans = [derive_plan(supernet.strategy, supernet.architecture, Shape(3, 0.6), align=a) for a in (1, 32)]
+    plans = [derive_plan(supernet.strategy, supernet.architecture, Shape(3, 0.6), CutRules(align=a)) for a in (1, 32)]
     assert plans[0] == plans[1]
     assert all(len(layer.ffn) == 4 for layer in plans[0].layers)
 

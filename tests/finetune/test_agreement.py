@@ -15,7 +15,7 @@ from amoeba_export.finetune.settings import LowRankSettings
 from amoeba_export.finetune.smol import TrainedLowRank
 from amoeba_export.formats.write import write_formats
 from amoeba_export.ir import Policy, Shape
-from amoeba_export.ir.derive import derive_plan
+from amoeba_export.ir.derive import CutRules, derive_plan
 from amoeba_export.load import load_supernet
 from amoeba_export.materialize import materialize_subnet
 from amoeba_export.verify.masked import masked_logits
@@ -43,7 +43,7 @@ def test_fine_tuned_and_exported_agree_at_ten_random_shapes(
     assert supernet.strategy is not None
     for trial in range(10):
         shape = Shape(int(rng.integers(1, 5)), round(float(rng.uniform(0.3, 1.0)), 2))
-        plan = derive_plan(supernet.strategy, supernet.architecture, shape, policy=policy, gate_widths=WIDTHS)
+        plan = derive_plan(supernet.strategy, supernet.architecture, shape, CutRules(policy=policy, gate_widths=WIDTHS))
         with torch.no_grad():
             ours_PV = model.logits(model(input_ids_BT, cut=model.cut(plan), low_rank=low_rank.at(plan)))
             masked_PV = masked_logits(adapted, plan, input_ids_BT).flatten(0, 1)

@@ -14,7 +14,7 @@ from amoeba_export.finetune.model import SlicedSupernet
 from amoeba_export.finetune.settings import LowRankSettings
 from amoeba_export.finetune.smol import TrainedLowRank, adapters_at
 from amoeba_export.ir import Adapter, AdapterDelta, InputId, LayerPlan, Policy, Shape, SubnetPlan
-from amoeba_export.ir.derive import Unit, derive_plan
+from amoeba_export.ir.derive import CutRules, Unit, derive_plan
 from tests.finetune.models import tiny_supernet
 from tests.tiny import FAMILIES, VOCAB, save_tiny
 
@@ -82,7 +82,7 @@ def test_a_cut_net_equals_transformers_with_zeroed_channels(
     supernet = tiny_supernet(tiny_dirs[family])
     architecture, strategy = supernet.architecture, supernet.strategy
     assert strategy is not None and strategy.importance is not None
-    plan = derive_plan(strategy, architecture, Shape(3, 0.5), policy=policy, unit=unit)
+    plan = derive_plan(strategy, architecture, Shape(3, 0.5), CutRules(policy=policy, unit=unit))
     stock = AutoModelForCausalLM.from_pretrained(tiny_dirs[family], dtype=torch.float32).eval()
     for layer in plan.layers:
         i, head_dim = layer.source_layer, architecture.head_dim
@@ -176,7 +176,7 @@ def test_selected_positions_have_the_logits_that_they_have_among_all(tiny_dirs: 
 def test_recomputed_layers_give_the_gradients_of_kept_ones(tiny_dirs: dict[str, Path], mode: str) -> None:
     supernet = tiny_supernet(tiny_dirs["llama"])
     assert supernet.strategy is not None
-    plan = derive_plan(supernet.strategy, supernet.architecture, Shape(3, 0.5), gate_widths=(1.0, 0.5))
+    plan = derive_plan(supernet.strategy, supernet.architecture, Shape(3, 0.5), CutRules(gate_widths=(1.0, 0.5)))
     gradients = []
     for checkpoint_layers in (False, True):
         settings = LowRankSettings(mode=mode, rank=2, experts=3)

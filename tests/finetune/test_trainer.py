@@ -38,7 +38,7 @@ from amoeba_export.finetune.model import SlicedSupernet
 from amoeba_export.finetune.smol import TrainedLowRank, adapters_at
 from amoeba_export.finetune.step import noise_scale
 from amoeba_export.ir import Shape, SubnetPlan, Supernet
-from amoeba_export.ir.derive import derive_plan
+from amoeba_export.ir.derive import CutRules, derive_plan
 from amoeba_export.load import load_supernet
 from tests.finetune.models import char_tokenizer, tiny_supernet
 from tests.finetune.test_model import randomised
@@ -149,7 +149,7 @@ def test_the_adapter_is_read_back_as_it_was_trained(
     assert supernet.strategy is not None
     for _ in range(10):
         shape = Shape(int(rng.integers(1, 5)), round(float(rng.uniform(0.3, 1)), 2))
-        plan = derive_plan(supernet.strategy, supernet.architecture, shape, gate_widths=adapter.width_choices)
+        plan = derive_plan(supernet.strategy, supernet.architecture, shape, CutRules(gate_widths=adapter.width_choices))
         cut = model.cut(plan)
         with torch.no_grad():
             trained = model.logits(model(input_ids_BT, cut=cut, low_rank=low_rank.at(plan)))
@@ -278,7 +278,7 @@ def test_two_processes_do_what_one_does_with_twice_the_micro_batches(
 def assert_sharding_changes_nothing(supernet: Supernet) -> None:
     """Run by each of two processes."""
     assert supernet.strategy is not None
-    plan = derive_plan(supernet.strategy, supernet.architecture, Shape(3, 0.5), gate_widths=(1.0, 0.5))
+    plan = derive_plan(supernet.strategy, supernet.architecture, Shape(3, 0.5), CutRules(gate_widths=(1.0, 0.5)))
     low_rank = TrainedLowRank(
         supernet.family,
         supernet.architecture,

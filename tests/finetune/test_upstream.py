@@ -17,7 +17,7 @@ from amoeba_export.finetune.objective import Buffers, Positions, TrainingLoss
 from amoeba_export.finetune.settings import LowRankSettings, MaskForm, ObjectiveSettings
 from amoeba_export.finetune.smol import TrainedLowRank
 from amoeba_export.ir import Shape, Supernet
-from amoeba_export.ir.derive import derive_plan
+from amoeba_export.ir.derive import CutRules, derive_plan
 from amoeba_export.load import load_supernet
 from amoeba_export.load.upstream import import_upstream
 
@@ -91,7 +91,7 @@ def run_step(
     worst = 0.0
     for i, (active, width) in enumerate(zip(recorded["active"], recorded["width"], strict=True)):
         shape = Shape(int(active.sum()), float(width))
-        plan = derive_plan(supernet.strategy, supernet.architecture, shape, gate_widths=WIDTHS)
+        plan = derive_plan(supernet.strategy, supernet.architecture, shape, CutRules(gate_widths=WIDTHS))
         assert plan.active_layers(6) == tuple(active)
         assert low_rank.gate is not None
         scores_K, experts_K = low_rank.gate(plan)

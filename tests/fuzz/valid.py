@@ -24,7 +24,7 @@ from amoeba_export.builds.outcome import (
 from amoeba_export.builds.plan_record import PlanRecord
 from amoeba_export.evaluate import QualityFile, ShapeQuality, TaskScore
 from amoeba_export.ir import Architecture, InputId, Shape, SubnetPlan, Workload
-from amoeba_export.ir.derive import derive_plan
+from amoeba_export.ir.derive import CutRules, derive_plan
 from amoeba_export.load import load_supernet, write_strategy
 from amoeba_export.load.refit import write_refit
 from amoeba_export.materialize.walk import subnet_specs
@@ -91,7 +91,7 @@ def _plans(root: Path, architecture: Architecture) -> None:
     write_strategy(dataclasses.replace(strategy, model_id=identity), root / "strategy" / "strategy.safetensors")
     (root / "fixed").mkdir()
     write_strategy(imported_strategy(architecture, removed=2), root / "fixed" / "strategy.safetensors")
-    plan = derive_plan(strategy, architecture, Shape(3, 0.5), policy="adaptive")
+    plan = derive_plan(strategy, architecture, Shape(3, 0.5), CutRules(policy="adaptive"))
     (root / "plan").mkdir()
     (root / "plan" / "plan.json").write_text(json.dumps(plan.to_json()))
     machine, workload = Machine(), Workload()

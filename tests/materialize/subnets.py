@@ -22,7 +22,7 @@ from amoeba_export.ir import (
     SubnetPlan,
     Supernet,
 )
-from amoeba_export.ir.derive import derive_plan
+from amoeba_export.ir.derive import CutRules, derive_plan
 from amoeba_export.load import load_supernet
 
 
@@ -57,7 +57,7 @@ def open_supernet(folder: Path) -> Supernet:
 
 def plan_for(supernet: Supernet, shape: str, policy: str = "uniform") -> SubnetPlan:
     assert supernet.strategy is not None
-    return derive_plan(supernet.strategy, supernet.architecture, Shape.parse(shape), policy=policy)  # type: ignore[arg-type]
+    return derive_plan(supernet.strategy, supernet.architecture, Shape.parse(shape), CutRules(policy=policy))  # type: ignore[arg-type]
 
 
 def bare_plan(supernet: Supernet) -> SubnetPlan:

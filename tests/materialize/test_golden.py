@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from amoeba_export.formats.model_type import container_type
 from amoeba_export.ir import Shape, Supernet
-from amoeba_export.ir.derive import derive_plan
+from amoeba_export.ir.derive import CutRules, derive_plan
 from amoeba_export.load import load_supernet
 from amoeba_export.load.strategy import write_strategy
 from amoeba_export.load.upstream import import_upstream
@@ -34,7 +34,8 @@ def _compare(supernet: Supernet, recorded: Path, idx: int, tmp_path: Path) -> No
     arrays = np.load(recorded)
     shape = Shape(int(arrays["num_layers"][idx]), float(arrays["width"][idx]))
     assert supernet.strategy is not None
-    plan = derive_plan(supernet.strategy, supernet.architecture, shape, gate_widths=supernet.adapters[0].width_choices)
+    rules = CutRules(gate_widths=supernet.adapters[0].width_choices)
+    plan = derive_plan(supernet.strategy, supernet.architecture, shape, rules)
     assert plan.active_layers(supernet.architecture.num_layers) == tuple(arrays["active_layers"][idx].astype(int))
     input_ids = torch.from_numpy(arrays["input_ids"])
     expected = torch.from_numpy(arrays["logits"][idx])

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from amoeba_export.ir import Policy, Shape, SubnetPlan, Supernet
-from amoeba_export.ir.derive import derive_plan
+from amoeba_export.ir.derive import CutRules, derive_plan
 from amoeba_export.load import load_supernet
 from amoeba_export.load.refit import write_refit
 from amoeba_export.model.host import Host
@@ -34,7 +34,7 @@ def opened(folder: Path, family: str = "llama", **overrides: Any) -> Supernet:
 
 def cut(supernet: Supernet, shape: str = "3x0.6", policy: Policy = "uniform") -> SubnetPlan:
     assert supernet.strategy is not None
-    plan = derive_plan(supernet.strategy, supernet.architecture, Shape.parse(shape), policy=policy)
+    plan = derive_plan(supernet.strategy, supernet.architecture, Shape.parse(shape), CutRules(policy=policy))
     return dataclasses.replace(plan, model_id=supernet.identity)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from amoeba_export.ir import Architecture, Budget, FixedWidth, Importance, Shape, Strategy, SubnetPlan
+from amoeba_export.ir.derive import CutRules
 from amoeba_export.search import Predictor, Problem, SearchResult, Seen, search_plan
 from tests.profile.machines import SMOL
 
@@ -92,7 +93,8 @@ def searched(
     if full := seen.get("full"):
         uncut = SubnetPlan.full(architecture).dense(architecture)
         seen["measured"] = ((uncut, full), *seen.get("measured", ()))
-    problem = Problem(strategy=strategy, architecture=architecture, budgets=tuple(budgets), **settings)
+    rules = CutRules(**{one.name: settings.pop(one.name) for one in fields(CutRules) if one.name in settings})
+    problem = Problem(strategy=strategy, architecture=architecture, budgets=tuple(budgets), rules=rules, **settings)
     return search_plan(problem, predictor, Seen(**seen))
 
 

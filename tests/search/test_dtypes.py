@@ -8,6 +8,7 @@ import pytest
 
 from amoeba_export.errors import NothingFits
 from amoeba_export.ir import Budget, Shape
+from amoeba_export.ir.derive import CutRules
 from amoeba_export.profile import design_graphs, fit_cost_table
 from amoeba_export.search import Found, Option, Problem, SearchResult, least_badness, search_precisions
 from tests.profile.machines import SMOL, Machine
@@ -88,4 +89,4 @@ def test_least_badness_counts_what_could_fit() -> None:
     assert least_badness(problem, 1.25) == losses[Shape(30, 1.0)]
     assert losses[Shape(30, 1.0)] < least_badness(problem, 2.0) < losses[Shape(20, 0.5)]
     assert least_badness(problem, 10.0) == float("inf")
-    assert least_badness(replace(problem, policy="adaptive"), 10.0) == min(losses.values())
+    assert least_badness(replace(problem, rules=CutRules(policy="adaptive")), 10.0) == min(losses.values())
