@@ -22,15 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from amoeba_export.errors import BadRecord, EmptyData, InputError
+from amoeba_export.errors import EmptyData, InputError
 from amoeba_export.reading import read_toml
 from amoeba_export.reading.questions import LETTERS, read_question
-from amoeba_export.reading.records import read_records
+from amoeba_export.reading.records import Record, read_records
 
 WHAT = "task"
 METRICS = ("accuracy", "accuracy_norm")
 STYLES = ("continuation", "lettered")
-_WORDING = {"what": WHAT, "next_step": "Correct the line."}
 _FIELD = re.compile(r"(\w+)((?:\[[^\[\]]+\])*)")
 _KEYS = ("name", "file", "prompt", "style", "metric")
 
@@ -94,7 +93,7 @@ def read_tasks(path: Path, *, limit: int | None = None, seed: int = 0) -> list[T
 
 
 def _task(name: str, path: Path, entry: Mapping[str, Any], limit: int | None, seed: int) -> Task:
-    items = [_item(record, entry, path, line) for line, record in read_records(path, what=WHAT)]
+    items = [_item(record, entry) for record in read_records(path, what=WHAT)]
     if not items:
         raise EmptyData(path, what=WHAT)
     if limit is not None and limit < len(items):
@@ -103,15 +102,15 @@ def _task(name: str, path: Path, entry: Mapping[str, Any], limit: int | None, se
     return Task(name, tuple(items), entry.get("metric", "accuracy"))
 
 
-def _item(record: Mapping[str, Any], entry: Mapping[str, Any], path: Path, line: int) -> Item:
-    asked = read_question(record, path, line, **_WORDING)
+def _item(record: Record, entry: Mapping[str, Any]) -> Item:
+    asked = read_question(record)
     if "prompt" in entry:
         try:
-            return Item(_filled(entry["prompt"], record), asked.choices, asked.answer)
+            return Item(_filled(entry["prompt"], record.fields), asked.choices, asked.answer)
         except LookupError as error:
-            raise BadRecord(path, line, f"has no field {error} that the prompt names", **_WORDING) from error
+            raise record.bad(f"has no field {error} that the prompt names") from error
         except ValueError as error:
-            raise BadRecord(path, line, f"cannot fill the prompt ({error})", **_WORDING) from error
+            raise record.bad(f"cannot fill the prompt ({error})") from error
     if entry.get("style", "lettered" if "question" in record else "continuation") == "continuation":
         return Item(asked.question, asked.choices, asked.answer)
     return Item(asked.prompt, tuple(LETTERS[: len(asked.choices)]), asked.answer)

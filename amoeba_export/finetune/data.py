@@ -20,16 +20,13 @@ import numpy as np
 from jinja2 import TemplateError
 from numpy.typing import NDArray
 
-from amoeba_export.errors import BadRecord, InputError, UnsupportedError
+from amoeba_export.errors import InputError, UnsupportedError
 from amoeba_export.ir import SILENT, Progress
 from amoeba_export.model.samples import opening_of
-from amoeba_export.reading.records import read_records, read_text, shown_fields, text_field
+from amoeba_export.reading.records import Record, read_records, read_text
 
 WHAT = "training data"
-_WORDING = {
-    "what": WHAT,
-    "next_step": "Correct the line. A line has 'instruction' and 'output', or 'messages', or 'text'.",
-}
+CORRECT = "Correct the line. A line has 'instruction' and 'output', or 'messages', or 'text'."
 ROLES = ("system", "user", "assistant", "tool")
 
 # The words that Stanford Alpaca's models were trained with: what an instruction looks like without a chat template.
@@ -119,17 +116,17 @@ def _records(path: Path, tokenizer: Any, prompt: str) -> Iterator[list[Segment]]
             next_step="Use --prompt-format alpaca.",
         )
     chat = bool(tokenizer.chat_template) if prompt == "auto" else prompt == "chat"
-    for line, record in read_records(path, what=WHAT):
+    for record in read_records(path, what=WHAT, next_step=CORRECT):
         if "messages" in record:
-            yield _chat_segments(_messages(record, path, line), tokenizer)
+            yield _chat_segments(_messages(record), tokenizer)
         elif "instruction" in record:
-            instruction, answer = _text(record, "instruction", path, line), _text(record, "output", path, line)
-            context = _text(record, "input", path, line) if "input" in record else ""
+            instruction, answer = record.text("instruction"), record.text("output")
+            context = record.text("input") if "input" in record else ""
             yield _instruction_segments(instruction, context, answer, tokenizer, chat=chat)
         elif "text" in record:
-            yield [Segment(_text(record, "text", path, line) + (tokenizer.eos_token or ""), True)]
+            yield [Segment(record.text("text") + (tokenizer.eos_token or ""), True)]
         else:
-            raise _bad(path, line, f"has none of 'instruction', 'messages' and 'text'; it has {shown_fields(record)}")
+            raise record.bad(f"has none of 'instruction', 'messages' and 'text'; it has {record.names}")
 
 
 def _instruction_segments(instruction: str, context: str, answer: str, tokenizer: Any, *, chat: bool) -> list[Segment]:
@@ -192,28 +189,18 @@ def _tokenized(examples: Iterable[list[Segment]], tokenizer: Any) -> Iterator[tu
         yield tokens, trained
 
 
-def _messages(record: Mapping[str, Any], path: Path, line: int) -> list[dict[str, str]]:
-    messages = record["messages"]
+def _messages(record: Record) -> list[dict[str, str]]:
+    messages = record.value("messages")
     if not isinstance(messages, list) or not messages:
-        raise _bad(path, line, "has a field 'messages' that is not a list of messages")
+        raise record.bad("has a field 'messages' that is not a list of messages")
     for number, message in enumerate(messages, start=1):
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            raise _bad(path, line, f"has no text as the content of message {number}")
+            raise record.bad(f"has no text as the content of message {number}")
         if message.get("role") not in ROLES:
-            raise _bad(
-                path, line, f"has the role {message.get('role')!r} in message {number}; it can be {_list(ROLES)}"
-            )
+            raise record.bad(f"has the role {message.get('role')!r} in message {number}; it can be {_list(ROLES)}")
     if not any(message["role"] == "assistant" for message in messages):
-        raise _bad(path, line, "has no message of the assistant, so there is nothing to learn from it")
+        raise record.bad("has no message of the assistant, so there is nothing to learn from it")
     return messages
-
-
-def _text(record: Mapping[str, Any], field: str, path: Path, line: int) -> str:
-    return text_field(record, field, path, line, **_WORDING)
-
-
-def _bad(path: Path, line: int, problem: str) -> BadRecord:
-    return BadRecord(path, line, problem, **_WORDING)
 
 
 def _list(names: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from amoeba_export.errors import EmptyData, InputError
 from amoeba_export.reading.questions import MultipleChoice, read_question
-from amoeba_export.reading.records import read_text, records_in, text_field
+from amoeba_export.reading.records import Record, read_text, records_in
 
 MAX_BYTES = 16 * 2**20
 """What is read of a file, and kept of a hub data set: more than any recipe samples from."""
@@ -72,8 +72,8 @@ def read_documents(recipe: DataRecipe) -> list[str]:
     if recipe.file is not None and not recipe.file.endswith(".jsonl"):
         return [_read_text(recipe.file)]
     documents = []
-    for line, record in _records(recipe):
-        parts = [text_field(record, field, source_name(recipe), line) for field in recipe.fields]
+    for record in _records(recipe):
+        parts = [record.text(name) for name in recipe.fields]
         if document := "\n".join(part for part in parts if part):
             documents.append(document)
     if not documents:
@@ -88,18 +88,17 @@ def read_questions(recipe: DataRecipe) -> list[MultipleChoice]:
         NotFound: There is no such file.
         InputError: As `read_documents`, or a question's choices or answer make no sense.
     """
-    questions = [read_question(record, source_name(recipe), line) for line, record in _records(recipe)]
+    questions = [read_question(record) for record in _records(recipe)]
     if not questions:
         raise EmptyData(source_name(recipe))
     return questions
 
 
-def _records(recipe: DataRecipe) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """(line or row number from 1, record)."""
-    if recipe.file is None:
-        yield from enumerate(_hub_records(recipe), start=1)
-        return
-    yield from records_in(_read_text(recipe.file), recipe.file)
+def _records(recipe: DataRecipe) -> Iterator[Record]:
+    if recipe.file is not None:
+        return records_in(_read_text(recipe.file), recipe.file)
+    rows = enumerate(_hub_rows(recipe), start=1)
+    return (Record(fields=row, path=source_name(recipe), line=line) for line, row in rows)
 
 
 def _read_text(file: str) -> str:
@@ -108,7 +107,7 @@ def _read_text(file: str) -> str:
     return read_text(Path(file), what="calibration data", next_step=next_step, max_bytes=MAX_BYTES)
 
 
-def _hub_records(recipe: DataRecipe) -> Iterator[Mapping[str, Any]]:
+def _hub_rows(recipe: DataRecipe) -> Iterator[Mapping[str, Any]]:
     try:
         import datasets
     except ModuleNotFoundError as error:
@@ -121,9 +120,9 @@ def _hub_records(recipe: DataRecipe) -> Iterator[Mapping[str, Any]]:
             recipe.hub, recipe.config, split=recipe.split, streaming=True
         )
         size_bytes = 0
-        for record in stream:
-            yield record
-            size_bytes += sum(len(value) for value in record.values() if isinstance(value, str))
+        for row in stream:
+            yield row
+            size_bytes += sum(len(value) for value in row.values() if isinstance(value, str))
             if size_bytes > MAX_BYTES:
                 return
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:

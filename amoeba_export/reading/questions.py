@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from amoeba_export.errors import BadRecord
-from amoeba_export.reading.records import checked_field, text_field
+from amoeba_export.reading.records import Record
 
 ANSWER = "Answer:"
 """Ends a question; the letter of the choice comes next."""
@@ -37,30 +33,19 @@ class MultipleChoice:
         return f"{self.prompt} {LETTERS[self.answer]}. {self.choices[self.answer]}"
 
 
-def read_question(record: Mapping[str, Any], path: str | Path, line: int, **wording: str) -> MultipleChoice:
+def read_question(record: Record) -> MultipleChoice:
     """The question of a record with `question` (or `context`), `choices` and `answer`.
-
-    Args:
-        record: As it was read.
-        path: Where from, for errors.
-        line: Which one, for errors.
-        wording: As of `BadRecord`.
 
     Raises:
         BadRecord: A field is missing, or makes no sense.
     """
-
-    def bad(problem: str) -> BadRecord:
-        return BadRecord(path, line, problem, **wording)
-
-    field = "context" if "context" in record and "question" not in record else "question"
-    question = text_field(record, field, path, line, **wording)
-    choices = checked_field(record, "choices", path, line, **wording)
+    question = record.text("context" if "context" in record and "question" not in record else "question")
+    choices = record.value("choices")
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
-        raise bad("has a field 'choices' that is not a list of texts")
+        raise record.bad("has a field 'choices' that is not a list of texts")
     if not 2 <= len(choices) <= len(LETTERS):
-        raise bad(f"has {len(choices)} choices; 2 to {len(LETTERS)} can be asked")
-    answer = checked_field(record, "answer", path, line, **wording)
+        raise record.bad(f"has {len(choices)} choices; 2 to {len(LETTERS)} can be asked")
+    answer = record.value("answer")
     if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
-        raise bad(f"has the answer {answer!r}, which is no position in its choices")
+        raise record.bad(f"has the answer {answer!r}, which is no position in its choices")
     return MultipleChoice(question, tuple(choices), answer)
