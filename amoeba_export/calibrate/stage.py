@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from amoeba_export.calibrate.data import Drawn, draw
 from amoeba_export.calibrate.depth import Challenge, Choice, Judge, fill_table
 from amoeba_export.calibrate.evaluator import KeptLayers, LocalScorer, Scorer, Widths
 from amoeba_export.calibrate.exact import ExactJudge, check_number
@@ -22,7 +21,7 @@ from amoeba_export.ir import SILENT, Importance, Progress, Shape, Strategy, Supe
 from amoeba_export.model.head import Objective
 from amoeba_export.model.host import Host
 from amoeba_export.model.layers import LayerStack
-from amoeba_export.model.samples import Samples, read_samples
+from amoeba_export.model.samples import Samples
 from amoeba_export.model.states import StateStore
 from amoeba_export.model.workplace import Workplace, open_workplace
 
@@ -57,33 +56,25 @@ def calibrate(
         TargetError: The fleet cannot be used.
     """
     supernet = supernet.without_adapters()
-    samples, heldout = read_samples(recipe.data, supernet.folder, seed=seed)
-    of_width = recipe.width.data
-    width_samples = samples if of_width is None else read_samples(of_width, supernet.folder, seed=seed)[0]
-    progress.note(
-        f"Calibrating {supernet.name} with recipe '{recipe.name}', seed {seed}: {samples.num_samples} samples"
-        f" ({samples.num_tokens} tokens) for the search, {heldout.num_samples} ({heldout.num_tokens}) held out"
-    )
+    drawn = draw(recipe, supernet.folder, seed=seed)
+    progress.note(f"Calibrating {supernet.name} with {drawn.summary}")
     with open_workplace(supernet.identity, Host(cache_dir=cache_dir, progress=progress)) as workplace:
         stack = LayerStack(supernet, memory_bytes=recipe.memory_mb * MEGABYTE)
         if fleet is not None:
             num_workers = fleet.start(supernet.identity, memory_bytes=stack.memory_bytes)
             progress.note(f"Scoring on {num_workers} workers")
         run = _Run(stack, recipe, workplace, fleet, progress)
-        importance, depth = run.importance(width_samples), run.depth(samples)
-        provenance = _provenance(recipe, samples, heldout, width_samples, seed)
-        strategy = _without_quality(supernet, recipe, importance, depth, provenance)
-        strategy = replace(strategy, quality=run.quality(heldout, strategy, importance))
-        for used in (samples, width_samples):
+        importance, depth = run.importance(drawn.width), run.depth(drawn.search)
+        strategy = _without_quality(supernet, drawn, importance, depth)
+        strategy = replace(strategy, quality=run.quality(drawn.heldout, strategy, importance))
+        for used in (drawn.search, drawn.width):
             workplace.clear_states(used)
     return strategy
 
 
-def _without_quality(
-    supernet: Supernet, recipe: Recipe, importance: Importance, depth: Mapping[int, Choice], provenance: dict[str, str]
-) -> Strategy:
+def _without_quality(supernet: Supernet, drawn: Drawn, importance: Importance, depth: Mapping[int, Choice]) -> Strategy:
     """The strategy before any shape was scored."""
-    arch = supernet.architecture
+    arch, recipe = supernet.architecture, drawn.recipe
     return Strategy(
         model_id=supernet.identity,
         num_layers=arch.num_layers,
@@ -97,20 +88,8 @@ def _without_quality(
         importance=importance,
         quality_metric=recipe.quality.metric,
         policy=recipe.quality.policy,
-        provenance=provenance,
+        provenance=drawn.provenance,
     )
-
-
-def _provenance(recipe: Recipe, samples: Samples, heldout: Samples, width: Samples, seed: int) -> dict[str, str]:
-    """What is needed to repeat it."""
-    return {
-        "recipe": recipe.name,
-        "settings": json.dumps(recipe.facts(), sort_keys=True),
-        "seed": str(seed),
-        "search_samples_sha256": samples.digest,
-        "heldout_samples_sha256": heldout.digest,
-        "width_samples_sha256": width.digest,
-    } | {package: importlib.metadata.version(package) for package in ("amoeba-export", "torch", "transformers")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +111,6 @@ class _Run:
     def importance(self, samples: Samples) -> Importance:
         metric = self.recipe.width.metric
         return measure_importance(
-            self.stack,
-            samples,
             self._states(samples),
             metric=metric,
             folder=self.workplace.folder(samples) / f"channels-{metric}",

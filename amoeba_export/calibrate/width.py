@@ -23,7 +23,6 @@ from amoeba_export.errors import NotANumber
 from amoeba_export.ir import SILENT, Importance, Progress, Role
 from amoeba_export.ir.family import WRITERS
 from amoeba_export.model.layer import DecoderLayer
-from amoeba_export.model.layers import LayerStack
 from amoeba_export.model.samples import Samples
 from amoeba_export.model.states import StateStore
 
@@ -157,23 +156,19 @@ def _watched_writers(
 
 
 def measure_importance(
-    stack: LayerStack,
-    samples: Samples,
     states: StateStore,
     *,
     metric: WidthMetric,
     folder: Path,
     progress: Progress = SILENT,
 ) -> Importance:
-    """Watch the inputs of the writers while `samples` go through the model, one layer at a time.
+    """Watch the inputs of the writers while samples go through the model, one layer at a time.
 
     In memory at a time: one layer's weights (all of them where the stack keeps them), the input and output of one
     batch, and float64 copies of the two inputs that are watched.
 
     Args:
-        stack: The model.
-        samples: The calibration tokens; padding is left out.
-        states: Over the same samples. Holds the full model's states afterwards.
+        states: Of the full model over the calibration tokens, where they are kept; padding is left out.
         metric: How channels are scored. Experts are scored by what they add (`experts.py`), whatever it is.
         folder: One file per finished layer; those that are there are not measured again.
         progress: Told of each layer.
@@ -183,7 +178,7 @@ def measure_importance(
     """
     # Long on purpose: what is watched in a layer is written before the next one is loaded.
     folder.mkdir(parents=True, exist_ok=True)
-    num_layers = stack.architecture.num_layers
+    architecture, num_layers = states.stack.architecture, states.num_layers
     paths = [folder / f"importance-{layer_idx:04d}.sealed" for layer_idx in range(num_layers)]
     first = _first_missing(paths, progress)
     measured: dict[str, NDArray[np.float64]] = {}
@@ -191,8 +186,8 @@ def measure_importance(
     @contextmanager
     def observe(layer_idx: int, module: nn.Module) -> Iterator[None]:
         assert isinstance(module, DecoderLayer)
-        experts = ExpertStatistics(stack.architecture.ffn_size) if stack.architecture.expert_size else None
-        with _watched_writers(module, samples, experts) as watched:
+        experts = ExpertStatistics(architecture.ffn_size) if architecture.expert_size else None
+        with _watched_writers(module, states.samples, experts) as watched:
             yield
         measured.clear()
         if experts:
@@ -218,5 +213,5 @@ def measure_importance(
         stacked["o.mean"],
         stacked["down.mean"],
         metric=metric,
-        head_dim=stack.architecture.head_dim,
+        head_dim=architecture.head_dim,
     )

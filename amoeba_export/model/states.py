@@ -46,8 +46,8 @@ class StateStore:
     def __init__(
         self, stack: LayerStack, samples: Samples, folder: Path, *, limit_bytes: int, progress: Progress = SILENT
     ) -> None:
-        self._stack = stack
-        self._samples = samples
+        self.stack = stack
+        self.samples = samples
         self._folder = folder
         self._progress = progress
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ class StateStore:
     def read(self, boundary: int, batch_idx: int) -> torch.Tensor:
         """One batch at a boundary that is there. [B, T, D]."""
         if boundary == 0:
-            return self._stack.embed(self._samples.batches[batch_idx].tokens_BT)
+            return self.stack.embed(self.samples.batches[batch_idx].tokens_BT)
         return self._file(boundary).read(batch_idx)
 
     def prepare(self, boundary: int) -> None:
@@ -94,11 +94,11 @@ class StateStore:
     @torch.no_grad()
     def _advance(self, layer_idx: int, observe: Observe | None = None) -> None:
         """Run one layer over everything."""
-        module = self._stack.layer(layer_idx)
+        module = self.stack.layer(layer_idx)
         with observe(layer_idx, module) if observe else contextlib.nullcontext():
             self._file(layer_idx + 1).write(
-                self._stack.run(module, self.read(layer_idx, batch_idx))
-                for batch_idx in range(len(self._samples.batches))
+                self.stack.run(module, self.read(layer_idx, batch_idx))
+                for batch_idx in range(len(self.samples.batches))
             )
 
 

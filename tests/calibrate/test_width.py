@@ -21,7 +21,7 @@ RESIDENT = 10**9
 def measure(supernet: Supernet, samples: Samples, folder: Path, *, metric="WIFV", memory_bytes=RESIDENT) -> Importance:
     stack = LayerStack(supernet, memory_bytes=memory_bytes)
     states = StateStore(stack, samples, folder / "states", limit_bytes=RESIDENT)
-    return measure_importance(stack, samples, states, metric=metric, folder=folder / "channels")
+    return measure_importance(states, metric=metric, folder=folder / "channels")
 
 
 def test_statistics_of_batches_are_those_of_the_whole() -> None:
@@ -133,7 +133,7 @@ def test_finished_layers_are_not_measured_again(supernet: Supernet, tmp_path: Pa
     (tmp_path / "channels/importance-0004.sealed").unlink()
     stack = LayerStack(supernet, memory_bytes=RESIDENT)
     states = StateStore(stack, samples, tmp_path / "states", limit_bytes=RESIDENT)
-    again = measure_importance(stack, samples, states, metric="WIFV", folder=tmp_path / "channels")
+    again = measure_importance(states, metric="WIFV", folder=tmp_path / "channels")
     assert stack.work.layer_tokens == 2 * samples.num_tokens
     np.testing.assert_array_equal(again.ffn_LF, expected.ffn_LF)
 

@@ -66,7 +66,7 @@ def test_an_expert_is_worth_its_share_times_the_size_of_what_it_gives(supernet: 
     samples = random_samples(count=4, length=10)
     stack = LayerStack(supernet, memory_bytes=10**9)
     states = StateStore(stack, samples, tmp_path / "states", limit_bytes=10**9)
-    found = measure_importance(stack, samples, states, metric="WIFV", folder=tmp_path / "importance")
+    found = measure_importance(states, metric="WIFV", folder=tmp_path / "importance")
     model = whole_model(supernet)
     worth = torch.zeros(4, 6, dtype=torch.float64)
     share = torch.zeros(4, 6, dtype=torch.float64)
