@@ -28,11 +28,11 @@ from pathlib import Path
 from amoeba_export.builds.run import BuildOptions, build
 from amoeba_export.materialize import stream
 reads = Counter()
-make = stream._make
-def counted(module, *rest):
+make = stream.Maker.make
+def counted(self, module):
     reads.update(f"{module.name}.{part}" for part in module.axes)
-    return make(module, *rest)
-stream._make = counted
+    return make(self, module)
+stream.Maker.make = counted
 report = build(Path(sys.argv[1]), BuildOptions(jobs=int(sys.argv[2])))
 assert report.exit_code == 0, report.failed
 print(json.dumps(sorted(set(reads.values()))))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import torch
 
@@ -76,11 +77,11 @@ def stream_subnets(
     missing = [{spec.name: spec.shape for spec in subnet_specs(supernet, plan)} for plan in plans]
     num_threads = torch.get_num_threads()
     executor = ThreadPoolExecutor(WORKERS, "materialize", initializer=torch.set_num_threads, initargs=(1,))
-    buffers = Buffers()
+    maker = Maker(supernet=supernet, plans=plans, dtype=dtype, empty=Buffers().empty)
     pending: deque[Future[list[_Made]]] = deque()
     try:
         for module in modules(supernet, plans):
-            pending.append(executor.submit(_make, module, supernet, plans, dtype, buffers.empty))
+            pending.append(executor.submit(maker.make, module))
             if len(pending) > AHEAD:
                 yield from _tick_off(pending.popleft().result(), missing)
         while pending:
@@ -101,78 +102,76 @@ def _tick_off(made: list[_Made], missing: list[dict[str, tuple[int, ...]]]) -> I
         yield plan_idx, name, weight
 
 
-def _make(
-    module: Module, supernet: Supernet, plans: Sequence[SubnetPlan], dtype: torch.dtype | None, empty: Empty
-) -> list[_Made]:
-    """Read the weights of one source module and make what each plan wants of them."""
-    source = {part: supernet.tensors.read(f"{module.name}.{part}") for part in module.axes}
-    made = []
-    for use in module.uses:
-        plan = plans[use.plan_idx]
-        parts = _fitted(use, supernet, plan, dtype or next(iter(source.values())).dtype)
-        if parts is None:
-            parts = _cut_module(module, source, use, supernet, plan, dtype, empty)
-        for part, weight in parts.items():
-            # Either end is NaN or infinite when any item is.
-            if not torch.isfinite(torch.stack(torch.aminmax(weight))).all():
-                raise NonFiniteWeights(f"{use.name}.{part}", f"an adapter or a bias made it so for {plan.shape}")
-            made.append((use.plan_idx, f"{use.name}.{part}", weight))
-    return made
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Maker:
+    """What of a source module becomes of each plan's. Safe in several threads.
 
+    Attributes:
+        dtype: Of every weight, or None to keep the source's.
+        empty: Where a cut is put.
+    """
 
-def _fitted(use: Use, supernet: Supernet, plan: SubnetPlan, dtype: torch.dtype) -> dict[str, torch.Tensor] | None:
-    """Weight and bias of a module that a refit holds, adapters and compensation in them; None where it has neither."""
-    if (refit := supernet.refit_of(plan)) is None:
-        return None
-    names = {part: f"{use.name}.{part}" for part in ("weight", "bias")}
-    present = {part: name for part, name in names.items() if name in refit.tensors.names()}
-    return {part: refit.tensors.read(name).to(dtype) for part, name in present.items()} or None
+    supernet: Supernet
+    plans: Sequence[SubnetPlan]
+    dtype: torch.dtype | None
+    empty: Empty
 
+    def make(self, module: Module) -> list[_Made]:
+        """Read the weights of one source module and make what each plan wants of them."""
+        source = {part: self.supernet.tensors.read(f"{module.name}.{part}") for part in module.axes}
+        made = []
+        for use in module.uses:
+            plan = self.plans[use.plan_idx]
+            parts = self._fitted(use, plan, self.dtype or next(iter(source.values())).dtype)
+            if parts is None:
+                parts = self._cut(module, source, use, plan)
+            for part, weight in parts.items():
+                # Either end is NaN or infinite when any item is.
+                if not torch.isfinite(torch.stack(torch.aminmax(weight))).all():
+                    raise NonFiniteWeights(f"{use.name}.{part}", f"an adapter or a bias made it so for {plan.shape}")
+                made.append((use.plan_idx, f"{use.name}.{part}", weight))
+        return made
 
-def _cut_module(
-    module: Module,
-    source: dict[str, torch.Tensor],
-    use: Use,
-    supernet: Supernet,
-    plan: SubnetPlan,
-    dtype: torch.dtype | None,
-    empty: Empty,
-) -> dict[str, torch.Tensor]:
-    """Weight and bias of one module for one plan. Nothing for a part that has no element left."""
-    architecture = supernet.architecture
-    cut = {}
-    if "weight" in source:
-        positions = _positions(module, "weight", use, architecture)
-        if not any(p is not None and len(p) == 0 for p in positions):
-            cut["weight"] = _cut_weight(module.name, source["weight"], positions, supernet, plan, dtype, empty)
-    bias = None
-    if "bias" in source:
-        bias = take(source["bias"], 0, _positions(module, "bias", use, architecture)[0])
-    if axis := compensated_axis(module.axes, use.layer, plan, architecture):
-        assert use.layer is not None
-        columns = _positions(module, "weight", use, architecture)[1]
-        constant = compensation_bias(source["weight"], columns, axis, use.layer, plan, supernet.strategy)
-        bias = constant if bias is None else bias.to(torch.float32) + constant
-    if bias is not None and len(bias):
-        cut["bias"] = bias.to(dtype or source["bias" if "bias" in source else "weight"].dtype)
-    return cut
+    def _fitted(self, use: Use, plan: SubnetPlan, dtype: torch.dtype) -> dict[str, torch.Tensor] | None:
+        """Weight and bias of a module that a refit holds, all of it in them; None where it has neither."""
+        if (refit := self.supernet.refit_of(plan)) is None:
+            return None
+        names = {part: f"{use.name}.{part}" for part in ("weight", "bias")}
+        present = {part: name for part, name in names.items() if name in refit.tensors.names()}
+        return {part: refit.tensors.read(name).to(dtype) for part, name in present.items()} or None
+
+    def _cut(
+        self, module: Module, source: dict[str, torch.Tensor], use: Use, plan: SubnetPlan
+    ) -> dict[str, torch.Tensor]:
+        """Weight and bias of one module for one plan. Nothing for a part that has no element left."""
+        supernet, architecture = self.supernet, self.supernet.architecture
+        cut = {}
+        if "weight" in source:
+            positions = _positions(module, "weight", use, architecture)
+            if not any(p is not None and len(p) == 0 for p in positions):
+                cut["weight"] = self._cut_weight(module.name, source["weight"], positions, plan)
+        bias = None
+        if "bias" in source:
+            bias = take(source["bias"], 0, _positions(module, "bias", use, architecture)[0])
+        if axis := compensated_axis(module.axes, use.layer, plan, architecture):
+            assert use.layer is not None
+            columns = _positions(module, "weight", use, architecture)[1]
+            constant = compensation_bias(source["weight"], columns, axis, use.layer, plan, supernet.strategy)
+            bias = constant if bias is None else bias.to(torch.float32) + constant
+        if bias is not None and len(bias):
+            cut["bias"] = bias.to(self.dtype or source["bias" if "bias" in source else "weight"].dtype)
+        return cut
+
+    def _cut_weight(
+        self, module: str, weight: torch.Tensor, positions: Sequence[torch.Tensor | None], plan: SubnetPlan
+    ) -> torch.Tensor:
+        dtype = self.dtype or weight.dtype
+        if len(positions) == 1:
+            return take(weight, 0, positions[0]).to(dtype)
+        deltas = [adapter.delta(module, plan) for adapter in self.supernet.adapters if module in adapter.modules()]
+        present = [delta for delta in deltas if delta is not None]
+        return cut_and_merge(weight, positions[0], positions[1], present, dtype, empty=self.empty)
 
 
 def _positions(module: Module, part: str, use: Use, architecture: Architecture) -> list[torch.Tensor | None]:
     return [kept_positions(axis, use.layer, architecture) for axis in module.axes[part]]
-
-
-def _cut_weight(
-    module: str,
-    weight: torch.Tensor,
-    positions: Sequence[torch.Tensor | None],
-    supernet: Supernet,
-    plan: SubnetPlan,
-    dtype: torch.dtype | None,
-    empty: Empty,
-) -> torch.Tensor:
-    if len(positions) == 1:
-        return take(weight, 0, positions[0]).to(dtype or weight.dtype)
-    deltas = [adapter.delta(module, plan) for adapter in supernet.adapters if module in adapter.modules()]
-    present = [delta for delta in deltas if delta is not None]
-    return cut_and_merge(weight, positions[0], positions[1], present, dtype or weight.dtype, empty=empty)

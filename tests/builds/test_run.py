@@ -109,17 +109,17 @@ def test_plans_known_together_are_cut_in_one_pass(run: Build, project: Path, mon
     (project / "amoeba.toml").write_text(HEAD + TWO + measured.format(90) + measured.format(60))
     reads: Counter[str] = Counter()
     passes: list[int] = []
-    make, open_stream = stream._make, stream.stream_subnets
+    make, open_stream = stream.Maker.make, stream.stream_subnets
 
-    def counted(module, *rest):  # type: ignore[no-untyped-def]
+    def counted(self, module):  # type: ignore[no-untyped-def]
         reads.update(f"{module.name}.{part}" for part in module.axes)
-        return make(module, *rest)
+        return make(self, module)
 
     def opened(supernet, plans, **rest):  # type: ignore[no-untyped-def]
         passes.append(len(plans))
         return open_stream(supernet, plans, **rest)
 
-    monkeypatch.setattr(stream, "_make", counted)
+    monkeypatch.setattr(stream.Maker, "make", counted)
     monkeypatch.setattr("amoeba_export.builds.rounds.stream_subnets", opened)
     report = run()
     assert report.exit_code == 0
