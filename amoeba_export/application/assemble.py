@@ -78,5 +78,8 @@ def write_plan(plan: SubnetPlan, folder: Path) -> None:
     """Write `plan.json`: one key a line, each layer on a line of its own, so that a diff of two plans can be read."""
     data = plan.to_json()
     layers = ",\n    ".join(json.dumps(layer, separators=(",", ":")) for layer in data.pop("layers"))
+    tokens = data.pop("head_tokens", None)
     head = json.dumps(data, indent=2)[:-2]
+    if tokens is not None:
+        head += f',\n  "head_tokens": {json.dumps(tokens, separators=(",", ":"))}'
     (folder / PLAN_NAME).write_text(f'{head},\n  "layers": [\n    {layers}\n  ]\n}}\n', encoding="utf-8")

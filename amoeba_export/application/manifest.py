@@ -9,6 +9,7 @@ from amoeba_export.application.problem import rounded, whole_quality
 from amoeba_export.application.request import ResolvedRequest
 from amoeba_export.application.rounded import rounded_input
 from amoeba_export.application.session import Session
+from amoeba_export.application.vocabulary import measure_vocabulary, vocabulary_input
 from amoeba_export.application.wholes import Whole
 from amoeba_export.application.worth import quality_figures
 from amoeba_export.artifact import (
@@ -38,9 +39,14 @@ def make_manifest(fitted: Fitted, report: VerifyReport) -> Manifest:
         quality=quality_figures(fitted),
         reference=reference_records(session, fitted.wholes),
         refit=_refit(session, fitted.plan),
+        vocabulary=measure_vocabulary(supernet, fitted.plan),
         verification=verification_record(report),
         continuations=_continuations(report),
-        inputs=(*supernet.inputs, *([rounded_input(session.rounded)] if session.rounded else [])),
+        inputs=(
+            *supernet.inputs,
+            *vocabulary_input(supernet),
+            *([rounded_input(session.rounded)] if session.rounded else []),
+        ),
         tool=tool_versions(),
         dims=supernet.architecture.facts(),
     )

@@ -11,6 +11,7 @@ from amoeba_export.application.costs import device_facts
 from amoeba_export.application.selection import with_strategy
 from amoeba_export.application.session import Session
 from amoeba_export.application.sweep import Swept, sweep
+from amoeba_export.application.vocabulary import vocabulary_input
 from amoeba_export.application.wholes import Whole, measure_wholes
 from amoeba_export.artifact import sha256_file
 from amoeba_export.cache.kinds import FRONTIERS
@@ -170,7 +171,7 @@ def _facts(session: Session) -> dict[str, object]:
     return {
         **device_facts(session.supernet, session.target, settings.workload),
         "model": session.supernet.identity,
-        "inputs": [item.sha256 for item in session.supernet.inputs],
+        "inputs": [item.sha256 for item in (*session.supernet.inputs, *vocabulary_input(session.supernet))],
         "strategy": strategy.identity if strategy else None,
         "metric": [settings.metric, settings.percentile],
         "dtypes": list(settings.dtypes),

@@ -44,6 +44,7 @@ def problem_of(session: Session, strategy: Strategy) -> Problem:
         architecture=session.architecture,
         budgets=settings.budgets,
         rules=settings.rules(session.supernet, dtype),
+        head_tokens=session.supernet.head_tokens,
         memory_mb=partial(memory_mb, session),
         memory_limit_mb=settings.memory_limit_mb,
         dtype=dtype if is_one_of_several else None,

@@ -37,6 +37,9 @@ def check_story(folder: Path, manifest: Manifest) -> SubnetPlan:
         if (counted.depth, counted.width) == (manifest.shape.depth, manifest.shape.width):
             what = "other layers"
         problems.append(f"{MANIFEST_NAME} says {what} and {PLAN_NAME} keeps {plan.shape}")
+    told = {manifest.architecture().head_rows, manifest.vocabulary.tokens if manifest.vocabulary else None}
+    if told != {len(plan.head_tokens) if plan.head_tokens else None}:
+        problems.append(f"{MANIFEST_NAME} counts other tokens that logits are computed of than {PLAN_NAME}")
     formats = {file.path.split("/")[0] for file in manifest.files if "/" in file.path}
     problems += [f"{name} is a folder of no format" for name in sorted(formats - set(FORMATS))]
     problems += [] if formats else ["it has no format"]

@@ -35,6 +35,8 @@ class ExportRequest:
         calibration_data: Texts of the user's own domain, for half of the tokens of a refit and of rounding.
         rounding: `data` to choose 4-bit integers with data, which is done where it can be when nothing is said, or
             `nearest`.
+        vocab_keep: Compute logits of some tokens alone: so many, the most frequent ones of the refit's texts; those of
+            a text; or those of a JSON list of ids.
     """
 
     model: str = "demo"
@@ -56,6 +58,7 @@ class ExportRequest:
     heal: str | None = None
     calibration_data: tuple[Path, ...] = ()
     rounding: str | None = None
+    vocab_keep: str | None = None
     adapters: tuple[Path, ...] = ()
     shape: str | None = None
     plan: Path | None = None

@@ -10,7 +10,7 @@ from typing import TypeVar, get_args
 
 from amoeba_export.application.request import ExportRequest, ResolvedRequest
 from amoeba_export.backends.targets import read_target
-from amoeba_export.errors import AmoebaError, BadValue, Problems, UnknownName, UsageError
+from amoeba_export.errors import AmoebaError, BadValue, NotFound, Problems, UnknownName, UsageError
 from amoeba_export.formats import FORMATS
 from amoeba_export.ir import Budget, Metric, Policy, RoundingHow, Shape, SubnetPlan, Target, Workload, parse_megabytes
 from amoeba_export.ir.dtype import AUTO, DTYPE_NAMES
@@ -116,10 +116,12 @@ def _bad_values(request: ExportRequest, metric: str) -> list[AmoebaError]:
     names += [("rounding", request.rounding, ROUNDINGS)] if request.rounding else []
     names += [("dtype", request.dtype, (*DTYPE_NAMES, AUTO))] if request.dtype else []
     problems += [UnknownName(kind, name, known) for kind, name, known in names if name not in known]
-    try:
-        check_refit(refit_of(request))
-    except AmoebaError as error:
-        problems.append(error)
+    for check, given in ((check_refit, refit_of(request)), (check_vocabulary, request.vocab_keep)):
+        try:
+            if given is not None:
+                check(given)
+        except AmoebaError as error:
+            problems.append(error)
     if request.heal not in (None, OFF) and request.refit == OFF:
         problems.append(BadValue("--heal", request.heal, "used with a refit: it starts there"))
     if request.percentile not in (50, 90):
@@ -142,6 +144,16 @@ def read_heal(text: str) -> HealSettings | None:
     if unit in _SECONDS:
         return HealSettings(tokens=MOST_TOKENS, seconds=number * _SECONDS[unit])
     return HealSettings(tokens=max(1, round(number * _TOKENS[unit])))
+
+
+def check_vocabulary(text: str) -> None:
+    """Raise `BadValue` or `NotFound` for what can be no `--vocab-keep`."""
+    wanted = "a number of tokens, a text (.txt or .jsonl) whose tokens are kept, or a list of token ids (.json)"
+    if text.isdecimal():
+        if not int(text):
+            raise BadValue("--vocab-keep", text, wanted)
+    elif not Path(text).is_file():
+        raise NotFound("The vocabulary", text, next_step=f"Give {wanted}.")
 
 
 def refit_of(request: ExportRequest) -> str:

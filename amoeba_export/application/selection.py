@@ -114,7 +114,7 @@ def given_plan(session: Session) -> SubnetPlan:
     if settings.plan is not None:
         check_plan_origin(settings.plan, supernet)
         validate(settings.plan, supernet.architecture)
-        return check_loadable(session, settings.plan)
+        return check_loadable(session, dataclasses.replace(settings.plan, head_tokens=supernet.head_tokens))
     assert settings.shape, "a search chooses"
     if supernet.strategy is None:
         return check_loadable(session, supernet.full_plan())
@@ -124,7 +124,7 @@ def given_plan(session: Session) -> SubnetPlan:
         settings.shape,
         settings.rules(supernet, settings.dtypes[0] if settings.dtypes else None),
     )
-    return check_loadable(session, plan)
+    return check_loadable(session, dataclasses.replace(plan, head_tokens=supernet.head_tokens))
 
 
 def _needs_strategy(supernet: Supernet, settings: ResolvedRequest) -> bool:

@@ -96,11 +96,15 @@ def open_session(settings: ResolvedRequest, *, cache: Cache | None = None, progr
     """Open the model that `settings` names, with its adapters and the strategy file, if one was given.
 
     Raises:
-        InputError: The model, an adapter or the strategy cannot be read, or does not belong to the others.
+        InputError: The model, an adapter, the strategy or the vocabulary cannot be read, or does not belong to the
+            others.
         NotForExperts: A healing is asked for, and the model is a mixture of experts.
     """
+    from amoeba_export.application.vocabulary import with_vocabulary  # needs torch, which a build may do without
+
     request = settings.request
     supernet = load_supernet(request.model, adapters=request.adapters, strategy=request.strategy, progress=progress)
+    supernet = with_vocabulary(supernet, request, settings.plan, progress=progress)
     settings = _settled(settings, supernet, progress)
     return Session(settings=settings, supernet=supernet, cache=cache or Cache(), progress=progress)
 

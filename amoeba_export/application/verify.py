@@ -84,6 +84,7 @@ def verify(
     supernet = load_supernet(name, adapters=adapters, strategy=strategy, progress=progress)
     if differences := _differences(manifest, supernet):
         raise OtherInputs(artifact, differences)
+    supernet = supernet.with_head_tokens(plan.head_tokens)
     supernet = holding_refit(supernet, plan, refit, Cache(), progress=progress)
     rounded = holding_rounded(manifest, plan, rounding, Cache(), progress=progress)
     report = recheck(artifact, manifest, plan, supernet, rounded=rounded, progress=progress)

@@ -12,6 +12,7 @@ from amoeba_export.artifact.records import (
     RefitRecord,
     ShapeRecord,
     VerificationRecord,
+    VocabularyRecord,
 )
 from amoeba_export.artifact.staging import Staging, check_destination, check_file_destination
 from amoeba_export.artifact.versions import tool_versions
@@ -30,6 +31,7 @@ __all__ = [
     "ShapeRecord",
     "Staging",
     "VerificationRecord",
+    "VocabularyRecord",
     "check_destination",
     "check_file_destination",
     "file_entry",

@@ -22,6 +22,7 @@ from amoeba_export.artifact.records import (
     RefitRecord,
     ShapeRecord,
     VerificationRecord,
+    VocabularyRecord,
 )
 from amoeba_export.errors import DamagedFile
 from amoeba_export.ir import Architecture, InputId
@@ -50,6 +51,7 @@ class Manifest:
         dims: Of the supernet, all but its `config`: with the plan, they are the dims of what is in the artifact.
         reference: The uncut model in each precision, that of relative budgets first; empty without a search.
         refit: How the weights were fitted after the cut. None, and not in the JSON, where they were not.
+        vocabulary: Of which tokens logits are computed. None, and not in the JSON, where of all.
         continuations: What each format answered when it was verified. Empty, and not in the JSON, where none was
             asked.
         schema_version: Raised when a key changes its meaning.
@@ -67,6 +69,7 @@ class Manifest:
     dims: Mapping[str, Any]
     reference: tuple[FullModelRecord, ...] = ()
     refit: RefitRecord | None = None
+    vocabulary: VocabularyRecord | None = None
     continuations: tuple[ContinuationRecord, ...] = ()
     schema_version: int = MANIFEST_SCHEMA
 
@@ -93,7 +96,7 @@ class Manifest:
         """The JSON object, `schema_version` first."""
         data = dataclasses.asdict(self)
         data["verification"] = self.verification and self.verification.to_json()
-        for name in ("refit", "continuations"):
+        for name in ("refit", "vocabulary", "continuations"):
             if not data[name]:
                 del data[name]
         return {"schema_version": data.pop("schema_version"), **data}

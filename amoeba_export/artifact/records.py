@@ -170,6 +170,29 @@ class ContinuationRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VocabularyRecord:
+    """A head that computes logits of some tokens, and what that costs. `plan.json` has the tokens.
+
+    Attributes:
+        tokens: Number of tokens that logits are computed of.
+        of: Number of tokens of the model.
+        text: The text of the figures below, which did not choose the tokens. None, as they are, without a tokenizer.
+        num_tokens: Number of tokens of that text which are predicted.
+        unwritable: Share of them that are not kept: the model can never write these.
+        loss: Mean loss of the others among the kept tokens, in nats.
+        loss_of_all_tokens: The same where they compete with all tokens, as they do with the whole head.
+    """
+
+    tokens: int
+    of: int
+    text: str | None = None
+    num_tokens: int | None = None
+    unwritable: float | None = None
+    loss: float | None = None
+    loss_of_all_tokens: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RefitRecord:
     """How the weights were fitted after the cut.
 

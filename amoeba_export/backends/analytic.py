@@ -122,8 +122,8 @@ def work_of(dense: DenseArchitecture, new_tokens: int, workload: Workload, *, we
     goes through, and a step reads those that any of its tokens does.
     """
     base = dense.base
-    head_params = base.vocab_size * base.hidden_size
-    layer_params = dense.num_params - head_params * (1 if base.tied_embeddings else 2)
+    head_params = base.head_params
+    layer_params = dense.num_params - base.embedding_params - (head_params if base.has_own_head else 0)
     # Halfway through a prefill half of the prompt is in the cache; a decode step sees all of it.
     cached = workload.prompt_tokens if new_tokens == 1 else new_tokens / 2
     read = sum(layer.num_kv_heads * dense.kind(layer).seen(cached) for layer in dense.layers)

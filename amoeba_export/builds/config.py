@@ -66,6 +66,10 @@ class Shared(Table):
     )
     heal: str | None = Field(default=None, description="Distillation after the refit, such as 20m, 2Mtok or off.")
     calibration_data: tuple[str, ...] = Field(default=(), description="Texts from your domain for the refit.")
+    vocab_keep: str | None = Field(
+        default=None,
+        description="Compute logits of some tokens alone: so many, such as '8192', those of a text, or of a JSON list.",
+    )
     quality_floor: float | None = Field(
         default=None, description="Worst accepted value of the calibrated metric: highest loss, lowest accuracy."
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from amoeba_export.application.request import ExportRequest
-from amoeba_export.application.resolve import heal_of, is_refit_file, refit_of
+from amoeba_export.application.resolve import DEFAULT_REFIT, heal_of, is_refit_file, refit_of
 from amoeba_export.artifact import MANIFEST_NAME, read_manifest, tool_versions
 from amoeba_export.backends.targets import read_target
 from amoeba_export.builds.entry import Entry, LockedEntry
@@ -34,6 +34,7 @@ _NOT_CONTENT = (
     "refit",
     "calibration_data",
     "adapters",
+    "vocab_keep",
     "plan",
     "out",
     "force",
@@ -59,6 +60,8 @@ def entry_inputs(entry: Entry, cache: Cache) -> tuple[InputId, ...]:
         sha256 = load_recipe(request.recipe).identity
         found.append(InputId(role="recipe", id=f"{Path(request.recipe).stem}, seed {request.seed}", sha256=sha256))
     found += _recovery_inputs(request, cache)
+    if request.vocab_keep is not None:
+        found.append(_vocabulary_input(request, cache))
     if request.plan is not None:
         plan = request.plan / "plan.json" if request.plan.is_dir() else request.plan
         found.append(InputId(role="plan", id=plan.name, sha256=file_sha256(plan, cache_dir=cache.root)))
@@ -69,6 +72,15 @@ def entry_inputs(entry: Entry, cache: Cache) -> tuple[InputId, ...]:
     settings["quality_floor"] = entry.quality_floor
     found.append(InputId(role="settings", id=entry.name, sha256=_digest(settings)))
     return tuple(found)
+
+
+def _vocabulary_input(request: ExportRequest, cache: Cache) -> InputId:
+    """The file, or the number of tokens and the texts that they are counted in."""
+    text = request.vocab_keep or ""
+    if not text.isdecimal():
+        return InputId(role="vocabulary", id=Path(text).name, sha256=file_sha256(Path(text), cache_dir=cache.root))
+    texts = load_refit_recipe(DEFAULT_REFIT).with_texts(request.calibration_data).identity
+    return InputId(role="vocabulary", id=f"{text} tokens", sha256=_digest({"tokens": int(text), "texts": texts}))
 
 
 def _recovery_inputs(request: ExportRequest, cache: Cache) -> list[InputId]:

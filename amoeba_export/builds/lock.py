@@ -30,7 +30,7 @@ LOCK_SCHEMA = 1
 MAX_BYTES = 64 * 2**20
 """Dozens of entries of a model with 400 billion weights."""
 
-_RANGES = re.compile(r"(?:[0-9]{1,6}(?:-[0-9]{1,6})?(?:,[0-9]{1,6}(?:-[0-9]{1,6})?)*)?")
+_RANGES = re.compile(r"(?:[0-9]{1,8}(?:-[0-9]{1,8})?(?:,[0-9]{1,8}(?:-[0-9]{1,8})?)*)?")
 _HEAD = """\
 # Written by 'amoeba build'. Commit it: 'amoeba build --locked' rebuilds exactly this, and refuses changed inputs.
 schema_version = 1
@@ -81,6 +81,7 @@ def _entry_text(entry: LockedEntry) -> str:
         "gate_width": plan.gate_width,
         "strategy_id": plan.strategy_id,
         "model_id": plan.model_id,
+        "head_tokens": None if plan.head_tokens is None else _ranges(plan.head_tokens),
         "fingerprint": entry.fingerprint,
     }
     lines = ["", "[[entry]]", *(f"{key} = {_value(value)}" for key, value in facts.items() if value is not None)]
@@ -140,6 +141,7 @@ class _Entry:
     gate_width: float | None = None
     strategy_id: str | None = None
     model_id: str | None = None
+    head_tokens: str | None = None
     latency: Mapping[str, Any] | None = None
     quality: Mapping[str, float] | None = None
     reference: tuple[FullModelRecord, ...] = ()
@@ -153,7 +155,8 @@ def _layer(data: _Layer) -> LayerPlan:
     ffn = tuple(np.flatnonzero(bits).tolist())
     if len(ffn) != data.neurons:
         raise ValueError(f"layer {data.layer} lists {len(ffn)} neurons and says {data.neurons}")
-    return LayerPlan(source_layer=data.layer, query_heads=_indices(data.heads), kv_heads=_indices(data.kv), ffn=ffn)
+    heads, kv_heads = (_indices(text, most=MAX_SIZES["num_heads"]) for text in (data.heads, data.kv))
+    return LayerPlan(source_layer=data.layer, query_heads=heads, kv_heads=kv_heads, ffn=ffn)
 
 
 def _ranges(indices: Sequence[int]) -> str:
@@ -167,17 +170,20 @@ def _ranges(indices: Sequence[int]) -> str:
     return ",".join("-".join(map(str, run)) for run in runs)
 
 
-def _indices(text: str) -> tuple[int, ...]:
+def _indices(text: str, *, most: int) -> tuple[int, ...]:
     """The opposite. Raises `ValueError`."""
     if not _RANGES.fullmatch(text):
-        raise ValueError(f"{shown(text)} are no heads, such as 0-2,6")
+        raise ValueError(f"{shown(text)} are no indices, such as 0-2,6")
     runs = [[int(end) for end in run.split("-")] for run in text.split(",") if run]
-    if sum(run[-1] - run[0] + 1 for run in runs if run[-1] >= run[0]) > MAX_SIZES["num_heads"]:
-        raise ValueError(f"{shown(text)} are more heads than a layer can have")
+    if sum(run[-1] - run[0] + 1 for run in runs if run[-1] >= run[0]) > most:
+        raise ValueError(f"{shown(text)} are more than {most} indices")
     return tuple(index for run in runs for index in range(run[0], run[-1] + 1))
 
 
 def _entry(data: _Entry) -> LockedEntry:
+    tokens = None
+    if data.head_tokens is not None:
+        tokens = _indices(data.head_tokens, most=MAX_SIZES["vocab_size"])
     nullable = ("budget_ms", "predicted_ms", "measured_ms", "uncertainty")  # TOML has no null: these were left out
     return LockedEntry(
         name=data.name,
@@ -193,6 +199,7 @@ def _entry(data: _Entry) -> LockedEntry:
             gate_width=data.gate_width,
             strategy_id=data.strategy_id,
             model_id=data.model_id,
+            head_tokens=tokens,
         ),
         inputs=data.inputs,
         latency=None if data.latency is None else {**dict.fromkeys(nullable), **data.latency},

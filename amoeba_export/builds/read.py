@@ -1,19 +1,22 @@
-"""Read `amoeba.toml`: every mistake at once, each with its line and what to write instead."""
+"""Read `amoeba.toml`: every mistake at once, each with its line and what to write instead.
+
+Long on purpose: one reader that goes through the file once and remembers all that is wrong.
+"""
 
 from __future__ import annotations
 
 import copy
-import functools
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from amoeba_export.application.request import ExportRequest
-from amoeba_export.application.resolve import check_refit, is_refit_file, read_heal, read_plan
+from amoeba_export.application.resolve import check_refit, check_vocabulary, is_refit_file, read_heal, read_plan
 from amoeba_export.backends.targets import read_target
 from amoeba_export.builds.config import BuildEntry, BuildFile, ModelTable, Shared
 from amoeba_export.builds.entry import Entry
@@ -195,6 +198,7 @@ class _Reader:
             refit=str(self._at(refit)) if refit and is_refit_file(refit) else refit,
             heal=values["heal"],
             calibration_data=tuple(map(self._at, values["calibration_data"])),
+            vocab_keep=self._vocabulary(values["vocab_keep"]),
             adapters=tuple(map(self._at, values["adapters"])),
             shape=own.shape,
             plan=self._at(own.plan) if own.plan else None,
@@ -243,12 +247,15 @@ class _Reader:
         for key in ("adapters", "calibration_data"):
             for path in values[key]:
                 self._exists(where(key), path)
-        if (healing := values["heal"]) is not None:
-            self._attempt(where("heal"), lambda: read_heal(healing))
-        if (refit := values["refit"]) is not None:
-            self._attempt(where("refit"), lambda: check_refit(refit))
-        if (memory := values["memory"]) is not None:
-            self._attempt(where("memory"), lambda: parse_megabytes(memory))
+        checks: dict[str, Callable[[str], object]] = {
+            "vocab_keep": lambda text: check_vocabulary(self._vocabulary(text) or text),
+            "heal": read_heal,
+            "refit": check_refit,
+            "memory": parse_megabytes,
+        }
+        for key, check in checks.items():
+            if (given := values[key]) is not None:
+                self._attempt(where(key), partial(check, given))
 
     def _check_sizes(self, own: BuildEntry, place: Place) -> None:
         given = [key for key in SIZES if getattr(own, key) is not None]
@@ -268,6 +275,9 @@ class _Reader:
             self._attempt((*place, "throughput"), lambda: Budget.parse_throughput(throughput))
         if (shape := own.shape) is not None:
             self._attempt((*place, "shape"), lambda: Shape.parse(shape))
+
+    def _vocabulary(self, given: str | None) -> str | None:
+        return given if given is None or given.isdecimal() else str(self._at(given))
 
     def _target(self, name: str) -> None:
         """Read a target once, however many entries name it. Raises as `read_target`."""
@@ -293,6 +303,6 @@ class _Reader:
         return self._path.parent / Path(text).expanduser()
 
 
-@functools.cache
+@cache
 def _shipped_recipes() -> frozenset[str]:
     return frozenset(recipe.stem for recipe in data_dir("calibration").glob("*.toml"))

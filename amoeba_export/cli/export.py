@@ -39,6 +39,7 @@ from amoeba_export.cli.options import (
     StrategyFile,
     TargetName,
     Throughput,
+    VocabKeep,
     model_or_default,
     split_commas,
 )
@@ -65,6 +66,7 @@ def export(
     heal: HealFor = None,
     calibration_data: CalibrationData = None,
     rounding: RoundingName = None,
+    vocab_keep: VocabKeep = None,
     adapter: Adapters = None,
     shape: Annotated[
         str | None,
@@ -149,6 +151,7 @@ def export(
         heal=heal,
         calibration_data=tuple(calibration_data or ()),
         rounding=rounding,
+        vocab_keep=vocab_keep,
         adapters=tuple(adapter or ()),
         shape=shape,
         plan=plan,

@@ -109,6 +109,16 @@ RoundingName = Annotated[
         rich_help_panel="Quality",
     ),
 ]
+VocabKeep = Annotated[
+    str | None,
+    typer.Option(
+        "--vocab-keep",
+        metavar="N|FILE",
+        help="Compute logits of some tokens alone (ONNX): the N most frequent ones of the refit's texts, those of a "
+        "text, or a JSON list of ids. Default: all.",
+        rich_help_panel="Quality",
+    ),
+]
 HealFor = Annotated[
     str | None,
     typer.Option(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from amoeba_export.errors import UnsupportedModel
+from amoeba_export.errors import NotRepresentable, UnsupportedModel
 from amoeba_export.ir import DenseArchitecture, Family, LayerDims, TensorSpec
 from amoeba_export.ir.family import Role
 from amoeba_export.load.family_file import FamilyFile, read_family, stand_ins, supported_families
@@ -20,6 +20,17 @@ def check_family(dense: DenseArchitecture) -> None:
     """Raise `UnsupportedModel` for a family that has no file: what it computes is not known."""
     if dense.base.family not in supported_families():
         raise UnsupportedModel(dense.base.family, supported_families())
+
+
+def check_head(dense: DenseArchitecture, container: str) -> None:
+    """Raise `NotRepresentable` for a head of some tokens, where runtimes take the head's rows for the vocabulary."""
+    rows, words = dense.base.head_rows, dense.base.vocab_size
+    if rows is not None:
+        raise NotRepresentable(
+            container,
+            f"its runtimes compute logits of the whole vocabulary, and the head has {rows} of {words} tokens",
+            ("--format onnx", "no --vocab-keep"),
+        )
 
 
 def container_type(dense: DenseArchitecture) -> str:

@@ -11,7 +11,14 @@ from pathlib import Path
 
 from amoeba_export.errors import NotRepresentable
 from amoeba_export.formats.config import dense_config
-from amoeba_export.formats.model_type import AMOEBA, check_family, container_type, num_zero_biases, zero_biases
+from amoeba_export.formats.model_type import (
+    AMOEBA,
+    check_family,
+    check_head,
+    container_type,
+    num_zero_biases,
+    zero_biases,
+)
 from amoeba_export.formats.packed import (
     SCHEMES,
     PackedWriter,
@@ -49,6 +56,7 @@ dtypes = (SOURCE, *FLOATS, *SCHEMES)
 def check(dense: DenseArchitecture, *, dtype: str) -> None:
     """Every plan can be held. Raises `NotRepresentable` for another precision, or rows that it does not pack."""
     check_family(dense)
+    check_head(dense, "safetensors")
     if dtype not in dtypes:
         raise NotRepresentable(
             "safetensors",

@@ -57,16 +57,17 @@ def sum_bytes(
     """
     base = dense.base
     embedding = head(base.vocab_size, base.hidden_size)
+    read = head(base.head_rows, base.hidden_size) if base.head_rows else embedding
     layers = sum(
         count * sum(matrix(rows, columns) for rows, columns in _projections(base, dims))
         for dims, count in Counter(dense.layers).items()
     )
-    num_vectors = dense.num_params - base.vocab_size * base.hidden_size * (1 if base.tied_embeddings else 2)
+    num_vectors = dense.num_params - base.embedding_params - (base.head_params if base.has_own_head else 0)
     num_vectors -= sum(base.prunable_params(dims) for dims in dense.layers)
     return WeightBytes(
         layers=layers + num_vectors * vector_bytes,
-        head=embedding,
-        embedding=0 if base.tied_embeddings else embedding,
+        head=read,
+        embedding=embedding if base.has_own_head else 0,
         tables=tables,
     )
 

@@ -57,6 +57,7 @@ class Architecture:
         expert_size: Neurons of one expert; None for an FFN without experts. Ask `unit_size`.
         experts_per_token: Experts that a token goes through: those that the router scores highest.
         shares_sum_to_one: Whether the shares of a token's experts are divided by their sum.
+        head_rows: Tokens that logits are computed of, where they are not all: the head is then a matrix of its own.
         kinds: Where layers attend in different ways or are not rotated, each way once; else empty.
         kind_of_layer: Per layer of the supernet, an index into `kinds`; empty where `kinds` is.
         qk_norm: Whether there are norms of q and k, after the projection and before RoPE.
@@ -115,6 +116,7 @@ class Architecture:
     expert_size: int | None = None
     experts_per_token: int = 0
     shares_sum_to_one: bool = False
+    head_rows: int | None = None
     containers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False, compare=False)
     config: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -123,6 +125,25 @@ class Architecture:
         if template.when == "untied":
             return not self.tied_embeddings
         return template.when is None or bool(getattr(self, template.when))
+
+    def with_head(self, rows: int | None) -> Architecture:
+        """The same with logits of so many tokens; None for all."""
+        return self if rows == self.head_rows else dataclasses.replace(self, head_rows=rows)
+
+    @property
+    def embedding_params(self) -> int:
+        """Weights of the embedding."""
+        return self.vocab_size * self.hidden_size
+
+    @property
+    def head_params(self) -> int:
+        """Weights that logits are computed with: the head's, or the embedding's where it stands for it."""
+        return (self.head_rows or self.vocab_size) * self.hidden_size
+
+    @property
+    def has_own_head(self) -> bool:
+        """Whether the head is a matrix of its own."""
+        return not self.tied_embeddings or self.head_rows is not None
 
     @property
     def layer_kinds(self) -> tuple[LayerKind, ...]:
@@ -327,7 +348,7 @@ _FACTS = (
     *("qk_norm_scope", "rotary_dims", "kinds", "kind_of_layer", "norm_offset", "input_norms", "output_norms"),
     *("activation", "attention_scale", "attention_softcap", "query_temperature", "embedding_scale"),
     *("embedding_scale_rounded", "residual_scale", "logits_divisor", "final_softcap"),
-    *("expert_size", "experts_per_token", "shares_sum_to_one"),
+    *("expert_size", "experts_per_token", "shares_sum_to_one", "head_rows"),
 )
 """Fields that are left out of JSON where they have their default, so that files of Llama's kind stay as they were."""
 
@@ -363,7 +384,7 @@ class DenseArchitecture:
     def num_params(self) -> int:
         """Weights of the cut model, embeddings (counted once when tied), norms and biases included."""
         base = self.base
-        embeddings = base.vocab_size * base.hidden_size * (1 if base.tied_embeddings else 2)
+        embeddings = base.embedding_params + (base.head_params if base.has_own_head else 0)
         return embeddings + base.hidden_size + sum(self.layer_params(layer) for layer in self.layers)
 
     def layer_params(self, layer: LayerDims) -> int:

@@ -16,8 +16,9 @@ from amoeba_export.reading import WrongValue, check_schema, decode
 Policy = Literal["uniform", "adaptive"]
 """`uniform`: every kept layer keeps the same counts. `adaptive`: counts differ per layer, as in the paper."""
 
-PLAN_SCHEMA = 2
-"""A plan that names no refit is still written as version 1, which is all that it needs."""
+PLAN_SCHEMA = 3
+"""Since 2, a plan may name a refit; since 3, the tokens that logits are computed of. It is written as the first version
+that has what it names."""
 
 
 _ORIGIN = ("schema_version", "shape", "policy", "strategy_id", "model_id", "refit_id")
@@ -88,6 +89,7 @@ class SubnetPlan:
         strategy_id: sha256 of the strategy that the plan was derived from, or None for a plan that no strategy made.
         model_id: `Supernet.identity` of the model that the plan belongs to, or None.
         refit_id: sha256 of the refit that holds weights of this cut, or None when they are the model's own.
+        head_tokens: Sorted ids of the tokens that logits are computed of; None for all.
     """
 
     shape: Shape
@@ -99,6 +101,7 @@ class SubnetPlan:
     strategy_id: str | None = None
     model_id: str | None = None
     refit_id: str | None = None
+    head_tokens: tuple[int, ...] | None = None
 
     @classmethod
     def full(
@@ -124,8 +127,8 @@ class SubnetPlan:
 
     @property
     def geometry(self) -> str:
-        """sha256 over what is kept and what is computed with it: equal plans of different origin have the same."""
-        facts = {key: value for key, value in self.to_json().items() if key not in _ORIGIN}
+        """sha256 over what layers keep and what is computed with it: equal plans of different origin have the same."""
+        facts = {key: value for key, value in self.to_json().items() if key not in (*_ORIGIN, "head_tokens")}
         return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def keeps_everything(self, architecture: Architecture) -> bool:
@@ -169,7 +172,7 @@ class SubnetPlan:
     def dense(self, architecture: Architecture) -> DenseArchitecture:
         """The dims of the cut model."""
         return DenseArchitecture(
-            base=architecture,
+            base=architecture.with_head(len(self.head_tokens) if self.head_tokens else None),
             layers=tuple(
                 architecture.cut_layer(
                     len(layer.query_heads),
@@ -185,7 +188,7 @@ class SubnetPlan:
     def to_json(self) -> dict[str, Any]:
         """The content of `plan.json`."""
         return {
-            "schema_version": 1 if self.refit_id is None else PLAN_SCHEMA,
+            "schema_version": PLAN_SCHEMA if self.head_tokens else 1 if self.refit_id is None else 2,
             "shape": str(self.shape),
             "policy": self.policy,
             "width_key": self.width_key,
@@ -194,6 +197,7 @@ class SubnetPlan:
             "strategy_id": self.strategy_id,
             "model_id": self.model_id,
             **({} if self.refit_id is None else {"refit_id": self.refit_id}),
+            **({} if self.head_tokens is None else {"head_tokens": list(self.head_tokens)}),
             "layers": [
                 {
                     "source_layer": layer.source_layer,

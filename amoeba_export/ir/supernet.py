@@ -98,6 +98,7 @@ class Supernet:
         bare: The model before adapters that replace weights of it, or None when none does.
         tokenizer_folder: Of the tokenizer and chat template where an adapter brings another one, else None.
         refits: Fitted weights of cuts, by their identity.
+        head_tokens: Tokens that logits of its cuts are computed of; None for all. See `with_head_tokens`.
     """
 
     name: str
@@ -112,6 +113,12 @@ class Supernet:
     bare: Supernet | None = None
     tokenizer_folder: Path | None = None
     refits: Mapping[str, Refit] = field(default_factory=dict)
+    head_tokens: tuple[int, ...] | None = None
+
+    def with_head_tokens(self, tokens: tuple[int, ...] | None) -> Supernet:
+        """A copy whose cuts, the uncut one among them, compute logits of these tokens; None for all."""
+        architecture = self.architecture.with_head(len(tokens) if tokens else None)
+        return dataclasses.replace(self, architecture=architecture, head_tokens=tokens)
 
     def without_adapters(self) -> Supernet:
         """The model that `identity` names, and the strategy."""
@@ -136,7 +143,8 @@ class Supernet:
 
     def full_plan(self) -> SubnetPlan:
         """The plan that keeps everything of this model."""
-        return SubnetPlan.full(self.architecture, gate_widths=self.gate_widths, model_id=self.identity)
+        plan = SubnetPlan.full(self.architecture, gate_widths=self.gate_widths, model_id=self.identity)
+        return dataclasses.replace(plan, head_tokens=self.head_tokens)
 
     def refit_of(self, plan: SubnetPlan) -> Refit | None:
         """The weights that `plan` names, or None when it names none. Raises `InputError` where they are not at hand."""

@@ -13,7 +13,7 @@ def validate(plan: SubnetPlan, architecture: Architecture) -> None:
     The rules: at least one layer; layers strictly increase and exist; every index is sorted, unique and in range; kept
     query heads are divided evenly over kept KV heads, each reading the KV head that it read in the supernet; heads and
     KV heads vanish together; all heads or none where a norm runs over all of them; under the `uniform` policy all
-    layers keep the same counts.
+    layers keep the same counts; the tokens that logits are computed of are some, sorted, unique and in range.
 
     Raises:
         InputError: With every broken rule, not only the first.
@@ -30,6 +30,7 @@ def validate(plan: SubnetPlan, architecture: Architecture) -> None:
         problems.append(f"its shape says {plan.shape.depth} layers, it lists {len(plan.layers)}")
     for layer in plan.layers:
         problems.extend(f"layer {layer.source_layer}: {problem}" for problem in _layer_problems(layer, architecture))
+    problems.extend(_token_problems(plan, architecture))
     counts = {layer.counts for layer in plan.layers}
     if plan.policy == "uniform" and len(counts) > 1:
         problems.append(f"it is called uniform and its layers keep different counts: {sorted(counts)}")
@@ -38,6 +39,19 @@ def validate(plan: SubnetPlan, architecture: Architecture) -> None:
             f"The plan for {plan.shape} is not valid: {'; '.join(problems)}.",
             next_step="Derive the plan again from this model's strategy.",
         )
+
+
+def _token_problems(plan: SubnetPlan, architecture: Architecture) -> list[str]:
+    tokens = plan.head_tokens
+    if tokens is None:
+        return []
+    if not tokens:
+        return ["it computes logits of no token"]
+    if list(tokens) != sorted(set(tokens)):
+        return ["the tokens of its head are not sorted and unique"]
+    if not 0 <= tokens[0] <= tokens[-1] < architecture.vocab_size:
+        return [f"tokens of its head are outside 0..{architecture.vocab_size - 1}"]
+    return []
 
 
 def _layer_problems(layer: LayerPlan, architecture: Architecture) -> list[str]:

@@ -132,7 +132,7 @@ def _prior_costs(architecture: Architecture) -> dict[str, float]:
     attention = architecture.prunable_params() - architecture.ffn_size * architecture.unit_params
     overhead = _PRIOR_OVERHEAD * architecture.prunable_params()
     return {
-        "base": float(architecture.vocab_size * architecture.hidden_size) + overhead,
+        "base": float(architecture.head_params) + overhead,
         "attention_blocks": overhead,
         "ffn_blocks": overhead,
         "query_heads": float(architecture.num_heads * architecture.query_head_params),

@@ -53,6 +53,7 @@ def dims_of(architecture: Architecture) -> dict[str, int]:
         "tied_embeddings": int(architecture.tied_embeddings),
         "qkv_bias": int(architecture.qkv_bias),
         "qk_norm": int(architecture.qk_norm),
+        **({"head_rows": architecture.head_rows} if architecture.head_rows else {}),
         **_expert_dims(architecture),
         **{f"layers_of_window_{window}": count for window, count in windows.items() if window},
     }

@@ -28,6 +28,7 @@ MAX_SIZES = {
     "ffn_size": 2**20,
     "expert_size": 2**20,
     "vocab_size": 2**24,
+    "head_rows": 2**24,
     "max_positions": 2**30,
     "sliding_window": 2**30,
 }

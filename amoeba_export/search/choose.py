@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 
 from amoeba_export.errors import NothingFits, NothingLoads
-from amoeba_export.ir import Budget, DenseArchitecture, Latency, LayerDims
+from amoeba_export.ir import Budget, DenseArchitecture, Latency, LayerDims, SubnetPlan
 from amoeba_export.ir.metric import badness
 from amoeba_export.ir.pareto import pareto_front
 from amoeba_export.search.grid import grid_sketches
@@ -60,7 +61,13 @@ def _sketches(problem: Problem, corrected: Corrected, limits: Limits) -> list[Sk
     sketches = grid_sketches(strategy, architecture, rules)
     if space == "layers" and strategy.importance is not None:
         sketches += layers_sketches(strategy, architecture, rules, corrected, limits)
+    if problem.head_tokens is not None:
+        sketches = [dataclasses.replace(one, make_plan=partial(_with_head, one.make_plan, problem)) for one in sketches]
     return _loadable(problem, sketches)
+
+
+def _with_head(make_plan: Callable[[], SubnetPlan], problem: Problem) -> SubnetPlan:
+    return dataclasses.replace(make_plan(), head_tokens=problem.head_tokens)
 
 
 def _loadable(problem: Problem, sketches: list[Sketch]) -> list[Sketch]:

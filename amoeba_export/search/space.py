@@ -42,6 +42,7 @@ class Problem:
             contains the grid that the strategy's quality was measured on, so its choice is never worse on the same
             estimate. An upstream import has no importances, hence its grid only.
         rules: How a `grid` cuts a width; `layers` keeps its `align` and `gate_widths`.
+        head_tokens: Tokens that plans compute logits of; None for all.
         memory_mb: What a model occupies.
         memory_limit_mb: How much it may.
         dtype: The precision, where several are searched: messages name it.
@@ -54,6 +55,7 @@ class Problem:
     budgets: tuple[Budget, ...]
     space: Space | None = None
     rules: CutRules = PLAIN
+    head_tokens: tuple[int, ...] | None = None
     memory_mb: Memory | None = None
     memory_limit_mb: float | None = None
     dtype: str | None = None

@@ -21,7 +21,14 @@ from amoeba_export.verify.expected import ExpectedWeights
 from amoeba_export.verify.gguf_tokens import check_tokens
 from amoeba_export.verify.graph import Answer, Reference, ask, graph_problems, reference_of, rope_problem, step_problems
 from amoeba_export.verify.masked import source_rope
-from amoeba_export.verify.numerics import EXACT_DTYPES, MAX_REL_DIFF, Distance, broken_limits, logits_distance
+from amoeba_export.verify.numerics import (
+    EXACT_DTYPES,
+    MAX_REL_DIFF,
+    Distance,
+    broken_limits,
+    chosen_problem,
+    logits_distance,
+)
 from amoeba_export.verify.opened import Opened
 from amoeba_export.verify.reload import OPENERS, open_format
 from amoeba_export.verify.scattered import with_stored_weights
@@ -224,7 +231,8 @@ def _judge(
 ) -> FormatReport:
     opened, answer, dtype = subject.opened, subject.answer, subject.opened.dtype
     distance = logits_distance(prompts, reference.logits, answer.logits)
-    broken = broken_limits(distance, dtype)
+    chosen = chosen_problem(reference.logits, answer.logits)
+    broken = [chosen] if chosen else broken_limits(distance, dtype)
     tie = max(MAX_REL_DIFF["fp32"], distance.max_rel_diff)
     equal = not broken and _follows(answer.tokens, reference.after[answer.tokens], tie=tie)
     rope = source_rope(supernet, plan)
@@ -257,7 +265,7 @@ def _follows(tokens: Sequence[int], logits_GV: torch.Tensor, *, tie: float) -> b
     Where the reference's best two are no further apart than `tie`, a share of the largest logit, either choice follows.
     """
     behind_G = logits_GV.amax(-1) - logits_GV.gather(-1, torch.tensor(tokens)[:, None])[:, 0]
-    return bool((behind_G <= tie * logits_GV.abs().max()).all())
+    return bool((behind_G <= tie * logits_GV[logits_GV.isfinite()].abs().max()).all())
 
 
 def _prompts(supernet: Supernet) -> list[torch.Tensor]:

@@ -53,10 +53,23 @@ class ExpectedWeights:
     def wanted(self) -> Wanted:
         """What a file must have, before any weight is read."""
         dense = self._plan.dense(self._supernet.architecture)
-        return Wanted(shapes=self.shapes, family=self._supernet.family, dense=dense)
+        tokens = self._plan.head_tokens
+        return Wanted(shapes=self.shapes, family=self._supernet.family, dense=dense, head_tokens=tokens)
 
     def read(self, name: str) -> Expected:
         """One of `shapes`."""
+        if self._is_some_rows(name):
+            tied, family = self._supernet.architecture.tied_embeddings, self._supernet.family
+            whole = self._read(family.weight("embedding") if tied else name)
+            return Expected(whole.values[list(self._plan.head_tokens or ())], whole.slack)
+        return self._read(name)
+
+    def _is_some_rows(self, name: str) -> bool:
+        """Whether a weight is a head of some tokens."""
+        return self._plan.head_tokens is not None and self._places[name][0].role == "head"
+
+    def _read(self, name: str) -> Expected:
+        """One of `shapes`, with all tokens."""
         if self._rounded is not None and name in self._rounded.names():
             return Expected(self._rounded.read(name), 0.0)
         refit = self._supernet.refit_of(self._plan)
@@ -83,6 +96,8 @@ class ExpectedWeights:
         if name not in self._places:
             return None
         template, kept = self._places[name]
+        if self._is_some_rows(name) and self._supernet.architecture.tied_embeddings:
+            return self.source_dtype(self._supernet.family.weight("embedding"))
         source = template.name.format(layer=kept.source_layer) if kept else template.name
         tensors = self._supernet.tensors
         if source not in tensors.names() or not is_float(dtype := tensors.dtype(source)):
@@ -92,7 +107,7 @@ class ExpectedWeights:
     def _walk(self) -> Iterator[tuple[str, tuple[TensorTemplate, LayerPlan | None]]]:
         family, architecture = self._supernet.family, self._supernet.architecture
         for template in family.globals:
-            if architecture.has(template):
+            if architecture.has(template) or (template.role == "head" and self._plan.head_tokens is not None):
                 yield template.name, (template, None)
         for position, kept in enumerate(self._plan.layers):
             compensated: dict[Axis, bool] = {
@@ -121,7 +136,8 @@ class ExpectedWeights:
 
     def _shape(self, name: str) -> tuple[int, ...]:
         template, kept = self._places[name]
-        return tuple(int(self._mask(axis, kept).sum()) for axis in template.axes)
+        shape = tuple(int(self._mask(axis, kept).sum()) for axis in template.axes)
+        return (len(self._plan.head_tokens or ()), *shape[1:]) if self._is_some_rows(name) else shape
 
     def _cut(self, values: torch.Tensor, axes: tuple[Axis, ...], kept: LayerPlan | None) -> torch.Tensor:
         for dim, axis in enumerate(axes):

@@ -41,7 +41,7 @@ def masked_logits(
         past: What the KV cache holds before `input_ids`; B is 1 then.
 
     Returns:
-        [B, T, V].
+        [B, T, V]; minus infinity for tokens that logits are not computed of.
     """
     model, refit, family = _reference_model(supernet, plan), supernet.refit_of(plan), supernet.family
     embedding, norm = family.module("embedding"), family.weight("final_norm")
@@ -50,8 +50,11 @@ def masked_logits(
     head = None if refit is None else _held_head(supernet, refit)
     model.set_submodule(family.module("head"), Unmerged(supernet, plan, "head") if head is None else head)
     cache = {} if past is None else {cache_name(model): _full_cache(supernet, plan, past)}
-    logits: torch.Tensor = model(input_ids, use_cache=past is not None, **cache).logits
-    return logits.float()
+    logits: torch.Tensor = model(input_ids, use_cache=past is not None, **cache).logits.float()
+    if plan.head_tokens is None:
+        return logits
+    tokens = torch.tensor(plan.head_tokens)
+    return torch.full_like(logits, -torch.inf).index_copy(-1, tokens, logits[..., tokens])
 
 
 def _held_head(supernet: Supernet, refit: Refit) -> nn.Module | None:

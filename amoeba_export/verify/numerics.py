@@ -9,6 +9,9 @@ import torch
 
 from amoeba_export.ir.dtype import FLOATS, SOURCE
 
+NEVER = -65504.0
+"""The lowest number of fp16: a token whose logit is as low is never chosen."""
+
 EXACT_DTYPES = (SOURCE, *FLOATS)
 """Dtypes whose artifact computes the reference's function up to rounding. The others change it, within a limit."""
 
@@ -81,8 +84,17 @@ def logits_distance(
 ) -> Distance:
     """Compare logits [1, T, V] prompt by prompt. A NaN or infinity in either makes every figure infinite.
 
-    The last prompt is the one that may be text: of random tokens, a perplexity says nothing.
+    The last prompt is the one that may be text: of random tokens, a perplexity says nothing. Where the reference has
+    minus infinity, a token is not computed: `found` must be as good as that, and the others alone are compared.
     """
+    computed = computed_tokens(reference)
+    if computed is not None:
+        if chosen_problem(reference, found) is not None:
+            inf = float("inf")
+            return Distance(max_abs_diff=inf, max_rel_diff=inf, mean_kl=inf, perplexity_ratio=inf)
+        place_V = torch.full((reference[0].shape[-1],), -1).index_copy(0, computed, torch.arange(len(computed)))
+        prompts = [place_V[prompt] for prompt in prompts]
+        reference, found = ([logits[..., computed] for logits in either] for either in (reference, found))
     if not all(torch.isfinite(logits).all() for logits in (*reference, *found)):
         inf = float("inf")
         return Distance(max_abs_diff=inf, max_rel_diff=inf, mean_kl=inf, perplexity_ratio=inf)
@@ -98,9 +110,10 @@ def logits_distance(
             log_p, log_q = r[0, rows].double().log_softmax(-1), f[0, rows].double().log_softmax(-1)
             kl_sum += float((log_p.exp() * (log_p - log_q)).sum())
             next_ids = prompt[0, start + 1 : start + 1 + num_rows, None]  # nothing follows the last token
-            with_next = slice(len(next_ids))
+            with_next, is_computed = slice(len(next_ids)), next_ids >= 0
+            next_ids = next_ids.clamp(min=0)
             of_next = log_p[with_next].gather(-1, next_ids) - log_q[with_next].gather(-1, next_ids)
-            loss_difference += float(of_next.sum())
+            loss_difference += float(of_next[is_computed].sum())
         tokens += r.shape[1]
     ratio = torch.tensor(loss_difference / max(prompts[-1].shape[1] - 1, 1)).exp()
     return Distance(
@@ -109,6 +122,24 @@ def logits_distance(
         mean_kl=kl_sum / tokens,
         perplexity_ratio=float(ratio),
     )
+
+
+def computed_tokens(reference: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """Tokens that a reference computes logits of: those without minus infinity. None for all."""
+    dropped_V = torch.isneginf(reference[0][0, 0]) if reference and reference[0].numel() else torch.zeros(1)
+    return (~dropped_V).nonzero()[:, 0] if dropped_V.any() else None
+
+
+def chosen_problem(reference: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> str | None:
+    """In words, where a token that is not computed could be chosen nevertheless."""
+    computed = computed_tokens(reference)
+    if computed is None:
+        return None
+    dropped_V = torch.ones(reference[0].shape[-1], dtype=torch.bool).index_fill(0, computed, False)
+    largest = max(float(logits[..., dropped_V].max()) for logits in found)
+    if largest <= NEVER:  # NaN is not
+        return None
+    return f"tokens that the plan does not keep have logits of up to {largest:.3g}"
 
 
 def broken_limits(distance: Distance, dtype: str, *, rounding_kl: float | None = None) -> list[str]:

@@ -22,7 +22,11 @@ integers take longer to read than to multiply with. What is beyond is read in ev
 
 def with_stored_weights(supernet: Supernet, plan: SubnetPlan, stored: StoredWeights) -> tuple[Supernet, SubnetPlan]:
     """A supernet of the same dims whose weights are those of a file of `plan`, and the plan without compensation."""
-    held = dataclasses.replace(supernet, tensors=_Scattered(supernet, plan, stored), adapters=(), strategy=None)
+    architecture = supernet.architecture
+    if plan.head_tokens is not None:  # the file's head is a matrix of its own
+        architecture = dataclasses.replace(architecture, tied_embeddings=False)
+    tensors = _Scattered(supernet, plan, stored)
+    held = dataclasses.replace(supernet, architecture=architecture, tensors=tensors, adapters=(), strategy=None)
     return held, dataclasses.replace(plan, compensate=False, refit_id=None)
 
 
@@ -81,6 +85,8 @@ class _Scattered:
             return torch.zeros(shape)
         kept = self._plan.layers[self._places[name]] if name in self._places else None
         masks = [kept_mask(axis, kept, self._supernet) for axis in self._templates[name].axes]
+        if self._templates[name].role == "head" and self._plan.head_tokens is not None:
+            masks[0] = torch.zeros_like(masks[0]).index_fill(0, torch.tensor(self._plan.head_tokens), True)
         values = self._stored.read(self._name(name)).of_model()
         if all(mask.all() for mask in masks):
             return values.reshape(shape)

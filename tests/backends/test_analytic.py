@@ -69,3 +69,22 @@ def test_smaller_dtypes_and_shapes_are_faster_and_a_longer_prompt_slower() -> No
     short, long = (jetson(half, "fp16", Workload(prompt_tokens=tokens)) for tokens in (128, 1024))
     assert short.decode.p50_ms < long.decode.p50_ms
     assert short.prefill.p50_ms < long.prefill.p50_ms
+
+
+def test_a_head_of_some_tokens_is_read_in_place_of_the_whole() -> None:
+    options = Options(
+        bandwidth_gb_s=100,
+        bandwidth_efficiency=1,
+        compute_tflops=1000,
+        per_layer_ms=0.2,
+        per_token_ms=1.0,
+        uncertainty=0.5,
+    )
+    whole = SMOLLM2_FULL
+    small = DenseArchitecture(base=SMOLLM2.with_head(8192), layers=whole.layers)
+    saved_bytes = 2 * (SMOLLM2.vocab_size - 8192) * SMOLLM2.hidden_size
+    times = [estimate_ms(dense, 1, WORKLOAD, options, weights=weights(dense)) for dense in (whole, small)]
+    assert times[0] - times[1] == pytest.approx(saved_bytes / 100e6)
+    # The tied embedding stays: the file grows by the head.
+    assert weights(small).total - weights(whole).total == 2 * 8192 * SMOLLM2.hidden_size
+    assert small.num_params - whole.num_params == 8192 * SMOLLM2.hidden_size

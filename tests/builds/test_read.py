@@ -17,7 +17,7 @@ OK = '[[build]]\nname = "a"\ntarget = "cpu"\nlatency = "80%"\n'
 KEYS = (
     "Choose one of: adapters, calibration_data, dtype, formats, heal, latency, memory, metric, name, out, "
     "percentile, plan, policy, quality_floor, recipe, refit, require_measured, seed, shape, strategy, target, "
-    "throughput, workload."
+    "throughput, vocab_keep, workload."
 )
 DTYPES = (
     "Choose 'fp32', 'fp16', 'bf16', 'int8', 'q6_k', 'q5_k_m', 'int4-mixed', 'q4_k_m', 'int4', 'w4a16-asym', 'w4a16' "

@@ -21,8 +21,8 @@ EXPORT_AND_SEARCH = (
 SURFACE = {
     "amoeba": "--version --debug --install-completion --show-completion",
     "amoeba export": (
-        f"{EXPORT_AND_SEARCH} --refit --heal --calibration-data --rounding --shape --plan --pick --require-measured "
-        "--out --force --dry-run"
+        f"{EXPORT_AND_SEARCH} --refit --heal --calibration-data --rounding --vocab-keep --shape --plan --pick "
+        "--require-measured --out --force --dry-run"
     ),
     "amoeba search": f"{EXPORT_AND_SEARCH} --refit --calibration-data",
     "amoeba frontier": f"{EXPORT_AND_SEARCH} --refit --calibration-data --measure",

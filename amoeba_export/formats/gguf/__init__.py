@@ -14,7 +14,7 @@ from amoeba_export.formats.gguf.architecture import able_architectures, choose_a
 from amoeba_export.formats.gguf.k_quants import K_QUANTS
 from amoeba_export.formats.gguf.layout import expected_tensors, written_layers
 from amoeba_export.formats.gguf.writer import QUANTIZATIONS, GgufWriter, tensor_bytes, tensor_type
-from amoeba_export.formats.model_type import check_family
+from amoeba_export.formats.model_type import check_family, check_head
 from amoeba_export.formats.sizes import WeightBytes, sum_bytes
 from amoeba_export.ir import Architecture, ContainerLimits, DenseArchitecture, LayerDims, Subnet
 from amoeba_export.ir.dtype import DTYPES
@@ -29,6 +29,7 @@ dtypes = tuple(QUANTIZATIONS)
 def check(dense: DenseArchitecture, *, dtype: str) -> None:
     """Raise `NotRepresentable` when no architecture of llama.cpp computes `dense`, or `dtype` is not a GGUF type."""
     check_family(dense)
+    check_head(dense, "GGUF")
     if dtype not in QUANTIZATIONS:
         raise NotRepresentable(
             "GGUF", f"{dtype} is not one of its types", [f"--dtype {known}" for known in QUANTIZATIONS]

@@ -18,6 +18,7 @@ from amoeba_export.formats.onnx.ort import HEAD_MULTIPLE
 from amoeba_export.formats.onnx.precision import PRECISIONS
 from amoeba_export.formats.onnx.rope import TABULATED_TYPES, rope_rows, rope_type
 from amoeba_export.formats.onnx.turns import turned_by
+from amoeba_export.formats.onnx.vocabulary import even_tokens
 from amoeba_export.formats.onnx.writer import DIALECTS, OnnxWriter, Spelling, spelled_dialect
 from amoeba_export.formats.sidecars import copy_generation_config, copy_license, copy_tokenizer
 from amoeba_export.formats.sizes import WeightBytes, sum_bytes
@@ -122,7 +123,12 @@ def open_writer(
     """
     dense = subnet.architecture
     check(dense, dtype=dtype, dialect=dialect)
-    spelling = Spelling(dtype=dtype, dialect=spelled_dialect(dense, dialect), last_logits=last_logits)
+    spelling = Spelling(
+        dtype=dtype,
+        dialect=spelled_dialect(dense, dialect),
+        last_logits=last_logits,
+        head_tokens=subnet.plan.head_tokens,
+    )
     writer = OnnxWriter(dense, subnet.family, folder, spelling, rounded=rounded)
     _write_json(graph_config(subnet, dtype=DTYPES[dtype].torch_name), folder / "config.json")
     if dialect == "ort":
@@ -147,7 +153,12 @@ def write_random(
     The graph is that of `open_writer`, to the byte. Arguments and errors as there.
     """
     check(dense, dtype=dtype, dialect=dialect)
-    spelling = Spelling(dtype=dtype, dialect=spelled_dialect(dense, dialect), last_logits=last_logits)
+    spelling = Spelling(
+        dtype=dtype,
+        dialect=spelled_dialect(dense, dialect),
+        last_logits=last_logits,
+        head_tokens=even_tokens(dense.base.head_rows, dense.base.vocab_size),
+    )
     OnnxWriter(dense, read_family(dense.base.family).family, folder, spelling).close_random(seed)
 
 

@@ -22,6 +22,11 @@ class Names:
         """A bias of the subnet."""
         return self.family.bias(role, layer)
 
+    @property
+    def tokens(self) -> str:
+        """The ids of the tokens that a smaller head computes logits of."""
+        return f"{self.family.module('head')}.tokens"
+
     def node(self, role: Role, layer: int | None = None) -> str:
         """The node of a module, such as `/model/layers/0/mlp/down_proj`."""
         return _path(self.family.module(role, layer))

@@ -8,7 +8,7 @@ other, and tied embeddings are one stored matrix.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from amoeba_export.formats.onnx.decoder import LayerCache, Stream
@@ -20,6 +20,7 @@ from amoeba_export.formats.onnx.padding import Rows, from_left, rows_of, to_left
 from amoeba_export.formats.onnx.precision import Blockwise
 from amoeba_export.formats.onnx.products import CONTRIB, Products
 from amoeba_export.formats.onnx.turns import Turn, store_turns, table_rows
+from amoeba_export.formats.onnx.vocabulary import spread
 from amoeba_export.formats.onnx.weights import Matrix, WeightStore
 from amoeba_export.ir import DenseArchitecture, LayerDims, Role
 
@@ -34,7 +35,14 @@ class OrtDialect:
     ir_version: ClassVar[int] = 10
 
     def __init__(
-        self, dense: DenseArchitecture, names: Names, recorder: Recorder, store: WeightStore, *, last_logits: bool
+        self,
+        dense: DenseArchitecture,
+        names: Names,
+        recorder: Recorder,
+        store: WeightStore,
+        *,
+        last_logits: bool,
+        head_tokens: Sequence[int] | None = None,
     ) -> None:
         self._dense = dense
         self._architecture = dense.base
@@ -44,6 +52,7 @@ class OrtDialect:
         self._products = Products(recorder)
         self._precision = store.precision
         self._last_logits = last_logits
+        self._head_tokens = head_tokens
         self._embedding: Matrix | None = None
         self._rows: Rows | None = None
         self._turns: list[Turn] = []
@@ -235,9 +244,13 @@ class OrtDialect:
         base, node = self._architecture, self._names.node("head")
         matrix = self._embedding
         assert matrix is not None
-        if not base.tied_embeddings:
-            name = self._names.weight("head")
-            matrix = self._store.matrix(name, [(name, base.vocab_size)], base.hidden_size, encoding=self._head_encoding)
+        tokens, name = self._head_tokens, self._names.weight("head")
+        if base.has_own_head:
+            rows = base.head_rows or base.vocab_size
+            matrix = self._store.matrix(name, [(name, rows)], base.hidden_size, encoding=self._head_encoding)
+        if tokens is not None:
+            source = self._names.weight("embedding" if base.tied_embeddings else "head")
+            self._store.take_rows(name, source, tokens, base.vocab_size)
         assert self._rows
         x = from_left(x, self._rows, f"{node}/moved_back", self._recorder, self._precision.activation)
         if self._last_logits:
@@ -246,9 +259,11 @@ class OrtDialect:
         if base.logits_divisor != 1.0:
             x = self.scale(x, 1 / base.logits_divisor, f"{node}/scaled")
         logits = self._products.multiply(x, matrix, node)
-        if base.final_softcap is None:
+        if base.final_softcap is not None:
+            logits = capped(logits, base.final_softcap, f"{node}/capped", self._recorder, self._precision.activation)
+        if tokens is None:
             return logits
-        return capped(logits, base.final_softcap, f"{node}/capped", self._recorder, self._precision.activation)
+        return spread(logits, tokens, base.vocab_size, self._names, self._recorder, self._store)
 
     @property
     def _head_encoding(self) -> Blockwise | None:

@@ -3,11 +3,13 @@
 Opset 18, the newest that all of them read in full, and the patterns that their optimizers look for: RMSNorm from Pow to
 Mul, attention as two products around a Softmax, weights [in, out]. Softmax and norms run in fp32 in every dtype.
 Positions and masks follow from `attention_mask`, so padding may be on either side.
+
+Long on purpose: the operators of one dialect are read together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,6 +21,7 @@ from amoeba_export.formats.onnx.graph import Recorder, Value
 from amoeba_export.formats.onnx.masks import score_biases
 from amoeba_export.formats.onnx.names import Names
 from amoeba_export.formats.onnx.turns import store_turns, table_rows
+from amoeba_export.formats.onnx.vocabulary import spread
 from amoeba_export.formats.onnx.weights import WeightStore
 from amoeba_export.ir import DenseArchitecture, LayerDims, LayerKind, Role, Rope
 
@@ -56,7 +59,14 @@ class StandardDialect:
     ir_version: ClassVar[int] = 8
 
     def __init__(
-        self, dense: DenseArchitecture, names: Names, recorder: Recorder, store: WeightStore, *, last_logits: bool
+        self,
+        dense: DenseArchitecture,
+        names: Names,
+        recorder: Recorder,
+        store: WeightStore,
+        *,
+        last_logits: bool,
+        head_tokens: Sequence[int] | None = None,
     ) -> None:
         self._dense = dense
         self._architecture = dense.base
@@ -65,6 +75,7 @@ class StandardDialect:
         self._store = store
         self._dtype = store.precision.activation
         self._last_logits = last_logits
+        self._head_tokens = head_tokens
         self._embedding: Value | None = None
         self._shared: _Shared | None = None
 
@@ -218,14 +229,20 @@ class StandardDialect:
             x = op("Gather", [x, self._recorder.constant("last", [-1])], name=f"{node}/last", axis=1)
         if base.logits_divisor != 1.0:
             x = self.scale(x, 1 / base.logits_divisor, f"{node}/scaled")
-        if base.tied_embeddings:
+        tokens, name = self._head_tokens, self._names.weight("head")
+        if not base.has_own_head:
             weight = op("Transpose", [self._embedding], name=f"{node}/weight", perm=[1, 0])
         else:
-            weight = self._store.turned(self._names.weight("head"), base.vocab_size, base.hidden_size)
+            weight = self._store.turned(name, base.head_rows or base.vocab_size, base.hidden_size)
+        if tokens is not None:
+            source = self._names.weight("embedding" if base.tied_embeddings else "head")
+            self._store.take_rows(name, source, tokens, base.vocab_size)
         logits = op("MatMul", [x, weight], name=node)
-        if base.final_softcap is None:
+        if base.final_softcap is not None:
+            logits = capped(logits, base.final_softcap, f"{node}/capped", self._recorder, self._dtype)
+        if tokens is None:
             return logits
-        return capped(logits, base.final_softcap, f"{node}/capped", self._recorder, self._dtype)
+        return spread(logits, tokens, base.vocab_size, self._names, self._recorder, self._store)
 
     def _heads(self, x: Value, role: Role, layer: int, num_heads: int, *, bias: bool) -> Value:
         """One projection as [batch, heads, sequence, head_dim], normed where the family does so."""

@@ -67,6 +67,37 @@ class Turned:
 
 
 @dataclass(frozen=True, slots=True)
+class Rows:
+    """Some rows of a weight, in the order given, as a stored matrix of their own."""
+
+    shape: tuple[int, ...]
+    rows: tuple[int, ...]
+    placement: Placement
+
+    def write(self, file: DataFile, name: str, weight: torch.Tensor) -> None:
+        """See `Placement`."""
+        self.placement.write(file, name, weight[list(self.rows)])
+
+
+@dataclass(frozen=True, slots=True)
+class Both:
+    """One weight in two places."""
+
+    first: Placement
+    second: Placement
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See `Placement`."""
+        return self.first.shape
+
+    def write(self, file: DataFile, name: str, weight: torch.Tensor) -> None:
+        """See `Placement`."""
+        self.first.write(file, name, weight)
+        self.second.write(file, name, weight)
+
+
+@dataclass(frozen=True, slots=True)
 class Stacked:
     """A stored tensor of matrices, one per expert, that lie along `dim` in the weight."""
 
@@ -176,6 +207,13 @@ class WeightStore:
         region = self.layout.reserve(name, self.precision.activation, (columns, rows))
         self._place(name, Turned((rows, columns), region))
         return self.recorder.stored(region)
+
+    def take_rows(self, name: str, source: str, rows: Sequence[int], num_rows: int) -> None:
+        """Fill the stored matrix `name` with rows of the weight `source`, which may be stored whole besides."""
+        inner = self.placements.pop(name)
+        taken = Rows((num_rows, *inner.shape[1:]), tuple(rows), inner)
+        whole = self.placements.get(source)
+        self.placements[source] = taken if whole is None else Both(whole, taken)
 
     def experts(self, name: str, count: int, rows: int, columns: int, *, dim: int) -> Value:
         """One weight as `count` matrices [rows, columns], which lie in it along `dim`."""

@@ -45,11 +45,16 @@ def fits_attention(dense: DenseArchitecture) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spelling:
-    """How the function of a cut model is put into a graph. See `open_writer` for the settings."""
+    """How the function of a cut model is put into a graph. See `open_writer` for the settings.
+
+    Attributes:
+        head_tokens: Tokens that logits are computed of; None for all.
+    """
 
     dtype: str
     dialect: str
     last_logits: bool
+    head_tokens: tuple[int, ...] | None = None
 
 
 class OnnxWriter:
@@ -127,6 +132,8 @@ def _record(
     recorder = Recorder()
     store = WeightStore(recorder, precision)
     dialects: Mapping[str, Callable[..., Dialect]] = {"ort": OrtDialect, "standard": StandardDialect}
-    dialect = dialects[spelling.dialect](dense, names, recorder, store, last_logits=spelling.last_logits)
+    dialect = dialects[spelling.dialect](
+        dense, names, recorder, store, last_logits=spelling.last_logits, head_tokens=spelling.head_tokens
+    )
     record_decoder(dense, names, dialect, recorder, precision.activation)
     return partial(recorder.model, opsets=dialect.opsets, ir_version=dialect.ir_version), store

@@ -19,7 +19,7 @@ import onnx
 import torch
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from amoeba_export.errors import DamagedFile
+from amoeba_export.errors import DamagedFile, WeightsMismatch
 from amoeba_export.verify.stored.tensor import Stored, Wanted
 
 MODEL_NAME = "model.onnx"
@@ -60,6 +60,7 @@ class OnnxWeights:
             if node.op_type == "MatMulNBits" and len(node.input) > 3 and node.input[3]
         }
         self._turned = {name for node, i, name in readers if node.op_type == "MatMul" and i == 1}
+        self._check_tokens(wanted)
         self._parts: dict[str, _Part] = {}
         for name in tuple(self._tensors):
             quantized = _QUANTIZED.fullmatch(name)
@@ -67,6 +68,22 @@ class OnnxWeights:
                 self._same_bytes(name, name.removesuffix("_rows"))
             else:
                 self._find(quantized["name"] if quantized else name, name)
+
+    def _check_tokens(self, wanted: Wanted) -> None:
+        """The rows of a smaller head must be those of the plan's tokens. That the graph uses them, its logits say."""
+        name = f"{self._family.module('head')}.tokens"
+        if wanted.head_tokens is None:
+            if name in self._tensors:
+                raise WeightsMismatch([f"{name} is not part of this plan"], where=self._path)
+            return
+        found = self.array(name).reshape(-1)
+        tokens = np.array(wanted.head_tokens)
+        if len(found) != len(tokens):
+            raise WeightsMismatch([f"{name} has {len(found)} tokens, not {len(tokens)}"], where=self._path)
+        if wrong := int((found != tokens).sum()):
+            first = int((found != tokens).argmax())
+            problem = f"{name} has {wrong} other tokens than the plan, the first at row {first}"
+            raise WeightsMismatch([problem], where=self._path)
 
     def _find(self, name: str, stored: str) -> None:
         """Note which weights `stored` is made of: those that the plan has."""

@@ -22,11 +22,13 @@ class Wanted:
         shapes: Of every weight.
         family: Says which role a name has.
         dense: The cut model.
+        head_tokens: Tokens that logits are computed of; None for all.
     """
 
     shapes: Shapes
     family: Family
     dense: DenseArchitecture
+    head_tokens: tuple[int, ...] | None = None
 
 
 BITS = {"int8": 8, "int4": 4, "w4a16": 4}
