@@ -17,6 +17,12 @@ from amoeba_export.reading.records import read_text
 
 WHAT = "evaluation text"
 
+_CHARS_PER_TOKEN = 4
+"""About, in English; a text with more takes a second attempt."""
+
+_SPARE_TOKENS = 256
+"""Behind the last token that is wanted: where a text ends changes the tokens right before its end, and no others."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextScore:
@@ -47,7 +53,8 @@ def read_windows(path: Path, tokenizer: Any, *, window: int, limit: int | None =
     Raises:
         InputError: The file is missing, empty, not text, or shorter than one window.
     """
-    tokens, opening = in_a_row([read_text(path, what=WHAT)], tokenizer), opening_of(tokenizer)
+    text, opening = read_text(path, what=WHAT), opening_of(tokenizer)
+    tokens = in_a_row([text], tokenizer) if limit is None else _first_tokens(text, tokenizer, limit * window)
     windows = windows_of(tokens, window, opening)
     if not windows:
         raise InputError(
@@ -56,6 +63,17 @@ def read_windows(path: Path, tokenizer: Any, *, window: int, limit: int | None =
             next_step="Give a longer text, or a smaller --window.",
         )
     return windows[:limit]
+
+
+def _first_tokens(text: str, tokenizer: Any, wanted: int) -> list[int]:
+    """The first so many tokens of the text, if it has them: those of a beginning that goes on for a while."""
+    size = _CHARS_PER_TOKEN * (wanted + _SPARE_TOKENS)
+    while size < len(text):
+        tokens = in_a_row([text[:size]], tokenizer)
+        if len(tokens) >= wanted + _SPARE_TOKENS:
+            return tokens[:wanted]
+        size *= 2
+    return in_a_row([text], tokenizer)
 
 
 def measure_perplexity(

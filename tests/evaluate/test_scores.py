@@ -17,14 +17,17 @@ from amoeba_export.evaluate import (
     ArtifactModel,
     Harness,
     measure_perplexity,
+    perplexity,
     read_tasks,
     read_windows,
     score_task,
     task_names,
 )
 from amoeba_export.evaluate.likelihood import log_likelihoods
+from amoeba_export.locations import data_dir
 from amoeba_export.model.data import DataRecipe, read_questions
 from tests.finetune.models import char_tokenizer
+from tests.formats.bpe import save_bpe
 from tests.tiny import tiny_model
 
 
@@ -90,6 +93,21 @@ def test_perplexity_is_exp_of_the_mean_loss_over_whole_windows(
     assert score.perplexity == pytest.approx(math.exp(score.loss))
     assert score.num_tokens == 31 * len(windows)
     assert len(read_windows(path, tokenizer, window=32, limit=2)) == 2
+
+
+@pytest.mark.parametrize("chars_per_token", [1, 4])
+def test_the_first_windows_are_those_of_the_whole_text(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chars_per_token: int
+) -> None:
+    """Also where a beginning turns out too short, and where the text has fewer."""
+    monkeypatch.setattr(perplexity, "_CHARS_PER_TOKEN", chars_per_token)
+    path = tmp_path / "text.txt"
+    path.write_text((data_dir("calibration") / "wikitext2/wikitext2.txt").read_text()[:8000])
+    save_bpe(tmp_path)
+    for found in (tokenizer, PreTrainedTokenizerFast.from_pretrained(tmp_path)):
+        everything = read_windows(path, found, window=48)
+        for limit in (1, 8, 40, len(everything), 1000):
+            assert read_windows(path, found, window=48, limit=limit) == everything[:limit]
 
 
 def test_likelihoods_come_back_in_order_whatever_runs_together(stock: Stock) -> None:
