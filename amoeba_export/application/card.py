@@ -139,6 +139,8 @@ def _tables(manifest: Manifest) -> list[tuple[str, str, Rows]]:
             if {"cut", "refit", "full"} <= set(losses)
         ]
         tables.append(("Recovery", f"{done}. Loss on text that nothing was fitted on, in nats a token.", rows))
+    if (kept := manifest.vocabulary) is not None:
+        tables.append(("Vocabulary", "Token ids are the source's.", [("head", kept.words)]))
     if (record := manifest.verification) is not None:
         rows = [("greedy tokens", "the same" if record.greedy_tokens_equal else "differ")]
         rows.append(("largest difference of a logit", f"{record.max_abs_diff:.3g}"))

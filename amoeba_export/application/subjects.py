@@ -35,7 +35,7 @@ def artifact_subject(folder: Path, container: str | None) -> EvaluatedModel:
 
     Raises:
         UnknownName: It does not have the format.
-        InputError: It has none that can be evaluated.
+        InputError: It has none that can be evaluated, or computes logits of some tokens alone.
     """
     from amoeba_export.application.resolve import read_plan
     from amoeba_export.evaluate import ArtifactModel, EvaluatedModel
@@ -56,6 +56,14 @@ def artifact_subject(folder: Path, container: str | None) -> EvaluatedModel:
         raise UnknownName("format in this artifact", container, there)
     chosen = container or there[0]
     plan = read_plan(folder)
+    if plan.head_tokens is not None:
+        raise InputError(
+            f"This artifact computes logits of {len(plan.head_tokens):,} of {architecture.vocab_size:,} tokens: a text "
+            "with any other token has no finite loss.",
+            where=folder,
+            next_step="'vocabulary' in its amoeba.json has the loss of what it can write; or export it again without "
+            "--vocab-keep, and evaluate that.",
+        )
     return EvaluatedModel(
         facts={"artifact": manifest.model, "format": chosen, "files": {f.path: f.sha256 for f in manifest.files}},
         tokenizer=folder / chosen,

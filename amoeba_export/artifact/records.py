@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from amoeba_export.ir import Metric, RoundingHow, Shape, Source, SubnetPlan, Workload
+from amoeba_export.quantities import percent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +191,16 @@ class VocabularyRecord:
     unwritable: float | None = None
     loss: float | None = None
     loss_of_all_tokens: float | None = None
+
+    @property
+    def words(self) -> str:
+        """In one line."""
+        text = f"logits of {self.tokens:,} of {self.of:,} tokens"
+        if self.unwritable is not None:
+            text += f"; {percent(self.unwritable)} of the tokens of '{self.text}' cannot be written"
+        if self.loss is not None:
+            text += f", loss of the others {self.loss:.3f} ({self.loss_of_all_tokens:.3f} among all tokens)"
+        return text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,6 +30,8 @@ def result_table(manifest: Manifest, *, full: Latency | None = None) -> Renderab
         rows["quality"] = _quality(manifest.quality)
     if manifest.refit:
         rows |= _refit_rows(manifest.refit)
+    if manifest.vocabulary:
+        rows["vocabulary"] = manifest.vocabulary.words
     if manifest.verification:
         rows["verified"] = verified(manifest.verification)
     target = f" for {manifest.latency.target}" if manifest.latency else ""

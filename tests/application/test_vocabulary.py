@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from amoeba_export import ExportRequest, export
 from amoeba_export.application import vocabulary
+from amoeba_export.application.card import artifact_page
+from amoeba_export.application.subjects import artifact_subject
 from amoeba_export.application.verify import verify
 from amoeba_export.errors import (
     AmoebaError,
@@ -30,6 +32,7 @@ from amoeba_export.load import load_supernet
 from amoeba_export.model.samples import in_a_row
 from amoeba_export.model.tokenizer import open_tokenizer
 from amoeba_export.model.vocabulary import named_tokens, writable_tokens
+from amoeba_export.quantities import percent
 from amoeba_export.refit import load_refit_recipe
 from tests.formats.bpe import save_bpe
 from tests.tiny import VOCAB, save_tiny
@@ -198,6 +201,15 @@ def test_an_artifact_says_what_it_keeps_and_what_that_costs(request_: ExportRequ
     assert record.loss == pytest.approx(float(some), rel=1e-4)
     assert record.loss_of_all_tokens == pytest.approx(float(whole), rel=1e-4)
     assert record.loss < record.loss_of_all_tokens
+
+    share = percent(record.unwritable or 0.0)
+    assert record.words == (
+        f"logits of 110 of 128 tokens; {share} of the tokens of 'instructions' cannot be written, loss of the others "
+        f"{record.loss:.3f} ({record.loss_of_all_tokens:.3f} among all tokens)"
+    )
+    assert artifact_page(tmp_path / "out").count("logits of 110 of 128 tokens") == 1
+    with pytest.raises(InputError, match="a text with any other token has no finite loss"):
+        artifact_subject(tmp_path / "out", None)
 
     verified = verify(tmp_path / "out", model=request_.model)
     assert verified.verification is not None
