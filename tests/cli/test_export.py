@@ -8,8 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from amoeba_export.artifact import verify_checksums
 from amoeba_export.cli.app import main
 from amoeba_export.ir.frontier import Frontier
 from tests.conftest import Run
+from tests.warm import warm_command
 
 Amoeba = Callable[..., Run]
 
@@ -340,36 +340,23 @@ def test_a_read_only_place(amoeba: Amoeba, model: Path, tmp_path: Path) -> None:
     assert list(place.iterdir()) == []
 
 
-_SLOW = """
-import sys, threading
-from amoeba_export.application import pipeline
-from amoeba_export.cli.app import main
-from amoeba_export.ir.frontier import Frontier
-
-def wait(*args, **kwargs):
-    print("written", flush=True)
-    threading.Event().wait()
-
-pipeline.verify_artifact = wait
-sys.exit(main(sys.argv[1:]))
-"""
+@pytest.fixture(scope="module")
+def waiting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An `amoeba` whose exports wait to be stopped."""
+    folder = tmp_path_factory.mktemp("bin")
+    with warm_command(folder, "tests.cli.waiting:entry"):
+        yield folder / "amoeba"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_run_that_is_stopped_half_way(model: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_a_run_that_is_stopped_half_way(waiting: Path, model: Path, tmp_path: Path, number: signal.Signals) -> None:
     words = ["export", str(model), "--shape", "4x1", "--out", str(tmp_path / "out")]
-    run = subprocess.Popen(
-        [sys.executable, "-c", _SLOW, *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored by a shell's job in the background
-    )
+    run = subprocess.Popen([waiting, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert run.stdout is not None
-    assert run.stdout.readline() == "written\n"
+    written, process = run.stdout.readline().split()
+    assert written == "written"
     assert not (tmp_path / "out").exists()
-    run.send_signal(number)
+    os.kill(int(process), number)
     _, talk = run.communicate()
     if number == signal.SIGKILL:
         assert len(list(tmp_path.iterdir())) == 1  # hidden, and swept by the next run
