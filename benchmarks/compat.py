@@ -297,24 +297,28 @@ def check_model(
 
 _PAGE = """# Compatibility
 
-Written by `make compat`. Each consumer was installed in an environment of its own, without amoeba, loaded a folder that
-amoeba had written, and continued a prompt greedily for {num_tokens} tokens.
+This page shows which runtimes load the files of amoeba and give the same tokens as PyTorch. `make compat` writes it. Each
+runtime was installed in its own environment, without amoeba. It loaded a folder that amoeba had written, and continued a
+prompt by {num_tokens} tokens (greedy decoding).
 
-- *same*: these are the tokens that the masked supernet gives in PyTorch, all of them or up to an end token.
-- *refused*: the container cannot hold this plan, and an export says so before it writes anything (exit code 7).
-- *-*: beyond the consumer. transformers 4 has no type for such a plan, and the code beside the weights is for
-  transformers 5; optimum-onnx gives every layer a KV cache of one size.
+| cell | meaning |
+|---|---|
+| same | the same tokens as the masked supernet in PyTorch: all of them, or up to an end token |
+| refused | the format cannot hold this plan. An export refuses it before it writes anything (exit code 7) |
+| - | not supported by the runtime: transformers 4 has no type for the plan, optimum-onnx has one size of KV cache for all layers |
 
 {table}
 
-Weights are fp32 except in GGUF, which is f16. ONNX is in the dialect `ort`, for OpenVINO in `standard`. SmolLM2 is
-SmolLM2-135M-Instruct with a calibrated strategy; 24x0.75 has the biases that stand for removed weights, its adaptive
-plan a layer without attention. The tiny models have four layers and seeded weights.
+- **Precision.** Weights are fp32; in GGUF they are f16.
+- **ONNX** is in the dialect `ort`, for OpenVINO in `standard`.
+- **SmolLM2** is SmolLM2-135M-Instruct with a calibrated strategy. 24x0.75 has compensation biases. Its adaptive plan has a
+  layer without attention.
+- **The tiny models** have four layers and seeded weights.
 
-Greedy tokens say nothing where two of them are as likely as each other: rounding decides, and f16 weights alone move a
-logit of SmolLM2 by up to 0.14 % of the largest. Of three prompts, each model therefore gets the one whose continuation
-is furthest from a tie. In the last row, how far the reference's second choice is behind its first one, as a share of
-the first one's logit, at the token where it is nearest.
+If two tokens are almost equally likely, rounding chooses between them: f16 weights alone move a logit of SmolLM2 by up to
+0.14 % of the largest logit. So each model has three prompts, and the test takes the prompt whose continuation is furthest
+from a tie. The last row shows the smallest distance between the first and the second choice of the reference, as a share
+of the logit of the first choice.
 
 Reference: torch {torch}, {platform}.
 """
@@ -337,7 +341,7 @@ def page(
             cells = (columns[model.name][consumer.name] for model in models)
             kind = f"{consumer.container}, {consumer.dialect}" if consumer.dialect else consumer.container
             rows.append([versions.get(consumer.name, consumer.name), kind, *cells])
-    rows.append(["nearest second choice", "", *(f"{margins[model.name]:.2%}" for model in models)])
+    rows.append(["distance to the second choice", "", *(f"{margins[model.name]:.2%}" for model in models)])
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     return _PAGE.format(num_tokens=NUM_TOKENS, table=table, torch=torch.__version__, platform=f"Python {version}")
