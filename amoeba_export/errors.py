@@ -69,7 +69,7 @@ class BudgetError(AmoebaError):
 
 
 class VerificationError(AmoebaError):
-    """A written file does not compute what it should."""
+    """A written file does not compute the same as the cut model."""
 
     exit_code = 5
 
@@ -81,7 +81,7 @@ class TargetError(AmoebaError):
 
 
 class UnsupportedError(AmoebaError):
-    """A correct request that this container, family or adapter type cannot represent."""
+    """The request is correct, but this format, family or adapter type cannot represent it."""
 
     exit_code = 7
 
@@ -144,7 +144,7 @@ class OutputExists(UsageError):
 
 
 class NotReplaceable(UsageError):
-    """`--force` on something that amoeba did not make: it replaces only artifacts and empty folders."""
+    """`--force` for a folder that amoeba did not make. It replaces only artifacts and empty folders."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(
@@ -182,7 +182,7 @@ class WrongModel(InputError):
 
 
 class NotAsWritten(InputError):
-    """An artifact whose files, manifest, plan and statement do not belong together. Lists every contradiction."""
+    """An artifact whose files, manifest, plan and statement contradict each other. Lists every contradiction."""
 
     def __init__(self, folder: Path, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
@@ -200,7 +200,7 @@ class OtherInputs(InputError):
         super().__init__(
             f"The artifact was cut from something else: {'; '.join(differences)}.",
             where=folder,
-            next_step="Name what it was cut from with --model, --strategy and --adapter.",
+            next_step="Give its model, strategy and adapters with --model, --strategy and --adapter.",
         )
 
 
@@ -218,7 +218,7 @@ class WeightsMismatch(InputError):
 
 
 class ReadOnlyOutput(InputError):
-    """A place where nothing can be written."""
+    """An output path that cannot be written."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(
@@ -250,7 +250,7 @@ class NotUtf8(InputError):
 
 
 class UnsafePickle(InputError):
-    """A pickle that names something other than data. It was not run."""
+    """A pickle that contains code. The code was not run."""
 
     def __init__(self, path: str | Path, name: str) -> None:
         super().__init__(
@@ -261,7 +261,7 @@ class UnsafePickle(InputError):
 
 
 class ForeignCode(InputError):
-    """Code in an artifact, or named by it, that is not amoeba's own. It was not run."""
+    """An artifact that contains or names code of others. The code was not run."""
 
     def __init__(self, path: str | Path, problem: str) -> None:
         super().__init__(
@@ -272,7 +272,7 @@ class ForeignCode(InputError):
 
 
 class LinkOutside(InputError):
-    """A file of a model or adapter folder that is a link out of the folder."""
+    """A model or adapter folder with a link to a file outside."""
 
     def __init__(self, folder: Path, name: Path, target: Path) -> None:
         super().__init__(
@@ -283,7 +283,7 @@ class LinkOutside(InputError):
 
 
 class DiskFull(InputError):
-    """The output does not fit on its disk. Found before the work, by reserving the space."""
+    """The disk has too little free space for the output. Amoeba reserves the space before the work."""
 
     def __init__(self, path: Path, needed_bytes: int, free_bytes: int) -> None:
         super().__init__(
@@ -303,7 +303,7 @@ class NonFiniteWeights(InputError):
 
 
 class EmptyData(InputError):
-    """A data file without anything in it."""
+    """An empty data file."""
 
     def __init__(self, path: str | Path, *, what: str = "calibration data") -> None:
         super().__init__(f"The {what} is empty.", where=path, next_step="Give a file with text in it.")
@@ -376,18 +376,18 @@ class LockedInputChanged(InputError):
 
 
 class LockedOutputDiffers(InputError):
-    """`--locked` gave other bytes than the lock promises."""
+    """`--locked` gave other bytes than the lock names."""
 
     def __init__(self, path: Path, entry: str, files: Sequence[str]) -> None:
         super().__init__(
             f"The build '{entry}' has other weights than the lock says: {', '.join(files)}.",
             where=path,
-            next_step="Use the versions that the lock was written with (its 'tool'), or build without --locked.",
+            next_step="Use the versions in the lock (key 'tool'), or build without --locked.",
         )
 
 
 class TooFewSamples(InputError):
-    """A data set that is smaller than what the recipe takes from it."""
+    """A data set with fewer samples than the recipe needs."""
 
     def __init__(self, where: str | Path, found: str, needed: str) -> None:
         super().__init__(
@@ -398,7 +398,7 @@ class TooFewSamples(InputError):
 
 
 class NotANumber(InputError):
-    """A calibration metric that is NaN, so nothing can be compared with it."""
+    """A calibration metric that is NaN."""
 
     def __init__(self, metric: str, removed: Sequence[int]) -> None:
         without = f"without layers {', '.join(map(str, removed))}" if removed else "with all its layers"
@@ -423,7 +423,7 @@ class NothingFits(BudgetError):
 
 
 class NothingLoads(BudgetError):
-    """The target's runtime loads no shape that the strategy knows, whatever the budget."""
+    """The target's runtime loads no shape of the strategy, with any budget."""
 
     def __init__(self, runtime: str, problems: Sequence[str]) -> None:
         super().__init__(
@@ -434,7 +434,7 @@ class NothingLoads(BudgetError):
 
 
 class BudgetMissed(BudgetError):
-    """A built subnet that is over its budget when measured, and no smaller one is left.
+    """A built subnet is over its budget when measured, and there is no smaller one.
 
     `was_given`: Its shape or plan was; else it is the fastest that the search came to.
     """
@@ -454,7 +454,7 @@ class BudgetMissed(BudgetError):
 
 
 class SlowerThanBaseline(BudgetError):
-    """`amoeba bench --fail-if-slower`: an artifact is slower than allowed, with its whole interval."""
+    """`amoeba bench --fail-if-slower`: the whole interval of an artifact is over the limit."""
 
     def __init__(self, slower: Sequence[str], margin: str) -> None:
         super().__init__(
@@ -464,7 +464,7 @@ class SlowerThanBaseline(BudgetError):
 
 
 class QualityTooLow(BudgetError):
-    """The best subnet that keeps the latency is worse than `quality_floor`, or `--quality`, accepts."""
+    """The best subnet within the latency budget is worse than `quality_floor` or `--quality`."""
 
     def __init__(self, shape: str, metric: str, value: float, floor: float) -> None:
         super().__init__(
@@ -474,7 +474,7 @@ class QualityTooLow(BudgetError):
 
 
 class NothingGoodEnough(BudgetError):
-    """`--quality` or `--quality-loss` asks for more than the best model on the target gives."""
+    """No model on the target reaches `--quality` or `--quality-loss`."""
 
     def __init__(self, metric: str, wanted: float, best: str, reached: float) -> None:
         super().__init__(
@@ -491,7 +491,7 @@ class EstimateRefused(TargetError):
 
     def __init__(self, target: str, source: str) -> None:
         super().__init__(
-            f"The latency of target '{target}' would be an estimate ({source}), and --require-measured refuses one.",
+            f"The latency of target '{target}' is an estimate ({source}), and --require-measured refuses estimates.",
             next_step="Choose a target that is measured here, or leave --require-measured out.",
         )
 
@@ -507,7 +507,7 @@ class NothingIsCut(UsageError):
 
 
 class RefitDiffers(InputError):
-    """A plan names a refit by its digest, and the refit at hand has another one."""
+    """The refit has another digest than the refit that the plan names."""
 
     def __init__(self, named: str, found: str, *, was_given: bool) -> None:
         how = "the given one is" if was_given else "another fit on this machine gave"
@@ -548,18 +548,18 @@ class MeasurementFailed(TargetError):
 
 
 class NumbersDiffer(VerificationError):
-    """A format that was written does not compute what the masked supernet computes."""
+    """A written format does not compute the same as the masked supernet."""
 
     def __init__(self, folder: Path, findings: Sequence[str]) -> None:
         super().__init__(
-            f"The written files do not compute what they should: {'; '.join(findings)}.",
+            f"The written files do not compute the same as the cut model: {'; '.join(findings)}.",
             where=folder,
             next_step="Try another --dtype or --format; with fp32 this is a bug in amoeba, please report it.",
         )
 
 
 class SourceDisagrees(VerificationError):
-    """A GGUF source that amoeba and llama.cpp read differently."""
+    """Amoeba and llama.cpp read a GGUF source differently."""
 
     def __init__(self, path: Path, findings: Sequence[str], *, shown: int = 3) -> None:
         more = f"; and {len(findings) - shown} more" if len(findings) > shown else ""
@@ -571,7 +571,7 @@ class SourceDisagrees(VerificationError):
 
 
 class TokensDiffer(VerificationError):
-    """A GGUF file that llama.cpp tokenizes differently from the model's tokenizer."""
+    """llama.cpp gives other tokens for a text than the model's tokenizer."""
 
     def __init__(self, path: Path, findings: Sequence[str], *, shown: int = 3) -> None:
         more = f"; and {len(findings) - shown} more" if len(findings) > shown else ""
@@ -583,7 +583,7 @@ class TokensDiffer(VerificationError):
 
 
 class NotRunnable(VerificationError):
-    """A format that its runtime does not open, or fails to run."""
+    """The runtime of a written format does not open it, or fails to run it."""
 
     def __init__(self, folder: Path, reason: str) -> None:
         super().__init__(
@@ -609,7 +609,7 @@ class UnsupportedModel(UnsupportedError):
 
 
 class MixtureOfExperts(UnsupportedError):
-    """A mixture of experts: a router picks some of many FFNs for each token."""
+    """A mixture of experts of a kind that amoeba does not support."""
 
     def __init__(
         self, model_type: object, num_experts: object, known: Iterable[str], *, where: str | Path | None = None
@@ -634,14 +634,14 @@ class UnsupportedAdapter(UnsupportedError):
 
 
 class NotForExperts(UnsupportedError):
-    """Something that is not computed for a mixture of experts."""
+    """An operation that amoeba does not support for a mixture of experts."""
 
     def __init__(self, done: str, instead: str) -> None:
         super().__init__(f"The experts of a model cannot be {done}.", next_step=f"Use {instead}.")
 
 
 class NotRepresentable(UnsupportedError):
-    """A plan that a container cannot hold. Names the containers that can."""
+    """A plan that a format cannot hold. Names the formats that can."""
 
     def __init__(self, container: str, reason: str, alternatives: Iterable[str]) -> None:
         self.container, self.reason, self.alternatives = container, reason, tuple(alternatives)

@@ -297,28 +297,28 @@ def check_model(
 
 _PAGE = """# Compatibility
 
-This page shows which runtimes load the files of amoeba and give the same tokens as PyTorch. `make compat` writes it. Each
-runtime was installed in its own environment, without amoeba. It loaded a folder that amoeba had written, and continued a
-prompt by {num_tokens} tokens (greedy decoding).
+This page shows which runtimes load the files of amoeba and give the same tokens as PyTorch. `make compat`
+writes it. Each runtime was installed in its own environment, without amoeba. It loaded a folder that amoeba had
+written, and continued a prompt by {num_tokens} tokens (greedy decoding).
 
 | cell | meaning |
 |---|---|
 | same | the same tokens as the masked supernet in PyTorch: all of them, or up to an end token |
 | refused | the format cannot hold this plan. An export refuses it before it writes anything (exit code 7) |
-| - | not supported by the runtime: transformers 4 has no type for the plan, optimum-onnx has one size of KV cache for all layers |
+| - | the runtime has no type for the plan (transformers 4), or one size of KV cache for all layers (optimum-onnx) |
 
 {table}
 
 - **Precision.** Weights are fp32; in GGUF they are f16.
 - **ONNX** is in the dialect `ort`, for OpenVINO in `standard`.
-- **SmolLM2** is SmolLM2-135M-Instruct with a calibrated strategy. 24x0.75 has compensation biases. Its adaptive plan has a
-  layer without attention.
+- **SmolLM2** is SmolLM2-135M-Instruct with a calibrated strategy. 24x0.75 has compensation biases. Its adaptive plan
+  has a layer without attention.
 - **The tiny models** have four layers and seeded weights.
 
-If two tokens are almost equally likely, rounding chooses between them: f16 weights alone move a logit of SmolLM2 by up to
-0.14 % of the largest logit. So each model has three prompts, and the test takes the prompt whose continuation is furthest
-from a tie. The last row shows the smallest distance between the first and the second choice of the reference, as a share
-of the logit of the first choice.
+If two tokens are almost equally likely, rounding chooses between them: f16 weights alone move a logit of
+SmolLM2 by up to 0.14 % of the largest logit. So each model has three prompts, and the test takes the prompt
+whose continuation is furthest from a tie. The last row shows the smallest distance between the first and the
+second choice of the reference, as a share of the logit of the first choice.
 
 Reference: torch {torch}, {platform}.
 """

@@ -51,9 +51,9 @@ def errors_page() -> str:
         *(f"| {kind.exit_code} | `{kind.__name__}` | {inspect.getdoc(kind)} |" for kind in _kinds()),
         "| 130 | | interrupted (Ctrl-C, SIGTERM, SIGHUP); nothing half-written is left |",
         "",
-        "A signal ends every command within five seconds; its temporary files go, after `kill -9` too. What a run can",
-        "go on from stays: scores in the cache, and the checkpoints of a fine-tuning.",
-        "A reader of stdout or stderr that goes away (`| head`) ends no work: the exit code tells how it went.",
+        "A signal ends every command within five seconds. Temporary files are removed, also after `kill -9`. Scores in",
+        "the cache and checkpoints of a fine-tuning stay, so that you can continue. If the reader of stdout or stderr",
+        "goes away (`| head`), the command continues, and the exit code shows its result.",
         "",
         "In Python, every error is an `amoeba_export.errors.AmoebaError` with `what`, `where` and `next_step`.",
     ]
@@ -84,7 +84,7 @@ EXPLAINED_BY = {TargetFile: Target, LimitsTable: RuntimeLimits}
 """Models whose keys another class explains."""
 
 TOML_FILES: dict[str, tuple[type, str]] = {
-    "amoeba.toml": (BuildFile, "What `amoeba build` makes. [Build many artifacts](build.md) explains it."),
+    "amoeba.toml": (BuildFile, "The file for `amoeba build`. [Build many artifacts](build.md) explains it."),
     "A target": (
         TargetFile,
         "A device and its flow. [Targets](targets.md) explains it; `[options]` depend on the backend.",
@@ -93,14 +93,11 @@ TOML_FILES: dict[str, tuple[type, str]] = {
     "A refit recipe": (RefitRecipe, "In `calibration/refit/`. [Refit and heal](refit.md) explains it."),
 }
 JSON_FILES: dict[str, tuple[type, str]] = {
-    "amoeba.json": (Manifest, "The manifest of an artifact: the last file that is written."),
-    "plan.json": (SubnetPlan, "Which weights a subnet keeps. `amoeba export --plan` replays it."),
-    "quality.json": (ShapeQuality, "One entry of `shapes`: what a shape is worth. `amoeba evaluate --grid` writes it."),
-    "frontier.json": (
-        Frontier,
-        "What can be had on a target. `amoeba frontier --json` prints it, `--plot F.json` writes it.",
-    ),
-    "build-report.json": (BuildReport, "What became of each entry of a build."),
+    "amoeba.json": (Manifest, "The manifest of an artifact. Amoeba writes it last."),
+    "plan.json": (SubnetPlan, "The weights that a subnet keeps. `amoeba export --plan` exports it again."),
+    "quality.json": (ShapeQuality, "One entry of `shapes`: the quality of a shape. From `amoeba evaluate --grid`."),
+    "frontier.json": (Frontier, "All choices on a target. From `amoeba frontier --json` or `--plot F.json`."),
+    "build-report.json": (BuildReport, "The outcome of each entry of a build."),
 }
 
 
@@ -216,14 +213,14 @@ def _anchor(file: str, name: str) -> str:
 
 def toml_page() -> str:
     """Every key of every file that people write."""
-    intro = "Keys of the files that you write. An unknown key is an error that names the nearest known one."
+    intro = "The keys of the files that you write. The error for an unknown key names the nearest known key."
     return files_page("TOML files", intro, TOML_FILES, nothing="left out")
 
 
 def json_page() -> str:
     """Every key of every file that amoeba writes for programs."""
     links = ", ".join(f"[{name}](schemas/{_schema_name(name)})" for name in JSON_FILES)
-    intro = f"Files for programs. A key that changes its meaning raises `schema_version`.\nJSON schemas: {links}."
+    intro = f"Keys of the files that amoeba writes. `schema_version` rises with a new meaning.\nJSON schemas: {links}."
     return files_page("JSON files", intro, JSON_FILES, nothing="null")
 
 
@@ -236,7 +233,7 @@ def api_page() -> str:
     lines = [
         "# Python API",
         "",
-        "What `amoeba_export.api` has. [Use it from Python](python.md) shows each stage at work.",
+        "The functions and types of `amoeba_export.api`. [Use it from Python](python.md) has an example of each stage.",
     ]
     kinds = {"Stages": inspect.isfunction, "Types": inspect.isclass}
     for title, is_one in kinds.items():

@@ -46,7 +46,7 @@ def sweep_threads(
         tried.append(Tried(threads, result.of(target.metric)))
         progress.note(f"{_of(threads)}: {target.metric} of the full model takes {milliseconds(tried[-1].latency_ms)}.")
     best = choose(tried)
-    progress.note(f"{target.name} is measured with {_of(best)}. To keep that, its file says: threads = {best}")
+    progress.note(f"{target.name} is measured with {_of(best)}. To keep this, add to its file: threads = {best}")
     return with_threads(target, best)
 
 

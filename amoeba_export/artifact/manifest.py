@@ -38,22 +38,23 @@ class Manifest:
     """The content of `amoeba.json`.
 
     Attributes:
-        model: What the user called the supernet.
+        model: The supernet, as in the command.
         shape: The shape that was built.
-        dtype: `fp32`, `int4`, ...
+        dtype: The precision of the weights, such as `fp32` or `int4`.
         latency: The budget and the latency; None without a target.
-        quality: The calibrated metric of this shape, such as `{"loss": 3.2}`, with what rounding adds where precisions
-            were weighed; of the whole model, measured on a text where nothing was calibrated. None if it is not known.
-        verification: How far the files are from the masked supernet; None if they were not compared.
-        inputs: Model, strategy, adapters and other files that the artifact is made from.
-        files: Every file but the manifest, sorted by path.
-        tool: Versions of amoeba and of what it computed with.
-        dims: Of the supernet, all but its `config`: with the plan, they are the dims of what is in the artifact.
-        reference: The uncut model in each precision, that of relative budgets first; empty without a search.
-        refit: How the weights were fitted after the cut. None, and not in the JSON, where they were not.
-        vocabulary: Of which tokens logits are computed. None, and not in the JSON, where of all.
-        continuations: What each format answered when it was verified. Empty, and not in the JSON, where none was
-            asked.
+        quality: The calibrated metric of this shape, such as `{"loss": 3.2}`. It includes the rise from rounding if the
+            search compared precisions. For a whole model without a calibration, it is measured on a text. None if it is
+            not known.
+        verification: Distance of the files from the masked supernet; None if they were not compared.
+        inputs: Model, strategy, adapters and other input files of the artifact.
+        files: Every file except the manifest, sorted by path.
+        tool: Versions of amoeba and of the packages that it used.
+        dims: Dims of the supernet, without its `config`. With the plan, they give the dims of the artifact.
+        reference: The uncut model in each precision. Relative budgets refer to the first one. Empty without a search.
+        refit: How the weights were fitted after the cut. None, and not in the JSON, without a fit.
+        vocabulary: The tokens that have logits. None, and not in the JSON, if all have.
+        continuations: The next tokens of each format, from the verification. Empty, and not in the JSON, if not asked
+            for.
         schema_version: Raised when a key changes its meaning.
     """
 

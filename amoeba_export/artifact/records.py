@@ -70,16 +70,16 @@ class LatencyRecord:
 
     Attributes:
         metric: The latency that the budget limits.
-        percentile: Which percentile the budget holds for.
-        budget_ms: None when the shape was given without a budget.
-        predicted_ms: None when nothing was predicted.
-        measured_ms: `p50` and `p90` of `metric` in milliseconds, or None when the figures are an estimate.
-        source: `measured`, or how the estimate came about.
+        percentile: The percentile that the budget limits.
+        budget_ms: The budget in milliseconds; None for a given shape without a budget.
+        predicted_ms: The predicted latency; None without a prediction.
+        measured_ms: `p50` and `p90` of `metric` in milliseconds; None if the latency is an estimate.
+        source: `measured`, or the kind of estimate.
         target: The target's name.
         workload: The workload that latencies are measured with.
         uncertainty: Relative half-width of the prediction.
-        full_dtype: Precision of the full model that a budget as a share of it refers to; None without a search.
-        device: What the backend says of the device that was measured.
+        full_dtype: Precision of the full model that a budget in percent refers to; None without a search.
+        device: The backend's description of the measured device.
     """
 
     metric: Metric
@@ -111,11 +111,11 @@ class FullModelRecord:
 
     Attributes:
         dtype: The precision.
-        latency_ms: The metric and percentile of the artifact's `latency`.
-        source: Whether `latency_ms` was measured (on a graph of its dims), or how the estimate came about.
-        quality: The metric of the artifact's `quality`, rounding included; None where it is not known.
-        keeps_budget: Whether it would keep every budget; None without one.
-        rounding: Whether `quality` is that of integers chosen with data, where the precision has such; else None.
+        latency_ms: Latency, in the metric and at the percentile of the artifact's `latency`.
+        source: `measured` (on a graph with these dims), or the kind of estimate of `latency_ms`.
+        quality: In the metric of the artifact's `quality`, with the rise from rounding; None if it is not known.
+        keeps_budget: Whether it keeps every budget; None without a budget.
+        rounding: How the integers behind `quality` were chosen; None if the precision has no integers chosen with data.
     """
 
     dtype: str
@@ -141,7 +141,8 @@ class VerificationRecord:
         greedy_tokens_equal: Whether the greedy tokens are those of the masked supernet.
         mean_kl: KL divergence of quantized formats from the same shape unquantized, in nats per token. None, and not
             in the JSON, if nothing is quantized.
-        perplexity_ratio: How many times the perplexity of that shape they have, likewise.
+        perplexity_ratio: Their perplexity divided by that of the shape unquantized. None, and not in the JSON, if
+            nothing is quantized.
     """
 
     max_abs_diff: float
@@ -162,7 +163,7 @@ class ContinuationRecord:
     Attributes:
         format: The format of the files.
         prompt: Tokens of the text.
-        tokens: Those that come next, each the likeliest after the ones before it, decoded through the KV cache.
+        tokens: The next tokens, by greedy decoding through the KV cache.
     """
 
     format: str

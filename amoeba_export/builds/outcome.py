@@ -69,14 +69,14 @@ class LatencyFigures:
     Attributes:
         metric: The latency that the budget limits.
         percentile: The percentile that the budget holds for.
-        budget: As the entry spells it, such as `80%` or `50ms`; None without one.
+        budget: The budget in amoeba.toml, such as `80%` or `50ms`; None without one.
         limit_ms: The budget in milliseconds on this target.
-        predicted_ms: Of the chosen shape, with `uncertainty` as its relative half-width.
+        predicted_ms: Predicted latency of the chosen shape; `uncertainty` is its relative half-width.
         uncertainty: Relative half-width of the prediction.
-        measured_ms: `p50` and `p90`, or None when the target is an estimate (`source` is not `measured`).
-        full_ms: The uncut model in the same run.
-        source: `measured`, or how the estimate came about.
-        device: What the backend says of the device.
+        measured_ms: `p50` and `p90`; None if the target is an estimate (`source` is not `measured`).
+        full_ms: Latency of the uncut model in the same run.
+        source: `measured`, or the kind of estimate.
+        device: The description of the device by the backend.
     """
 
     metric: str
@@ -106,8 +106,8 @@ class QualityFigures:
 
     Attributes:
         metric: The metric.
-        value: Of the chosen shape.
-        full: Of the uncut model.
+        value: Value of the chosen shape.
+        full: Value of the uncut model.
         floor: The `quality_floor` of the entry.
         higher_is_better: Whether a higher value is better.
     """
@@ -124,25 +124,25 @@ class EntryOutcome:
     """What came of one `[[build]]` entry.
 
     Attributes:
-        name: The entry's.
-        status: `built`, `up-to-date`, `failed`, or `skipped`: not asked for, or not begun before an interruption.
-        fingerprint: Content address of everything that the artifact is made from; equal means nothing to do.
-        model: As the user calls it.
-        target: The target's name, or None for an entry without one.
+        name: Name of the entry.
+        status: `built`, `up-to-date`, `failed`, or `skipped`: not asked for, or not started before an interruption.
+        fingerprint: Digest of all inputs of the artifact. If it is the same, there is nothing to do.
+        model: The supernet, as in amoeba.toml.
+        target: The target's name; None for an entry without one.
         out: The artifact's folder, relative to the folder of amoeba.toml.
-        manifest: `amoeba.json` in it, or None when there is no artifact.
-        provenance: The provenance statement in it, or None.
-        log: What was said while it was built, relative as `out`.
-        seconds: Spent on this entry alone. Calibration, cost tables, cutting and waiting for others are not in it.
+        manifest: Path of `amoeba.json` in it; None without an artifact.
+        provenance: Path of the provenance statement in it; None without one.
+        log: Path of the log of the entry, relative to the folder of amoeba.toml.
+        seconds: Time for this entry alone, without calibration, cost tables, cutting and waiting for other entries.
         formats: The formats that were written.
         dtype: The precision of the weights.
         error: Why it failed; None otherwise.
         latency: The latency of the artifact.
         quality: The quality of the artifact.
         plan: The plan of the artifact.
-        reference: What the full model would give in each precision; empty for a given plan or shape.
-        frontier: What the search looked at; None for a given plan or shape, and for a locked build.
-        inputs: What the artifact is made from.
+        reference: The full model in each precision; empty for a given plan or shape.
+        frontier: All candidates of the search; None for a given plan or shape, and for a locked build.
+        inputs: The inputs of the artifact.
         files: The files of the artifact.
     """
 
@@ -177,13 +177,13 @@ class BuildReport:
     """What came of a build.
 
     Attributes:
-        config: The amoeba.toml, as it was named.
-        started: UTC, ISO 8601.
-        seconds: The whole run.
+        config: The path of amoeba.toml, as in the command.
+        started: Start of the build: UTC, ISO 8601.
+        seconds: Time of the whole build.
         engine: `local` or `ray`.
-        locked: Whether amoeba.lock decided instead of a search.
-        tool: Versions of amoeba and of what it computes with.
-        entries: In the order of amoeba.toml, every one of them.
+        locked: Whether the plans come from amoeba.lock, without a search.
+        tool: Versions of amoeba and of the packages that it used.
+        entries: All entries, in the order of amoeba.toml.
         schema_version: Raised when a key changes its meaning.
     """
 

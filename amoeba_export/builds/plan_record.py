@@ -37,7 +37,7 @@ class PlanRecord:
         num_heads: Query heads of a layer of the supernet.
         num_kv_heads: KV heads of a layer of the supernet.
         ffn_size: FFN units of a layer of the supernet.
-        units: What those units are.
+        units: What the FFN units are.
     """
 
     shape: str

@@ -27,11 +27,11 @@ class ShapeQuality:
 
     Attributes:
         shape: DEPTHxWIDTH.
-        num_params: Weights of the dense model.
+        num_params: Number of weights of the dense model.
         prunable: Share of the supernet's prunable weights that it keeps.
-        loss: Of the text, in nats per token; None without a text.
+        loss: Loss on the text, in nats per token; None without a text.
         perplexity: Perplexity of the text; None without a text.
-        tasks: By name.
+        tasks: The tasks, by name.
     """
 
     shape: Shape

@@ -31,21 +31,21 @@ class FrontierPoint:
     """One model: a shape in a precision.
 
     Attributes:
-        number: 1 for the fastest of the distinct choices on the frontier, 2 for the next; None for every other point.
-        dtype: Its precision.
+        number: 1 for the fastest of the distinct choices on the frontier, 2 for the next; None for all other points.
+        dtype: The precision.
         shape: DEPTHxWIDTH.
         policy: `uniform` or `adaptive`.
-        is_whole: Nothing is cut.
-        latency_ms: The frontier's metric at its percentile.
-        latency_error: Relative half-width of `latency_ms`; 0 where it was measured.
-        latency_source: `measured` on a graph of its dims; `predicted` by a cost table; else how it is estimated.
-        quality: The frontier's quality metric, rounding included.
-        quality_error: Half-width of `quality`, or None where it is not known.
-        quality_source: Where `quality` comes from.
+        is_whole: Whether it is the full model.
+        latency_ms: Latency, in the frontier's metric at its percentile.
+        latency_error: Relative half-width of `latency_ms`; 0 if it was measured.
+        latency_source: `measured` on a graph with these dims; `predicted` by a cost table; else the kind of estimate.
+        quality: Quality, in the frontier's metric, with the rise from rounding.
+        quality_error: Half-width of `quality`; None if it is not known.
+        quality_source: The source of `quality`.
         memory_mb: Predicted memory on the target; None if it is not known.
-        on_frontier: No other point is at least as fast and as good, and better in one of the two.
-        fits: It keeps the limits of the search, and is on the right side of every line.
-        chosen: A search took it.
+        on_frontier: Whether no other point beats it: at least as fast and as good, and better in one of the two.
+        fits: Whether it keeps the limits of the search and is on the right side of every line.
+        chosen: Whether a search chose it.
     """
 
     number: int | None = None
@@ -75,7 +75,7 @@ class FrontierLimit:
     """A line in the picture: a budget of latency or of quality; exactly one of the two is set.
 
     Attributes:
-        label: Its words in the picture.
+        label: Its text in the picture.
         latency_ms: A limit on the latency.
         quality: A limit on the quality.
     """
@@ -90,16 +90,16 @@ class Frontier:
     """What was looked at on one target, under one workload.
 
     Attributes:
-        model: The supernet, as the user calls it.
+        model: The supernet, as in the command.
         target: The target's name.
-        metric: What `latency_ms` is, at `percentile`.
+        metric: The metric of `latency_ms`.
         percentile: Percentile of the latencies.
-        workload: The workload that latencies hold for.
-        quality_metric: What `quality` is.
+        workload: The workload of the latencies.
+        quality_metric: The metric of `quality`.
         higher_is_better: Whether a higher `quality` is better.
-        reference_dtype: Precision of the full model that budgets as a share of it refer to.
+        reference_dtype: Precision of the full model that budgets in percent refer to.
         limits: Lines in the picture.
-        points: The fastest first. Near copies of what is listed are left out.
+        points: The points, the fastest first, without near copies.
         schema_version: Raised when a key changes its meaning.
     """
 

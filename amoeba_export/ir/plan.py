@@ -52,7 +52,7 @@ class LayerPlan:
         source_layer: Index of the layer in the supernet.
         query_heads: Kept query heads. Every kept KV head serves the same number of them.
         kv_heads: Kept KV heads; query head `q` reads KV head `q // heads_per_kv` of the supernet.
-        ffn: Kept FFN neurons, or experts where there are.
+        ffn: Kept FFN neurons, or experts in a mixture of experts.
     """
 
     source_layer: int
@@ -79,17 +79,17 @@ class SubnetPlan:
     """One subnet, named weight by weight. Same plan, same supernet, same adapters: same bytes.
 
     Attributes:
-        shape: The shape that was asked for.
-        policy: How widths were spread over layers.
-        layers: Kept layers, by increasing `source_layer`.
-        width_key: The width whose masks and biases an imported upstream strategy supplies, or None: biases then come
-            from the strategy's input means.
+        shape: The requested shape.
+        policy: How the width is spread over the layers.
+        layers: The kept layers, by increasing `source_layer`.
+        width_key: For an imported strategy: the width in the strategy that has the masks and biases. Otherwise None,
+            and the biases come from the strategy's input means.
         compensate: Whether removed channels are replaced by their mean (a bias on o_proj and down_proj).
-        gate_width: The width choice that a SMoL gate is asked for, or None when no adapter has a gate.
-        strategy_id: sha256 of the strategy that the plan was derived from, or None for a plan that no strategy made.
-        model_id: `Supernet.identity` of the model that the plan belongs to, or None.
-        refit_id: sha256 of the refit that holds weights of this cut, or None when they are the model's own.
-        head_tokens: Sorted ids of the tokens that logits are computed of; None for all.
+        gate_width: The width that a SMoL gate gets; None if no adapter has a gate.
+        strategy_id: sha256 of the strategy of the plan; None for a plan without a strategy.
+        model_id: `Supernet.identity` of the model of the plan, or None.
+        refit_id: sha256 of the refit of this cut; None if the weights are not fitted.
+        head_tokens: Sorted ids of the tokens that have logits; None for all.
     """
 
     shape: Shape

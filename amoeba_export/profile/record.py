@@ -82,7 +82,9 @@ def record_cost_table(
     if table.noise <= LOUD and is_bent(table.fits["decode_p50"]):
         between = graphs_between(architecture, graphs, num_graphs=BETWEEN, min_depth=min_depth, align=target.align)
         if between:
-            progress.note(f"Decoding is no sum of its parts on '{target.name}': measuring {len(between)} more graphs.")
+            progress.note(
+                f"On '{target.name}', the decode time is not a sum of its parts: measuring {len(between)} more graphs."
+            )
             add(between)
             table = _fit(measured, target, dtype)
     if table.noise > LOUD:

@@ -56,7 +56,7 @@ def test_two_threads_beat_four(host: str | None, board: list[Target]) -> None:
     assert found == with_threads(target, 2)
     assert found.options.get("options", found.options) == {"gpu_layers": 0, "threads": 2}
     assert listener.notes[1] == "2 threads: decode of the full model takes 5.000 ms."
-    assert listener.notes[-1] == ("llamacpp-cpu is measured with 2 threads. To keep that, its file says: threads = 2")
+    assert listener.notes[-1] == ("llamacpp-cpu is measured with 2 threads. To keep this, add to its file: threads = 2")
 
 
 @pytest.mark.parametrize(

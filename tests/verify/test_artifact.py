@@ -72,7 +72,7 @@ def test_one_wrong_weight_is_found(llama: Supernet, tmp_path: Path) -> None:
     with pytest.raises(NumbersDiffer) as caught:
         verify_artifact(tmp_path, llama, plan)
     assert caught.value.what == (
-        "The written files do not compute what they should: "
+        "The written files do not compute the same as the cut model: "
         "model.layers.1.mlp.down_proj.weight differs in 1 of 96 rows, by up to 0.1."
     )
     assert caught.value.where == str(tmp_path / "safetensors")
