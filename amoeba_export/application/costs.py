@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from amoeba_export.application.recipes import deepened_recipe
@@ -26,7 +25,7 @@ from amoeba_export.ir import (
     Target,
     Workload,
 )
-from amoeba_export.profile import CostTable, pool_rounds, read_table, record_cost_table, refine, write_table
+from amoeba_export.profile import CostTable, Profiling, pool_rounds, read_table, record_cost_table, refine, write_table
 from amoeba_export.search import Predictor
 
 TABLE_NAME = "table.json"
@@ -67,34 +66,15 @@ def is_measured(target: Target) -> bool:
     return find_backend(target.backend).source == "measured"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Profiling:
-    """What a cost table is of.
-
-    Attributes:
-        num_graphs: Graphs that are measured for it.
-        min_depth: The shallowest subnet that it must tell; None for what is usual.
-        prompt_lengths: KV lengths besides the workload's.
-    """
-
-    supernet: Supernet
-    target: Target
-    workload: Workload
-    dtype: str
-    num_graphs: int = 12
-    min_depth: int | None = None
-    prompt_lengths: Sequence[int] = ()
-
-    @property
-    def facts(self) -> dict[str, object]:
-        """Everything that a table depends on: it is looked up by this."""
-        return {
-            **device_facts(self.supernet, self.target, self.workload),
-            "dtype": self.dtype,
-            "num_graphs": self.num_graphs,
-            "min_depth": self.min_depth,
-            "prompt_lengths": list(self.prompt_lengths),
-        }
+def table_facts(supernet: Supernet, profiling: Profiling) -> dict[str, object]:
+    """Everything that a table depends on: it is looked up by this."""
+    return {
+        **device_facts(supernet, profiling.target, profiling.workload),
+        "dtype": profiling.dtype,
+        "num_graphs": profiling.num_graphs,
+        "min_depth": profiling.min_depth,
+        "prompt_lengths": list(profiling.prompt_lengths),
+    }
 
 
 def device_facts(supernet: Supernet, target: Target, workload: Workload) -> dict[str, object]:
@@ -115,7 +95,6 @@ def profiling_of(session: Session) -> Profiling:
         num_layers = session.architecture.num_layers
         min_depth = num_layers - deepened_recipe(request, num_layers).depth.removed_of(num_layers)
     return Profiling(
-        supernet=session.supernet,
         target=session.target,
         workload=session.settings.workload,
         dtype=session.dtype,
@@ -133,18 +112,18 @@ def make_predictor(session: Session) -> Predictor:
     backend = session.backend
     if backend.source != "measured":
         return Estimates(backend, session.target, session.settings.workload, session.dtype)
-    return make_cost_table(profiling_of(session), cache=session.cache, progress=session.progress)
+    return make_cost_table(session.supernet, profiling_of(session), cache=session.cache, progress=session.progress)
 
 
 def make_cost_table(
-    profiling: Profiling, *, cache: Cache, refresh: bool = False, progress: Progress = SILENT
+    supernet: Supernet, profiling: Profiling, *, cache: Cache, refresh: bool = False, progress: Progress = SILENT
 ) -> CostTable:
     """The cost table, from the cache or measured now (`refresh`: always now)."""
     target, dtype = profiling.target, profiling.dtype
     availability = find_backend(target.backend).check(target)
     if not availability.ok:
         raise TargetUnavailable(f"Target '{target.name}' cannot be used: {availability.reason}", availability.next_step)
-    facts = profiling.facts
+    facts = table_facts(supernet, profiling)
     found = None if refresh else cache.get(COST_TABLES, facts, progress=progress)
     if found is not None:
         progress.note(f"Cost table of '{target.name}': measured before, taken from the cache.")
@@ -154,17 +133,7 @@ def make_cost_table(
         subjects = [Subject(dense=graph, dtype=dtype, label=_label(graph)) for graph in graphs]
         return measure_latency(subjects, one, target=target, progress=progress)
 
-    table = record_cost_table(
-        profiling.supernet.architecture,
-        measure,
-        target=target,
-        dtype=dtype,
-        workload=profiling.workload,
-        prompt_lengths=profiling.prompt_lengths,
-        num_graphs=profiling.num_graphs,
-        min_depth=profiling.min_depth,
-        progress=progress,
-    )
+    table = record_cost_table(supernet.architecture, measure, profiling, progress=progress)
     cache.put(COST_TABLES, facts, lambda folder: write_table(table, folder / TABLE_NAME), again=refresh)
     return table
 
@@ -177,7 +146,7 @@ def learn(session: Session, measured: Sequence[tuple[DenseArchitecture, Latency,
         measured: Each subnet with the latency of the uncut model in the run that measured it, and its own. It enters
             the table as if it had been measured with it: in proportion to the uncut model.
     """
-    cache, facts = session.cache, profiling_of(session).facts
+    cache, facts = session.cache, table_facts(session.supernet, profiling_of(session))
     found = cache.get(COST_TABLES, facts, progress=session.progress)
     if found is None:
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from amoeba_export.application.costs import Profiling, is_measured, make_cost_table
+from amoeba_export.application.costs import is_measured, make_cost_table
 from amoeba_export.application.threads import sweep_threads
 from amoeba_export.artifact import check_file_destination
 from amoeba_export.backends.targets import read_target, with_threads
@@ -13,7 +13,7 @@ from amoeba_export.cache import Cache
 from amoeba_export.errors import EstimateRefused
 from amoeba_export.ir import SILENT, Progress, Target, Workload
 from amoeba_export.load import load_supernet
-from amoeba_export.profile import CostTable, write_table
+from amoeba_export.profile import CostTable, Profiling, write_table
 
 
 def profile(
@@ -59,8 +59,8 @@ def profile(
         found = sweep_threads(found, supernet.architecture.uncut, workload, dtype=dtype, progress=progress)
     elif threads is not None:
         found = with_threads(found, threads)
-    profiling = Profiling(supernet=supernet, target=found, workload=workload, dtype=dtype)
-    costs = make_cost_table(profiling, cache=Cache(), refresh=True, progress=progress)
+    profiling = Profiling(target=found, workload=workload, dtype=dtype)
+    costs = make_cost_table(supernet, profiling, cache=Cache(), refresh=True, progress=progress)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_table(costs, out)
     return costs

@@ -4,7 +4,7 @@ from amoeba_export.profile.cost_table import CostTable, Measurement, fit_cost_ta
 from amoeba_export.profile.design import design_graphs
 from amoeba_export.profile.memory import predict_memory_mb
 from amoeba_export.profile.paired import Comparison, compare_rounds, early_verdict
-from amoeba_export.profile.record import Measure, record_cost_table
+from amoeba_export.profile.record import Measure, Profiling, record_cost_table
 from amoeba_export.profile.rounds import median_polish, pool_rounds
 from amoeba_export.profile.table_file import cost_key, read_table, table_from_json, table_to_json, write_table
 
@@ -13,6 +13,7 @@ __all__ = [
     "CostTable",
     "Measure",
     "Measurement",
+    "Profiling",
     "compare_rounds",
     "cost_key",
     "design_graphs",

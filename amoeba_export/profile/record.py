@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from amoeba_export.errors import TargetError
 from amoeba_export.ir import SILENT, Architecture, DenseArchitecture, Latency, Progress, Target, Workload
@@ -24,19 +25,32 @@ MOST_SUSPECTS = 0.34
 """Share of the graphs that are measured again at most."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profiling:
+    """What a cost table is of, besides a model.
+
+    Attributes:
+        target: Its `align` holds for the graphs, too.
+        dtype: Precision of the graphs.
+        workload: What is measured; also the table's default.
+        prompt_lengths: Further prompt lengths, measured on every graph. With at least one, the table can tell the
+            latency at any length.
+        num_graphs: Upper limit of different graphs.
+        min_depth: Fewest layers of a graph; the search's shallowest. None for what is usual.
+    """
+
+    target: Target
+    dtype: str
+    workload: Workload
+    prompt_lengths: tuple[int, ...] = ()
+    num_graphs: int = 12
+    min_depth: int | None = None
+
+
 def record_cost_table(
-    architecture: Architecture,
-    measure: Measure,
-    *,
-    target: Target,
-    dtype: str,
-    workload: Workload,
-    prompt_lengths: Sequence[int] = (),
-    num_graphs: int = 12,
-    min_depth: int | None = None,
-    progress: Progress = SILENT,
+    architecture: Architecture, measure: Measure, profiling: Profiling, *, progress: Progress = SILENT
 ) -> CostTable:
-    """Measure at most `num_graphs` graphs of `architecture` on `target` and fit a cost table.
+    """Measure graphs of `architecture` as `profiling` says and fit a cost table.
 
     Graphs that the device cannot run are left out. Measurements that scatter, or that the others contradict, are taken
     once more, and the second one counts. Where the time to decode bends with size, `BETWEEN` more graphs tell where.
@@ -44,21 +58,15 @@ def record_cost_table(
     Args:
         architecture: The supernet.
         measure: How graphs are measured: all of a workload at once, so that they share rounds.
-        target: Its `align` holds for the graphs, too.
-        dtype: Precision of the graphs.
-        workload: What is measured; also the table's default.
-        prompt_lengths: Further prompt lengths, measured on every graph. With at least one, the table can tell the
-            latency at any length.
-        num_graphs: Upper limit of different graphs.
-        min_depth: Fewest layers of a graph; the search's shallowest.
+        profiling: On which target, in which precision, and how many.
         progress: Who listens.
 
     Raises:
         TargetError: Too few graphs could be measured.
     """
-    # Long on purpose: the parameters are what a user says of a table, and who measures it.
-    graphs = design_graphs(architecture, num_graphs=num_graphs, min_depth=min_depth, align=target.align)
-    lengths = dict.fromkeys((workload.prompt_tokens, *prompt_lengths))
+    target, workload, min_depth = profiling.target, profiling.workload, profiling.min_depth
+    graphs = design_graphs(architecture, num_graphs=profiling.num_graphs, min_depth=min_depth, align=target.align)
+    lengths = dict.fromkeys((workload.prompt_tokens, *profiling.prompt_lengths))
     measured: list[tuple[DenseArchitecture, Latency]] = []
     failed: list[TargetError] = []
 
@@ -74,11 +82,11 @@ def record_cost_table(
     add(graphs)
     if not measured:
         raise failed[0]
-    table = _fit(measured, target, dtype)
+    table = _fit(measured, profiling)
     # Many suspects at once are a loud machine, not odd graphs: measuring them again would be as loud.
     if 0 < len(table.suspects) <= len(measured) * MOST_SUSPECTS:
         _measure_again(measured, table.suspects, measure, progress)
-        table = _fit(measured, target, dtype)
+        table = _fit(measured, profiling)
     if table.noise <= LOUD and is_bent(table.fits["decode_p50"]):
         between = graphs_between(architecture, graphs, num_graphs=BETWEEN, min_depth=min_depth, align=target.align)
         if between:
@@ -86,7 +94,7 @@ def record_cost_table(
                 f"On '{target.name}', the decode time is not a sum of its parts: measuring {len(between)} more graphs."
             )
             add(between)
-            table = _fit(measured, target, dtype)
+            table = _fit(measured, profiling)
     if table.noise > LOUD:
         progress.warn(
             f"'{target.name}' is not quiet: its measurements scatter by {100 * table.noise:.0f} %. "
@@ -112,5 +120,5 @@ def _measure_again(
                 measured[i] = (measured[i][0], again)
 
 
-def _fit(measured: Sequence[tuple[DenseArchitecture, Latency]], target: Target, dtype: str) -> CostTable:
-    return fit_cost_table(measured, target=target.name, dtype=dtype)
+def _fit(measured: Sequence[tuple[DenseArchitecture, Latency]], profiling: Profiling) -> CostTable:
+    return fit_cost_table(measured, target=profiling.target.name, dtype=profiling.dtype)

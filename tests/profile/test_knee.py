@@ -15,6 +15,7 @@ from amoeba_export.errors import DamagedFile
 from amoeba_export.ir import DenseArchitecture, Latency, Target, Workload
 from amoeba_export.profile import (
     CostTable,
+    Profiling,
     design_graphs,
     fit_cost_table,
     read_table,
@@ -43,7 +44,7 @@ def _recorded(machine: Machine) -> tuple[CostTable, list[DenseArchitecture]]:
         asked.extend(graphs)
         return [machine.measure(graph, workload) for graph in graphs]
 
-    return record_cost_table(SMOL, measure, target=TARGET, dtype="fp32", workload=Workload()), asked
+    return record_cost_table(SMOL, measure, Profiling(target=TARGET, dtype="fp32", workload=Workload())), asked
 
 
 def _errors(table: CostTable, machine: Machine) -> list[float]:

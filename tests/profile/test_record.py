@@ -9,7 +9,7 @@ import pytest
 
 from amoeba_export.errors import TargetError
 from amoeba_export.ir import DenseArchitecture, Latency, Target, Workload
-from amoeba_export.profile import predict_memory_mb, record_cost_table
+from amoeba_export.profile import Profiling, predict_memory_mb, record_cost_table
 from amoeba_export.profile.record import Measure
 from amoeba_export.profile.rounds import median_polish
 from tests.profile.machines import SMOL, Machine, dense
@@ -60,7 +60,7 @@ def test_a_suspect_is_measured_again() -> None:
         calls.append(model)
         return (_slower(2) if len(calls) == 6 else Machine()).measure(model)
 
-    table = record_cost_table(SMOL, _each(measure), target=CPU, dtype="fp32", workload=Workload())
+    table = record_cost_table(SMOL, _each(measure), Profiling(target=CPU, dtype="fp32", workload=Workload()))
     assert len(calls) > 12
     assert calls[5] in calls[12:]
     assert table.suspects == ()
@@ -73,7 +73,7 @@ def test_graphs_that_do_not_run_are_left_out() -> None:
             raise TargetError("The full model does not fit into the memory of the device.")
         return Machine().measure(model)
 
-    table = record_cost_table(SMOL, _each(measure), target=CPU, dtype="fp32", workload=Workload())
+    table = record_cost_table(SMOL, _each(measure), Profiling(target=CPU, dtype="fp32", workload=Workload()))
     assert len(table.measurements) == 11
 
 
@@ -82,14 +82,15 @@ def test_a_target_that_measures_nothing_says_why() -> None:
         raise TargetError("The device is gone.")
 
     with pytest.raises(TargetError, match=r"The device is gone\."):
-        record_cost_table(SMOL, _each(measure), target=CPU, dtype="fp32", workload=Workload())
+        record_cost_table(SMOL, _each(measure), Profiling(target=CPU, dtype="fp32", workload=Workload()))
 
 
 def test_further_prompt_lengths() -> None:
     def measure(graphs: Sequence[DenseArchitecture], workload: Workload) -> list[Latency | TargetError]:
         return [Machine().measure(graph, workload) for graph in graphs]
 
-    table = record_cost_table(SMOL, measure, target=CPU, dtype="fp32", workload=Workload(), prompt_lengths=(128, 512))
+    profiling = Profiling(target=CPU, dtype="fp32", workload=Workload(), prompt_lengths=(128, 512))
+    table = record_cost_table(SMOL, measure, profiling)
     assert table.prompt_lengths == (128, 512)
     assert len(table.measurements) == 24
     assert table.workload == Workload()
@@ -131,7 +132,9 @@ def test_graphs_that_scatter_are_measured_again_together_and_a_loud_machine_is_n
         calls.append(len(graphs))
         return [_scattering(Machine().measure(graph), 0.4 if i % 4 == 1 else 0.06) for i, graph in enumerate(graphs)]
 
-    table = record_cost_table(SMOL, measure, target=CPU, dtype="fp32", workload=Workload(), progress=listener)
+    table = record_cost_table(
+        SMOL, measure, Profiling(target=CPU, dtype="fp32", workload=Workload()), progress=listener
+    )
     assert calls == [12, 3]
     assert table.noise == 0.06
     assert listener.notes == ["Measuring 3 of 12 graphs again: they scatter, or do not fit the others."]
