@@ -81,9 +81,7 @@ class RuntimeBackend:
             self.job(subjects, workload, target=target, rounds=rounds, time_limit_s=time_limit_s) as job,
             progress.track(f"Measuring on {target.name}", rounds * len(subjects)) as advance,
         ):
-            return read_events(
-                run_job(job.content), job, subjects, workload, target=target, advance=advance, progress=progress
-            )
+            return read_events(run_job(job.content), job, advance=advance, progress=progress)
 
     def engine_options(self, target: Target) -> dict[str, Any]:
         """The target's options with all defaults, as the engine reads them."""
@@ -121,13 +119,32 @@ class RuntimeBackend:
                     content["subjects"].append({"id": subject_id, "memory_mb": memory_mb, **prepared})
                 except (InputError, UnsupportedError) as error:
                     errors[subject_id] = TargetError(error.what, where=error.where, next_step=error.next_step)
-            yield Job(content=content, errors=errors, folder=Path(scratch))
+            yield Job(
+                subjects=subjects,
+                workload=workload,
+                target=target,
+                content=content,
+                errors=errors,
+                folder=Path(scratch),
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What the runner is asked, the errors of subjects that it is not asked about, and the folder of its graphs."""
+    """What is measured, and how the runner is asked.
 
+    Attributes:
+        subjects: What is measured.
+        workload: On which prompt, and how many tokens.
+        target: Where; messages name it.
+        content: What the runner is asked.
+        errors: Of subjects that it is not asked about.
+        folder: Where its graphs are.
+    """
+
+    subjects: Sequence[Subject]
+    workload: Workload
+    target: Target
     content: dict[str, Any]
     errors: Mapping[int, TargetError]
     folder: Path
@@ -142,10 +159,7 @@ def _describe(engine: str, options: str) -> dict[str, Any]:
 def read_events(
     events: Iterable[Mapping[str, Any]],
     job: Job,
-    subjects: Sequence[Subject],
-    workload: Workload,
     *,
-    target: Target,
     progress: Progress,
     advance: Callable[[int], None] = lambda steps: None,
 ) -> list[Latency | TargetError]:
@@ -157,7 +171,7 @@ def read_events(
     Raises:
         TargetUnavailable: The runner could not measure at all.
     """
-    rounds = job.content["rounds"]
+    subjects, target, rounds = job.subjects, job.target, job.content["rounds"]
     samples: dict[tuple[int, int], Mapping[str, Any]] = {}
     errors = dict(job.errors)
     device: dict[str, str] = {}
@@ -189,7 +203,7 @@ def read_events(
             results.append(_failure(subject, target, "the runner said nothing about it"))
         else:
             in_order = [samples[key] for key in sorted(samples) if key[0] == subject_id]
-            results.append(_latency(decode, prefill, in_order, workload, device))
+            results.append(_latency(decode, prefill, in_order, job.workload, device))
     return results
 
 

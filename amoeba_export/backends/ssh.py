@@ -80,7 +80,7 @@ def measure(
         progress.track(f"Measuring on {host.host}", rounds * len(subjects)) as advance,
     ):
         events = asyncio.run(_run(host, job, progress, advance))
-        return read_events(events, job, subjects, workload, target=target, progress=progress)
+        return read_events(events, job, progress=progress)
 
 
 def _flow(target: Target) -> tuple[Host, RuntimeBackend, Target]:

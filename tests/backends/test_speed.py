@@ -110,14 +110,13 @@ def test_the_shipped_targets_name_modes_that_a_board_would_say() -> None:
 
 def test_a_run_warns_and_keeps_what_changed() -> None:
     target = Target(name="board", description="", backend="llamacpp", power_mode="25 W (nvpmodel -m 1)")
-    job = Job(content={"rounds": 1, "subjects": []}, errors={}, folder=Path())
+    content = {"rounds": 1, "subjects": []}
+    job = Job(subjects=[FULL], workload=SHORT, target=target, content=content, errors={}, folder=Path())
     mode = {"power_mode": "15W (nvpmodel -m 0)"}
     result = {"event": "result", "id": 0, "round": 0, "decode_ms": [1.0], "prefill_ms": [2.0], "memory_mb": None}
     done = {"event": "done", "temperature_c": [None, None], "speed": [mode, {"power_mode": "MAXN (nvpmodel -m 2)"}]}
     listener = Listener()
-    (latency,) = read_events(
-        [{"event": "device", "device": mode}, result, done], job, [FULL], SHORT, target=target, progress=listener
-    )
+    (latency,) = read_events([{"event": "device", "device": mode}, result, done], job, progress=listener)
     assert isinstance(latency, Latency)
     assert latency.device == {**mode, "power_mode_after": "MAXN (nvpmodel -m 2)"}
     assert len(listener.notes) == 2

@@ -113,8 +113,15 @@ def measure(
                 for problem in pool.map(TimedModel.clean_up, runs):
                     if problem:
                         progress.warn(problem)
-        job = Job(content={"rounds": rounds}, errors=errors, folder=Path(scratch))
-        return read_events(events, job, subjects, workload, target=target, progress=progress)
+        job = Job(
+            subjects=subjects,
+            workload=workload,
+            target=target,
+            content={"rounds": rounds},
+            errors=errors,
+            folder=Path(scratch),
+        )
+        return read_events(events, job, progress=progress)
 
 
 def _as_target_error(error: AmoebaError | OSError, subject: Subject) -> TargetError:
