@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from amoeba_export.application.bench import Benched, bench, refuse_slower
     from amoeba_export.application.calibrate import calibrate
     from amoeba_export.application.card import artifact_page
-    from amoeba_export.application.evaluate import EvaluateRequest, evaluate
+    from amoeba_export.application.evaluate import evaluate
     from amoeba_export.application.finetune import finetune
     from amoeba_export.application.pipeline import ExportResult, export, frontier, search
     from amoeba_export.application.profile import profile
     from amoeba_export.application.refit import heal, refit
     from amoeba_export.application.request import ExportRequest
-    from amoeba_export.application.subjects import Grid
+    from amoeba_export.application.subjects import EvaluateRequest, Grid
     from amoeba_export.application.verify import Verified, verify
     from amoeba_export.backends.targets import over_ssh, read_target
     from amoeba_export.builds.outcome import BuildReport
@@ -40,13 +40,13 @@ _HOMES = {
     "application.bench": ("Benched", "bench", "refuse_slower"),
     "application.calibrate": ("calibrate",),
     "application.card": ("artifact_page",),
-    "application.evaluate": ("EvaluateRequest", "evaluate"),
+    "application.evaluate": ("evaluate",),
     "application.finetune": ("finetune",),
     "application.pipeline": ("ExportResult", "export", "frontier", "search"),
     "application.profile": ("profile",),
     "application.refit": ("heal", "refit"),
     "application.request": ("ExportRequest",),
-    "application.subjects": ("Grid",),
+    "application.subjects": ("EvaluateRequest", "Grid"),
     "application.verify": ("Verified", "verify"),
     "backends.targets": ("over_ssh", "read_target"),
     "builds.outcome": ("BuildReport",),

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amoeba_export.application.subjects import Grid, artifact_subject, supernet_subject
-from amoeba_export.artifact import is_artifact, sha256_file
+from amoeba_export.application.subjects import EvaluateRequest, subject_of
+from amoeba_export.artifact import sha256_file
 from amoeba_export.errors import BadValue, NotFound, UnknownName, UsageError
 from amoeba_export.evaluate import (
-    EvaluatedModel,
     Evaluation,
     Harness,
     QualityFile,
@@ -19,53 +17,11 @@ from amoeba_export.evaluate import (
     task_names,
 )
 from amoeba_export.evaluate.quality import QUALITY_NAME
-from amoeba_export.ir import SILENT, Progress, Shape
+from amoeba_export.ir import SILENT, Progress
 from amoeba_export.ir.dtype import TRAINED_DTYPES
 
 TASK_FILES = (".jsonl", ".toml")
 """Endings of task files. Any other name is a task of lm-eval."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateRequest:
-    """What is measured, and on what. One of `text` and `tasks` at least.
-
-    A supernet runs masked, at any shape, with its adapters. An artifact runs as it was written: `shape`, `grid`,
-    `strategy` and `adapters` are of a supernet only, `container` is of an artifact only.
-
-    Attributes:
-        model: A supernet (folder, hub id, `demo`), or a folder that export wrote.
-        text: A text file, for perplexity.
-        window: Tokens that see each other.
-        windows: Only the first so many windows; None for all.
-        tasks: Files (.jsonl, .toml), or names of lm-eval tasks.
-        task_folder: Task files for lm-eval (YAML).
-        limit: Items per task; None for all.
-        shape: Such as `24x0.75` (layers x width); None for the full model.
-        grid: All of these shapes instead.
-        strategy: What calibration found; needed for every shape but the full one.
-        policy: `uniform` or `adaptive`: how a width is spread over layers.
-        dtype: In which a supernet runs.
-        container: Which of an artifact's formats; None for the first it has.
-        out: Where to keep the result; shapes in it are not repeated. None for a grid with adapters: `quality.json` of
-            the last adapter, where `export` finds it.
-    """
-
-    model: str = "demo"
-    text: Path | None = None
-    window: int = 512
-    windows: int | None = None
-    tasks: tuple[str, ...] = ()
-    task_folder: Path | None = None
-    limit: int | None = None
-    shape: str | None = None
-    grid: Grid | None = None
-    strategy: Path | None = None
-    adapters: tuple[Path, ...] = ()
-    policy: str = "uniform"
-    dtype: str = TRAINED_DTYPES[0]
-    container: str | None = None
-    out: Path | None = None
 
 
 def evaluate(request: EvaluateRequest, *, progress: Progress = SILENT) -> QualityFile:
@@ -81,7 +37,7 @@ def evaluate(request: EvaluateRequest, *, progress: Progress = SILENT) -> Qualit
     """
     _check(request)
     measurement = _measurement(request)
-    return measure_quality(_subject(request, progress), measurement, out=_destination(request), progress=progress)
+    return measure_quality(subject_of(request, progress), measurement, out=_destination(request), progress=progress)
 
 
 def _check(request: EvaluateRequest) -> None:
@@ -121,26 +77,6 @@ def _measurement(request: EvaluateRequest) -> Evaluation:
         tasks=read,
         harness=Harness.open(names, folder=request.task_folder) if names else None,
         limit=request.limit,
-    )
-
-
-def _subject(request: EvaluateRequest, progress: Progress) -> EvaluatedModel:
-    if is_artifact(Path(request.model)):
-        if request.grid or request.shape or request.strategy or request.adapters:
-            raise UsageError(
-                "An artifact has one shape, with everything in it.",
-                next_step="Leave out --grid, --shape, --strategy and --adapter.",
-            )
-        return artifact_subject(Path(request.model), request.container)
-    return supernet_subject(
-        request.model,
-        strategy=request.strategy,
-        adapters=request.adapters,
-        shape=Shape.parse(request.shape) if request.shape else None,
-        grid=request.grid,
-        policy=request.policy,
-        dtype=request.dtype,
-        progress=progress,
     )
 
 

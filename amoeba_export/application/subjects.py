@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from amoeba_export.artifact import read_manifest
-from amoeba_export.errors import InputError, UnknownName
+from amoeba_export.artifact import is_artifact, read_manifest
+from amoeba_export.errors import InputError, UnknownName, UsageError
 from amoeba_export.ir import Architecture, Policy, Progress, Shape, SubnetPlan, Supernet
-from amoeba_export.ir.dtype import DTYPES
+from amoeba_export.ir.dtype import DTYPES, TRAINED_DTYPES
 
 if TYPE_CHECKING:
     from amoeba_export.evaluate import EvaluatedModel, ShapeQuality
@@ -30,13 +30,69 @@ class Grid:
     widths: tuple[float, ...] = ()
 
 
-def artifact_subject(folder: Path, container: str | None) -> EvaluatedModel:
-    """One format of an artifact.
+@dataclass(frozen=True, kw_only=True)
+class EvaluateRequest:
+    """What is measured, and on what. One of `text` and `tasks` at least.
+
+    A supernet runs masked, at any shape, with its adapters. An artifact runs as it was written: `shape`, `grid`,
+    `strategy` and `adapters` are of a supernet only, `container` is of an artifact only.
+
+    Attributes:
+        model: A supernet (folder, hub id, `demo`), or a folder that export wrote.
+        text: A text file, for perplexity.
+        window: Tokens that see each other.
+        windows: Only the first so many windows; None for all.
+        tasks: Files (.jsonl, .toml), or names of lm-eval tasks.
+        task_folder: Task files for lm-eval (YAML).
+        limit: Items per task; None for all.
+        shape: Such as `24x0.75` (layers x width); None for the full model.
+        grid: All of these shapes instead.
+        strategy: What calibration found; needed for every shape but the full one.
+        policy: `uniform` or `adaptive`: how a width is spread over layers.
+        dtype: In which a supernet runs.
+        container: Which of an artifact's formats; None for the first it has.
+        out: Where to keep the result; shapes in it are not repeated. None for a grid with adapters: `quality.json` of
+            the last adapter, where `export` finds it.
+    """
+
+    model: str = "demo"
+    text: Path | None = None
+    window: int = 512
+    windows: int | None = None
+    tasks: tuple[str, ...] = ()
+    task_folder: Path | None = None
+    limit: int | None = None
+    shape: str | None = None
+    grid: Grid | None = None
+    strategy: Path | None = None
+    adapters: tuple[Path, ...] = ()
+    policy: str = "uniform"
+    dtype: str = TRAINED_DTYPES[0]
+    container: str | None = None
+    out: Path | None = None
+
+
+def subject_of(request: EvaluateRequest, progress: Progress) -> EvaluatedModel:
+    """What `request` wants to be run.
 
     Raises:
-        UnknownName: It does not have the format.
-        InputError: It has none that can be evaluated, or computes logits of some tokens alone.
+        UsageError: A setting that an artifact cannot have.
+        UnknownName: The artifact does not have the format.
+        InputError: A file is missing or belongs to another model; there is no strategy for the shape; or the artifact
+            has nothing that can be evaluated, or computes logits of some tokens alone.
     """
+    if not is_artifact(Path(request.model)):
+        return _of_supernet(request, progress)
+    if request.grid or request.shape or request.strategy or request.adapters:
+        raise UsageError(
+            "An artifact has one shape, with everything in it.",
+            next_step="Leave out --grid, --shape, --strategy and --adapter.",
+        )
+    return _of_artifact(Path(request.model), request.container)
+
+
+def _of_artifact(folder: Path, container: str | None) -> EvaluatedModel:
+    """One format of an artifact."""
     from amoeba_export.application.resolve import read_plan
     from amoeba_export.evaluate import ArtifactModel, EvaluatedModel
     from amoeba_export.verify.reload import open_format
@@ -73,32 +129,8 @@ def artifact_subject(folder: Path, container: str | None) -> EvaluatedModel:
     )
 
 
-def supernet_subject(
-    name: str,
-    *,
-    strategy: Path | None,
-    adapters: tuple[Path, ...],
-    shape: Shape | None,
-    grid: Grid | None,
-    policy: str,
-    dtype: str,
-    progress: Progress,
-) -> EvaluatedModel:
-    """The masked supernet, read into memory when its first shape is run.
-
-    Args:
-        name: Of the model.
-        strategy: A strategy file; needed for every shape but the full one.
-        adapters: Adapter folders.
-        shape: The shape, or None for the full one.
-        grid: All of these shapes instead.
-        policy: How a width is spread over layers.
-        dtype: `fp32` or `bf16`.
-        progress: Told what takes time.
-
-    Raises:
-        InputError: A file is missing or belongs to another model; or there is no strategy for the shape.
-    """
+def _of_supernet(request: EvaluateRequest, progress: Progress) -> EvaluatedModel:
+    """The masked supernet, read into memory when its first shape is run."""
     import torch
 
     from amoeba_export.evaluate import EvaluatedModel
@@ -106,15 +138,16 @@ def supernet_subject(
     from amoeba_export.finetune.smol import adapters_at
     from amoeba_export.load import load_supernet
 
-    supernet = load_supernet(name, adapters=adapters, strategy=strategy, progress=progress)
-    shapes = _grid_shapes(grid, supernet) if grid else (shape or _full(supernet),)
-    plans = {known: _plan(supernet, known, policy) for known in shapes}
+    given = Shape.parse(request.shape) if request.shape else None
+    supernet = load_supernet(request.model, adapters=request.adapters, strategy=request.strategy, progress=progress)
+    shapes = _grid_shapes(request.grid, supernet) if request.grid else (given or _full(supernet),)
+    plans = {known: _plan(supernet, known, request.policy) for known in shapes}
     held: list[SlicedSupernet] = []
 
     def running(shape: Shape) -> RunningSubnet:
         if not held:
             device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-            precision = DTYPES[dtype].torch_dtype
+            precision = DTYPES[request.dtype].torch_dtype
             held.append(SlicedSupernet(supernet, dtype=precision, device=device or "cpu"))
         plan = plans[shape]
         return RunningSubnet(held[0], held[0].cut(plan), adapters_at(supernet.adapters, plan, device=held[0].device))
@@ -123,8 +156,8 @@ def supernet_subject(
         facts={
             "model": supernet.name,
             "inputs": {f"{item.role} {item.id}": item.sha256 for item in supernet.inputs},
-            "policy": policy,
-            "dtype": dtype,
+            "policy": request.policy,
+            "dtype": request.dtype,
         },
         tokenizer=supernet.tokenizer_folder or supernet.folder,
         max_length=supernet.architecture.max_positions,

@@ -139,9 +139,8 @@ def evaluate(
 
     A supernet runs masked to any shape, with its adapters. An artifact runs from its files.
     """
-    from amoeba_export.application.evaluate import EvaluateRequest
     from amoeba_export.application.evaluate import evaluate as run
-    from amoeba_export.application.subjects import Grid
+    from amoeba_export.application.subjects import EvaluateRequest, Grid
     from amoeba_export.pictures import check_picture
 
     request = EvaluateRequest(
