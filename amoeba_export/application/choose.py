@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 
 from amoeba_export.application.costs import make_predictor
@@ -46,6 +47,19 @@ NEGLIGIBLE_RISE = 0.02
 """Nats per token that rounding may add to the loss of a whole model that fits: for so little no subnet is searched."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What one choice goes by.
+
+    Attributes:
+        history: The trials so far.
+        margin: Whether predictions stay away from limits.
+    """
+
+    history: Sequence[Trial]
+    margin: bool
+
+
 class Chooser:
     """Chooses again and again, given what was measured. Calibrates and profiles when a choice first needs it.
 
@@ -72,16 +86,16 @@ class Chooser:
             NothingFits: Not even without a margin.
         """
         failure: NothingFits | None = None
-        for margin in [True, False] if self._opened.is_measured else [False]:
-            whole = self._best_whole(self._opened, history, margin=margin)
+        for look in [_Look(history, margin) for margin in ([True, False] if self._opened.is_measured else [False])]:
+            whole = self._best_whole(self._opened, look)
             if not self._is_decided(whole):
                 # A finer precision that fits and loses next to nothing needs no such comparison, and no half a minute.
                 self.wholes, self._has_rounded = chosen_with_data(self._opened, self.wholes), True
-                whole = self._best_whole(self._opened, history, margin=margin)
+                whole = self._best_whole(self._opened, look)
             if whole is not None and whole.worse_by <= NEGLIGIBLE_RISE:
                 return Choice(session=self._opened.in_dtype(whole.dtype), found=whole)
             try:
-                return self._among_all(history, margin=margin)
+                return self._among_all(look)
             except NothingFits as error:
                 failure = error
         assert failure is not None
@@ -97,20 +111,17 @@ class Chooser:
         whole = "the whole model" if choice.candidate.dense == choice.session.full else shape
         return f"{whole} in {choice.found.dtype}"
 
-    def _best_whole(self, session: Session, history: Sequence[Trial], *, margin: bool) -> Found | None:
+    def _best_whole(self, session: Session, look: _Look) -> Found | None:
         """The whole model in the best precision in which it fits: no cost table is needed."""
         for one in sorted(self._candidates, key=lambda one: one.rise):
-            strategy = whole_strategy(session, one)
-            problem = problem_of(session.in_dtype(one.dtype), strategy)
-            predictor: Predictor = Known(one.latency)
-            if not session.is_measured:
-                predictor = make_predictor(session.in_dtype(one.dtype))
-            seen = self._seen(one.dtype, history, margin=margin)
-            was_tried = any(trial.choice.key == (one.dtype, session.full) for trial in history)
+            strategy, here = whole_strategy(session, one), session.in_dtype(one.dtype)
+            predictor = Known(one.latency) if session.is_measured else make_predictor(here)
+            seen = self._seen(one.dtype, look)
+            was_tried = any(trial.choice.key == (one.dtype, session.full) for trial in look.history)
             if not was_tried:  # its figures, of another run, are a prediction
                 seen = dataclasses.replace(seen, measured=())
             with suppress(NothingFits, NothingLoads):
-                result = search_plan(problem, predictor, seen)
+                result = search_plan(problem_of(here, strategy), predictor, seen)
                 return Found(dtype=one.dtype, worse_by=worse_by_rounding(strategy, one), search=result)
         return None
 
@@ -122,15 +133,15 @@ class Chooser:
             return False
         return all(one.rounding is None or one.rounding.how is None for one in self.wholes if one.dtype == whole.dtype)
 
-    def _among_all(self, history: Sequence[Trial], *, margin: bool) -> Choice:
+    def _among_all(self, look: _Look) -> Choice:
         """The best of all subnets and of the whole model, in all precisions."""
         session = self._calibrated = self._calibrated or with_strategy(self._opened)
-        known = self._best_whole(session, history, margin=margin)
-        strategies = self._strategies(session, known, history, margin=margin)
+        known = self._best_whole(session, look)
+        strategies = self._strategies(session, known, look)
         options = []
         for one in self._weighed(session):
-            strategy = strategies[one.dtype]
-            problem = problem_of(session.in_dtype(one.dtype), strategy)
+            strategy, here = strategies[one.dtype], session.in_dtype(one.dtype)
+            problem = problem_of(here, strategy)
             worse_by, full_use = worse_by_rounding(strategy, one), self._use(one)
             options.append(
                 Option(
@@ -138,7 +149,7 @@ class Chooser:
                     worse_by=worse_by,
                     bound=worse_by + least_badness(problem, full_use),
                     full_use=full_use,
-                    search=partial(self._search, session, problem, one.dtype, history, margin=margin),
+                    search=partial(self._search, here, problem, look),
                 )
             )
         found = search_precisions(options, known)
@@ -150,28 +161,25 @@ class Chooser:
         candidates = self._candidates
         return candidates if quality_surface(session.strategy).metric in ("loss", "perplexity") else candidates[:1]
 
-    def _search(
-        self, session: Session, problem: Problem, dtype: str, history: Sequence[Trial], *, margin: bool
-    ) -> SearchResult:
-        """One precision, with its own cost table."""
-        seen = self._seen(dtype, history, margin=margin)
-        result = search_plan(problem, self._predictor(session, dtype), seen)
-        if not history:
-            say_cost(session, problem, self._predictors[dtype], seen, result)
-        if not history and len(self._candidates) > 1:
+    def _search(self, session: Session, problem: Problem, look: _Look) -> SearchResult:
+        """The session's precision, with its own cost table."""
+        dtype, seen = session.dtype, self._seen(session.dtype, look)
+        result = search_plan(problem, self._predictor(session), seen)
+        if not look.history:
+            say_cost(session, problem, self._predictor(session), seen, result)
+        if not look.history and len(self._candidates) > 1:
             best, quality = result.best, f"{result.quality_metric} {result.best.quality.value:.4g} before rounding"
             session.progress.note(f"In {dtype}: {best.shape} at {best.predicted_ms:.4g} ms, {quality}.")
         self.searches[dtype] = self._prospects.told(result) if self._prospects else result
         return self.searches[dtype]
 
-    def _predictor(self, session: Session, dtype: str) -> Predictor:
-        if dtype not in self._predictors:
-            self._predictors[dtype] = make_predictor(session.in_dtype(dtype))
-        return self._predictors[dtype]
+    def _predictor(self, session: Session) -> Predictor:
+        """Of the session's precision: one for all choices."""
+        if session.dtype not in self._predictors:
+            self._predictors[session.dtype] = make_predictor(session)
+        return self._predictors[session.dtype]
 
-    def _strategies(
-        self, session: Session, known: Found | None, history: Sequence[Trial], *, margin: bool
-    ) -> dict[str, Strategy]:
+    def _strategies(self, session: Session, known: Found | None, look: _Look) -> dict[str, Strategy]:
         """The strategy of the session for each precision: with what shapes are worth once they are refitted.
 
         A shortlist is refitted once for each calibration. Where no cut can beat the whole model, nothing is.
@@ -181,15 +189,13 @@ class Chooser:
             return dict.fromkeys(dtypes, prior)
         prior = densified(prior)
         if not self._has_compared:
-            self._prospects = self._compare(session, prior, known, history, margin=margin)
+            self._prospects = self._compare(session, prior, known, look)
             self._has_compared = True
         if self._prospects is None:
             return dict.fromkeys(dtypes, prior)
         return {dtype: self._prospects.strategy(prior, dtype) for dtype in dtypes}
 
-    def _compare(
-        self, session: Session, prior: Strategy, known: Found | None, history: Sequence[Trial], *, margin: bool
-    ) -> Prospects | None:
+    def _compare(self, session: Session, prior: Strategy, known: Found | None, look: _Look) -> Prospects | None:
         """Refit the shortlist; None where there is none, or where the texts cannot be used with this model."""
         metric, full = prior.quality_metric, prior.quality[Shape(prior.num_layers, 1.0)]
         rises = {one.dtype: one.rise for one in self._candidates}
@@ -203,11 +209,9 @@ class Chooser:
         for dtype, bound in sorted(bounds.items(), key=lambda item: item[1]):
             if bound >= limit:
                 continue
-            problem = problem_of(session.in_dtype(dtype), prior)
+            here = session.in_dtype(dtype)
             with suppress(NothingFits, NothingLoads):
-                result = search_plan(
-                    problem, self._predictor(session, dtype), self._seen(dtype, history, margin=margin)
-                )
+                result = search_plan(problem_of(here, prior), self._predictor(here), self._seen(dtype, look))
                 options.append(Searched(dtype=dtype, worse_by=rises[dtype], search=result))
                 limit = min([limit, *(line.expected + WITHIN for line in options[-1].lines(full))])
         chosen = shortlist(options, full, to_beat=to_beat)
@@ -233,7 +237,7 @@ class Chooser:
         return self._calibrated is not None
 
     def _would_fit(self, dense: DenseArchitecture, dtype: str, history: Sequence[Trial]) -> bool:
-        reference = self._seen(dtype, history, margin=False).full
+        reference = self._seen(dtype, _Look(history, margin=False)).full
         assert reference
         return all(
             self._predictors[dtype].predict(dense, budget.metric, budget.percentile)[0]
@@ -241,13 +245,13 @@ class Chooser:
             for budget in self._opened.settings.budgets
         )
 
-    def _seen(self, dtype: str, history: Sequence[Trial], *, margin: bool) -> Seen:
+    def _seen(self, dtype: str, look: _Look) -> Seen:
         latencies = {one.dtype: one.latency for one in self.wholes}
         relative = all(budget.fraction for budget in self._opened.settings.budgets)
-        seen = seen_in(history, dtype, latencies, self._opened.full, relative=relative)
+        seen = seen_in(look.history, dtype, latencies, self._opened.full, relative=relative)
         if not self._opened.is_measured:
             seen = dataclasses.replace(seen, measured=())
-        return seen if margin else dataclasses.replace(seen, margin=0.0)
+        return seen if look.margin else dataclasses.replace(seen, margin=0.0)
 
     def _use(self, one: Whole) -> float:
         """The largest share of a latency budget that the whole model takes."""
