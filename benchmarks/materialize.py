@@ -208,7 +208,8 @@ def run_peft(work: Path, out: Path) -> None:
 def plan_of(work: Path, shape: str, widths: Sequence[float] = ()) -> SubnetPlan:
     supernet = load_supernet(str(work / "model"), strategy=work / "strategy.safetensors", cache_dir=work / "cache")
     assert supernet.strategy is not None
-    return derive_plan(supernet.strategy, supernet.architecture, Shape.parse(shape), CutRules(gate_widths=widths))
+    rules = CutRules(gate_widths=tuple(widths))
+    return derive_plan(supernet.strategy, supernet.architecture, Shape.parse(shape), rules)
 
 
 def mergekit_command(mergekit: str, work: Path, shape: str, out: Path) -> list[str]:

@@ -38,6 +38,7 @@ HOMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         ("ir/metric.py",),
     ),
     ("what better means", r"mode == \"(min|max)\"", ("ir/metric.py",)),
+    ("what a budget allows", r"\.resolve\((self|full|reference)\.of\(|\.percentile\) (<=|/) ", ("ir/latency.py",)),
     ("the quality record", r"^class QualityFile\b|\"pareto\": ", ("evaluate/quality.py",)),
     ("JSON from outside", r"parse_constant|object_pairs_hook", ("reading/json_object.py",)),
     ("JSON that was written and read back", r"loads\(json\.dumps", ("reading/json_object.py",)),

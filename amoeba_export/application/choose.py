@@ -241,7 +241,7 @@ class Chooser:
         assert reference
         return all(
             self._predictors[dtype].predict(dense, budget.metric, budget.percentile)[0]
-            <= budget.resolve(reference.of(budget.metric, budget.percentile))
+            <= budget.limit_beside(reference)
             for budget in self._opened.settings.budgets
         )
 
@@ -256,11 +256,7 @@ class Chooser:
     def _use(self, one: Whole) -> float:
         """The largest share of a latency budget that the whole model takes."""
         reference = self.wholes[0].latency
-        return max(
-            one.latency.of(budget.metric, budget.percentile)
-            / budget.resolve(reference.of(budget.metric, budget.percentile))
-            for budget in self._opened.settings.budgets
-        )
+        return max(budget.use(one.latency, reference) for budget in self._opened.settings.budgets)
 
     @property
     def _candidates(self) -> list[Whole]:

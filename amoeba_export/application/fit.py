@@ -233,7 +233,7 @@ def _given(session: Session, plan: SubnetPlan, predictor: Predictor, *, full_dty
     return Fitted(
         session=session,
         plan=plan,
-        limit_ms=budget.resolve(full.of(budget.metric, budget.percentile)) if budget else None,
+        limit_ms=budget.limit_beside(full) if budget else None,
         predicted_ms=predicted_ms,
         uncertainty=uncertainty,
         latency=latency,

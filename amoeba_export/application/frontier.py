@@ -77,7 +77,7 @@ def _limits(session: Session, reference: Latency) -> tuple[FrontierLimit, ...]:
     lines = []
     for budget in settings.budgets:
         if (budget.metric, budget.percentile) == (settings.metric, settings.percentile):
-            limit_ms = budget.resolve(reference.of(budget.metric, budget.percentile))
+            limit_ms = budget.limit_beside(reference)
             share = f"{100 * budget.fraction:g}%, " if budget.fraction else ""
             lines.append(FrontierLimit(label=f"{share}{limit_ms:.4g} ms", latency_ms=limit_ms))
     return tuple(lines)
@@ -102,10 +102,7 @@ def _whole_point(
     is_first = whole.rise == 0 and whole.latency is reference
     if metric not in ("loss", "perplexity") and not is_first:
         return None
-    fits = all(
-        whole.latency.of(one.metric, one.percentile) <= one.resolve(reference.of(one.metric, one.percentile))
-        for one in settings.budgets
-    )
+    fits = all(budget.is_met(whole.latency, reference) for budget in settings.budgets)
     return FrontierPoint(
         dtype=whole.dtype,
         shape=str(Shape(session.architecture.num_layers, 1.0)),

@@ -111,10 +111,7 @@ def reference_records(session: Session, wholes: Sequence[Whole]) -> tuple[FullMo
     records = []
     for whole in wholes:
         latency, quality = whole.latency, whole_quality(session, whole)
-        keeps = all(
-            latency.of(one.metric, one.percentile) <= one.resolve(reference.of(one.metric, one.percentile))
-            for one in budgets
-        )
+        keeps = all(budget.is_met(latency, reference) for budget in budgets)
         records.append(
             FullModelRecord(
                 dtype=whole.dtype,

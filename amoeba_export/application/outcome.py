@@ -27,23 +27,23 @@ class Outcome:
     @property
     def limit_ms(self) -> float:
         """Of the first budget, in milliseconds."""
-        return self._limit_ms(self.budgets[0])
+        return self.budgets[0].limit_beside(self.full)
 
     @property
     def reached_ms(self) -> float:
         """What the first budget is about, in milliseconds."""
-        return self._reached_ms(self.budgets[0])
+        return self.budgets[0].of(self.latency)
 
     @property
     def use(self) -> float:
         """Share that it takes of the budget that it takes most of: up to 1, they seem to be kept."""
-        return max(self._use(budget) for budget in self.budgets)
+        return max(budget.use(self.latency, self.full) for budget in self.budgets)
 
     @property
     def tightest(self) -> tuple[Budget, float, float]:
         """The budget that it takes most of, its limit and what was reached, both in milliseconds."""
-        budget = max(self.budgets, key=self._use)
-        return budget, self._limit_ms(budget), self._reached_ms(budget)
+        budget = max(self.budgets, key=lambda budget: budget.use(self.latency, self.full))
+        return budget, budget.limit_beside(self.full), budget.of(self.latency)
 
     @property
     def is_kept(self) -> bool:
@@ -84,15 +84,6 @@ class Outcome:
                 doubts.append(1 - math.exp(-half_width * math.sqrt(comparison.rounds / MOST_ROUNDS)))
         return max(doubts)
 
-    def _use(self, budget: Budget) -> float:
-        return self._reached_ms(budget) / self._limit_ms(budget)
-
-    def _limit_ms(self, budget: Budget) -> float:
-        return budget.resolve(self.full.of(budget.metric, budget.percentile))
-
-    def _reached_ms(self, budget: Budget) -> float:
-        return self.latency.of(budget.metric, budget.percentile)
-
     def _comparisons(self) -> list[Comparison]:
         """The subnet with each budget."""
         return [compare_rounds(ours, limits) for ours, limits in self._pairs()]
@@ -112,5 +103,5 @@ class Outcome:
 
 def _rounds_ms(latency: Latency, budget: Budget) -> list[float]:
     """What the budget is about, in each round. For p90, a round's median times the tail that all have in common."""
-    tail = latency.of(budget.metric, budget.percentile) / latency.of(budget.metric)
+    tail = budget.of(latency) / latency.of(budget.metric)
     return [ms * tail for ms in latency.rounds_of(budget.metric)]

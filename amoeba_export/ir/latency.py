@@ -180,6 +180,22 @@ class Budget:
         assert self.fraction is not None and full_ms is not None, "a relative budget needs the full model's latency"
         return self.fraction * full_ms
 
+    def of(self, latency: Latency) -> float:
+        """What it is about, in milliseconds."""
+        return latency.of(self.metric, self.percentile)
+
+    def limit_beside(self, full: Latency) -> float:
+        """The limit in milliseconds, where the full supernet has this latency."""
+        return self.resolve(self.of(full))
+
+    def is_met(self, latency: Latency, full: Latency) -> bool:
+        """Whether a latency is within it, taken as it is."""
+        return self.of(latency) <= self.limit_beside(full)
+
+    def use(self, latency: Latency, full: Latency) -> float:
+        """The share that a latency takes of it."""
+        return self.of(latency) / self.limit_beside(full)
+
 
 def parse_megabytes(text: str) -> float:
     """Read `900MB`, `1.5GB`, `900MiB` or `2GiB` as MiB. Raises `BadValue`."""

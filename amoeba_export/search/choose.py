@@ -134,7 +134,7 @@ def _limit_ms(budget: Budget, predictor: Predictor, uncut: DenseArchitecture, fu
     if budget.fraction is None:
         return budget.resolve()
     if full is not None:
-        return budget.resolve(full.of(budget.metric, budget.percentile))
+        return budget.limit_beside(full)
     return budget.resolve(predictor.predict(uncut, budget.metric, budget.percentile)[0])
 
 
