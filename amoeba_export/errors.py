@@ -352,7 +352,7 @@ class BadConfig(InputError):
         super().__init__(
             f"{path.name} has {count}:\n{listed}",
             where=path,
-            next_step="Correct the file; 'amoeba init' writes one with every key explained.",
+            next_step="Correct the file; docs/toml.md lists every key.",
         )
 
 

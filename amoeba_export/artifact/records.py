@@ -176,13 +176,13 @@ class VocabularyRecord:
     """A head that computes logits of some tokens, and what that costs. `plan.json` has the tokens.
 
     Attributes:
-        tokens: Number of tokens that logits are computed of.
+        tokens: Number of tokens that have logits.
         of: Number of tokens of the model.
-        text: The text of the figures below, which did not choose the tokens. None, as they are, without a tokenizer.
-        num_tokens: Number of tokens of that text which are predicted.
-        unwritable: Share of them that are not kept: the model can never write these.
-        loss: Mean loss of the others among the kept tokens, in nats.
-        loss_of_all_tokens: The same where they compete with all tokens, as they do with the whole head.
+        text: The text of the figures below. It did not choose the tokens. None without a tokenizer, as the figures.
+        num_tokens: Number of predicted tokens of this text.
+        unwritable: Share of these tokens that are not kept: the model can never write them.
+        loss: Mean loss on the others, among the kept tokens, in nats.
+        loss_of_all_tokens: The same among all tokens, as with the whole head.
     """
 
     tokens: int

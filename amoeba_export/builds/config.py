@@ -68,7 +68,7 @@ class Shared(Table):
     calibration_data: tuple[str, ...] = Field(default=(), description="Texts from your domain for the refit.")
     vocab_keep: str | None = Field(
         default=None,
-        description="Compute logits of some tokens alone: so many, such as '8192', those of a text, or of a JSON list.",
+        description="Compute the logits of some tokens only: a number, such as '8192', a text, or a JSON list of ids.",
     )
     quality_floor: float | None = Field(
         default=None, description="Worst accepted value of the calibrated metric: highest loss, lowest accuracy."

@@ -61,7 +61,7 @@ def bench(
         typer.Option(
             "--fail-if-slower",
             metavar="3%",
-            help="Exit with 4 if an artifact is slower by more than this, with its whole interval.",
+            help="Exit with code 4 if the whole interval of an artifact is over this limit.",
             rich_help_panel=_COMPARING,
         ),
     ] = None,

@@ -24,7 +24,7 @@ def build(
     locked: Annotated[
         bool,
         typer.Option(
-            "--locked", help="Rebuild the artifacts of amoeba.lock: no search, and a changed input is an error."
+            "--locked", help="Rebuild the artifacts of amoeba.lock, without a search. A changed input is an error."
         ),
     ] = False,
     engine: Annotated[
@@ -88,7 +88,7 @@ def init(
     config: Annotated[Path, typer.Argument(metavar="AMOEBA.TOML", help="The file to write.")] = Path(CONFIG_NAME),
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
-    """Write an amoeba.toml that explains every key and builds without changes."""
+    """Write a commented amoeba.toml that you can build at once."""
     from amoeba_export.artifact import check_file_destination
     from amoeba_export.builds.template import TEMPLATE
     from amoeba_export.errors import OutputExists

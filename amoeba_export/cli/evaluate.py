@@ -126,7 +126,7 @@ def evaluate(
         typer.Option(
             "--out",
             metavar="F",
-            help="The result file; shapes in it are not repeated. Default of --grid: the adapter's quality.json.",
+            help="The result file. Its shapes are not measured again. Default of --grid: the adapter's quality.json.",
             rich_help_panel=_OUTPUT,
         ),
     ] = None,
@@ -137,7 +137,7 @@ def evaluate(
 ) -> None:
     """Measure perplexity and multiple-choice accuracy.
 
-    A supernet runs masked to any shape, with its adapters. An artifact runs from its files.
+    For a supernet, give the shape and the adapters. For an artifact, its own files run.
     """
     from amoeba_export.application.evaluate import evaluate as run
     from amoeba_export.application.subjects import EvaluateRequest, Grid

@@ -114,8 +114,8 @@ VocabKeep = Annotated[
     typer.Option(
         "--vocab-keep",
         metavar="N|FILE",
-        help="Compute logits of some tokens alone (ONNX): the N most frequent ones of the refit's texts, those of a "
-        "text, or a JSON list of ids. Default: all.",
+        help="Compute the logits of some tokens only (ONNX): the N most frequent tokens of the refit's texts, the "
+        "tokens of a text, or a JSON list of ids. Default: all.",
         rich_help_panel="Quality",
     ),
 ]
@@ -210,7 +210,7 @@ QualityLoss = Annotated[
     typer.Option(
         "--quality-loss",
         metavar="5%",
-        help="The same limit, as a share by which it may be worse than the full model.",
+        help="The same limit, relative to the full model: so much worse at most.",
         rich_help_panel="Quality",
     ),
 ]

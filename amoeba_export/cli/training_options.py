@@ -47,10 +47,10 @@ TOLD = {
     "targets": _Told(help="Weights to adapt, such as q_proj,v_proj. Default: all.", panel=ADAPTER, metavar="W,W"),
     "gate_warmup": _Told(help="Share of the steps in which the gate is noisy.", panel=ADAPTER, metavar="X"),
     "kd_weight": _Told(
-        help="Weight of distillation from the full net; the labels get the rest.", panel=OBJECTIVE, metavar="X"
+        help="Weight of the distillation from the full model; the labels get the rest.", panel=OBJECTIVE, metavar="X"
     ),
     "temperature": _Told(help="Temperature of the distillation.", panel=OBJECTIVE, metavar="X"),
-    "balance": _Told(help="Scale the loss of every shape to the full net's.", panel=OBJECTIVE),
+    "balance": _Told(help="Scale the loss of every shape to that of the full model.", panel=OBJECTIVE),
     "mask": _Told(
         help="Distil positions that predict a label, or (as published) that hold one.",
         panel=OBJECTIVE,

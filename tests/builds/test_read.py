@@ -248,7 +248,7 @@ def test_a_malformed_file(
     assert lines[0] == f"error: amoeba.toml has {count}:"
     assert [line.strip() for line in lines[1:-2]] == problems
     assert lines[-2] == f"  where: {tmp_path / 'amoeba.toml'}"
-    assert lines[-1] == "  next:  Correct the file; 'amoeba init' writes one with every key explained."
+    assert lines[-1] == "  next:  Correct the file; docs/toml.md lists every key."
 
 
 def test_a_file_that_is_not_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
