@@ -35,6 +35,8 @@ class Imaginary:
 
     def __init__(self) -> None:
         self.measured_artifacts: list[DenseArchitecture] = []
+        self.pace = 1.0
+        """How much slower all runs than usual."""
 
     def check(self, target: Target) -> Availability:
         return Availability(ok=True)
@@ -56,11 +58,12 @@ class Imaginary:
 
     def _one(self, subject: Subject, workload: Workload, target: Target, rounds: int) -> Latency:
         options: Mapping[str, Any] = target.options
-        factor, scatter = 1.0, [0.0]
+        factor, scatter = self.pace, [0.0]
         if subject.artifact is not None:
             assert (subject.artifact / "onnx" / "model.onnx").is_file()
             self.measured_artifacts.append(subject.dense)
-            factor, scatter = float(options.get("artifact_factor", 1.0)), options.get("scatter", scatter)
+            factor *= float(options.get("artifact_factor", 1.0))
+            scatter = options.get("scatter", scatter)
         factor *= options.get("dtype_factors", {}).get(subject.dtype, 1.0)
         decode_ms = factor * (1 + sum(0.1 + 1e-5 * subject.dense.base.prunable_params(x) for x in subject.dense.layers))
         drift = _drift(rounds, scatter)

@@ -115,8 +115,9 @@ class Chooser:
         """The whole model in the best precision in which it fits: no cost table is needed."""
         for one in sorted(self._candidates, key=lambda one: one.rise):
             strategy, here = whole_strategy(session, one), session.in_dtype(one.dtype)
-            predictor = Known(one.latency) if session.is_measured else make_predictor(here)
             seen = self._seen(one.dtype, look)
+            # Under a share, as slow as the last run was.
+            predictor = Known(seen.measured[0][1]) if session.is_measured else make_predictor(here)
             was_tried = any(trial.choice.key == (one.dtype, session.full) for trial in look.history)
             if not was_tried:  # its figures, of another run, are a prediction
                 seen = dataclasses.replace(seen, measured=())

@@ -286,6 +286,18 @@ def test_shape_and_precision_are_chosen_together(
         assert not found.exists()
 
 
+def test_a_machine_that_is_slower_than_it_was_is_no_faster_in_other_precisions(
+    model: Path, strategy: Path, precisions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The full model's figures are in the cache, and a share of today's is more than fp32 took then."""
+    request = ExportRequest(model=str(model), strategy=strategy, target=str(precisions), latency="75%")
+    pipeline.search(request)
+    monkeypatch.setattr(imaginary.BACKEND, "pace", 12.0)
+    fitted = export(dataclasses.replace(request, out=tmp_path / "out")).fitted
+    assert fitted is not None
+    assert (fitted.session.dtype, len(imaginary.BACKEND.measured_artifacts)) == ("int8", 1)
+
+
 @pytest.mark.parametrize(
     ("latency", "rounded", "int4"),
     [
