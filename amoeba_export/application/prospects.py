@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from amoeba_export.application.refits import refitted
+from amoeba_export.application.refits import is_worse, refitted
 from amoeba_export.application.session import Session
 from amoeba_export.ir import Refit, Shape, Strategy
 from amoeba_export.refit import SHORTLIST_RECIPE
@@ -268,8 +268,9 @@ def measure_prospects(session: Session, chosen: Sequence[tuple[Searched, Candida
 
 
 def rise_after_refit(held: Refit) -> float:
-    """Of the held-out loss over the full model's, mean over the texts."""
-    return fmean(losses["refit"] - losses["full"] for losses in held.losses.values())
+    """Of the held-out loss over the full model's, mean over the texts, of what is shipped: a bad refit is not."""
+    shipped = "cut" if is_worse(held) else "refit"
+    return fmean(losses[shipped] - losses["full"] for losses in held.losses.values())
 
 
 def _interpolated(measured: Sequence[Measured], depth: int) -> float:

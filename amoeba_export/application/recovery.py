@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 from amoeba_export.application.fit import Build, Fitted, measured_again
-from amoeba_export.application.refits import healed, refitted
+from amoeba_export.application.refits import healed, refitted_unless_worse
 from amoeba_export.errors import InputError
 from amoeba_export.refit import OFF
 
@@ -34,12 +34,14 @@ def recovered(fitted: Fitted, build: Build) -> Fitted:
         return fitted
     if plan.refit_id is None:
         try:
-            session, (plan,) = refitted(session, [plan], settings.refit)
+            session, plan = refitted_unless_worse(session, plan, settings.refit)
         except InputError as error:
             if settings.request.refit is not None or heals:
                 raise
             session.progress.warn(f"The weights are not refitted: {error.what} '--refit off' accepts that.")
             return fitted
     session, plan = healed(session, plan)
+    if plan.refit_id is None:
+        return fitted
     folder = build(session, plan)
     return measured_again(dataclasses.replace(fitted, session=session, plan=plan), folder)

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -21,6 +22,9 @@ from amoeba_export.materialize import materialize_subnet
 from amoeba_export.refit import HEAL_RECIPE, HEALED_UP_TO, OFF, Draw
 from amoeba_export.refit.heal import heal
 from amoeba_export.refit.stage import Refitted, adapter_ids, refit
+
+LEAST_HARM = 0.02
+"""Nats by which a refit may raise the held-out loss, and still be taken: less is noise."""
 
 REFIT_NAME = "refit.safetensors"
 ID_NAME = "id.json"
@@ -51,6 +55,28 @@ def refitted(session: Session, plans: Sequence[SubnetPlan], recipe_name: str) ->
         session = _with(session, held)
         named.append(dataclasses.replace(plan, refit_id=held.identity))
     return session, named
+
+
+def refitted_unless_worse(session: Session, plan: SubnetPlan, recipe_name: str) -> tuple[Session, SubnetPlan]:
+    """The plan with the name of its refit, as `refitted` has it; unchanged, with a warning, where the cut is better."""
+    made, (named,) = refitted(session, [plan], recipe_name)
+    held = made.supernet.refits[named.refit_id or ""]
+    if not is_worse(held):
+        return made, named
+    session.progress.warn(
+        f"The refit raises the held-out loss by {_rise_by(held):.3f}. The cut keeps its own weights. More tokens may "
+        "help: --refit full, or your own texts with --calibration-data."
+    )
+    return session, plan
+
+
+def is_worse(held: Refit) -> bool:
+    """Whether the cut is better without this refit: by the held-out loss, mean over the texts."""
+    return _rise_by(held) > LEAST_HARM
+
+
+def _rise_by(held: Refit) -> float:
+    return fmean(losses["refit"] - losses["cut"] for losses in held.losses.values())
 
 
 def healed(session: Session, plan: SubnetPlan) -> tuple[Session, SubnetPlan]:
@@ -115,7 +141,8 @@ def with_named_refit(session: Session, plan: SubnetPlan) -> tuple[Session, Subne
     if held is None:
         made, (named,) = refitted(session, [bare], settings.refit)
         if named.refit_id != plan.refit_id:
-            made, named = healed(made, named)
+            other, again = healed(*refitted_unless_worse(session, bare, settings.refit))
+            made, named = (made, named) if again.refit_id is None else (other, again)
         assert named.refit_id is not None
         held = made.supernet.refits[named.refit_id]
     if held.identity != plan.refit_id:

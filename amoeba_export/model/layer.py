@@ -62,17 +62,15 @@ class Exit:
     def aim(self, wanted_TD: torch.Tensor, written_TD: torch.Tensor) -> torch.Tensor:
         """What a writer should give so that `added` comes near to `wanted_TD`. [T, D].
 
-        A norm behind the writer forgets how large its input is. The aim has the direction that the norm turns into the
-        wanted one, and the size of what the writer gives now. Channels that the norm nearly mutes do not count more
-        than others.
+        Behind a norm, that is what it gives now, and one Gauss-Newton step towards what is wanted, with the size that
+        the norm divides by as it is. Channels that the norm nearly mutes stay as they are.
         """
-        aim_TD = wanted_TD / self.scale
         if self.norm is None:
-            return aim_TD
+            return wanted_TD / self.scale
         gain_D = self.norm.offset + self.norm.weight
-        aim_TD = aim_TD / torch.where(gain_D < 0, -1.0, 1.0) / gain_D.abs().clamp_min(float(gain_D.abs().mean()) / 4)
-        size_T1, now_T1 = (x.square().mean(dim=1, keepdim=True).sqrt() for x in (aim_TD, written_TD))
-        return aim_TD * (now_T1 / size_T1.clamp_min(1e-12))
+        size_T1 = written_TD.square().mean(dim=1, keepdim=True).sqrt()
+        missing_TD = (wanted_TD - self.added(written_TD)) / self.scale
+        return written_TD + size_T1 * missing_TD * (gain_D / (gain_D.square() + (gain_D.abs().mean() / 4) ** 2))
 
 
 class DecoderLayer(nn.Module):

@@ -6,7 +6,7 @@ d being the mean diagonal of the Gram matrix. The penalty is on the change: what
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -53,6 +53,7 @@ def solve_writer(
     bias_D: torch.Tensor | None,
     strengths: Sequence[float],
     heldout: Tokens,
+    added: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Solution:
     """The best of `strengths` on the held-out tokens, or the weight as it is where none lowers their error.
 
@@ -61,13 +62,18 @@ def solve_writer(
         w_DC: The kept columns of the weight.
         bias_D: The bias that it has now; None where the plan has no bias, and none is fitted.
         strengths: Tried in order; the first of equals wins.
-        heldout: Tokens that choose the strength.
+        heldout: Tokens that choose the strength. They aim at what is added to the stream.
+        added: What a norm behind the writer makes of its output; None where the output is added as it is.
     """
 
     def error(w: torch.Tensor, bias: torch.Tensor | None) -> float:
-        left_TD = heldout.y_TD - heldout.x_TC @ w.T
-        if bias is not None:
-            left_TD -= bias
+        if added is None:
+            left_TD = heldout.y_TD - heldout.x_TC @ w.T
+            if bias is not None:
+                left_TD -= bias
+        else:
+            written_TD = heldout.x_TC @ w.T
+            left_TD = heldout.y_TD - added(written_TD if bias is None else written_TD + bias)
         return float((left_TD.square().sum(dim=1) * heldout.weight_T).sum(dtype=torch.float64))
 
     energy = max(float((heldout.y_TD.square().sum(dim=1) * heldout.weight_T).sum(dtype=torch.float64)), 1e-30)

@@ -27,7 +27,7 @@ from amoeba_export.refit.sweep import Cut, Sweep
 MEMORY_BYTES = 3 * 2**29
 """What the streams and the largest solve take together. What does not fit lies on disk."""
 
-VERSION = 2
+VERSION = 3
 """Raise it when the same inputs give other weights than before."""
 
 _AXES: dict[Role, Axis] = dict(zip(WRITERS, ("query", "ffn"), strict=True))

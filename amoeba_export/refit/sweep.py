@@ -244,7 +244,12 @@ class Sweep:
                     if writer == WRITERS[-1]:
                         module = None  # a solve needs the room
                     solution = solve_writer(
-                        normal, weight_DC, bias_D=bias_D, strengths=self._strengths, heldout=heldout
+                        normal,
+                        weight_DC,
+                        bias_D=bias_D,
+                        strengths=self._strengths,
+                        heldout=heldout,
+                        added=None if leaving.changes_nothing else leaving.added,
                     )
                     del normal, heldout
                     tensors |= _tensors_of(writer, solution)
@@ -313,19 +318,24 @@ class Sweep:
                 if batch_idx in self._data.fitted or batch_idx in self._data.judging:
                     aim_TD = target.read(batch_idx).flatten(0, 1)
                     weight_T = 1 / aim_TD.square().mean(dim=1).clamp_min(TINY)
-                    x_TC, added_TD = x_BTC.flatten(0, 1), aim_TD - hidden_BTD.flatten(0, 1)
-                    if not leaving.changes_nothing:
-                        written_TD = x_TC @ weight_DC.T if bias_D is None else x_TC @ weight_DC.T + bias_D
-                        added_TD = leaving.aim(added_TD, written_TD)
-                    tokens = Tokens(x_TC, added_TD, weight_T)
+                    tokens = Tokens(x_BTC.flatten(0, 1), aim_TD - hidden_BTD.flatten(0, 1), weight_T)
                     if batch_idx in self._data.fitted:
-                        normal.add(*tokens)
+                        normal.add(*_before(leaving, tokens, weight_DC, bias_D))
                     else:
                         heldout.append(tokens)
                 yield x_BTC
 
         inputs.write(through())
         return normal, Tokens(*(torch.cat(parts) for parts in zip(*heldout, strict=True)))
+
+
+def _before(leaving: Exit, tokens: Tokens, weight_DC: torch.Tensor, bias_D: torch.Tensor | None) -> Tokens:
+    """The same where a writer gives it. A norm behind it divides by its size: a token of small outputs weighs more."""
+    if leaving.changes_nothing:
+        return tokens
+    written_TD = tokens.x_TC @ weight_DC.T if bias_D is None else tokens.x_TC @ weight_DC.T + bias_D
+    weight_T = tokens.weight_T / written_TD.square().mean(dim=1).clamp_min(TINY)
+    return Tokens(tokens.x_TC, leaving.aim(tokens.y_TD, written_TD), weight_T)
 
 
 def _tensors_of(writer: Role, solution: Solution) -> dict[str, torch.Tensor]:

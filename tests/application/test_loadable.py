@@ -221,7 +221,7 @@ def test_each_rule_finds_its_fault() -> None:
     assert RuntimeLimits(query_multiple=128).head_multiple(base, None) == 8
     assert RuntimeLimits(output_biases=(), ffn_multiple=2, multiples_of=("int4",), uniform=True).in_words() == [
         "FFN a multiple of 2 in int4",
-        "no bias on o_proj, down_proj",
+        "no bias on o_proj, down_proj (cuts of all families are not compensated)",
         "all layers alike",
     ]
 

@@ -149,6 +149,25 @@ def test_a_recipe_says_how_long_a_cut_is_healed(
     assert any(note.startswith("The cut is not healed, because the model has") for note in listener.notes)
 
 
+def test_a_refit_that_makes_a_cut_worse_is_not_shipped(
+    request_: ExportRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cut keeps its weights, with a warning. A heal starts from these, and is made again to the same bytes."""
+    bare = export(dataclasses.replace(request_, refit="off", out=tmp_path / "bare"))
+    monkeypatch.setattr("amoeba_export.application.refits.LEAST_HARM", -100.0)
+    listener = Listener()
+    made = export(request_, progress=listener)
+    assert any("raises the held-out loss" in text for text in listener.notes)
+    assert made.plan == bare.plan and weights(tmp_path / "out") == weights(tmp_path / "bare")
+    healed = export(dataclasses.replace(request_, heal="2ktok", out=tmp_path / "healed"))
+    held = healed.supernet.refits[healed.plan.refit_id or ""]
+    assert held.kind == "heal" and held.settings["start"] is None
+    monkeypatch.setenv("AMOEBA_CACHE", str(tmp_path / "empty"))
+    again = dataclasses.replace(request_, heal="2ktok", out=tmp_path / "again")
+    assert export(again, replay=Replay(plan=healed.plan)).plan.refit_id == healed.plan.refit_id
+    assert weights(tmp_path / "again") == weights(tmp_path / "healed")
+
+
 def test_verify_finds_the_refit_and_misses_it(request_: ExportRequest, tmp_path: Path, amoeba: Any) -> None:
     result = export(request_)
     words = ("verify", tmp_path / "out", "--model", request_.model)

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from amoeba_export import ExportRequest, export
 from amoeba_export.application import vocabulary
 from amoeba_export.application.card import artifact_page
-from amoeba_export.application.subjects import artifact_subject
+from amoeba_export.application.evaluate import EvaluateRequest, evaluate
 from amoeba_export.application.verify import verify
 from amoeba_export.errors import (
     AmoebaError,
@@ -209,7 +209,7 @@ def test_an_artifact_says_what_it_keeps_and_what_that_costs(request_: ExportRequ
     )
     assert artifact_page(tmp_path / "out").count("logits of 110 of 128 tokens") == 1
     with pytest.raises(InputError, match="a text with any other token has no finite loss"):
-        artifact_subject(tmp_path / "out", None)
+        evaluate(EvaluateRequest(model=str(tmp_path / "out"), text=Path(__file__)))
 
     verified = verify(tmp_path / "out", model=request_.model)
     assert verified.verification is not None

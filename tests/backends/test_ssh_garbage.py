@@ -62,7 +62,7 @@ def test_a_device_that_answers_garbage(lines: list[str], said: str, monkeypatch:
     with pytest.raises(TargetUnavailable) as caught:
         ssh_backend.describe(Target(name="board", description="", backend="ssh", options=options))
     assert caught.value.exit_code == 6
-    assert caught.value.what == f"Me@board-{len(said)} answers what no runner of ours says: {said!r}."
+    assert caught.value.what == f"me@board-{len(said)} answers what no runner of ours says: {said!r}."
     assert caught.value.next_step == (
         "Nothing over there may print to stdout: look at what 'python3' and the shell print when they start."
     )

@@ -69,10 +69,10 @@ def test_a_cost_table_is_of_one_head(small: Path) -> None:
         latency="60%", dtype="fp32", formats=("onnx",), refit="off", vocab_keep=str(small / "ids.json"),
     )  # fmt: skip
     session = open_session(resolve(request))
-    facts = costs.profiling_of(session).facts
+    facts = costs.table_facts(session.supernet, costs.profiling_of(session))
     table = costs.make_predictor(session)
     whole = session.with_supernet(session.supernet.with_head_tokens(None))
-    assert costs.profiling_of(whole).facts != facts
+    assert costs.table_facts(whole.supernet, costs.profiling_of(whole)) != facts
     assert table.predict(session.full)[0] > 0
     with pytest.raises(Exception, match="its head_rows is 10, not None"):
         table.predict(whole.full)

@@ -90,6 +90,32 @@ def test_the_strength_that_is_best_on_held_out_tokens_is_taken() -> None:
     assert kept.strength is None and torch.equal(kept.w_DC, w_DC) and kept.after == kept.before == 1.0
 
 
+def test_a_norm_behind_the_writer_is_seen_by_the_judge() -> None:
+    """Noise for a target: the fit is shorter, so nearer to it, until a norm makes every output as long as before."""
+    x_TC, _ = tokens(0, 3000)
+    noise_TD = torch.randn(3000, D, generator=torch.Generator().manual_seed(2))
+    held_x, _ = tokens(9, 400)
+    w_DC = torch.randn(D, C, generator=torch.Generator().manual_seed(7))
+
+    def norm(written_TD: torch.Tensor) -> torch.Tensor:
+        return written_TD / written_TD.square().mean(dim=1, keepdim=True).sqrt()
+
+    held_y = norm(held_x @ w_DC.T)  # what the weight gives already
+    found = [
+        solve_writer(
+            collected(x_TC, noise_TD),
+            w_DC,
+            bias_D=None,
+            strengths=[1e-4],
+            heldout=Tokens(held_x, held_y, torch.ones(400)),
+            added=added,
+        )
+        for added in (norm, None)
+    ]
+    assert found[0].strength is None and found[0].before == pytest.approx(0.0, abs=1e-9)
+    assert found[1].strength == 1e-4, "without a norm, the short one is nearer"
+
+
 def test_a_block_without_inputs_keeps_a_bias_alone() -> None:
     _, y_TD = tokens(0)
     held_x, held_y = tokens(3, 200)
