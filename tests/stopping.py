@@ -109,4 +109,4 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
 
 The GGUF is refitted and healed, which takes most of the time of its export; nothing else is."""
 
-ARTIFACT = _words(f"{_EXPORT} artifact --format onnx")
+ARTIFACT = _words(f"{_EXPORT} artifact --format onnx --refit off")

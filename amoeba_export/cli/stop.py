@@ -1,9 +1,10 @@
 """How a command ends early: Ctrl-C, SIGTERM and SIGHUP all interrupt it, and it is over within seconds.
 
 The first signal raises `KeyboardInterrupt` in the main thread, and everything on the way out cleans up; later ones add
-nothing. An interrupt can come too late (native code runs on for minutes) or be lost (raised where exceptions are
-ignored). So a thread hears of the signal as well. If the command is not over `GRACE_S` later, the thread removes what
-the process would leave behind and ends it.
+nothing. Raised in a finalizer or a callback of native code, it would be printed and dropped there, and the command
+would go on: then it is raised again. An interrupt can also come too late (native code runs on for minutes) or be
+caught by somebody. So a thread hears of the signal as well. If the command is not over `GRACE_S` later, the thread
+removes what the process would leave behind and ends it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import contextlib
 import os
 import select
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from types import FrameType
 from typing import NoReturn
@@ -26,6 +29,9 @@ SAYS = "Interrupted. Nothing half-written is left."
 
 GRACE_S = 3.0
 """How long cleaning up may take."""
+
+_LOOK_S = 0.02
+"""How often it is looked whether the interrupt was dropped."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _OVER = 0
@@ -59,22 +65,25 @@ def stoppable(late: Callable[[], None] | None = None) -> Iterator[None]:
     if not before or threading.current_thread() is not threading.main_thread():
         yield
         return
-    over = threading.Event()
+    over, dropped = threading.Event(), threading.Event()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        if not _came.is_set() and not over.is_set():
-            _came.set()
-            raise KeyboardInterrupt
+        if over.is_set() or (_came.is_set() and not dropped.is_set()):
+            return
+        _came.set()
+        dropped.clear()
+        raise KeyboardInterrupt
 
     heard, told = os.pipe()
     os.set_blocking(told, False)
-    watch = threading.Thread(target=_watch, args=(heard, before, over, late or _say_and_leave), daemon=True)
+    ends = (over, dropped, late or _say_and_leave)
+    watch = threading.Thread(target=_watch, args=(heard, before, *ends), daemon=True)
     watch.start()
     wakeup = signal.set_wakeup_fd(told, warn_on_full_buffer=False)  # written to even while native code runs
     for number in before:
         signal.signal(number, interrupt)
     try:
-        with _own_temporary_folder():
+        with _own_temporary_folder(), _noticing_what_is_dropped(dropped):
             try:
                 yield
             finally:
@@ -90,11 +99,37 @@ def stoppable(late: Callable[[], None] | None = None) -> Iterator[None]:
         os.close(told)
 
 
-def _watch(heard: int, ours: Collection[int], over: threading.Event, late: Callable[[], None]) -> None:
+def _watch(
+    heard: int, ours: Collection[int], over: threading.Event, dropped: threading.Event, late: Callable[[], None]
+) -> None:
     while number := os.read(heard, 1)[0]:
-        if number in ours and not over.wait(GRACE_S):
-            late()
-            return
+        if number not in ours:
+            continue
+        end = time.monotonic() + GRACE_S
+        while not over.wait(_LOOK_S):
+            if time.monotonic() >= end:
+                late()
+                return
+            if dropped.is_set():
+                signal.pthread_kill(threading.main_thread().ident or 0, number)
+
+
+@contextlib.contextmanager
+def _noticing_what_is_dropped(dropped: threading.Event) -> Iterator[None]:
+    """Where Python cannot raise an exception any further, it calls a hook, which is where we learn of it."""
+    usual = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if unraisable.exc_type is KeyboardInterrupt and _came.is_set():
+            dropped.set()
+        else:
+            usual(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = usual
 
 
 def _say_and_leave() -> NoReturn:

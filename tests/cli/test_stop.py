@@ -62,6 +62,39 @@ def test_a_second_signal_does_not_disturb_the_cleaning_up(
     assert cleaned == [True]
 
 
+def test_an_interrupt_in_a_finalizer_is_raised_again(
+    amoeba: Callable[..., Run], command: Any, number: signal.Signals
+) -> None:
+    class Finalized:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), number)
+            threading.Event().wait(0.001)  # the handler runs here, and what it raises goes no further
+
+    def work() -> None:
+        for _ in range(3):
+            Finalized()
+        threading.Event().wait()
+
+    command(work)
+    assert amoeba("work") == Run(130, "", SAYS)
+
+
+def test_other_errors_in_a_finalizer_are_said(amoeba: Callable[..., Run], command: Any) -> None:
+    said = []
+    usual, sys.unraisablehook = sys.unraisablehook, lambda unraisable: said.append(unraisable.exc_type)
+
+    class Finalized:
+        def __del__(self) -> None:
+            raise RuntimeError
+
+    try:
+        command(lambda: (Finalized(), None)[1])
+        assert amoeba("work").code == 0
+    finally:
+        sys.unraisablehook = usual
+    assert said == [RuntimeError]
+
+
 def test_an_interrupt_that_a_library_made_something_else_of(
     amoeba: Callable[..., Run], command: Any, number: signal.Signals
 ) -> None:
