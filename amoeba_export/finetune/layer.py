@@ -21,11 +21,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from amoeba_export.errors import InputError
 from amoeba_export.finetune.rows import HeldOrder, Kept, Projection, contract, expand, held, rows_of
 from amoeba_export.finetune.smol import LowRank, Pair
-from amoeba_export.ir import Architecture, Family, LayerPlan, Role, Strategy, SubnetPlan
+from amoeba_export.ir import Architecture, Axis, Family, LayerPlan, Role, Strategy, SubnetPlan
 from amoeba_export.ir.family import LAYER_ROLES, LINEARS
+from amoeba_export.model.bias import imported_bias, input_means
 from amoeba_export.model.experts import mixed, route
 from amoeba_export.model.function import ACTIVATIONS, Place, attention
 
@@ -106,10 +106,23 @@ class SlicedLayer(nn.Module):
         experts = None if self.router_ED is None else self._expert_order.keep(layer.ffn, device)
         o_bias = down_bias = None
         if plan.has_o_bias(layer, self.architecture):
-            o_bias = _compensation(self.o_QD, self._head_order, query, layer.source_layer, "o", plan, strategy)
+            o_bias = self._compensation("query", query, layer, plan, strategy)
         if plan.has_down_bias(layer, self.architecture):
-            down_bias = _compensation(self.down_FD, self._neuron_order, ffn, layer.source_layer, "down", plan, strategy)
+            down_bias = self._compensation("ffn", ffn, layer, plan, strategy)
         return LayerCut(layer, query, kv, ffn, experts, o_bias, down_bias)
+
+    def _compensation(
+        self, axis: Axis, kept: Kept, layer: LayerPlan, plan: SubnetPlan, strategy: Strategy | None
+    ) -> torch.Tensor:
+        """`compensation_bias` [D] of a weight that is held here, best inputs first."""
+        w_ID, order = (self.o_QD, self._head_order) if axis == "query" else (self.down_FD, self._neuron_order)
+        bias_D = imported_bias(axis, layer, plan, strategy)
+        if bias_D is None:
+            removed_I = input_means(axis, layer, strategy)
+            removed_I = (removed_I if order.rows is None else removed_I[order.rows]).to(w_ID.device)
+            removed_I[kept.held] = 0.0
+            bias_D = removed_I @ w_ID.float()
+        return bias_D.to(device=w_ID.device, dtype=w_ID.dtype)
 
     def forward(self, x_BTD: torch.Tensor, place: Place, cut: LayerCut, low_rank: LowRank) -> torch.Tensor:
         """The residual stream after this layer. A block without heads or neurons adds what its output bias makes."""
@@ -202,35 +215,6 @@ def _sum(source: torch.Tensor | None, compensation: torch.Tensor | None) -> torc
     if source is None or compensation is None:
         return compensation if source is None else source
     return source + compensation
-
-
-def _compensation(
-    w_IO: torch.Tensor,
-    order: HeldOrder,
-    kept: Kept,
-    layer: int,
-    which: str,
-    plan: SubnetPlan,
-    strategy: Strategy | None,
-) -> torch.Tensor:
-    """Mean contribution of the removed inputs, [D]: mean[removed] @ W[removed]; an import brings the vector itself."""
-    width = strategy.widths.get(plan.width_key) if strategy and plan.width_key is not None else None
-    importance = strategy.importance if strategy and plan.width_key is None else None
-    if width is not None:
-        bias_LD = width.o_bias_LD if which == "o" else width.down_bias_LD
-        bias_D = torch.tensor(bias_LD[layer], dtype=torch.float32)
-    elif importance is not None:
-        means_LI = importance.o_mean_LQ if which == "o" else importance.down_mean_LF
-        removed_I = torch.tensor(means_LI[layer], dtype=torch.float32)
-        removed_I = (removed_I if order.rows is None else removed_I[order.rows]).to(w_IO.device)
-        removed_I[kept.held] = 0.0
-        bias_D = removed_I @ w_IO.float()
-    else:
-        raise InputError(
-            f"The plan for {plan.shape} replaces removed channels by their mean, and the strategy cannot supply it.",
-            next_step="Give the strategy that the plan was derived from (--strategy).",
-        )
-    return bias_D.to(device=w_IO.device, dtype=w_IO.dtype)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 0.0) -> torch.Tensor:

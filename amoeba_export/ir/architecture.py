@@ -136,9 +136,14 @@ class Architecture:
         return self.vocab_size * self.hidden_size
 
     @property
+    def num_logits(self) -> int:
+        """Rows of the head: tokens that logits are computed of."""
+        return self.head_rows or self.vocab_size
+
+    @property
     def head_params(self) -> int:
         """Weights that logits are computed with: the head's, or the embedding's where it stands for it."""
-        return (self.head_rows or self.vocab_size) * self.hidden_size
+        return self.num_logits * self.hidden_size
 
     @property
     def has_own_head(self) -> bool:

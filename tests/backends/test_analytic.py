@@ -17,6 +17,17 @@ def weights(dense: DenseArchitecture, dtype: str = "fp16") -> WeightBytes:
     return weight_bytes(dense, ("onnx",), dtype)
 
 
+def device(*, bandwidth_gb_s: float, bandwidth_efficiency: float = 1, compute_tflops: float = 1000) -> Options:
+    return Options(
+        bandwidth_gb_s=bandwidth_gb_s,
+        bandwidth_efficiency=bandwidth_efficiency,
+        compute_tflops=compute_tflops,
+        per_layer_ms=0.2,
+        per_token_ms=1.0,
+        uncertainty=0.5,
+    )
+
+
 def jetson(dense: DenseArchitecture, dtype: str, workload: Workload = WORKLOAD) -> Latency:
     (result,) = measure_latency([Subject(dense=dense, dtype=dtype)], workload, target=read_target("jetson"))
     assert isinstance(result, Latency)
@@ -32,14 +43,7 @@ def test_the_jetson_estimate_is_what_was_published() -> None:
 
 
 def test_the_estimate_is_the_sum_of_its_parts() -> None:
-    options = Options(
-        bandwidth_gb_s=100,
-        bandwidth_efficiency=0.5,
-        compute_tflops=1000,
-        per_layer_ms=0.2,
-        per_token_ms=1.0,
-        uncertainty=0.5,
-    )
+    options = device(bandwidth_gb_s=100, bandwidth_efficiency=0.5)
     head = SMOLLM2.vocab_size * SMOLLM2.hidden_size
     layer_bytes = 2 * (SMOLLM2_FULL.num_params - head)
     cache_bytes = 30 * 4 * 3 * 64 * 128
@@ -48,14 +52,7 @@ def test_the_estimate_is_the_sum_of_its_parts() -> None:
 
 
 def test_a_missing_block_costs_half_a_layer_less_and_no_cache() -> None:
-    options = Options(
-        bandwidth_gb_s=1e9,
-        bandwidth_efficiency=1,
-        compute_tflops=1e9,
-        per_layer_ms=0.2,
-        per_token_ms=1.0,
-        uncertainty=0.5,
-    )
+    options = device(bandwidth_gb_s=1e9, compute_tflops=1e9)
     no_attention = LayerDims(num_heads=0, num_kv_heads=0, ffn_size=1536)
     dense = DenseArchitecture(base=SMOLLM2, layers=(SMOLLM2.layer_dims, no_attention))
     assert estimate_ms(dense, 1, WORKLOAD, options, weights=weights(dense)) == pytest.approx(1.3, abs=1e-3)
@@ -72,14 +69,7 @@ def test_smaller_dtypes_and_shapes_are_faster_and_a_longer_prompt_slower() -> No
 
 
 def test_a_head_of_some_tokens_is_read_in_place_of_the_whole() -> None:
-    options = Options(
-        bandwidth_gb_s=100,
-        bandwidth_efficiency=1,
-        compute_tflops=1000,
-        per_layer_ms=0.2,
-        per_token_ms=1.0,
-        uncertainty=0.5,
-    )
+    options = device(bandwidth_gb_s=100)
     whole = SMOLLM2_FULL
     small = DenseArchitecture(base=SMOLLM2.with_head(8192), layers=whole.layers)
     saved_bytes = 2 * (SMOLLM2.vocab_size - 8192) * SMOLLM2.hidden_size

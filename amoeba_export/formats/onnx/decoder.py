@@ -7,13 +7,15 @@ layers that have attention; a layer without has no cache.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from amoeba_export.formats.onnx.datatype import DataType
-from amoeba_export.formats.onnx.graph import Recorder, Value
+from amoeba_export.formats.onnx.graph import Value
 from amoeba_export.formats.onnx.names import Names
+from amoeba_export.formats.onnx.vocabulary import of_all_tokens
+from amoeba_export.formats.onnx.weights import WeightStore
 from amoeba_export.ir import Architecture, DenseArchitecture, LayerDims, Role
 
 
@@ -74,14 +76,14 @@ class Dialect(Protocol):
         """The gated FFN likewise."""
 
     def head(self, x: Value) -> Value:
-        """Logits."""
+        """Logits of the rows that the head has."""
 
 
 def record_decoder(
-    dense: DenseArchitecture, names: Names, dialect: Dialect, recorder: Recorder, dtype: DataType
+    dense: DenseArchitecture, names: Names, dialect: Dialect, store: WeightStore, head_tokens: Sequence[int] | None
 ) -> None:
-    """Record the whole graph of `dense`, inputs and outputs included, with KV cache and logits in `dtype`."""
-    base = dense.base
+    """Record the whole graph of `dense`, inputs and outputs included, with logits of `head_tokens` (None: of all)."""
+    base, recorder, dtype = dense.base, store.recorder, store.precision.activation
     input_ids = recorder.input("input_ids", DataType.INT64, ("batch", "sequence"))
     attention_mask = recorder.input("attention_mask", DataType.INT64, ("batch", "total"))
     with_attention = [layer for layer in dense.layers if layer.num_heads]
@@ -113,7 +115,8 @@ def record_decoder(
             made = dialect.mlp(i, layer, x)
         stream = blocks.leave(stream, made, "down", "ffn_out_norm", i, has_bias=layer.down_bias)
     x, _ = dialect.norm(stream, "final_norm")
-    recorder.output(dialect.head(x), "logits", dtype, ("batch", "sequence", base.vocab_size))
+    logits = of_all_tokens(dialect.head(x), head_tokens, base, names, store)
+    recorder.output(logits, "logits", dtype, ("batch", "sequence", base.vocab_size))
     for i, (layer, present) in enumerate(zip(with_attention, presents, strict=True)):
         for kind in ("key", "value"):
             recorder.output(

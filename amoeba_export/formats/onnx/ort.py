@@ -8,7 +8,7 @@ other, and tied embeddings are one stored matrix.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar
 
 from amoeba_export.formats.onnx.decoder import LayerCache, Stream
@@ -20,7 +20,6 @@ from amoeba_export.formats.onnx.padding import Rows, from_left, rows_of, to_left
 from amoeba_export.formats.onnx.precision import Blockwise
 from amoeba_export.formats.onnx.products import CONTRIB, Products
 from amoeba_export.formats.onnx.turns import Turn, store_turns, table_rows
-from amoeba_export.formats.onnx.vocabulary import spread
 from amoeba_export.formats.onnx.weights import Matrix, WeightStore
 from amoeba_export.ir import DenseArchitecture, LayerDims, Role
 
@@ -42,7 +41,6 @@ class OrtDialect:
         store: WeightStore,
         *,
         last_logits: bool,
-        head_tokens: Sequence[int] | None = None,
     ) -> None:
         self._dense = dense
         self._architecture = dense.base
@@ -52,7 +50,6 @@ class OrtDialect:
         self._products = Products(recorder)
         self._precision = store.precision
         self._last_logits = last_logits
-        self._head_tokens = head_tokens
         self._embedding: Matrix | None = None
         self._rows: Rows | None = None
         self._turns: list[Turn] = []
@@ -244,13 +241,9 @@ class OrtDialect:
         base, node = self._architecture, self._names.node("head")
         matrix = self._embedding
         assert matrix is not None
-        tokens, name = self._head_tokens, self._names.weight("head")
         if base.has_own_head:
-            rows = base.head_rows or base.vocab_size
-            matrix = self._store.matrix(name, [(name, rows)], base.hidden_size, encoding=self._head_encoding)
-        if tokens is not None:
-            source = self._names.weight("embedding" if base.tied_embeddings else "head")
-            self._store.take_rows(name, source, tokens, base.vocab_size)
+            name = self._names.weight("head")
+            matrix = self._store.matrix(name, [(name, base.num_logits)], base.hidden_size, encoding=self._head_encoding)
         assert self._rows
         x = from_left(x, self._rows, f"{node}/moved_back", self._recorder, self._precision.activation)
         if self._last_logits:
@@ -261,9 +254,7 @@ class OrtDialect:
         logits = self._products.multiply(x, matrix, node)
         if base.final_softcap is not None:
             logits = capped(logits, base.final_softcap, f"{node}/capped", self._recorder, self._precision.activation)
-        if tokens is None:
-            return logits
-        return spread(logits, tokens, base.vocab_size, self._names, self._recorder, self._store)
+        return logits
 
     @property
     def _head_encoding(self) -> Blockwise | None:

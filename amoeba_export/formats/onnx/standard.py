@@ -9,7 +9,7 @@ Long on purpose: the operators of one dialect are read together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,7 +21,6 @@ from amoeba_export.formats.onnx.graph import Recorder, Value
 from amoeba_export.formats.onnx.masks import score_biases
 from amoeba_export.formats.onnx.names import Names
 from amoeba_export.formats.onnx.turns import store_turns, table_rows
-from amoeba_export.formats.onnx.vocabulary import spread
 from amoeba_export.formats.onnx.weights import WeightStore
 from amoeba_export.ir import DenseArchitecture, LayerDims, LayerKind, Role, Rope
 
@@ -66,7 +65,6 @@ class StandardDialect:
         store: WeightStore,
         *,
         last_logits: bool,
-        head_tokens: Sequence[int] | None = None,
     ) -> None:
         self._dense = dense
         self._architecture = dense.base
@@ -75,7 +73,6 @@ class StandardDialect:
         self._store = store
         self._dtype = store.precision.activation
         self._last_logits = last_logits
-        self._head_tokens = head_tokens
         self._embedding: Value | None = None
         self._shared: _Shared | None = None
 
@@ -229,20 +226,14 @@ class StandardDialect:
             x = op("Gather", [x, self._recorder.constant("last", [-1])], name=f"{node}/last", axis=1)
         if base.logits_divisor != 1.0:
             x = self.scale(x, 1 / base.logits_divisor, f"{node}/scaled")
-        tokens, name = self._head_tokens, self._names.weight("head")
         if not base.has_own_head:
             weight = op("Transpose", [self._embedding], name=f"{node}/weight", perm=[1, 0])
         else:
-            weight = self._store.turned(name, base.head_rows or base.vocab_size, base.hidden_size)
-        if tokens is not None:
-            source = self._names.weight("embedding" if base.tied_embeddings else "head")
-            self._store.take_rows(name, source, tokens, base.vocab_size)
+            weight = self._store.turned(self._names.weight("head"), base.num_logits, base.hidden_size)
         logits = op("MatMul", [x, weight], name=node)
         if base.final_softcap is not None:
             logits = capped(logits, base.final_softcap, f"{node}/capped", self._recorder, self._dtype)
-        if tokens is None:
-            return logits
-        return spread(logits, tokens, base.vocab_size, self._names, self._recorder, self._store)
+        return logits
 
     def _heads(self, x: Value, role: Role, layer: int, num_heads: int, *, bias: bool) -> Value:
         """One projection as [batch, heads, sequence, head_dim], normed where the family does so."""

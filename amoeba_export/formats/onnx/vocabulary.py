@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from amoeba_export.formats.onnx.datatype import DataType
-from amoeba_export.formats.onnx.graph import Recorder, Value
+from amoeba_export.formats.onnx.graph import Value
 from amoeba_export.formats.onnx.names import Names
 from amoeba_export.formats.onnx.precision import TORCH_DTYPES
 from amoeba_export.formats.onnx.weights import WeightStore
+from amoeba_export.ir import Architecture
 
 
 def even_tokens(count: int | None, vocab_size: int) -> tuple[int, ...] | None:
@@ -29,15 +30,24 @@ def lowest(dtype: DataType) -> float:
     return float(torch.finfo(TORCH_DTYPES[dtype]).min)
 
 
-def spread(
-    logits_BSN: Value, tokens: Sequence[int], vocab_size: int, names: Names, recorder: Recorder, store: WeightStore
+def of_all_tokens(
+    logits_BSN: Value, tokens: Sequence[int] | None, base: Architecture, names: Names, store: WeightStore
 ) -> Value:
-    """Logits of `tokens` [batch, sequence, N] at their places in [batch, sequence, vocab]."""
-    op, constant, node, dtype = recorder.op, recorder.constant, names.node("head"), store.precision.activation
+    """Logits of `tokens` [batch, sequence, N] at their places in [batch, sequence, vocab]; of None, as they are.
+
+    The stored head gets the rows of `tokens`, of the embedding where both are tied.
+    """
+    if tokens is None:
+        return logits_BSN
+    store.take_rows(
+        names.weight("head"), names.weight("embedding" if base.tied_embeddings else "head"), tokens, base.vocab_size
+    )
+    op, constant, node = store.recorder.op, store.recorder.constant, names.node("head")
+    dtype = store.precision.activation
     places_11N = store.table(names.tokens, np.array(tokens, np.int64)[None, None], DataType.INT64)
     shape = op("Shape", [logits_BSN], name=f"{node}/shape")
     rows = op("Shape", [logits_BSN], name=f"{node}/rows", start=0, end=2)
-    whole = op("Concat", [rows, constant("vocabulary", [vocab_size])], name=f"{node}/whole_shape", axis=0)
+    whole = op("Concat", [rows, constant("vocabulary", [base.vocab_size])], name=f"{node}/whole_shape", axis=0)
     nowhere_BSV = op("Expand", [constant("lowest", [[[lowest(dtype)]]], dtype), whole], name=f"{node}/lowest")
     places_BSN = op("Expand", [places_11N, shape], name=f"{node}/places")
     return op("ScatterElements", [nowhere_BSV, places_BSN, logits_BSN], name=f"{node}/all", axis=2)

@@ -132,8 +132,6 @@ def _record(
     recorder = Recorder()
     store = WeightStore(recorder, precision)
     dialects: Mapping[str, Callable[..., Dialect]] = {"ort": OrtDialect, "standard": StandardDialect}
-    dialect = dialects[spelling.dialect](
-        dense, names, recorder, store, last_logits=spelling.last_logits, head_tokens=spelling.head_tokens
-    )
-    record_decoder(dense, names, dialect, recorder, precision.activation)
+    dialect = dialects[spelling.dialect](dense, names, recorder, store, last_logits=spelling.last_logits)
+    record_decoder(dense, names, dialect, store, spelling.head_tokens)
     return partial(recorder.model, opsets=dialect.opsets, ir_version=dialect.ir_version), store
