@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 from amoeba_export.application.fit import Build, Fitted, measured_again
-from amoeba_export.application.refits import healed, refitted_unless_worse
+from amoeba_export.application.refits import healed_unless_worse, refitted_unless_worse
 from amoeba_export.errors import InputError
 from amoeba_export.refit import OFF
 
@@ -40,8 +40,8 @@ def recovered(fitted: Fitted, build: Build) -> Fitted:
                 raise
             session.progress.warn(f"The weights are not refitted: {error.what} '--refit off' accepts that.")
             return fitted
-    session, plan = healed(session, plan)
-    if plan.refit_id is None:
+    session, plan = healed_unless_worse(session, plan)
+    if plan.refit_id == fitted.plan.refit_id:
         return fitted
     folder = build(session, plan)
     return measured_again(dataclasses.replace(fitted, session=session, plan=plan), folder)

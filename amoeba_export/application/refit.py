@@ -6,7 +6,14 @@ import dataclasses
 import shutil
 from pathlib import Path
 
-from amoeba_export.application.refits import REFIT_NAME, healed, refitted, with_named_refit
+from amoeba_export.application.refits import (
+    REFIT_NAME,
+    healed,
+    refitted,
+    refitted_unless_worse,
+    warned,
+    with_named_refit,
+)
 from amoeba_export.application.request import ExportRequest
 from amoeba_export.application.resolve import DEFAULT_REFIT, is_refit_file, resolve
 from amoeba_export.application.selection import given_plan, with_strategy
@@ -35,7 +42,8 @@ def refit(
 ) -> Refit:
     """Fit what stays of `model` to do the work of what `plan` cuts, and write the fitted weights to `out`.
 
-    `export --plan PLAN --refit OUT` takes them. A refit that was made before comes from the cache.
+    `export --plan PLAN --refit OUT` takes them. A refit that was made before comes from the cache. One that raises the
+    held-out loss is written, with a warning.
 
     Args:
         model: A model folder, a hub id, or `demo`.
@@ -70,6 +78,7 @@ def refit(
     )
     session, given = _opened(request, progress)
     session, (named,) = refitted(session, [dataclasses.replace(given, refit_id=None)], refit)
+    warned(session, named, "The cut is better without it.")
     return _written(session, named, out)
 
 
@@ -88,6 +97,8 @@ def heal(
     progress: Progress = SILENT,
 ) -> Refit:
     """Distil the cut of `plan` from the full model, from its refit on, and write its weights to `out`.
+
+    A refit that is made for it and raises the held-out loss is left out, as `export` does.
 
     Args:
         model: A model folder, a hub id, or `demo`.
@@ -128,8 +139,9 @@ def heal(
     session, named = with_named_refit(session, given)
     if named.refit_id is None:
         assert not is_refit_file(refit), "or it is named"
-        session, (named,) = refitted(session, [named], refit)
+        session, named = refitted_unless_worse(session, named, refit)
     session, named = healed(session, named)
+    warned(session, named, "The cut is better without it.")
     return _written(session, named, out)
 
 

@@ -24,7 +24,7 @@ from amoeba_export.refit.heal import heal
 from amoeba_export.refit.stage import Refitted, adapter_ids, refit
 
 LEAST_HARM = 0.02
-"""Nats by which a refit may raise the held-out loss, and still be taken: less is noise."""
+"""Nats by which a refit or a heal may raise the held-out loss, and still be taken: less is noise."""
 
 REFIT_NAME = "refit.safetensors"
 ID_NAME = "id.json"
@@ -60,14 +60,27 @@ def refitted(session: Session, plans: Sequence[SubnetPlan], recipe_name: str) ->
 def refitted_unless_worse(session: Session, plan: SubnetPlan, recipe_name: str) -> tuple[Session, SubnetPlan]:
     """The plan with the name of its refit, as `refitted` has it; unchanged, with a warning, where the cut is better."""
     made, (named,) = refitted(session, [plan], recipe_name)
-    held = made.supernet.refits[named.refit_id or ""]
-    if not is_worse(held):
+    return (session, plan) if warned(made, named, "The cut keeps its own weights.") else (made, named)
+
+
+def healed_unless_worse(session: Session, plan: SubnetPlan) -> tuple[Session, SubnetPlan]:
+    """The plan as `healed` has it; unchanged, with a warning, where it was better before."""
+    made, named = healed(session, plan)
+    if named.refit_id == plan.refit_id:
         return made, named
-    session.progress.warn(
-        f"The refit raises the held-out loss by {_rise_by(held):.3f}. The cut keeps its own weights. More tokens may "
-        "help: --refit full, or your own texts with --calibration-data."
-    )
-    return session, plan
+    return (session, plan) if warned(made, named, "The cut keeps the weights that it had.") else (made, named)
+
+
+def warned(session: Session, plan: SubnetPlan, consequence: str) -> bool:
+    """Whether the cut is better without the refit that `plan` names: then it is said, and what comes of that."""
+    held = session.supernet.refits[plan.refit_id or ""]
+    if is_worse(held):
+        session.progress.warn(
+            f"The {held.kind} raises the held-out loss by {_rise_by(held):.3f} nats. {consequence} More tokens may "
+            f"help: {'a longer --heal' if held.kind == 'heal' else '--refit full'}, or your own texts with "
+            "--calibration-data."
+        )
+    return is_worse(held)
 
 
 def is_worse(held: Refit) -> bool:

@@ -154,10 +154,10 @@ def test_a_refit_that_makes_a_cut_worse_is_not_shipped(
 ) -> None:
     """The cut keeps its weights, with a warning. A heal starts from these, and is made again to the same bytes."""
     bare = export(dataclasses.replace(request_, refit="off", out=tmp_path / "bare"))
-    monkeypatch.setattr("amoeba_export.application.refits.LEAST_HARM", -100.0)
+    monkeypatch.setattr("amoeba_export.application.refits.is_worse", lambda held: held.kind == "refit")
     listener = Listener()
     made = export(request_, progress=listener)
-    assert any("raises the held-out loss" in text for text in listener.notes)
+    assert any("The refit raises the held-out loss" in text for text in listener.notes)
     assert made.plan == bare.plan and weights(tmp_path / "out") == weights(tmp_path / "bare")
     healed = export(dataclasses.replace(request_, heal="2ktok", out=tmp_path / "healed"))
     held = healed.supernet.refits[healed.plan.refit_id or ""]
@@ -166,6 +166,28 @@ def test_a_refit_that_makes_a_cut_worse_is_not_shipped(
     again = dataclasses.replace(request_, heal="2ktok", out=tmp_path / "again")
     assert export(again, replay=Replay(plan=healed.plan)).plan.refit_id == healed.plan.refit_id
     assert weights(tmp_path / "again") == weights(tmp_path / "healed")
+    file = tmp_path / "alone.safetensors"
+    alone = heal_alone(request_.model, plan=tmp_path / "bare", out=file, heal="2ktok", recipe=request_.recipe)
+    assert alone.identity == healed.plan.refit_id, "the stage of its own starts where an export does"
+
+
+def test_a_heal_that_makes_a_cut_worse_is_not_shipped(
+    request_: ExportRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cut keeps its refit, with a warning. As a call of its own, it is written and said."""
+    kept = export(dataclasses.replace(request_, out=tmp_path / "kept"))
+    monkeypatch.setattr("amoeba_export.application.refits.is_worse", lambda held: held.kind == "heal")
+    listener = Listener()
+    made = export(dataclasses.replace(request_, heal="2ktok"), progress=listener)
+    assert any(note.startswith("The heal raises the held-out loss") for note in listener.notes)
+    assert made.plan == kept.plan and weights(tmp_path / "out") == weights(tmp_path / "kept")
+    assert made.manifest is not None and made.manifest.refit is not None and made.manifest.refit.kind == "refit"
+    listener, file = Listener(), tmp_path / "healed.safetensors"
+    held = heal_alone(
+        request_.model, plan=tmp_path / "kept", out=file, heal="2ktok", recipe=request_.recipe, progress=listener
+    )
+    assert held.kind == "heal" and file.is_file()
+    assert any("The cut is better without it." in note for note in listener.notes)
 
 
 def test_verify_finds_the_refit_and_misses_it(request_: ExportRequest, tmp_path: Path, amoeba: Any) -> None:
