@@ -6,6 +6,7 @@ from typing import Any
 
 from amoeba_export.formats.model_type import AMOEBA, container_type, switches
 from amoeba_export.ir import Architecture, DenseArchitecture, LayerKind, Rope, Subnet, SubnetPlan
+from amoeba_export.ir.features import features_of
 from amoeba_export.load.family_file import FamilyFile, read_family
 from amoeba_export.load.kinds import TYPES_KEY
 from amoeba_export.model.foreign_code import AUTO_MAP
@@ -109,7 +110,7 @@ def _built(dense: DenseArchitecture, model_type: str, plan: SubnetPlan) -> dict[
         return config | _per_layer(dense)
     file = read_family(model_type)
     biases = {str(file.key(flag)): value for flag, value in switches(file, first).items()}
-    if model_type == base.family and (base.features or file.family.fused):
+    if model_type == base.family and (features_of(base) or file.family.fused):
         keys = ("num_heads", "num_kv_heads", "ffn_size")
         dims = {str(file.key(name)): getattr(first, name) for name in keys}
         if base.expert_size:
@@ -157,7 +158,7 @@ def _per_layer(dense: DenseArchitecture) -> dict[str, Any]:
     facts = {key: value for key, value in base.facts().items() if key in _AMOEBA_FACTS}
     if "attention_scale" in facts:
         facts["attention_scale"] = base.score_scale
-    if {"layer_kinds", "no_rope"} & base.features:
+    if {"layer_kinds", "no_rope"} & features_of(base):
         config["sliding_window"] = next((kind.window for kind in base.layer_kinds if kind.window), None)
         facts["layer_kinds"] = [_amoeba_kind(base, kind) for kind in base.layer_kinds]
         facts["layer_kind"] = [dims.kind for dims in layers]

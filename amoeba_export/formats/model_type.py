@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from amoeba_export.errors import NotRepresentable, UnsupportedModel
 from amoeba_export.ir import DenseArchitecture, Family, LayerDims, TensorSpec
 from amoeba_export.ir.family import Role
+from amoeba_export.ir.features import features_of
 from amoeba_export.load.family_file import FamilyFile, read_family, stand_ins, supported_families
 
 AMOEBA = "amoeba"
@@ -57,7 +58,7 @@ def _holds(file: FamilyFile, dense: DenseArchitecture) -> bool:
     base, dims = dense.base, dense.layers[0]
     if file.family.model_type != base.family:
         own_kinds = base.sliding_window is not None and "sliding_window" not in file.config
-        if base.features or base.qk_norm or own_kinds:
+        if features_of(base) or base.qk_norm or own_kinds:
             return False
     if file.even_heads and base.hidden_size % dims.num_heads:
         return False

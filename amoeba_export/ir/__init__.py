@@ -1,6 +1,7 @@
 """The types that stages share. Frozen, torch-free at import, and the only thing that two stages have in common."""
 
-from amoeba_export.ir.architecture import Architecture, DenseArchitecture, LayerDims
+from amoeba_export.ir.architecture import Architecture
+from amoeba_export.ir.dense import DenseArchitecture, LayerDims
 from amoeba_export.ir.family import Axis, Family, LayerKind, Part, Role, Rope, TensorTemplate
 from amoeba_export.ir.latency import (
     Budget,

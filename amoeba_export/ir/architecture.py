@@ -1,9 +1,9 @@
-"""What a decoder-only transformer is made of, before and after cutting.
+"""What a decoder-only transformer is made of before it is cut. `ir/dense.py` has what a cut of it is made of.
 
 Dimension letters used in tensor names across the project: D hidden, F FFN neurons, N query heads, K KV heads, H head
 dim, V vocabulary, R LoRA rank, E experts, L layers, T tokens, B batch, O out features, I in features. Q = N * H.
 
-Long on purpose: a supernet and its cut are each described by the other.
+Long on purpose: one list of facts, and what follows from each.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from amoeba_export.ir.dense import Compensation, DenseArchitecture, LayerDims, has_compensation
 from amoeba_export.ir.family import (
     Activation,
     Axis,
-    Feature,
     LayerKind,
     QkNormScope,
     QueryTemperature,
@@ -24,15 +24,6 @@ from amoeba_export.ir.family import (
     TensorTemplate,
 )
 from amoeba_export.reading import decode
-
-Compensation = Literal["none", "removed", "all"]
-"""Which blocks of a cut have a bias for what they lost: none, those that lost heads or neurons, or all of them, as an
-upstream strategy lists them."""
-
-
-def has_compensation(compensation: Compensation, *, kept: int, whole: int) -> bool:
-    """Whether a block that keeps so many of its heads or neurons gets a bias besides the source's own."""
-    return compensation == "all" or (compensation == "removed" and kept < whole)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,30 +168,6 @@ class Architecture:
         """Whether a cut may drop heads: not where a norm runs over all of them."""
         return not (self.qk_norm and self.qk_norm_scope == "whole")
 
-    @property
-    def features(self) -> frozenset[Feature]:
-        """What computes this model must know beyond Llama's layer."""
-        kinds = self.layer_kinds
-        needed: dict[Feature, bool] = {
-            "norm_offset": self.norm_offset != 0.0,
-            "output_norms": self.output_norms,
-            "no_input_norms": not self.input_norms,
-            "activation": self.activation != "silu",
-            "attention_scale": self.score_scale != self.head_dim**-0.5,
-            "attention_softcap": self.attention_softcap is not None,
-            "final_softcap": self.final_softcap is not None,
-            "whole_qk_norm": self.qk_norm and self.qk_norm_scope == "whole",
-            "partial_rotary": any(kind.rope is not None and kind.rope.dims != self.head_dim for kind in kinds),
-            "layer_kinds": len(kinds) > 1,
-            "no_rope": any(kind.rope is None for kind in kinds),
-            "embedding_scale": self.embedding_scale != 1.0,
-            "residual_scale": self.residual_scale != 1.0,
-            "logits_divisor": self.logits_divisor != 1.0,
-            "query_temperature": self.query_temperature is not None,
-            "experts": self.expert_size is not None,
-        }
-        return frozenset(feature for feature, is_needed in needed.items() if is_needed)
-
     def facts(self) -> dict[str, Any]:
         """Dims and facts as JSON values: what `from_facts` reads. Facts that are Llama's are left out."""
         everything = dataclasses.asdict(self)
@@ -331,24 +298,6 @@ class Architecture:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerDims:
-    """The dims of one layer. Zero heads: no attention and no KV cache. Zero units of the FFN: no FFN.
-
-    Attributes:
-        kind: How it attends: an index into `Architecture.layer_kinds`.
-    """
-
-    num_heads: int
-    num_kv_heads: int
-    ffn_size: int
-    qkv_bias: bool = False
-    o_bias: bool = False
-    gate_up_bias: bool = False
-    down_bias: bool = False
-    kind: int = 0
-
-
 _FACTS = (
     *("qk_norm_scope", "rotary_dims", "kinds", "kind_of_layer", "norm_offset", "input_norms", "output_norms"),
     *("activation", "attention_scale", "attention_softcap", "query_temperature", "embedding_scale"),
@@ -356,60 +305,3 @@ _FACTS = (
     *("expert_size", "experts_per_token", "shares_sum_to_one", "head_rows"),
 )
 """Fields that are left out of JSON where they have their default, so that files of Llama's kind stay as they were."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DenseArchitecture:
-    """The dims of a cut model: what a format writer, a cost model and a backend need to know.
-
-    Attributes:
-        base: The supernet's dims; its hidden size, head dim, vocabulary and RoPE hold for the cut model too.
-        layers: One entry per kept layer, in order.
-    """
-
-    base: Architecture
-    layers: tuple[LayerDims, ...]
-
-    @property
-    def is_uniform(self) -> bool:
-        """True when every layer has the same dims and the same biases, however it attends."""
-        return len({dataclasses.replace(layer, kind=0) for layer in self.layers}) <= 1
-
-    @property
-    def has_whole_layers(self) -> bool:
-        """True when no layer lost or gained anything: a cut in depth at most."""
-        whole = self.base.layer_dims
-        return all(dataclasses.replace(layer, kind=0) == whole for layer in self.layers)
-
-    def kind(self, layer: LayerDims) -> LayerKind:
-        """How one of `layers` attends."""
-        return self.base.layer_kinds[layer.kind]
-
-    @property
-    def num_params(self) -> int:
-        """Weights of the cut model, embeddings (counted once when tied), norms and biases included."""
-        base = self.base
-        embeddings = base.embedding_params + (base.head_params if base.has_own_head else 0)
-        return embeddings + base.hidden_size + sum(self.layer_params(layer) for layer in self.layers)
-
-    def layer_params(self, layer: LayerDims) -> int:
-        """Weights of one layer. A block that is gone takes its norm with it; its output bias may stay."""
-        base = self.base
-        params = base.prunable_params(layer) + (layer.o_bias + layer.down_bias) * base.hidden_size
-        norms_D = base.input_norms + base.output_norms
-        if layer.num_heads:
-            params += norms_D * base.hidden_size + self._qk_norm_params(layer)
-            params += layer.qkv_bias * (layer.num_heads + 2 * layer.num_kv_heads) * base.head_dim
-        elif layer.o_bias:
-            params += base.output_norms * base.hidden_size
-        if layer.ffn_size:
-            params += norms_D * base.hidden_size + layer.gate_up_bias * 2 * layer.ffn_size
-        elif layer.down_bias:
-            params += base.output_norms * base.hidden_size
-        return params
-
-    def _qk_norm_params(self, layer: LayerDims) -> int:
-        if not self.base.qk_norm:
-            return 0
-        heads = layer.num_heads + layer.num_kv_heads if self.base.qk_norm_scope == "whole" else 2
-        return heads * self.base.head_dim

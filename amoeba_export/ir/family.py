@@ -10,7 +10,7 @@ import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 Axis = Literal["vocab", "hidden", "query", "kv", "ffn", "expert", "head_dim"]
 """What one axis of a weight indexes. `query` is N * H long, `kv` K * H. `ffn` is F, all neurons: with experts E * F."""
@@ -256,45 +256,3 @@ class QueryTemperature:
 
     beta: float
     length: int
-
-
-Feature = Literal[
-    "norm_offset",
-    "output_norms",
-    "no_input_norms",
-    "activation",
-    "attention_scale",
-    "attention_softcap",
-    "final_softcap",
-    "whole_qk_norm",
-    "partial_rotary",
-    "layer_kinds",
-    "no_rope",
-    "embedding_scale",
-    "residual_scale",
-    "logits_divisor",
-    "query_temperature",
-    "experts",
-]
-"""What a model may need beyond Llama's layer (with biases, a window for all layers, norms of q and k per head)."""
-
-FEATURES: tuple[Feature, ...] = get_args(Feature)
-
-FEATURE_WORDS: Mapping[Feature, str] = {
-    "norm_offset": "norms that multiply by 1 + weight",
-    "output_norms": "norms after its blocks",
-    "no_input_norms": "no norms before its blocks",
-    "activation": "another activation than SiLU",
-    "attention_scale": "an attention scale that is not head_dim ** -0.5",
-    "attention_softcap": "a soft cap on attention scores",
-    "final_softcap": "a soft cap on logits",
-    "whole_qk_norm": "norms over all heads of q and k",
-    "partial_rotary": "RoPE over a part of each head",
-    "layer_kinds": "layers that attend in different ways",
-    "no_rope": "layers without RoPE",
-    "embedding_scale": "scaled embeddings",
-    "residual_scale": "scaled residual branches",
-    "logits_divisor": "scaled logits",
-    "query_temperature": "queries scaled by their position",
-    "experts": "experts that a router picks",
-}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from amoeba_export.ir.architecture import Architecture, DenseArchitecture
+from amoeba_export.ir.architecture import Architecture
+from amoeba_export.ir.dense import DenseArchitecture
 from amoeba_export.shown import an
 
 

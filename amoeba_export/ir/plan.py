@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from amoeba_export.errors import BadValue, InputError
-from amoeba_export.ir.architecture import Architecture, Compensation, DenseArchitecture, has_compensation
+from amoeba_export.ir.architecture import Architecture
+from amoeba_export.ir.dense import Compensation, DenseArchitecture, has_compensation
 from amoeba_export.reading import WrongValue, check_schema, decode
 
 Policy = Literal["uniform", "adaptive"]

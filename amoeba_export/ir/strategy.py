@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from amoeba_export.ir.architecture import Compensation
+from amoeba_export.ir.dense import Compensation
 from amoeba_export.ir.plan import Shape
 
 if TYPE_CHECKING:

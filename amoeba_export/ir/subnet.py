@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from amoeba_export.ir.architecture import DenseArchitecture
+from amoeba_export.ir.dense import DenseArchitecture
 from amoeba_export.ir.family import Family
 from amoeba_export.ir.plan import SubnetPlan
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from amoeba_export.ir import Architecture, Importance, LayerPlan, Part, Role, Supernet, TensorSource
-from amoeba_export.ir.architecture import Compensation, has_compensation
+from amoeba_export.ir.dense import Compensation, has_compensation
 from amoeba_export.ir.family import WRITERS
 from amoeba_export.model.function import Place, capped_logits, temperature_at
 from amoeba_export.model.layer import DecoderLayer, Norm

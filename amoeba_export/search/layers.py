@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amoeba_export.ir import Architecture, DenseArchitecture, Metric, Shape, Strategy, SubnetPlan, validate
-from amoeba_export.ir.architecture import Compensation
+from amoeba_export.ir.dense import Compensation
 from amoeba_export.ir.derive import CutRules, derive_plan
 from amoeba_export.ir.plan import nearest_gate_width
 from amoeba_export.search.importance import Retained

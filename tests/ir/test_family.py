@@ -9,6 +9,7 @@ import pytest
 
 from amoeba_export.ir import Architecture, LayerKind, Rope
 from amoeba_export.ir.family import LAYER_ROLES, LINEARS, Fused, Place, QueryTemperature, block_of
+from amoeba_export.ir.features import features_of
 from amoeba_export.load.family_file import read_family, supported_families
 
 PLAIN = Architecture(
@@ -73,16 +74,16 @@ def test_blocks_share_no_role():
 
 
 def test_llama_has_one_kind_of_layer_and_no_feature_of_its_own():
-    assert PLAIN.features == frozenset()
+    assert features_of(PLAIN) == frozenset()
     assert PLAIN.layer_kinds == (LayerKind(rope=Rope(theta=1e4, dims=8)),)
     assert PLAIN.score_scale == 8**-0.5
     windowed = dataclasses.replace(PLAIN, sliding_window=5, rotary_dims=4)
     assert windowed.kind(2) == LayerKind(name="sliding_attention", window=5, rope=Rope(theta=1e4, dims=4))
-    assert windowed.features == {"partial_rotary"}
+    assert features_of(windowed) == {"partial_rotary"}
 
 
 def test_what_a_model_needs_is_named():
-    assert ODD.features == {
+    assert features_of(ODD) == {
         *("norm_offset", "output_norms", "activation", "attention_scale", "final_softcap", "layer_kinds"),
         *("embedding_scale", "query_temperature"),
     }

@@ -18,6 +18,7 @@ from amoeba_export.formats.model_type import check_family, check_head
 from amoeba_export.formats.sizes import WeightBytes, sum_bytes
 from amoeba_export.ir import Architecture, ContainerLimits, DenseArchitecture, LayerDims, Subnet
 from amoeba_export.ir.dtype import DTYPES
+from amoeba_export.ir.features import features_of
 from amoeba_export.ir.rounded import RoundedSource
 from amoeba_export.llama_cpp.architectures import NOPE_STEP, LlamaCppArchitecture
 from amoeba_export.llama_cpp.quantizer import has_quantizer
@@ -46,7 +47,7 @@ def check(dense: DenseArchitecture, *, dtype: str) -> None:
 def limits(base: Architecture) -> ContainerLimits:
     """See `Format`: those of the architectures of llama.cpp that compute the model."""
     able = able_architectures(base.uncut)
-    unrotated = "no_rope" in base.features and all(one.kinds == "every_fourth" for one in able)
+    unrotated = "no_rope" in features_of(base) and all(one.kinds == "every_fourth" for one in able)
     return ContainerLimits(
         container="GGUF",
         output_biases=not able or any({"o", "down"} <= one.biases for one in able),

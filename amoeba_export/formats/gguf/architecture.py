@@ -14,7 +14,7 @@ from amoeba_export.errors import NotRepresentable
 from amoeba_export.formats.gguf.layout import biased_roles
 from amoeba_export.formats.gguf.rope import is_windowed, kinds_of, rope_key, rope_type
 from amoeba_export.ir import DenseArchitecture
-from amoeba_export.ir.family import FEATURE_WORDS, FEATURES, Feature
+from amoeba_export.ir.features import Feature, features_of, words_of
 from amoeba_export.llama_cpp.architectures import ARCHITECTURES, NOPE_STEP, LlamaCppArchitecture, rotates
 
 _ELSEWHERE = ("--format safetensors", "--format onnx")
@@ -48,8 +48,8 @@ def choose_architecture(dense: DenseArchitecture) -> LlamaCppArchitecture:
     """The architecture to write. Raises `NotRepresentable`, saying what llama.cpp lacks."""
     features, able = _needed_features(dense), able_architectures(dense)
     if not able:
-        words = ", ".join(FEATURE_WORDS[feature] for feature in FEATURES if feature in features)
-        raise NotRepresentable("GGUF", f"no architecture of llama.cpp has {words or 'such norms'}", _ELSEWHERE)
+        lacking = words_of(features) or "such norms"
+        raise NotRepresentable("GGUF", f"no architecture of llama.cpp has {lacking}", _ELSEWHERE)
     # Each holds more than those before it, so that what the last one lacks, all lack.
     problem: _Problem | None = None
     for one in able:
@@ -73,7 +73,7 @@ def able_architectures(dense: DenseArchitecture) -> list[LlamaCppArchitecture]:
 
 def _needed_features(dense: DenseArchitecture) -> frozenset[Feature]:
     """What the layers that are kept need: a cut may have lost all of one kind."""
-    kinds, needed = kinds_of(dense), dense.base.features
+    kinds, needed = kinds_of(dense), features_of(dense.base)
     if len({(kind.rope is None, rope_key(kind.rope), is_windowed(kind, dense)) for kind in kinds}) == 1:
         needed -= {"layer_kinds"}
     return needed - {"no_rope"} if all(kind.rope is not None for kind in kinds) else needed
