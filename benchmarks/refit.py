@@ -1,10 +1,14 @@
 """What a cut loses, and what refit and heal bring back: losses of artifacts on two texts that nothing was fitted on.
 
-    python -m benchmarks.refit --data DIR --work DIR [--shape S ...] [--heal 5m ...] [--strategy F] [--prompt TEXT ...]
+    python -m benchmarks.refit --data DIR --work DIR [--shape S ...] [--heal 5m ...] [--strategy F] [--row R ...]
+        [--own-text] [--prompt TEXT ...]
 
 The folder of `--data` holds dolly.jsonl and wikitext2/valid.txt; of both, windows of 512 tokens are read. Each row is
 an artifact of `amoeba export --shape S --dtype fp32` in `--work`; those that are there are not made again. `left` is
 the share of the rise of FLAP's loss over the full model's that a row keeps. Prints a table, and what each row writes.
+
+`--own-text` is what a user with texts of their own would do: half of the tokens come from text of the same kind as the
+two that are measured, wikitext2/train.txt and other records of dolly.jsonl (`--calibration-data`).
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import argparse
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -27,17 +31,35 @@ PROMPTS = (
     "To make a good cup of coffee, first",
     "Instruction: Explain in two sentences why the sky is blue.\nResponse:",
 )
+ROWS: dict[str, tuple[str, str | None]] = {
+    "refit fast": ("fast", None),
+    "refit full, heal off": ("full", "off"),
+    "refit full": ("full", None),
+}
+"""Name -> `--refit` and `--heal`."""
+
 DOLLY = slice(10_000, 11_500)
 """Records of the second text. The texts that are shipped for refits are of others."""
 
 
 def texts(data: Path, work: Path) -> dict[str, Path]:
     """Text -> file."""
-    records = map(json.loads, (data / "dolly.jsonl").read_text().split("\n")[DOLLY])
-    documents = ("\n".join(filter(None, (r["instruction"], r["input"], r["output"]))) for r in records)
     dolly = work / "dolly.txt"
-    dolly.write_text("\n".join(documents))
+    dolly.write_text(_documents((data / "dolly.jsonl").read_text().split("\n")[DOLLY]))
     return {"WikiText-2 valid": data / "wikitext2" / "valid.txt", "Dolly": dolly}
+
+
+def own_texts(data: Path, work: Path) -> tuple[Path, ...]:
+    """Text of the same kind as `texts`, and none of it."""
+    lines = (data / "dolly.jsonl").read_text().rstrip("\n").split("\n")
+    dolly = work / "dolly-own.txt"
+    dolly.write_text(_documents(lines[: DOLLY.start] + lines[DOLLY.stop :]))
+    return data / "wikitext2" / "train.txt", dolly
+
+
+def _documents(lines: Sequence[str]) -> str:
+    records = map(json.loads, lines)
+    return "\n".join("\n".join(filter(None, (r["instruction"], r["input"], r["output"]))) for r in records)
 
 
 def losses(model: str, files: dict[str, Path], windows: int) -> dict[str, float]:
@@ -52,14 +74,12 @@ def losses(model: str, files: dict[str, Path], windows: int) -> dict[str, float]
 
 def rows(options: argparse.Namespace, shape: str) -> Iterator[tuple[str, Path, float]]:
     """Name, folder and seconds of each artifact; 0 where it was there."""
-    made: dict[str, tuple[str, str | None]] = {
-        "FLAP's bias": ("off", None),
-        "refit fast": ("fast", None),
-        "refit full, heal off": ("full", "off"),
-        "refit full": ("full", None),
-    }
+    made = {"FLAP's bias": ("off", None), **{name: ROWS[name] for name in options.row}}
     made |= {f"refit full, heal {budget}": ("full", budget) for budget in options.heal}
+    own = own_texts(options.data, options.work) if options.own_text else ()
     for name, (refit, heal) in made.items():
+        texts_used = own if refit != "off" else ()
+        name += ", own text" * bool(texts_used)
         out = options.work / f"{shape}-{re.sub('[^a-z0-9]+', '-', name.lower())}"
         seconds = 0.0
         if not (out / "amoeba.json").is_file():
@@ -73,6 +93,7 @@ def rows(options: argparse.Namespace, shape: str) -> Iterator[tuple[str, Path, f
                 out=out,
                 refit=refit,
                 heal=heal,
+                calibration_data=texts_used,
             )
             export(asked, progress=Talk())
             seconds = time.monotonic() - started
@@ -98,6 +119,8 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--shape", nargs="+", default=["23x0.875"])
     parser.add_argument("--heal", nargs="*", default=[], help="such as 5m 20m")
+    parser.add_argument("--row", nargs="*", choices=tuple(ROWS), default=list(ROWS), help="beside those of --heal")
+    parser.add_argument("--own-text", action="store_true")
     parser.add_argument("--strategy", type=Path)
     parser.add_argument("--windows", type=int, default=20)
     parser.add_argument("--prompt", nargs="*", default=list(PROMPTS))
