@@ -54,12 +54,26 @@ HOMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Student's t", r"math\.atan2|stdtrit|t\.ppf", ("student_t.py",)),
     ("Pareto fronts", r"nowhere_worse|\(points <= ", ("ir/pareto.py",)),
     ("the MMLU prompt", r"\bAnswer:\"|\{letter\}\. \{choice\}", ("reading/questions.py",)),
+    (
+        "what calibrates where no strategy is given",
+        r"\bload_recipe\b.*\brequest\.recipe\b",
+        ("application/resolve.py", "builds/inputs.py"),
+    ),
+    ("a refit recipe with the user's texts", r"\.with_texts\(", ("application/request.py",)),
+    ("what a head of some tokens takes of its weight", r"\.take_rows\(", ("formats/onnx/vocabulary.py",)),
+    (
+        "the vectors of a compensation",
+        r"else \w+\.down_bias_LD|else .*\.down_mean_LF",
+        ("model/bias.py", "verify/unmerged.py"),
+    ),
+    ("whether a refit is shipped", r"\bLEAST_HARM\b", ("application/refits.py",)),
     ("JSONL from users", r"decode\(\"utf-8-sig\"\)", ("reading/records.py",)),
     ("a plan as data", r"def from_json\(.*-> SubnetPlan|PLAN_SCHEMA =", ("ir/plan.py",)),
 )
 """A decision, what a second copy of it would have in it, and the files that have it: these, and no others.
 
-A file is verified by what it stores and not by what wrote it, so `verify/stored/` has tables of its own.
+A file is verified by what it stores and not by what wrote it, so `verify/` has tables of its own. A build compares its
+inputs before torch is there, so `builds/inputs.py` reads what a session reads later.
 """
 
 

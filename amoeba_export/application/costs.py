@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from amoeba_export.application.recipes import deepened_recipe
+from amoeba_export.application.recipes import deepened
 from amoeba_export.application.session import Session
 from amoeba_export.artifact import sha256_file
 from amoeba_export.backends import Backend, Subject, find_backend, measure_latency
@@ -89,11 +89,11 @@ def device_facts(supernet: Supernet, target: Target, workload: Workload) -> dict
 
 def profiling_of(session: Session) -> Profiling:
     """What a search of `session` needs a table of."""
-    request, strategy = session.settings.request, session.supernet.strategy
+    recipe, strategy = session.settings.recipe, session.supernet.strategy
     min_depth = strategy.min_depth if strategy else None
-    if request.strategy is None:  # an automatic calibration may be deepened later, and the table is to serve it too
+    if recipe is not None:  # an automatic calibration may be deepened later, and the table is to serve it too
         num_layers = session.architecture.num_layers
-        min_depth = num_layers - deepened_recipe(request, num_layers).depth.removed_of(num_layers)
+        min_depth = num_layers - deepened(recipe, num_layers).depth.removed_of(num_layers)
     return Profiling(
         target=session.target,
         workload=session.settings.workload,

@@ -85,7 +85,7 @@ def _latency(settings: ResolvedRequest, fitted: Fitted) -> LatencyRecord | None:
     latency, target = fitted.latency, settings.target
     if latency is None or target is None:
         return None
-    metric, percentile = settings.metric, settings.request.percentile
+    metric, percentile = settings.metric, settings.percentile
     measured = {f"p{level}": latency.of(metric, level) for level in (50, 90)} if latency.source == "measured" else None
     return LatencyRecord(
         metric=metric,

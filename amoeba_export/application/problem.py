@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from amoeba_export.application.recipes import deepened_recipe
+from amoeba_export.application.recipes import deepened
 from amoeba_export.application.session import Session
 from amoeba_export.application.wholes import Whole
 from amoeba_export.formats.sizes import weight_bytes
@@ -129,10 +129,10 @@ def _no_importance(architecture: Architecture) -> Importance:
 
 def smallest_known(session: Session) -> DenseArchitecture | None:
     """The smallest subnet that a deeper calibration would know; None where the strategy was given."""
-    request, architecture = session.settings.request, session.architecture
-    if request.strategy is not None:
+    recipe, architecture = session.settings.recipe, session.architecture
+    if recipe is None:
         return None
-    recipe = deepened_recipe(request, architecture.num_layers)
+    recipe = deepened(recipe, architecture.num_layers)
     depth = architecture.num_layers - recipe.depth.removed_of(architecture.num_layers)
     width = min(recipe.quality.widths)
     shape = Shape(architecture.num_layers, width)

@@ -1,9 +1,8 @@
-"""The recipe of a calibration that nobody asked for, and what it becomes when nothing that it knows fits."""
+"""What the recipe of a calibration that nobody asked for becomes when nothing that it knows fits."""
 
 from __future__ import annotations
 
-from amoeba_export.application.request import ExportRequest
-from amoeba_export.calibrate import Recipe, load_recipe
+from amoeba_export.calibrate import Recipe
 
 MOST_REMOVED = 0.5
 """Share of the layers that a deepened calibration removes at most."""
@@ -12,17 +11,11 @@ LEAST_WIDTHS = (0.4, 0.3)
 """Widths that a deepened calibration knows besides."""
 
 
-def automatic_recipe(request: ExportRequest) -> Recipe:
-    """The recipe that the request names."""
-    return load_recipe(request.recipe)
-
-
-def deepened_recipe(request: ExportRequest, num_layers: int) -> Recipe:
+def deepened(recipe: Recipe, num_layers: int) -> Recipe:
     """The same with layers removed down to half of them, and widths down to 0.3; itself where it goes as far.
 
     What the recipe has scored is found again: only what is new is computed.
     """
-    recipe = automatic_recipe(request)
     depth, quality = recipe.depth, recipe.quality
     goal = depth.model_copy(update={"max_removed": MOST_REMOVED})
     if goal.removed_of(num_layers) > depth.removed_of(num_layers):

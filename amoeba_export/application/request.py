@@ -6,12 +6,13 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from amoeba_export.calibrate import Recipe
 from amoeba_export.formats import FORMATS
 from amoeba_export.ir import Architecture, Budget, Metric, Policy, Shape, SubnetPlan, Supernet, Target, Workload
 from amoeba_export.ir.derive import CutRules
 from amoeba_export.ir.dtype import AUTO
 from amoeba_export.ir.metric import QualityLimit
-from amoeba_export.refit import HealSettings
+from amoeba_export.refit import HealSettings, RefitRecipe, load_refit_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,10 @@ class ExportRequest:
     force: bool = False
     dry_run: bool = False
 
+    def refit_recipe(self, name: str) -> RefitRecipe:
+        """A recipe of a refit, of healing or of rounding: half of it the user's texts, where there are some."""
+        return load_refit_recipe(name).with_texts(self.calibration_data)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedRequest:
@@ -80,6 +85,7 @@ class ResolvedRequest:
         budgets: All of them hold. The first is the one that is reported and that the search uses up.
         quality: The worst that is accepted, or None.
         memory_limit_mb: The least of what the target and the request allow, or None.
+        recipe: Of the calibration that makes the strategy; None where one is given.
     """
 
     request: ExportRequest
@@ -92,6 +98,7 @@ class ResolvedRequest:
     shape: Shape | None
     plan: SubnetPlan | None
     policy: Policy
+    recipe: Recipe | None
     formats: tuple[str, ...]
     dtype: str | None
     refit: str
@@ -158,7 +165,7 @@ class ResolvedRequest:
         elif not (self.budgets or self.quality):
             what = "the frontier"
         limits = [text for text in (request.latency, request.throughput, request.memory) if text]
-        limit = f" within {' and '.join(limits)} ({self.metric} p{request.percentile})" if limits else ""
+        limit = f" within {' and '.join(limits)} ({self.metric} p{self.percentile})" if limits else ""
         limit += f", {self.quality}" if self.quality else ""
         where = f" on {self.target.name}" if self.target else ""
         use = f", {work.prompt_tokens}+{work.generate_tokens} tokens, batch {work.batch}" if self.target else ""

@@ -10,12 +10,14 @@ from typing import TypeVar, get_args
 
 from amoeba_export.application.request import ExportRequest, ResolvedRequest
 from amoeba_export.backends.targets import read_target
+from amoeba_export.calibrate import load_recipe
 from amoeba_export.errors import AmoebaError, BadValue, NotFound, Problems, UnknownName, UsageError
 from amoeba_export.formats import FORMATS
 from amoeba_export.ir import Budget, Metric, Policy, RoundingHow, Shape, SubnetPlan, Target, Workload, parse_megabytes
 from amoeba_export.ir.dtype import AUTO, DTYPE_NAMES
 from amoeba_export.ir.metric import QualityLimit
 from amoeba_export.reading import read_json_object
+from amoeba_export.reading.bounds import MAX_SIZES
 from amoeba_export.refit import HEAL_RECIPE, OFF, HealSettings, load_refit_recipe, shipped_refits
 
 _S = TypeVar("_S")
@@ -61,18 +63,17 @@ def resolve(request: ExportRequest, *, needs_limit: bool = True) -> ResolvedRequ
     read = [attempt(read_latency, text) for text in request.latency.split(",")] if request.latency is not None else []
     read.append(attempt(read_speed, request.throughput))
     memory_mb = attempt(parse_megabytes, request.memory)
-    quality = attempt(QualityLimit.parse_value, request.quality) or attempt(
-        QualityLimit.parse_loss, request.quality_loss
-    )
+    quality = attempt(QualityLimit.parse_value, request.quality)
+    quality = quality or attempt(QualityLimit.parse_loss, request.quality_loss)
     shape = attempt(Shape.parse, request.shape)
     plan = attempt(read_plan, request.plan)
+    recipe = attempt(load_recipe, request.recipe if request.strategy is None else None)
     attempt(read_heal, request.heal)
     refit_file = Path(request.refit) if request.refit and is_refit_file(request.refit) else None
     problems += _conflicts(request, needs_limit=needs_limit)
     if problems:
         raise problems[0] if len(problems) == 1 else Problems(problems)
     budgets = tuple(budget for budget in read if budget)
-    formats = request.formats or (target.formats if target else ("safetensors",))
     return ResolvedRequest(
         request=request,
         target=target,
@@ -86,7 +87,8 @@ def resolve(request: ExportRequest, *, needs_limit: bool = True) -> ResolvedRequ
         shape=shape,
         plan=plan,
         policy=request.policy,  # type: ignore[arg-type]
-        formats=tuple(dict.fromkeys(formats)),
+        recipe=recipe,
+        formats=tuple(dict.fromkeys(request.formats or (target.formats if target else ("safetensors",)))),
         dtype=request.dtype or default_dtype(request, target),
         refit=DEFAULT_REFIT if refit_file else refit_of(request),
         refit_file=refit_file,
@@ -137,7 +139,7 @@ def read_heal(text: str) -> HealSettings | None:
     """Read `20m`, `90s` or `1h`, a number of tokens such as `2Mtok` or `500ktok`, or `off`. Raises `BadValue`."""
     if text == OFF:
         return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h|tok|ktok|Mtok)", text.strip())
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(s|m|h|tok|ktok|Mtok)", text.strip())
     if not match or not float(match[1]):
         raise BadValue("--heal", text, "a time such as 20m, tokens such as 2Mtok, or off")
     number, unit = float(match[1]), match[2]
@@ -150,7 +152,7 @@ def check_vocabulary(text: str) -> None:
     """Raise `BadValue` or `NotFound` for what can be no `--vocab-keep`."""
     wanted = "a number of tokens, a text (.txt or .jsonl) whose tokens are kept, or a list of token ids (.json)"
     if text.isdecimal():
-        if not int(text):
+        if not 0 < float(text) <= MAX_SIZES["vocab_size"]:
             raise BadValue("--vocab-keep", text, wanted)
     elif not Path(text).is_file():
         raise NotFound("The vocabulary", text, next_step=f"Give {wanted}.")

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from amoeba_export.application.loadable import check_loadable, with_limits
-from amoeba_export.application.recipes import automatic_recipe, deepened_recipe
+from amoeba_export.application.recipes import deepened
 from amoeba_export.application.request import ResolvedRequest
 from amoeba_export.application.session import Session
 from amoeba_export.artifact import sha256_file
@@ -33,20 +33,18 @@ def with_strategy(session: Session) -> Session:
     """
     supernet = session.supernet
     if supernet.strategy is None and _needs_strategy(supernet, session.settings):
-        supernet = _calibrated(session, automatic_recipe(session.settings.request))
+        assert session.settings.recipe is not None, "no strategy was given"
+        supernet = _calibrated(session, session.settings.recipe)
     supernet = _with_quality(supernet, session.settings, progress=session.progress)
     return session.with_supernet(with_limits(session, supernet))
 
 
 def deeper(session: Session) -> Session | None:
     """`session` with an automatic strategy that knows smaller subnets; None where there is none to be had."""
-    request, num_layers = session.settings.request, session.architecture.num_layers
-    if request.strategy is not None:
+    recipe = session.settings.recipe
+    if recipe is None or (deep := deepened(recipe, session.architecture.num_layers)) == recipe:
         return None
-    recipe = deepened_recipe(request, num_layers)
-    if recipe == automatic_recipe(request):
-        return None
-    supernet = _calibrated(session, recipe)
+    supernet = _calibrated(session, deep)
     supernet = _with_quality(supernet, session.settings, progress=session.progress)
     return session.with_supernet(with_limits(session, supernet))
 

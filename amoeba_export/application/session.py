@@ -12,7 +12,7 @@ from amoeba_export.ir import SILENT, Architecture, DenseArchitecture, Progress, 
 from amoeba_export.ir.rounded import RoundedWeights
 from amoeba_export.load import load_supernet
 from amoeba_export.model.host import Host
-from amoeba_export.refit import OFF, Draw, load_refit_recipe
+from amoeba_export.refit import OFF, Draw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class Session:
     def draw(self, recipe_name: str, *, tokens: int | None = None) -> Draw:
         """The samples of a refit recipe, half of them of the user's texts where there are some; of so many `tokens`."""
         request = self.settings.request
-        recipe = load_refit_recipe(recipe_name).with_texts(request.calibration_data)
+        recipe = request.refit_recipe(recipe_name)
         if tokens is not None:
             recipe = recipe.model_copy(update={"tokens": tokens})
         return Draw(recipe=recipe, seed=request.seed)

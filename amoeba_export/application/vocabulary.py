@@ -86,7 +86,7 @@ def _chosen(supernet: Supernet, request: ExportRequest) -> tuple[int, ...]:
     number = int(text)
     if not len(always) <= number < words:
         raise BadValue("--vocab-keep", text, f"at least {len(always)}, which are always kept, and less than {words}")
-    recipe = load_refit_recipe(DEFAULT_REFIT).with_texts(request.calibration_data)
+    recipe = request.refit_recipe(DEFAULT_REFIT)
     shares: Counter[int] = Counter()
     for one in recipe.mix:
         for token, share in shares_of(_documents(one), tokenizer).items():

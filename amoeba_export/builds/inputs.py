@@ -21,7 +21,7 @@ from amoeba_export.load.demo import demo_gguf
 from amoeba_export.load.identity import file_sha256
 from amoeba_export.load.locate import locate_model
 from amoeba_export.reading import as_json
-from amoeba_export.refit import HEAL_RECIPE, OFF, SHORTLIST_RECIPE, load_refit_recipe
+from amoeba_export.refit import HEAL_RECIPE, OFF, SHORTLIST_RECIPE
 
 FORMAT = 1
 """Raise it when the same inputs give another artifact than before."""
@@ -79,7 +79,7 @@ def _vocabulary_input(request: ExportRequest, cache: Cache) -> InputId:
     text = request.vocab_keep or ""
     if not text.isdecimal():
         return InputId(role="vocabulary", id=Path(text).name, sha256=file_sha256(Path(text), cache_dir=cache.root))
-    texts = load_refit_recipe(DEFAULT_REFIT).with_texts(request.calibration_data).identity
+    texts = request.refit_recipe(DEFAULT_REFIT).identity
     return InputId(role="vocabulary", id=f"{text} tokens", sha256=_digest({"tokens": int(text), "texts": texts}))
 
 
@@ -93,8 +93,7 @@ def _recovery_inputs(request: ExportRequest, cache: Cache) -> list[InputId]:
     is_search = request.shape is None and request.plan is None
     heals = heal_of(request) is not None
     names = dict.fromkeys([refit, *([SHORTLIST_RECIPE] if is_search else []), *([HEAL_RECIPE] if heals else [])])
-    recipes = {name: load_refit_recipe(name).with_texts(request.calibration_data) for name in names}
-    return [InputId(role="refit", id=name, sha256=recipe.identity) for name, recipe in recipes.items()]
+    return [InputId(role="refit", id=name, sha256=request.refit_recipe(name).identity) for name in names]
 
 
 def fingerprint(inputs: Iterable[InputId]) -> str:

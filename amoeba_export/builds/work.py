@@ -192,7 +192,7 @@ def _built(task: EntryTask, result: ExportResult, seconds: float) -> EntryResult
         frontier=result.frontier,
     )
     if outcome.latency and result.fitted and result.fitted.full:
-        full_ms = result.fitted.full.of(result.settings.metric, result.settings.request.percentile)
+        full_ms = result.fitted.full.of(result.settings.metric, result.settings.percentile)
         outcome = dataclasses.replace(outcome, latency=dataclasses.replace(outcome.latency, full_ms=full_ms))
     locked = LockedEntry(
         name=task.entry.name,

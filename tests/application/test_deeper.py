@@ -11,8 +11,8 @@ import pytest
 
 from amoeba_export import ExportRequest
 from amoeba_export.application import pipeline, selection
-from amoeba_export.application.recipes import automatic_recipe, deepened_recipe
-from amoeba_export.calibrate import Recipe
+from amoeba_export.application.recipes import deepened
+from amoeba_export.calibrate import Recipe, load_recipe
 from amoeba_export.errors import NothingFits
 from amoeba_export.ir import Shape, Strategy, Supernet
 from tests.application.test_pipeline import Listener, write_target
@@ -20,8 +20,8 @@ from tests.search.strategies import own_strategy
 
 
 def test_a_deepened_recipe_goes_to_half_the_layers_and_a_third_of_the_width() -> None:
-    request = ExportRequest(recipe="quick")
-    quick, deep = automatic_recipe(request), deepened_recipe(request, 30)
+    quick = load_recipe("quick")
+    deep = deepened(quick, 30)
     assert (quick.depth.removed_of(30), deep.depth.removed_of(30)) == (7, 15)
     assert deep.quality.widths == quick.quality.widths and min(quick.quality.widths) == 0.3
     assert deep.data == quick.data, "or what was scored would not be found again"
@@ -31,8 +31,8 @@ def test_a_deepened_recipe_goes_to_half_the_layers_and_a_third_of_the_width() ->
 def test_a_recipe_that_is_deeper_already_keeps_its_depth(tmp_path: Path) -> None:
     path = tmp_path / "deep.toml"
     path.write_text('[data]\nfile = "text.txt"\n[depth]\nmax_removed = 0.7\n[quality]\nwidths = [1.0, 0.2]\n')
-    request = ExportRequest(recipe=str(path))
-    assert deepened_recipe(request, 10) == automatic_recipe(request)
+    recipe = load_recipe(path)
+    assert deepened(recipe, 10) == recipe
 
 
 @pytest.fixture

@@ -637,9 +637,10 @@ def test_an_existing_output_is_kept(model: Path, strategy: Path, tmp_path: Path)
 
 def test_all_bad_settings_are_named_at_once():
     with pytest.raises(Problems) as caught:
-        export(ExportRequest(target="cqu", latency="banana", policy="unform"))
+        export(ExportRequest(target="cqu", latency="banana", policy="unform", recipe="quik"))
     assert caught.value.exit_code == 2
-    assert [type(problem).__name__ for problem in caught.value.problems] == ["UnknownName", "UnknownName", "BadValue"]
+    names = [type(problem).__name__ for problem in caught.value.problems]
+    assert names == ["UnknownName", "UnknownName", "BadValue", "UnknownName"]
     assert "Did you mean 'cpu'?" in str(caught.value)
 
 

@@ -31,7 +31,7 @@ def tiny_recipe(monkeypatch: pytest.MonkeyPatch, recipe: RefitRecipe) -> None:
 
 
 def set_recipe(monkeypatch: pytest.MonkeyPatch, recipe: RefitRecipe) -> None:
-    for module in ("session", "resolve"):
+    for module in ("request", "resolve"):
         monkeypatch.setattr(f"amoeba_export.application.{module}.load_refit_recipe", lambda name: recipe)
 
 
@@ -239,7 +239,7 @@ def test_what_may_be_asked_for() -> None:
     assert (found["20m"].seconds, found["1.5h"].seconds) == (1200, 5400)
     assert (found["2Mtok"].tokens, found["500 ktok"].tokens) == (2_000_000, 500_000)
     assert read_heal("off") is None
-    for wrong in ("20", "0m", "fast", "2 M", "-1m"):
+    for wrong in ("20", "0m", "fast", "2 M", "-1m", "9" * 400 + "tok"):
         with pytest.raises(BadValue):
             read_heal(wrong)
     with pytest.raises(UnknownName):

@@ -34,7 +34,7 @@ def request_(
     tmp_path: Path, recipe: RefitRecipe, texts: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> ExportRequest:
     monkeypatch.setenv("AMOEBA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("amoeba_export.application.session.load_refit_recipe", lambda name: recipe)
+    monkeypatch.setattr("amoeba_export.application.request.load_refit_recipe", lambda name: recipe)
     monkeypatch.setattr(rounded, "TOKENS", 1024)
     model = save_tiny(tmp_path / "model")
     save_tokenizer(model)
