@@ -60,6 +60,7 @@ HOMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         ("application/resolve.py", "builds/inputs.py"),
     ),
     ("a refit recipe with the user's texts", r"\.with_texts\(", ("application/request.py",)),
+    ("that every weight is given once", r"was given twice", ("formats/awaited.py",)),
     ("what a head of some tokens takes of its weight", r"\.take_rows\(", ("formats/onnx/vocabulary.py",)),
     (
         "the vectors of a compensation",

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from amoeba_export.errors import NotRepresentable, WeightsMismatch
+from amoeba_export.errors import NotRepresentable
+from amoeba_export.formats.awaited import Awaited
 from amoeba_export.formats.equalize import Equalizer
 from amoeba_export.formats.grid import MOST, TOLERANCE, offset_grids, symmetric_grids
 from amoeba_export.ir import DenseArchitecture, TensorSource, TensorSpec, Writer
@@ -223,20 +224,13 @@ class PackedWriter:
         folder: Path,
     ) -> None:
         self._inner, self._packed = inner, packed
-        self._round, self._rounded, self._folder = round_weight, rounded, folder
-        self._missing = {spec.name: spec.shape for spec in specs}
-        self._known = set(self._missing)
+        self._round, self._rounded = round_weight, rounded
+        self._awaited = Awaited({spec.name: spec.shape for spec in specs}, folder)
         self._equalizer = equalizer
 
     def accept(self, name: str, weight: torch.Tensor) -> None:
         """See `Writer`. Raises `WeightsMismatch` for a weight that is unknown, given twice, or of another shape."""
-        expected = self._missing.get(name)
-        if expected != tuple(weight.shape):
-            problem = "was given twice" if name in self._known else "is not part of this model"
-            if expected is not None:
-                problem = f"is {list(weight.shape)}, not {list(expected)}"
-            raise WeightsMismatch([f"{name} {problem}"], where=self._folder)
-        del self._missing[name]
+        self._awaited.given(name, weight)
         if self._rounded is not None and name in self._rounded.names():
             weight = self._rounded.read(name)
         for ready, values in self._equalizer.take(name, weight):
@@ -250,3 +244,4 @@ class PackedWriter:
     def close(self) -> None:
         """See `Writer`. Raises `WeightsMismatch` when a weight was not given."""
         self._inner.close()
+        self._awaited.check_complete()

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from amoeba_export.errors import NotRepresentable, WeightsMismatch
+from amoeba_export.errors import NotRepresentable
+from amoeba_export.formats.awaited import Awaited
 from amoeba_export.ir import TensorSpec
 from amoeba_export.ir.safetensors_header import safetensors_header
 from amoeba_export.load.experts import Pieces
@@ -69,8 +70,7 @@ class SafetensorsWriter:
         dtype: torch.dtype,
         limit: int,
     ) -> None:
-        self._folder = folder
-        self._missing = {spec.name: spec.shape for spec in specs}
+        self._awaited = Awaited({spec.name: spec.shape for spec in specs}, folder)
         self._pieces = pieces
         self._dtypes = {spec.name: spec.dtype or dtype for spec in (*specs, *zeros)}
         for name in pieces.keys() & self._dtypes.keys():
@@ -107,18 +107,13 @@ class SafetensorsWriter:
             NotRepresentable: fp16 cannot hold its values.
             DiskFull: The space that was reserved is not there after all.
         """
-        expected = self._missing.get(name)
-        if expected != tuple(weight.shape):
-            known = "was given twice" if name in self._dtypes else "is not part of this model"
-            problem = f"is {list(weight.shape)}, not {list(expected)}" if expected else known
-            raise WeightsMismatch([f"{name} {problem}"], where=self._folder)
+        self._awaited.given(name, weight)
         place = self._pieces.get(name)
         if place is None:
             self._write(name, weight)
         else:
             for piece, part in zip(place.names, weight.chunk(len(place.names), place.dim), strict=True):
                 self._write(piece, part)
-        del self._missing[name]
 
     def _write(self, name: str, weight: torch.Tensor) -> None:
         shard, offset = self._place[name]
@@ -137,8 +132,7 @@ class SafetensorsWriter:
         for file in self._files.values():
             file.close()
         self._files = {}
-        if self._missing:
-            raise WeightsMismatch([f"{name} is missing" for name in self._missing], where=self._folder)
+        self._awaited.check_complete()
 
 
 def _together(specs: Sequence[TensorSpec], fused: Mapping[str, str]) -> list[TensorSpec]:

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from amoeba_export.errors import NotRepresentable, WeightsMismatch
+from amoeba_export.errors import NotRepresentable
+from amoeba_export.formats.awaited import Awaited
 from amoeba_export.formats.gguf.architecture import choose_architecture
 from amoeba_export.formats.gguf.hyperparameters import add_hyperparameters
 from amoeba_export.formats.gguf.k_quants import K_QUANTS, k_quant_type
@@ -60,11 +61,10 @@ class GgufWriter:
         dense = subnet.architecture
         self._subnet = subnet
         self._dtype = dtype
-        self._folder = folder
         self._architecture = choose_architecture(dense)
-        self._missing = {spec.name: spec.shape for spec in subnet.specs}
+        self._awaited = Awaited({spec.name: spec.shape for spec in subnet.specs}, folder)
         self._rounded_before = rounded
-        names = () if rounded is not None else tuple(self._missing)  # those were scaled before they were rounded
+        names = () if rounded is not None else tuple(self._awaited)  # those were scaled before they were rounded
         self._equalizer = equalizer(names, subnet.family, dtype, norm_offset=dense.base.norm_offset)
         self._layers = written_layers(dense, self._architecture, quantized=DTYPES[dtype].is_quantized)
         self._q_factor = q_factor(self._architecture, dense)
@@ -87,14 +87,7 @@ class GgufWriter:
             WeightsMismatch: A weight that is unknown, given twice, or of another shape.
             NotRepresentable: 16-bit floats cannot hold its values.
         """
-        expected = self._missing.get(name)
-        if expected != tuple(weight.shape):
-            known = any(spec.name == name for spec in self._subnet.specs)
-            problem = "was given twice" if known and expected is None else "is not part of this model"
-            if expected is not None:
-                problem = f"is {list(weight.shape)}, not {list(expected)}"
-            raise WeightsMismatch([f"{name} {problem}"], where=self._folder)
-        del self._missing[name]
+        self._awaited.given(name, weight)
         if self._rounded_before is not None and name in self._rounded_before.names():
             packed = self._rounded_before.packed(name)
             weight = self._rounded_before.read(name) if packed is None else packed
@@ -183,8 +176,7 @@ class GgufWriter:
         for name, vector in self._vectors.items():
             self._write_rows(name, vector)
         self._file.close()
-        if self._missing:
-            raise WeightsMismatch([f"{name} is missing" for name in self._missing], where=self._folder)
+        self._awaited.check_complete()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from amoeba_export.errors import WeightsMismatch
+from amoeba_export.formats.awaited import Awaited
 from amoeba_export.formats.equalize import Equalizer, is_equalized
 from amoeba_export.formats.onnx.data import DATA_NAME, DataFile
 from amoeba_export.formats.onnx.decoder import Dialect, record_decoder
@@ -72,11 +72,11 @@ class OnnxWriter:
         self._folder = folder
         self._rounded = rounded
         self._graph, self._store = _record(dense, Names(family), spelling)
-        self._missing = dict(self._store.placements)
+        self._awaited = Awaited({name: one.shape for name, one in self._store.placements.items()}, folder)
         linear = PRECISIONS[spelling.dtype].linear
         is_kept = partial(is_rounded, encoding=linear) if linear else None
         self._equalizer = Equalizer(
-            self._missing if is_equalized("onnx", spelling.dtype) else (),
+            tuple(self._awaited) if is_equalized("onnx", spelling.dtype) else (),
             family,
             norm_offset=dense.base.norm_offset,
             is_kept=is_kept,
@@ -93,14 +93,7 @@ class OnnxWriter:
             NotRepresentable: fp16 cannot hold its values.
             DiskFull: The space that was reserved is not there after all.
         """
-        placement = self._missing.get(name)
-        if placement is None:
-            problem = "was given twice" if name in self._store.placements else "is not part of this model"
-            raise WeightsMismatch([f"{name} {problem}"], where=self._folder)
-        if tuple(weight.shape) != placement.shape:
-            problem = f"is {list(weight.shape)}, not {list(placement.shape)}"
-            raise WeightsMismatch([f"{name} {problem}"], where=self._folder)
-        del self._missing[name]
+        self._awaited.given(name, weight)
         if self._rounded is not None and name in self._rounded.names():
             weight = self._rounded.read(name)
         for ready, values in self._equalizer.take(name, weight):
@@ -109,8 +102,7 @@ class OnnxWriter:
     def close(self) -> None:
         """Write the graph and finish, unsynced. Raises `WeightsMismatch` when a weight was not given."""
         self._file.close()
-        if self._missing:
-            raise WeightsMismatch([f"{name} is missing" for name in self._missing], where=self._folder)
+        self._awaited.check_complete()
         self._save_graph()
 
     def close_random(self, seed: int) -> None:
