@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import json
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -30,6 +31,7 @@ from amoeba_export.load.families import supported_families
 from amoeba_export.refit.recipe import RefitRecipe
 
 HERE = Path(__file__).parent
+_with_pieces = runpy.run_path(str(HERE / "pieces.py"))["with_pieces"]
 ARCHITECTURE, README = HERE.parent / "ARCHITECTURE.md", HERE.parent / "README.md"
 
 
@@ -284,6 +286,7 @@ PAGES = {
     "amoeba.schema.json": schema_page,
     "../ARCHITECTURE.md": architecture_page,
     "../README.md": readme_page,
+    **{name: lambda name=name: _with_pieces(HERE / name) for name in ("tutorial.md", "extending.md")},
     **{
         f"schemas/{_schema_name(name)}": lambda kind=kind: json.dumps(schema_of(kind), indent=2) + "\n"
         for name, (kind, _) in JSON_FILES.items()

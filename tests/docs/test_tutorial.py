@@ -32,8 +32,11 @@ TINY = {
 
 
 def test_the_page_shows_every_command_of_the_script() -> None:
-    parts = re.findall(r"\[start:([\w-]+)\]\n(.*?)^# --8<-- \[end:\1\]", SCRIPT, re.MULTILINE | re.DOTALL)
-    assert re.findall(r'"examples/tutorial\.sh:([\w-]+)"', PAGE) == [name for name, _ in parts]
+    parts = re.findall(r"\[start:([\w-]+)\]\n(.*?)^# \[end:\1\]", SCRIPT, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(
+        r"<!-- from examples/tutorial\.sh:([\w-]+) -->\n```bash\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL
+    )
+    assert blocks == parts
     outside = SCRIPT
     for _, part in parts:
         outside = outside.replace(part, "")
