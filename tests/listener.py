@@ -8,13 +8,18 @@ from amoeba_export.ir import SILENT
 
 
 class Listener:
-    """Notes and warnings, in order."""
+    """Notes and warnings, in order; and the warnings alone."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
+        self.warnings: list[str] = []
         self.note = self.notes.append
-        self.warn = self.notes.append
         self.track = SILENT.track
+
+    def warn(self, message: str) -> None:
+        """See `Progress`."""
+        self.notes.append(message)
+        self.warnings.append(message)
 
     def told_of_damage(self) -> list[str]:
         """The notes about damaged files; they are forgotten."""

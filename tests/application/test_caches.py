@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +11,10 @@ from amoeba_export.application import pipeline, rounding, selection
 from amoeba_export.application.pipeline import export
 from amoeba_export.application.request import ExportRequest
 from amoeba_export.cache.kinds import COST_TABLES, REFINED_TABLES, ROUNDING, STRATEGIES, Kind
-from amoeba_export.ir import Shape, Supernet
+from amoeba_export.ir import Supernet
 from tests.application.test_pipeline import model, target, write_target
 from tests.listener import Listener, flip_bit
-from tests.search.strategies import own_strategy
+from tests.search.strategies import graded_strategy
 
 __all__ = ["model", "target"]  # fixtures
 
@@ -33,9 +32,7 @@ def calibrated(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def calibrate(supernet: Supernet, recipe: object, **settings: object) -> object:
         models.append(supernet.name)
-        quality = {Shape(d, w): 10 - d - 2 * w for d in (4, 3, 2) for w in (1.0, 0.75, 0.5)}
-        made = own_strategy(supernet.architecture, depths=(4, 3, 2), widths=(1.0, 0.75, 0.5), quality=quality)
-        return dataclasses.replace(made, model_id=supernet.identity)
+        return graded_strategy(supernet)
 
     monkeypatch.setattr(selection, "calibrate", calibrate)
     return models

@@ -15,7 +15,8 @@ from amoeba_export.application.recipes import deepened
 from amoeba_export.calibrate import Recipe, load_recipe
 from amoeba_export.errors import NothingFits
 from amoeba_export.ir import Shape, Strategy, Supernet
-from tests.application.test_pipeline import Listener, write_target
+from tests.application.test_pipeline import write_target
+from tests.listener import Listener
 from tests.search.strategies import own_strategy
 
 

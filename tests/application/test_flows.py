@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,12 +9,10 @@ import torch
 
 from amoeba_export import ExportRequest, export
 from amoeba_export.backends.targets import read_target
-from amoeba_export.ir import Shape
-from amoeba_export.load import load_supernet, write_strategy
 from amoeba_export.verify import masked_logits
 from amoeba_export.verify.gguf_file import OpenedGguf
 from tests.formats.bpe import save_bpe
-from tests.search.strategies import own_strategy
+from tests.search.strategies import write_graded
 from tests.tiny import save_tiny
 
 PROMPT = torch.arange(3, 15)[None]
@@ -28,14 +25,10 @@ def test_a_cut_for_jetson_is_a_gguf_that_llama_cpp_decodes_as_the_masked_superne
     monkeypatch.setenv("AMOEBA_CACHE", str(tmp_path / "cache"))
     model = save_tiny(tmp_path / "model")
     save_bpe(model)
-    supernet = load_supernet(str(model))
-    quality = {Shape(d, w): 10 - d - 2 * w for d in (4, 3, 2) for w in (1.0, 0.75, 0.5)}
-    made = own_strategy(supernet.architecture, depths=(4, 3, 2), widths=(1.0, 0.75, 0.5), quality=quality)
-    write_strategy(dataclasses.replace(made, model_id=supernet.identity), tmp_path / "strategy.safetensors")
     request = ExportRequest(
         model=str(model),
         target="jetson",
-        strategy=tmp_path / "strategy.safetensors",
+        strategy=write_graded(model, tmp_path / "strategy.safetensors"),
         latency="80%",
         dtype="fp16",
         refit="off",

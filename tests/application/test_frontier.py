@@ -19,6 +19,7 @@ from amoeba_export.ir.frontier import MOST_NUMBERED, Frontier, FrontierPoint, nu
 from amoeba_export.load import read_strategy, write_strategy
 from tests.application.test_pipeline import FASTER, RISES, model, precisions, strategy, target
 from tests.application.test_prospects import refits
+from tests.listener import Listener
 
 __all__ = ["model", "precisions", "refits", "strategy", "target"]
 
@@ -108,24 +109,13 @@ def test_a_full_model_can_be_picked(request_of: ExportRequest, tmp_path: Path):
 
 
 def test_a_pick_without_a_frontier_makes_one_and_says_so(request_of: ExportRequest, tmp_path: Path):
-    notes: list[str] = []
-
-    class Listener:
-        def note(self, message: str) -> None:
-            notes.append(message)
-
-        def __getattr__(self, name: str) -> object:
-            from amoeba_export.ir import SILENT
-
-            return getattr(SILENT, name)
-
     request = dataclasses.replace(request_of, pick=1, dry_run=True, out=tmp_path / "out")
-    first = export(request, progress=Listener())  # type: ignore[arg-type]
-    assert "The cache has no frontier for these settings: making one." in notes
-    notes.clear()
-    again = export(request, progress=Listener())  # type: ignore[arg-type]
-    assert not any("made now" in note for note in notes)
-    assert any(note.startswith("Number 1 of the frontier: 2x0.5 in int4, ") for note in notes)
+    made, found = Listener(), Listener()
+    first = export(request, progress=made)
+    assert "The cache has no frontier for these settings: making one." in made.notes
+    again = export(request, progress=found)
+    assert not any("making one" in note for note in found.notes)
+    assert any(note.startswith("Number 1 of the frontier: 2x0.5 in int4, ") for note in found.notes)
     assert first.plan == again.plan
     assert first.plan.shape == Shape(2, 0.5)
 

@@ -16,8 +16,8 @@ from amoeba_export.application.pipeline import search
 from amoeba_export.errors import NothingLoads, OutsideLimits
 from amoeba_export.ir import Architecture, DenseArchitecture, LayerDims, RuntimeLimits, Shape
 from amoeba_export.ir.derive import CutRules, derive_plan
-from amoeba_export.load import load_supernet, read_strategy, write_strategy
-from tests.search.strategies import own_strategy
+from amoeba_export.load import load_supernet, read_strategy
+from tests.search.strategies import write_graded
 
 FIGURES = """
 [options]
@@ -59,20 +59,14 @@ def board(folder: Path, limits: str) -> str:
     return str(path)
 
 
-def strategy_of(model: Path, folder: Path) -> Path:
-    supernet = load_supernet(str(model))
-    quality = {Shape(d, w): 10 - d - 2 * w for d in (4, 3, 2) for w in (1.0, 0.75, 0.5)}
-    made = own_strategy(supernet.architecture, depths=(4, 3, 2), widths=(1.0, 0.75, 0.5), quality=quality)
-    path = folder / "strategy.safetensors"
-    write_strategy(dataclasses.replace(made, model_id=supernet.identity), path)
-    return path
-
-
 def searched(model: Path, folder: Path, limits: str, latency: str = "90%") -> tuple[DenseArchitecture, list[str]]:
     """What is chosen under `limits`, and what was said."""
     heard = Heard()
     request = ExportRequest(
-        model=str(model), strategy=strategy_of(model, folder), target=board(folder, limits), latency=latency
+        model=str(model),
+        strategy=write_graded(model, folder / "strategy.safetensors"),
+        target=board(folder, limits),
+        latency=latency,
     )
     result = search(request, progress=heard)
     return result.plan.dense(result.supernet.architecture), heard.notes
@@ -118,7 +112,7 @@ def test_a_container_without_output_biases_gets_none(tiny_dirs: dict[str, Path],
         heard = Heard()
         request = ExportRequest(
             model=str(tiny_dirs["qwen3"]),
-            strategy=strategy_of(tiny_dirs["qwen3"], tmp_path),
+            strategy=write_graded(tiny_dirs["qwen3"], tmp_path / "strategy.safetensors"),
             target=board(tmp_path, ""),
             latency="80%",
             formats=formats,
@@ -141,7 +135,7 @@ def test_layers_are_alike_where_the_runtime_wants_that(tiny_dirs: dict[str, Path
         heard = Heard()
         request = ExportRequest(
             model=str(tiny_dirs["llama"]),
-            strategy=strategy_of(tiny_dirs["llama"], tmp_path),
+            strategy=write_graded(tiny_dirs["llama"], tmp_path / "strategy.safetensors"),
             target=board(tmp_path, limits),
             latency="80%",
             policy="adaptive",
@@ -158,7 +152,7 @@ def test_a_model_that_a_precision_is_not_loaded_in_is_searched_in_the_others(
     path.write_text(path.read_text().replace('dtype = "fp16"', 'dtype = ["fp16", "bf16"]'))
     request = ExportRequest(
         model=str(tiny_dirs["llama"]),
-        strategy=strategy_of(tiny_dirs["llama"], tmp_path),
+        strategy=write_graded(tiny_dirs["llama"], tmp_path / "strategy.safetensors"),
         target=str(path),
         latency="90%",
     )
@@ -183,7 +177,7 @@ def test_nothing_that_a_runtime_loads_is_no_shape(tiny_dirs: dict[str, Path], tm
 )
 def test_a_given_plan_outside_is_refused(tiny_dirs: dict[str, Path], tmp_path: Path, limits: str, problem: str) -> None:
     model = tiny_dirs["llama"]
-    path = strategy_of(model, tmp_path)
+    path = write_graded(model, tmp_path / "strategy.safetensors")
     supernet = load_supernet(str(model), strategy=path)
     assert supernet.strategy
     plan = derive_plan(supernet.strategy, supernet.architecture, Shape(3, 0.4), CutRules(align=16))
@@ -227,7 +221,7 @@ def test_each_rule_finds_its_fault() -> None:
 
 
 def test_what_is_not_compensated_by_a_limit_is_in_the_plan(tiny_dirs: dict[str, Path], tmp_path: Path) -> None:
-    strategy = read_strategy(strategy_of(tiny_dirs["llama"], tmp_path))
+    strategy = read_strategy(write_graded(tiny_dirs["llama"], tmp_path / "strategy.safetensors"))
     plain = dataclasses.replace(strategy, compensates=False)
     architecture = load_supernet(str(tiny_dirs["llama"])).architecture
     assert derive_plan(strategy, architecture, Shape(4, 0.5)).compensate

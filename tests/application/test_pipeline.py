@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -29,11 +28,12 @@ from amoeba_export.errors import (
     Problems,
 )
 from amoeba_export.evaluate import QualityFile, ShapeQuality
-from amoeba_export.ir import SILENT, Budget, Shape
+from amoeba_export.ir import Budget, Shape
 from amoeba_export.load import read_strategy, write_strategy
 from amoeba_export.verify import masked_logits
 from tests import imaginary
-from tests.search.strategies import own_strategy
+from tests.listener import Listener
+from tests.search.strategies import write_graded
 
 
 @pytest.fixture
@@ -43,13 +43,7 @@ def model(tiny_dirs: dict[str, Path]) -> Path:
 
 @pytest.fixture
 def strategy(model: Path, tmp_path: Path) -> Path:
-    """Depths 4 to 2, widths 1 to a half: worse with everything that goes."""
-    supernet = load_supernet(str(model))
-    quality = {Shape(d, w): 10 - d - 2 * w for d in (4, 3, 2) for w in (1.0, 0.75, 0.5)}
-    made = own_strategy(supernet.architecture, depths=(4, 3, 2), widths=(1.0, 0.75, 0.5), quality=quality)
-    path = tmp_path / "strategy.safetensors"
-    write_strategy(dataclasses.replace(made, model_id=supernet.identity), path)
-    return path
+    return write_graded(model, tmp_path / "strategy.safetensors")
 
 
 @pytest.fixture
@@ -558,23 +552,6 @@ def test_a_quality_file_of_other_inputs_is_left_aside(
     listener = Listener()
     assert pipeline.search(request, progress=listener).plan.shape == before.plan.shape
     assert "its shapes are adaptive, and uniform ones are asked for" in listener.warnings[0]
-
-
-class Listener:
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.warnings: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
-
-    def warn(self, message: str) -> None:
-        self.warnings.append(message)
-
-    def track(self, description: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-        return SILENT.track(description, total)
 
 
 def test_an_interrupt_leaves_nothing(model: Path, strategy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

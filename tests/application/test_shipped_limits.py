@@ -18,11 +18,11 @@ from amoeba_export.formats import FORMATS
 from amoeba_export.formats.gguf.architecture import able_architectures
 from amoeba_export.ir import NO_LIMITS, RuntimeLimits, Shape, SubnetPlan, Supernet, Target
 from amoeba_export.ir.derive import CutRules, derive_plan
-from amoeba_export.load import load_supernet, read_strategy, write_strategy
+from amoeba_export.load import load_supernet, read_strategy
 from amoeba_export.load.families import read_architecture
 from amoeba_export.load.family_file import read_family
 from tests.families.configs import FAMILIES, VARIANTS, config_of
-from tests.search.strategies import own_strategy
+from tests.search.strategies import write_graded
 from tests.tiny import save_tiny, tiny_config
 
 WIDE = {
@@ -97,11 +97,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made = {"llama": ("llama", WIDE), "narrow": ("llama", NARROW), "qwen3": ("qwen3", WIDE)}
     for name, (family, sizes) in made.items():
         save_tiny(root / name, family, **sizes)
-        supernet = load_supernet(str(root / name))
-        quality = {Shape(d, w): 10 - d - 2 * w for d in (4, 3, 2) for w in (1.0, 0.75, 0.5)}
-        strategy = own_strategy(supernet.architecture, depths=(4, 3, 2), widths=(1.0, 0.75, 0.5), quality=quality)
-        strategy = dataclasses.replace(strategy, model_id=supernet.identity)
-        write_strategy(strategy, root / f"{name}.safetensors")
+        write_graded(root / name, root / f"{name}.safetensors")
     return {name: root / name for name in made}
 
 

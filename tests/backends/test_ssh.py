@@ -14,18 +14,17 @@ from typing import Any
 
 import pytest
 
-from amoeba_export import ExportRequest, export, load_supernet
+from amoeba_export import ExportRequest, export
 from amoeba_export.backends import measure_latency
 from amoeba_export.backends import ssh as ssh_backend
 from amoeba_export.backends.connection import Host
 from amoeba_export.backends.targets import over_ssh, read_target
 from amoeba_export.errors import InputError, TargetUnavailable
-from amoeba_export.ir import Latency, Shape, Target
-from amoeba_export.load import write_strategy
+from amoeba_export.ir import Latency, Target
 from tests.backends import llama_bench
 from tests.backends.models import FULL, MIXED, SHORT
 from tests.backends.sshd import KEYGEN, SSHD, Server, make_server
-from tests.search.strategies import own_strategy
+from tests.search.strategies import write_graded
 
 pytestmark = pytest.mark.skipif(
     not (SSHD and KEYGEN and sys.platform == "linux"), reason="needs an OpenSSH server (apt-get install openssh-server)"
@@ -204,11 +203,7 @@ def test_a_model_is_profiled_exported_and_measured_over_ssh(
     server: Server, target: Target, tiny_dirs: dict[str, Path], tmp_path: Path
 ) -> None:
     """The whole job with a target file whose device is behind the server."""
-    strategy = tmp_path / "strategy.safetensors"
-    supernet = load_supernet(str(tiny_dirs["llama"]))
-    quality = {Shape(depth, width): 10 - depth - 2 * width for depth in (4, 3) for width in (1.0, 0.5)}
-    made = own_strategy(supernet.architecture, depths=(4, 3), widths=(1.0, 0.5), quality=quality)
-    write_strategy(dataclasses.replace(made, model_id=supernet.identity), strategy)
+    strategy = write_graded(tiny_dirs["llama"], tmp_path / "strategy.safetensors")
     path = tmp_path / "board.toml"
     lines = [f"{key} = {json.dumps(value)}" for key, value in target.options.items() if not isinstance(value, dict)]
     path.write_text(

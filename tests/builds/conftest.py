@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +11,8 @@ import pytest
 from amoeba_export import backends
 from amoeba_export.builds.outcome import BuildReport
 from amoeba_export.builds.run import BuildOptions, build
-from amoeba_export.ir import Shape
-from amoeba_export.load import load_supernet, write_strategy
 from tests import imaginary
-from tests.search.strategies import own_strategy
+from tests.search.strategies import write_graded
 
 HEAD = """\
 [model]
@@ -41,10 +38,7 @@ Build = Callable[..., BuildReport]
 def prepared(tiny_dirs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prepared") / "project"
     shutil.copytree(tiny_dirs["llama"], folder / "model")
-    supernet = load_supernet(str(folder / "model"), cache_dir=folder.parent / "cache")
-    quality = {Shape(d, w): 10 - d - 2 * w for d in (4, 3, 2) for w in (1.0, 0.75, 0.5)}
-    made = own_strategy(supernet.architecture, depths=(4, 3, 2), widths=(1.0, 0.75, 0.5), quality=quality)
-    write_strategy(dataclasses.replace(made, model_id=supernet.identity), folder / "strategy.safetensors")
+    write_graded(folder / "model", folder / "strategy.safetensors", cache_dir=folder.parent / "cache")
     (folder / "imaginary.toml").write_text('description = "a rule"\nbackend = "imaginary"\nalign = 8\n')
     (folder / "amoeba.toml").write_text(HEAD + TWO)
     return folder

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,7 @@ import typer
 
 from amoeba_export import backends
 from amoeba_export.cli import app as boundary
-from amoeba_export.ir import Shape
-from amoeba_export.load import load_supernet, write_strategy
-from tests.search.strategies import own_strategy
+from tests.search.strategies import write_graded
 
 
 @pytest.fixture
@@ -22,13 +19,7 @@ def model(tiny_dirs: dict[str, Path]) -> Path:
 
 @pytest.fixture
 def strategy(model: Path, tmp_path: Path) -> Path:
-    """Depths 4 to 2, widths 1 to a half: worse with everything that goes."""
-    supernet = load_supernet(str(model))
-    quality = {Shape(d, w): 10 - d - 2 * w for d in (4, 3, 2) for w in (1.0, 0.75, 0.5)}
-    made = own_strategy(supernet.architecture, depths=(4, 3, 2), widths=(1.0, 0.75, 0.5), quality=quality)
-    path = tmp_path / "inputs" / "strategy.safetensors"
-    write_strategy(dataclasses.replace(made, model_id=supernet.identity), path)
-    return path
+    return write_graded(model, tmp_path / "inputs" / "strategy.safetensors")
 
 
 @pytest.fixture

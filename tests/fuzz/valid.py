@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -33,7 +32,7 @@ from tests.artifact.manifests import manifest
 from tests.formats.bpe import save_bpe
 from tests.load.gguf_files import write_gguf
 from tests.profile.machines import Machine
-from tests.search.strategies import imported_strategy, own_strategy
+from tests.search.strategies import graded_strategy, imported_strategy
 from tests.tiny import save_tiny, tiny_model
 
 GOLDENS = Path(__file__).parent.parent / "goldens" / "C"
@@ -84,11 +83,9 @@ def _adapters(root: Path, architecture: Architecture) -> None:
 
 
 def _plans(root: Path, architecture: Architecture) -> None:
-    quality = {Shape(d, w): 10 - d - 2 * w for d in (4, 3, 2) for w in (1.0, 0.75, 0.5)}
-    strategy = own_strategy(architecture, depths=(4, 3, 2), widths=(1.0, 0.75, 0.5), quality=quality)
+    strategy = graded_strategy(load_supernet(str(root / "config"), cache_dir=root / "cache"))
     (root / "strategy").mkdir()
-    identity = load_supernet(str(root / "config"), cache_dir=root / "cache").identity
-    write_strategy(dataclasses.replace(strategy, model_id=identity), root / "strategy" / "strategy.safetensors")
+    write_strategy(strategy, root / "strategy" / "strategy.safetensors")
     (root / "fixed").mkdir()
     write_strategy(imported_strategy(architecture, removed=2), root / "fixed" / "strategy.safetensors")
     plan = derive_plan(strategy, architecture, Shape(3, 0.5), CutRules(policy="adaptive"))

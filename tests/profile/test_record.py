@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +11,7 @@ from amoeba_export.ir import DenseArchitecture, Latency, Target, Workload
 from amoeba_export.profile import Profiling, predict_memory_mb, record_cost_table
 from amoeba_export.profile.record import Measure
 from amoeba_export.profile.rounds import median_polish
+from tests.listener import Listener
 from tests.profile.machines import SMOL, Machine, dense
 
 CPU = Target(name="cpu", description="", backend="imaginary", align=8)
@@ -108,25 +108,9 @@ def test_memory_is_weights_cache_and_logits() -> None:
         assert found == pytest.approx(expected)
 
 
-class _Listener:
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.warnings: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
-
-    def warn(self, message: str) -> None:
-        self.warnings.append(message)
-
-    @contextmanager
-    def track(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
-        yield lambda steps: None
-
-
 def test_graphs_that_scatter_are_measured_again_together_and_a_loud_machine_is_named() -> None:
     calls: list[int] = []
-    listener = _Listener()
+    listener = Listener()
 
     def measure(graphs: Sequence[DenseArchitecture], workload: Workload) -> list[Latency | TargetError]:
         calls.append(len(graphs))
@@ -137,7 +121,7 @@ def test_graphs_that_scatter_are_measured_again_together_and_a_loud_machine_is_n
     )
     assert calls == [12, 3]
     assert table.noise == 0.06
-    assert listener.notes == ["Measuring 3 of 12 graphs again: they scatter, or do not fit the others."]
+    assert listener.notes[:-1] == ["Measuring 3 of 12 graphs again: they scatter, or do not fit the others."]
     assert listener.warnings == [
         "'cpu' is not quiet: its measurements scatter by 6 %. Close other programs and profile it again for a better "
         "cost table."

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from amoeba_export.ir import Architecture, Budget, FixedWidth, Importance, Shape, Strategy, SubnetPlan
+from amoeba_export.ir import Architecture, Budget, FixedWidth, Importance, Shape, Strategy, SubnetPlan, Supernet
 from amoeba_export.ir.derive import CutRules
+from amoeba_export.load import load_supernet, write_strategy
 from amoeba_export.search import Predictor, Problem, SearchResult, Seen, search_plan
 from tests.profile.machines import SMOL
 
@@ -60,6 +63,20 @@ def own_strategy(
         quality=quality if quality is not None else {Shape(d, w): loss(Shape(d, w)) for d in depths for w in widths},
         identity="strategy",
     )
+
+
+def graded_strategy(supernet: Supernet, *, depths: Sequence[int] = (4, 3, 2)) -> Strategy:
+    """Of a tiny model: widths 1 to a half, and losses that are worse with everything that goes."""
+    widths = (1.0, 0.75, 0.5)
+    quality = {Shape(depth, width): 10 - depth - 2 * width for depth in depths for width in widths}
+    made = own_strategy(supernet.architecture, depths=depths, widths=widths, quality=quality)
+    return dataclasses.replace(made, model_id=supernet.identity)
+
+
+def write_graded(model: Path, path: Path, *, cache_dir: Path | None = None) -> Path:
+    """The file of `graded_strategy`."""
+    write_strategy(graded_strategy(load_supernet(str(model), cache_dir=cache_dir)), path)
+    return path
 
 
 def imported_strategy(architecture: Architecture = SMOL, *, removed: int = 10) -> Strategy:

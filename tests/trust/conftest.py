@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from amoeba_export.cli.app import main
-from amoeba_export.ir import Shape
 from amoeba_export.load import load_supernet, write_strategy
 from tests.formats.bpe import save_bpe
-from tests.search.strategies import own_strategy
+from tests.search.strategies import graded_strategy
 from tests.tiny import save_tiny
 
 RECIPE = """
@@ -44,11 +43,9 @@ def shared_place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     root = tmp_path_factory.mktemp("trust")
     model = save_tiny(root / "model")
     save_bpe(model)
-    supernet = load_supernet(str(model))
-    quality = {Shape(d, w): 10 - d - 2 * w for d in (4, 3, 2) for w in (1.0, 0.75, 0.5)}
-    made = own_strategy(supernet.architecture, depths=(4, 3, 2), widths=(1.0, 0.75, 0.5), quality=quality)
     strategy = root / "strategy.safetensors"
-    write_strategy(dataclasses.replace(made, model_id=None), strategy)  # it fits whatever a test does to the config
+    made = dataclasses.replace(graded_strategy(load_supernet(str(model))), model_id=None)
+    write_strategy(made, strategy)  # it fits whatever a test does to the config
     text = root / "text.txt"
     text.write_text("The river rises in the hills north of the town and runs to the sea. " * 60)
     recipe = root / "recipe.toml"
