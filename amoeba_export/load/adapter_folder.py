@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from amoeba_export.load.links import refuse_links_outside
 from amoeba_export.load.unpickle import load_pickled_weights
 from amoeba_export.reading import read_json_object
 from amoeba_export.reading.bounds import MAX_FLOAT, MAX_SIZES, shown
+from amoeba_export.reading.patterns import read_pattern
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -71,10 +71,11 @@ class AdapterFile:
             raise DamagedFile(self.path, f"its config has {key} = {shown(patterns)}, not a table")
         for pattern, value in patterns.items():
             try:
-                if re.match(rf"(.*\.)?({pattern})$", module):
-                    return value
-            except re.error as error:
-                raise DamagedFile(self.path, f"{key} has a pattern that is none: {pattern!r} ({error})") from error
+                ending = read_pattern(rf"(.*\.)?({pattern})$")
+            except ValueError as error:
+                raise DamagedFile(self.path, f"{key} has a pattern that is none: {shown(pattern)}: {error}") from error
+            if ending.match(module):
+                return value
         return default
 
     def count(self, key: str, value: Any) -> int:

@@ -244,6 +244,8 @@ def test_weights_that_are_not_all_there(tiny_dirs: dict[str, Path], adapter: Pat
         ({"r": 0}, "its config has r = 0"),
         ({"lora_alpha": None}, "its config has lora_alpha = None"),
         ({"rank_pattern": {"(": 1}}, "rank_pattern has a pattern that is none: '('"),
+        ({"alpha_pattern": {"a{99999999999999}": 1}}, "alpha_pattern has a pattern that is none: 'a{9999"),
+        ({"rank_pattern": {"(" * 5000 + ")" * 5000: 1}}, "rank_pattern has a pattern that is none: '(((("),
         ({"use_dora": True}, "use_dora and the magnitudes in the file do not agree"),
     ],
 )

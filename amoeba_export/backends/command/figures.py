@@ -16,6 +16,7 @@ from amoeba_export.backends.targets import Strict
 from amoeba_export.errors import nearest
 from amoeba_export.reading.bounds import MAX_FLOAT, shown
 from amoeba_export.reading.json_object import parse_json_object
+from amoeba_export.reading.patterns import read_pattern
 
 Unit = Literal["us", "ms", "s", "tok/s"]
 
@@ -68,13 +69,8 @@ class Figure(Strict):
     @field_validator("regex")
     @classmethod
     def _compiles(cls, text: str | None) -> str | None:
-        if text is not None:
-            try:
-                pattern = re.compile(text)
-            except (re.error, RecursionError, OverflowError) as error:
-                raise ValueError(f"it is no regular expression ({error})") from error
-            if not pattern.groups:
-                raise ValueError("it has no group around the number: put it in parentheses")
+        if text is not None and not read_pattern(text).groups:
+            raise ValueError("it has no group around the number: put it in parentheses")
         return text
 
     @field_validator("json_path")
