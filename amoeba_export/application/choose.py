@@ -154,7 +154,6 @@ class Chooser:
                 )
             )
         found = search_precisions(options, known)
-        session = session.with_supernet(dataclasses.replace(session.supernet, strategy=strategies[found.dtype]))
         return Choice(session=session.in_dtype(found.dtype), found=found)
 
     def _weighed(self, session: Session) -> list[Whole]:

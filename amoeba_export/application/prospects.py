@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from amoeba_export.application.refits import is_worse, refitted
+from amoeba_export.application.refits import is_worse, refitted, rise_by, rise_with
 from amoeba_export.application.session import Session
 from amoeba_export.ir import Refit, Shape, Strategy
 from amoeba_export.refit import SHORTLIST_RECIPE
@@ -269,8 +269,7 @@ def measure_prospects(session: Session, chosen: Sequence[tuple[Searched, Candida
 
 def rise_after_refit(held: Refit) -> float:
     """Of the held-out loss over the full model's, mean over the texts, of what is shipped: a bad refit is not."""
-    shipped = "cut" if is_worse(held) else "refit"
-    return fmean(losses[shipped] - losses["full"] for losses in held.losses.values())
+    return rise_with(held) - (rise_by(held) if is_worse(held) else 0.0)
 
 
 def _interpolated(measured: Sequence[Measured], depth: int) -> float:

@@ -76,7 +76,7 @@ def warned(session: Session, plan: SubnetPlan, consequence: str) -> bool:
     held = session.supernet.refits[plan.refit_id or ""]
     if is_worse(held):
         session.progress.warn(
-            f"The {held.kind} raises the held-out loss by {_rise_by(held):.3f} nats. {consequence} More tokens may "
+            f"The {held.kind} raises the held-out loss by {rise_by(held):.3f} nats. {consequence} More tokens may "
             f"help: {'a longer --heal' if held.kind == 'heal' else '--refit full'}, or your own texts with "
             "--calibration-data."
         )
@@ -85,11 +85,17 @@ def warned(session: Session, plan: SubnetPlan, consequence: str) -> bool:
 
 def is_worse(held: Refit) -> bool:
     """Whether the cut is better without this refit: by the held-out loss, mean over the texts."""
-    return _rise_by(held) > LEAST_HARM
+    return rise_by(held) > LEAST_HARM
 
 
-def _rise_by(held: Refit) -> float:
+def rise_by(held: Refit) -> float:
+    """Of the held-out loss, in nats: what a refit adds to that of the cut, mean over the texts; less than 0 is good."""
     return fmean(losses["refit"] - losses["cut"] for losses in held.losses.values())
+
+
+def rise_with(held: Refit) -> float:
+    """Of the held-out loss, in nats: what a cut with this refit has over the full model."""
+    return fmean(losses["refit"] - losses["full"] for losses in held.losses.values())
 
 
 def healed(session: Session, plan: SubnetPlan) -> tuple[Session, SubnetPlan]:

@@ -6,7 +6,8 @@ import math
 
 from amoeba_export.application.fit import Fitted
 from amoeba_export.application.problem import rounded, whole_quality
-from amoeba_export.application.prospects import nats, rise_after_refit
+from amoeba_export.application.prospects import nats
+from amoeba_export.application.refits import rise_with
 from amoeba_export.search import quality_surface
 
 
@@ -14,7 +15,8 @@ def quality_figures(fitted: Fitted) -> dict[str, float] | None:
     """The quality metric with rounding included, and that of the full model as `<metric>_full`.
 
     Where the weights were refitted, a loss is the full model's, plus the rise that was measured on held-out text with
-    the fitted weights, plus what rounding adds to the full model.
+    the fitted weights, plus what rounding adds to the full model. Where a refit was expected and is not in the plan,
+    the shape is worth what it is as it was cut.
     """
     session = fitted.session
     whole = next((one for one in fitted.wholes if one.dtype == session.settings.dtype), None)
@@ -24,12 +26,14 @@ def quality_figures(fitted: Fitted) -> dict[str, float] | None:
         known = whole_quality(session, whole) if whole and strategy is None else None
         return known and {known[0]: rounded(*known, rise), f"{known[0]}_full": known[1]}
     surface = quality_surface(strategy)
-    quality = fitted.candidate.quality if fitted.candidate else surface.at(shape.depth, shape.width)
+    quality = fitted.candidate.quality if fitted.candidate else None
+    if quality is None or quality.source in ("refitted", "predicted"):
+        quality = surface.at(shape.depth, shape.width)
     full = surface.at(session.architecture.num_layers, 1.0)
     value = quality and quality.value
     held = session.supernet.refit_of(fitted.plan)
     if held is not None and full is not None and surface.metric in ("loss", "perplexity"):
-        loss = nats(surface.metric, full.value) + rise_after_refit(held)
+        loss = nats(surface.metric, full.value) + rise_with(held)
         value = math.exp(loss) if surface.metric == "perplexity" else loss
     figures = {surface.metric: None if value is None else rounded(surface.metric, value, rise)}
     figures[f"{surface.metric}_full"] = full and full.value

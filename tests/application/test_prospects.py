@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from amoeba_export import ExportRequest
-from amoeba_export.application import pipeline, prospects, selection
+from amoeba_export import ExportRequest, export
+from amoeba_export.application import pipeline, prospects, recovery, selection
 from amoeba_export.application.pipeline import ExportResult
-from amoeba_export.application.prospects import Measured, Prospects, Searched, densified, shortlist
+from amoeba_export.application.prospects import Measured, Prospects, Searched, densified, rise_after_refit, shortlist
+from amoeba_export.application.refits import rise_by, rise_with
 from amoeba_export.application.session import Session
 from amoeba_export.calibrate import Recipe
 from amoeba_export.errors import InputError
@@ -137,8 +138,8 @@ def refits(monkeypatch: pytest.MonkeyPatch) -> list[list[Shape]]:
 
 
 @pytest.fixture
-def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[ExportResult, Listener]]:
-    """Search where a layer seems to cost 1 and all of the width 6."""
+def request_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ExportRequest]:
+    """Of a search where a layer seems to cost 1 and all of the width 6."""
     from amoeba_export import backends
 
     def calibrate(supernet: Supernet, recipe: Recipe, **settings: object) -> Strategy:
@@ -151,10 +152,18 @@ def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tup
     monkeypatch.setenv("AMOEBA_CACHE", str(tmp_path / "cache"))
     model = save_tiny(tmp_path / "model")
 
+    def made(latency: str, refit: str, **dtypes: float) -> ExportRequest:
+        target = write_target(tmp_path, dtypes=dtypes or {"fp32": 1.0})
+        return ExportRequest(model=str(model), target=str(target), latency=latency, refit=refit)
+
+    return made
+
+
+@pytest.fixture
+def search(request_of: Callable[..., ExportRequest]) -> Callable[..., tuple[ExportResult, Listener]]:
     def run(latency: str, refit: str, **dtypes: float) -> tuple[ExportResult, Listener]:
-        target, listener = write_target(tmp_path, dtypes=dtypes or {"fp32": 1.0}), Listener()
-        request = ExportRequest(model=str(model), target=str(target), latency=latency, refit=refit)
-        return pipeline.search(request, progress=listener), listener
+        listener = Listener()
+        return pipeline.search(request_of(latency, refit, **dtypes), progress=listener), listener
 
     return run
 
@@ -170,6 +179,28 @@ def test_the_choice_is_the_best_refitted_shape_and_not_the_best_cut(
     assert found.search is not None and found.search.best.quality.source == "refitted"
     assert found.search.best.quality.value == pytest.approx(3 + 0.2 * (1 - found.plan.shape.width), abs=1e-6)
     assert any(note.startswith("A refit changes which shape is best") for note in listener.notes)
+
+
+def test_a_shape_whose_refit_is_not_shipped_is_worth_what_it_is_as_it_was_cut(
+    request_of: Callable[..., ExportRequest],
+    refits: list[list[Shape]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The quick refit that chose it promised more."""
+    monkeypatch.setattr(recovery, "refitted_unless_worse", lambda session, plan, recipe: (session, plan))
+    made = export(dataclasses.replace(request_of("70%", "fast"), heal="off", out=tmp_path / "out"))
+    assert made.search is not None and made.search.best.quality.source in ("refitted", "predicted")
+    assert made.plan.refit_id is None and made.manifest is not None and made.manifest.quality is not None
+    shape = made.plan.shape
+    assert made.manifest.quality["loss"] == pytest.approx(3 + (4 - shape.depth) + 6 * (1 - shape.width), abs=0.05)
+
+
+def test_a_refit_that_is_shipped_all_the_same_counts_as_it_is() -> None:
+    """A given file may hold one that is worse than the cut: a shortlist would not ship it, this artifact does."""
+    losses = {"a": {"full": 3.0, "cut": 3.5, "refit": 3.75}, "b": {"full": 2.0, "cut": 2.5, "refit": 2.75}}
+    held = Refit(tensors=None, geometry="", model_id="", losses=losses, identity="")  # type: ignore[arg-type]
+    assert (rise_with(held), rise_by(held), rise_after_refit(held)) == (0.75, 0.25, 0.5)
 
 
 def test_where_the_whole_model_in_a_coarser_precision_wins_nothing_is_refitted(
