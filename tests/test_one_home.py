@@ -69,6 +69,7 @@ HOMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ),
     ("whether a refit is shipped", r"\bLEAST_HARM\b", ("application/refits.py",)),
     ("regular expressions from outside", r"\bre\.error\b", ("reading/patterns.py",)),
+    ("whether there is a tokenizer", r"\"tokenizer\.model\", \"vocab\.json\"\)", ("model/tokenizer.py",)),
     ("JSONL from users", r"decode\(\"utf-8-sig\"\)", ("reading/records.py",)),
     ("a plan as data", r"def from_json\(.*-> SubnetPlan|PLAN_SCHEMA =", ("ir/plan.py",)),
 )

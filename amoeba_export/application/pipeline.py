@@ -13,14 +13,13 @@ from amoeba_export.application.manifest import make_manifest
 from amoeba_export.application.picks import make_frontier
 from amoeba_export.application.request import ExportRequest, ResolvedRequest
 from amoeba_export.application.resolve import resolve
-from amoeba_export.application.rounded import with_rounding
+from amoeba_export.application.rounded import reads_texts, with_rounding
 from amoeba_export.application.session import open_session
 from amoeba_export.application.ways import Replay, Way, way_of
 from amoeba_export.artifact import FullModelRecord, Manifest, Staging, check_destination
 from amoeba_export.errors import EstimateRefused
 from amoeba_export.ir import SILENT, Progress, SubnetPlan, Supernet
 from amoeba_export.ir.frontier import Frontier
-from amoeba_export.refit import OFF
 from amoeba_export.search import SearchResult
 from amoeba_export.verify import verify_artifact
 
@@ -126,8 +125,11 @@ def resolve_settings(request: ExportRequest, progress: Progress, *, needs_limit:
     if request.require_measured and settings.target and not is_measured(settings.target):
         raise EstimateRefused(settings.target.name, settings.target.backend)
     progress.note(settings.summary)
-    if request.calibration_data and settings.refit == OFF:
-        progress.warn("--calibration-data is not used: it is for a refit, and '--refit off' skips that.")
+    if request.calibration_data and not reads_texts(settings):
+        progress.warn(
+            "--calibration-data is not used: it is for a refit, for integers that are chosen with data, and for a "
+            "--vocab-keep that is a number."
+        )
     if settings.target and not is_measured(settings.target):
         progress.warn(
             f"Latencies of '{settings.target.name}' are estimates ({settings.target.backend}): no device is asked."

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from amoeba_export.application.request import ResolvedRequest
 from amoeba_export.application.session import Session
 from amoeba_export.artifact import Manifest
 from amoeba_export.cache import Cache
@@ -25,7 +26,7 @@ from amoeba_export.ir import SILENT, InputId, Progress, SubnetPlan, Supernet, Te
 from amoeba_export.ir.rounded import BlockQuantizer, Grid, RoundedWeights
 from amoeba_export.load.rounded import CODES, OFFSETS, PACKED, STEPS, pack_codes, read_rounded, write_rounded
 from amoeba_export.materialize import materialize_subnet
-from amoeba_export.refit import Draw
+from amoeba_export.refit import OFF, Draw
 
 ROUNDED_NAME = "rounded.safetensors"
 ID_NAME = "id.json"
@@ -46,7 +47,7 @@ def with_rounding(session: Session, plan: SubnetPlan) -> Session:
     Raises:
         InputError: The plan or its refit does not belong to the model.
     """
-    bare, container = dataclasses.replace(session, rounded=None), _container(session)
+    bare, container = dataclasses.replace(session, rounded=None), _container(session.settings, session.settings.dtype)
     if session.settings.request.rounding == "nearest" or container is None:
         return bare
     held = _made(_Wanted(session=bare, plan=plan, container=container, draw=session.draw(RECIPE, tokens=TOKENS)))
@@ -55,16 +56,23 @@ def with_rounding(session: Session, plan: SubnetPlan) -> Session:
 
 def can_use_data(session: Session) -> bool:
     """Whether the session's dtype and formats have integers that data chooses, if it may."""
-    return _container(session) is not None
+    return _container(session.settings, session.settings.dtype) is not None
 
 
-def _container(session: Session) -> str | None:
-    """Whose integers are chosen."""
+def reads_texts(settings: ResolvedRequest) -> bool:
+    """Whether anything is fitted, chosen or counted on texts, of which half are the user's."""
+    request = settings.request
+    if settings.refit != OFF or (request.vocab_keep is not None and request.vocab_keep.isdecimal()):
+        return True
+    return request.rounding != "nearest" and any(_container(settings, dtype) for dtype in settings.dtypes)
+
+
+def _container(settings: ResolvedRequest, dtype: str | None) -> str | None:
+    """Whose integers are chosen in a precision."""
     from amoeba_export.formats.rounding import container_with_data
 
-    dtype = session.settings.dtype
-    asked = session.settings.request.rounding == "data"
-    return None if dtype is None else container_with_data(session.settings.formats, dtype, asked=asked)
+    asked = settings.request.rounding == "data"
+    return None if dtype is None else container_with_data(settings.formats, dtype, asked=asked)
 
 
 def rounded_input(held: RoundedWeights) -> InputId:

@@ -21,17 +21,14 @@ from amoeba_export.formats.write import write_formats
 from amoeba_export.ir import RoundingHow
 from amoeba_export.locations import data_dir
 from amoeba_export.materialize import materialize_subnet
-from amoeba_export.model.tokenizer import open_tokenizer
+from amoeba_export.model.samples import MOST_WINDOWS, WINDOW, few_windows
+from amoeba_export.model.tokenizer import has_tokenizer, open_tokenizer
 from amoeba_export.verify import check_numbers, masked_logits
 from amoeba_export.verify.reload import OPENERS
 
 FIGURES_NAME = "figures.json"
 
 TEXT = "wikitext2/wikitext2.txt"
-WINDOW = 256
-MOST_WINDOWS = 8
-LOGIT_BYTES = 512 * 2**20
-"""Of the reference's logits in memory at once: a large vocabulary gets fewer windows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +59,9 @@ def measure_rounding(session: Session, *, with_data: bool = True) -> Rounding:
         NumbersDiffer: It is beyond what is accepted of an artifact.
     """
     session = session.with_supernet(session.supernet.with_head_tokens(None))  # a smaller head is rounded no otherwise
-    loss = _kept(session, None, lambda: _unrounded_loss(session, _windows(session))) if _has_text(session) else None
+    loss = None
+    if has_tokenizer(session.supernet.folder):
+        loss = _kept(session, None, lambda: _unrounded_loss(session, _windows(session)))
     if session.dtype == "fp32":
         return Rounding(rise=0.0, loss=loss)
     how: RoundingHow | None = "nearest" if can_use_data(session) else None
@@ -130,17 +129,9 @@ def _loss(windows: Sequence[Sequence[int]], logits: Sequence[torch.Tensor]) -> f
     return float(torch.stack(losses).mean())
 
 
-def _has_text(session: Session) -> bool:
-    """Whether there is a tokenizer for it."""
-    names = ("tokenizer.json", "tokenizer.model", "vocab.json")
-    return any((session.supernet.folder / name).is_file() for name in names)
-
-
 def _windows(session: Session) -> list[list[int]]:
     """Of the text, in the model's tokens."""
-    folder, architecture = session.supernet.folder, session.architecture
-    room = LOGIT_BYTES // (4 * WINDOW * architecture.vocab_size)
-    return _read_windows(folder, min(WINDOW, architecture.max_positions), min(MOST_WINDOWS, max(1, room)))
+    return _read_windows(session.supernet.folder, *few_windows(session.architecture))
 
 
 @lru_cache(maxsize=1)

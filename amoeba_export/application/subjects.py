@@ -159,7 +159,7 @@ def _of_supernet(request: EvaluateRequest, progress: Progress) -> EvaluatedModel
             "policy": request.policy,
             "dtype": request.dtype,
         },
-        tokenizer=supernet.tokenizer_folder or supernet.folder,
+        tokenizer=supernet.text_folder,
         max_length=supernet.architecture.max_positions,
         shapes=tuple(_sizes(plans[known], supernet.architecture) for known in shapes),
         open=running,

@@ -20,18 +20,13 @@ from amoeba_export.artifact import VocabularyRecord
 from amoeba_export.errors import BadValue, InputError, UsageError
 from amoeba_export.ir import InputId, Progress, SubnetPlan, Supernet
 from amoeba_export.model.data import DataRecipe, read_documents, read_questions, source_name
-from amoeba_export.model.samples import in_a_row, opening_of, windows_of
-from amoeba_export.model.tokenizer import open_tokenizer
+from amoeba_export.model.samples import few_windows, in_a_row, opening_of, windows_of
+from amoeba_export.model.tokenizer import has_tokenizer, open_tokenizer
 from amoeba_export.model.vocabulary import named_tokens, shares_of, writable_tokens
 from amoeba_export.reading import decode, parse_json_object
 from amoeba_export.reading.records import read_text
 from amoeba_export.refit import load_refit_recipe
 from amoeba_export.verify import masked_logits
-
-WINDOW = 256
-MOST_WINDOWS = 8
-LOGIT_BYTES = 512 * 2**20
-"""Of the logits in memory at once: a large vocabulary gets fewer windows."""
 
 
 def with_vocabulary(
@@ -71,11 +66,11 @@ def vocabulary_input(supernet: Supernet) -> list[InputId]:
 def _chosen(supernet: Supernet, request: ExportRequest) -> tuple[int, ...]:
     """Sorted ids."""
     text, words = request.vocab_keep or "", supernet.architecture.vocab_size
-    folder = supernet.tokenizer_folder or supernet.folder
+    folder = supernet.text_folder
     needed = named_tokens(folder, supernet.architecture.config)
     if text.endswith(".json"):
         listed = _listed(Path(text), words)
-        if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        if has_tokenizer(folder):
             needed |= writable_tokens(open_tokenizer(folder))
         return _within({*listed, *needed}, words)
     tokenizer = open_tokenizer(folder)
@@ -136,12 +131,11 @@ def measure_vocabulary(supernet: Supernet, plan: SubnetPlan) -> VocabularyRecord
     if tokens is None:
         return None
     bare = VocabularyRecord(tokens=len(tokens), of=words)
-    folder = supernet.tokenizer_folder or supernet.folder
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    folder = supernet.text_folder
+    if not has_tokenizer(folder):
         return bare
     tokenizer, (text, *_) = open_tokenizer(folder), load_refit_recipe(DEFAULT_REFIT).other
-    length = min(WINDOW, supernet.architecture.max_positions)
-    number = max(1, min(MOST_WINDOWS, LOGIT_BYTES // (4 * length * words)))
+    length, number = few_windows(supernet.architecture)
     windows = windows_of(in_a_row(_documents(text), tokenizer), length, opening_of(tokenizer))[:number]
     if not windows or max(map(max, windows)) >= words:
         return bare

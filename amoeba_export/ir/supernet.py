@@ -120,6 +120,11 @@ class Supernet:
         architecture = self.architecture.with_head(len(tokens) if tokens else None)
         return dataclasses.replace(self, architecture=architecture, head_tokens=tokens)
 
+    @property
+    def text_folder(self) -> Path:
+        """Where the tokenizer and the chat template are: an adapter may bring others than the model's."""
+        return self.tokenizer_folder or self.folder
+
     def without_adapters(self) -> Supernet:
         """The model that `identity` names, and the strategy."""
         return dataclasses.replace(self.bare or self, adapters=(), strategy=self.strategy)

@@ -17,8 +17,8 @@ from amoeba_export.load.lora import LoraAdapter, check_biases, check_targets
 from amoeba_export.load.own_weights import possible_weights, with_own_weights
 from amoeba_export.load.sidecars import check_sidecars
 from amoeba_export.load.smol import GATE_WEIGHTS, SmolAdapter
+from amoeba_export.model.tokenizer import has_tokenizer
 
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """Files one of which a tokenizer is made from."""
 
 
@@ -75,7 +75,7 @@ def _opened(
 
 def _with_tokenizer(supernet: Supernet, folder: Path, num_words: int, progress: Progress) -> Supernet:
     resized = f"{folder.name} changes the vocabulary from {num_words} to {supernet.architecture.vocab_size} tokens"
-    if not any((folder / name).is_file() for name in TOKENIZERS):
+    if not has_tokenizer(folder):
         progress.warn(f"The adapter {resized} but has no tokenizer: the model's own is written, without new tokens.")
         return supernet
     check_sidecars(folder)

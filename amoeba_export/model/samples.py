@@ -13,12 +13,17 @@ from typing import Protocol
 import torch
 
 from amoeba_export.errors import InputError, TooFewSamples
+from amoeba_export.ir import Architecture
 from amoeba_export.model.data import DataRecipe, read_documents, read_questions, source_name
 from amoeba_export.model.tokenizer import open_tokenizer
 from amoeba_export.reading.questions import ANSWER, LETTERS, MultipleChoice
 
 SEGMENT = 16
 """Tokens of text that make one score."""
+
+WINDOW, MOST_WINDOWS = 256, 8
+LOGIT_BYTES = 512 * 2**20
+"""Of all logits of a few windows, in memory at once: a large vocabulary gets fewer windows."""
 
 
 class Tokenizer(Protocol):
@@ -161,6 +166,12 @@ def windows_of(ids: Sequence[int], window: int, opening: Sequence[int] = ()) -> 
     opening = opening[: window - 1]
     text = window - len(opening)
     return [[*opening, *ids[start : start + text]] for start in range(0, len(ids) - text + 1, text)]
+
+
+def few_windows(architecture: Architecture) -> tuple[int, int]:
+    """Tokens of a window, and how many windows, whose logits are looked at all at once."""
+    window = min(WINDOW, architecture.max_positions)
+    return window, max(1, min(MOST_WINDOWS, LOGIT_BYTES // (4 * window * architecture.vocab_size)))
 
 
 def text_batches(windows: Sequence[Sequence[int]], size: int, *, scored: int | None = None) -> list[Batch]:

@@ -9,6 +9,13 @@ from amoeba_export.errors import InputError
 from amoeba_export.model.opening import read_tokenizer
 from amoeba_export.reading import panics_as_errors
 
+_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a tokenizer is in a folder; whether it can be read, `open_tokenizer` says."""
+    return any((folder / name).is_file() for name in _FILES)
+
 
 def open_tokenizer(folder: Path) -> Any:
     """The tokenizer of a model folder, as transformers makes it. It has encoded a text by then.

@@ -16,7 +16,7 @@ from amoeba_export.errors import AmoebaError, NotFound, NotRunnable, NumbersDiff
 from amoeba_export.ir import SILENT, Progress, SubnetPlan, Supernet
 from amoeba_export.ir.rounded import RoundedWeights
 from amoeba_export.model.loading import ONE_AT_A_TIME
-from amoeba_export.model.tokenizer import open_tokenizer
+from amoeba_export.model.tokenizer import has_tokenizer, open_tokenizer
 from amoeba_export.verify.expected import ExpectedWeights
 from amoeba_export.verify.gguf_tokens import check_tokens
 from amoeba_export.verify.graph import Answer, Reference, ask, graph_problems, reference_of, rope_problem, step_problems
@@ -150,7 +150,7 @@ def verify_artifact(
     if not formats:
         raise NotFound("A format to verify", folder, next_step=f"It should have one of: {', '.join(OPENERS)}.")
     if "gguf" in formats:
-        check_tokens(folder / "gguf", supernet.tokenizer_folder or supernet.folder, progress=progress)
+        check_tokens(folder / "gguf", supernet.text_folder, progress=progress)
     prompts = _prompts(supernet)
     expected = ExpectedWeights(supernet, plan)
     with progress.track("Comparing with the masked supernet", 2 * len(formats) + 1) as advance:
@@ -275,8 +275,8 @@ def _prompts(supernet: Supernet) -> list[torch.Tensor]:
     room = architecture.max_positions - NUM_GREEDY
     length = min(_PROMPT_TOKENS, room)
     prompts = [torch.randint(architecture.vocab_size, (1, length), generator=generator) for _ in range(2)]
-    folder = supernet.tokenizer_folder or supernet.folder
-    if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    folder = supernet.text_folder
+    if has_tokenizer(folder):
         with ONE_AT_A_TIME:
             ids = [token for token in _text_ids(folder) if token < architecture.vocab_size]
         prompts.append(torch.tensor([ids[: min(_TEXT_TOKENS, room)]]))

@@ -34,7 +34,7 @@ def sidecar_problems(folder: Path, supernet: Supernet) -> list[str]:
         return []
     problems = []
     for name in (*_WHOLE, *_SETTINGS):
-        source = supernet.folder if name == _GENERATION else supernet.tokenizer_folder or supernet.folder
+        source = supernet.folder if name == _GENERATION else supernet.text_folder
         here, there = folder / name, source / name
         if here.is_file() != there.is_file():
             problems.append(f"{name} is {'not in the model' if here.is_file() else 'missing'}")

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from amoeba_export import ExportRequest, export
+from amoeba_export.application.pipeline import resolve_settings
 from amoeba_export.application.refit import heal as heal_alone
 from amoeba_export.application.refit import refit as refit_alone
 from amoeba_export.application.resolve import read_heal
@@ -247,10 +248,23 @@ def test_what_may_be_asked_for() -> None:
 
 
 def test_a_text_that_nothing_is_fitted_on_is_said(request_: ExportRequest, texts: tuple[Path, Path]) -> None:
-    listener = Listener()
-    export(dataclasses.replace(request_, refit="off", calibration_data=(texts[0],)), progress=listener)
-    said = "--calibration-data is not used: it is for a refit, and '--refit off' skips that."
-    assert said in listener.notes
+    said = (
+        "--calibration-data is not used: it is for a refit, for integers that are chosen with data, and for a "
+        "--vocab-keep that is a number."
+    )
+    bare = dataclasses.replace(request_, refit="off", calibration_data=(texts[0],), dry_run=True)
+    onnx = dataclasses.replace(bare, formats=("onnx",))
+    for request, is_said in (
+        (bare, True),
+        (dataclasses.replace(bare, refit="fast"), False),
+        (dataclasses.replace(onnx, dtype="int4"), False),
+        (dataclasses.replace(onnx, dtype="int4", rounding="nearest"), True),
+        (dataclasses.replace(onnx, dtype="int8"), True),
+        (dataclasses.replace(onnx, vocab_keep=str(120)), False),
+    ):
+        listener = Listener()
+        settings = resolve_settings(request, listener)
+        assert (said in listener.notes) == is_said, settings.summary
 
 
 def test_a_refit_made_by_itself_is_what_export_makes(request_: ExportRequest, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from amoeba_export.application.resolve import resolve
 from amoeba_export.application.session import open_session
 from amoeba_export.evaluate import ArtifactModel
 from amoeba_export.evaluate.perplexity import measure_perplexity
+from amoeba_export.model import samples
 from amoeba_export.verify import masked_logits
 from amoeba_export.verify.reload import OPENERS
 from tests.formats.bpe import save_bpe
@@ -24,7 +25,7 @@ def test_the_rise_is_that_of_the_loss_on_the_text(
     tiny_dirs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AMOEBA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(rounding, "WINDOW", 48)
+    monkeypatch.setattr(samples, "WINDOW", 48)
     model = tmp_path / "model"
     shutil.copytree(tiny_dirs["llama"], model)
     save_bpe(model)
@@ -32,7 +33,7 @@ def test_the_rise_is_that_of_the_loss_on_the_text(
     session = open_session(resolve(request))
     found = rounding.measure_rounding(session)
     windows = rounding._windows(session)
-    assert len(windows) == rounding.MOST_WINDOWS
+    assert len(windows) == samples.MOST_WINDOWS
     logits = masked_logits(session.supernet, session.supernet.full_plan(), torch.tensor(windows))
     targets = torch.tensor(windows)[:, 1:].flatten()
     loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets).item()
