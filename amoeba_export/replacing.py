@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from amoeba_export import leftovers
+
 
 @contextmanager
 def replacing(path: Path, *, shared: bool = False, durable: bool = True) -> Iterator[Path]:
@@ -30,6 +32,7 @@ def replacing(path: Path, *, shared: bool = False, durable: bool = True) -> Iter
         return
     path = path.resolve()
     part = path.with_name(f".{path.name}.{os.getpid()}.part" if shared else f".{path.name}.part")
+    noted = leftovers.note(lambda: part.unlink(missing_ok=True))
     try:
         yield part
         if durable:
@@ -38,6 +41,7 @@ def replacing(path: Path, *, shared: bool = False, durable: bool = True) -> Iter
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+        leftovers.forget(noted)
 
 
 def replace_text(path: Path, text: str) -> None:

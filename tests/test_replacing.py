@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from amoeba_export import leftovers
 from amoeba_export.replacing import replace_text, replacing
 
 
@@ -35,6 +36,16 @@ def test_what_a_killed_process_left_is_written_over(tmp_path: Path) -> None:
     (tmp_path / ".a.json.part").write_text("much longer than what comes")
     replace_text(tmp_path / "a.json", "new")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a.json", "new")]
+
+
+def test_the_part_of_a_process_that_is_ended_goes(tmp_path: Path) -> None:
+    with replacing(tmp_path / "a.json", durable=False) as part:
+        part.write_text("half")
+        leftovers.remove_all()  # what a command that does not stop in time is ended with
+        assert list(tmp_path.iterdir()) == []
+        part.write_text("whole")
+    leftovers.remove_all()
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a.json", "whole")]
 
 
 def test_a_link_stays_a_link(tmp_path: Path) -> None:
