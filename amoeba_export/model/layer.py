@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from amoeba_export.ir import Architecture, Part, Role
+from amoeba_export.ir.family import READERS
 from amoeba_export.model.experts import Heard, mixed, route
 from amoeba_export.model.function import ACTIVATIONS, Place, attention, rms_norm
 
@@ -115,6 +116,10 @@ class DecoderLayer(nn.Module):
     def is_routed(self, writer: Role) -> bool:
         """Whether the block of a writer is experts, so that each token enters some of its columns."""
         return writer == "down" and self.role("router") is not None and self.writer(writer).weight.shape[1] > 0
+
+    def reads_norm(self, role: Role) -> bool:
+        """Whether what enters a matrix has just left a norm, so that the size of the stream does not show in it."""
+        return any(role in readers and self.role(norm) is not None for norm, readers in READERS.items())
 
     def writer(self, writer: Role) -> Linear:
         """`o` or `down`."""

@@ -6,7 +6,7 @@ a Gram matrix; which ones do is seen when the layer runs. In memory are one laye
 the stream of tokens as far as it fits into a bound.
 
 A token counts by the inverse mean square of the stream that enters the layer, as the next norm sees it: the few tokens
-of huge norm, which the first position of a text often is, do not decide alone.
+of huge norm, which the first position of a text often is, do not decide alone. Behind a norm, all tokens count alike.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from amoeba_export.refit.recipe import Draw
 from amoeba_export.refit.rounded_layer import RoundedLayer, layer_of, tensors_of
 from amoeba_export.refit.streams import Room, Stream
 
-VERSION = 4
+VERSION = 5
 """Raise it when the same inputs give other integers than before."""
 
 MEMORY_BYTES = 1 << 30
@@ -165,7 +165,7 @@ class _Sweep:
         }
         matrices: dict[str, Rounded | RoundedBlocks] = {}
         for names in self._sharing(module, list(grids)):
-            gram_CC = self._gram(module, names[0])
+            gram_CC = self._gram(module, self._stack.family.place(grids[names[0]][0]).role)
             square_C = gram_CC.diagonal().clone()
             is_compensated = any(isinstance(grids[name][1], Grid) for name in names)
             inverse_CC = factor_inverse(gram_CC) if is_compensated else gram_CC
@@ -206,9 +206,9 @@ class _Sweep:
                 hook.remove()
         return [names for _, names in seen]
 
-    def _gram(self, module: DecoderLayer, name: str) -> torch.Tensor:
+    def _gram(self, module: DecoderLayer, role: Role) -> torch.Tensor:
         """The Gram matrix of what enters a matrix, tokens weighted. [C, C], fp64."""
-        linear = module.get_submodule(name.removesuffix(".weight"))
+        linear = module.get_submodule(role)
 
         def reach(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             raise _Reached(inputs[0])
@@ -218,14 +218,16 @@ class _Sweep:
         try:
             for batch_idx in range(len(self._samples.batches)):
                 hidden_BTD = self._entering(batch_idx)
-                weight_T = 1 / hidden_BTD.square().mean(-1).clamp_min(TINY).flatten()
                 try:
                     self._stack.run(module, hidden_BTD)
                 except _Reached as reached:
                     x_TC = reached.x.flatten(0, 1)
                 if gram_CC is None:
                     gram_CC = torch.zeros(x_TC.shape[1], x_TC.shape[1], dtype=torch.float64, device=x_TC.device)
-                gram_CC += (x_TC * weight_T[:, None]).T @ x_TC
+                counted_TC = x_TC
+                if not module.reads_norm(role):
+                    counted_TC = x_TC / hidden_BTD.square().mean(-1).clamp_min(TINY).flatten()[:, None]
+                gram_CC += counted_TC.T @ x_TC
         finally:
             hook.remove()
         assert gram_CC is not None, "samples have batches"

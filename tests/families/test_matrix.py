@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from amoeba_export.finetune.model import SlicedSupernet
 from amoeba_export.formats import FORMATS
-from amoeba_export.ir import SubnetPlan, Supernet
+from amoeba_export.ir import Role, SubnetPlan, Supernet
+from amoeba_export.ir.family import LINEARS, WRITERS
 from amoeba_export.materialize import materialize_subnet
 from amoeba_export.model.layers import LayerStack
 from amoeba_export.model.opening import register_amoeba
@@ -89,6 +91,26 @@ def test_layers_of_ours_in_a_row_are_the_model(supernet: Supernet) -> None:
         hidden_BTD = stack.run(stack.layer(layer_idx), hidden_BTD)
     head = stack.weight(stack.head_name())
     assert_same(stack.logits(stack.norm(hidden_BTD) @ head.T), stock(supernet.folder))
+
+
+@torch.no_grad()
+def test_what_reads_a_norm_does_not_see_the_size_of_the_stream(supernet: Supernet) -> None:
+    stack = LayerStack(supernet, memory_bytes=10**9)
+    layer, hidden_BTD = stack.layer(0), stack.embed(IDS)
+    entered: dict[Role, list[torch.Tensor]] = {role: [] for role in LINEARS}
+    for role, seen in entered.items():
+        linear = layer.role(role)
+        assert linear is not None
+        linear.register_forward_pre_hook(lambda _, x, seen=seen: seen.append(x[0]))
+    for size, writer in itertools.product((1, 16), WRITERS):
+        stack.block(layer, writer, size * hidden_BTD)
+    for role, seen in entered.items():
+        if role in WRITERS:
+            assert not layer.reads_norm(role)
+        elif seen:  # experts are not called as one matrix
+            small, large = seen
+            changed = float((large - small).norm() / small.norm())
+            assert changed < 0.02 if layer.reads_norm(role) else changed > 10, role
 
 
 @torch.no_grad()
