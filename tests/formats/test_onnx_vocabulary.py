@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +33,7 @@ def opened_supernet(folder: Path, kind: str, **overrides: object) -> Supernet:
 
 def written(supernet: Supernet, out: Path, dtype: str, dialect: str = "ort") -> Path:
     """ONNX of a cut, alone in an artifact's folder."""
-    plan = plan_for(supernet, "3x0.6")
-    plan = dataclasses.replace(plan, head_tokens=supernet.head_tokens)
-    subnet = materialize_subnet(supernet, plan)
+    subnet = materialize_subnet(supernet, plan_for(supernet, "3x0.6"))
     (out / "onnx").mkdir(parents=True)
     writer = FORMATS["onnx"].open_writer(subnet, out / "onnx", dtype=dtype, dialect=dialect)
     for name, weight in subnet.stream():
@@ -74,9 +71,8 @@ def test_kept_logits_are_those_of_the_whole_head(kind: str, dtype: str, dialect:
 @pytest.mark.parametrize(("kind", "dtype", "dialect"), CASES)
 def test_verification_passes_and_compares_the_kept_tokens(kind: str, dtype: str, dialect: str, tmp_path: Path) -> None:
     supernet = opened_supernet(tmp_path / "model", kind).with_head_tokens(TOKENS)
-    plan = dataclasses.replace(plan_for(supernet, "3x0.6"), head_tokens=TOKENS)
     folder = written(supernet, tmp_path / "out", dtype, dialect)
-    (report,) = verify_artifact(folder, supernet, plan).formats
+    (report,) = verify_artifact(folder, supernet, plan_for(supernet, "3x0.6")).formats
     assert report.dtype == dtype
     assert set(report.tokens) <= set(TOKENS)
     if dtype == "fp32":
@@ -107,7 +103,7 @@ def damaged(tmp_path: Path, kind: str = "tied", dtype: str = "fp32") -> tuple[Pa
 
 
 def verified(folder: Path, supernet: Supernet) -> None:
-    verify_artifact(folder, supernet, dataclasses.replace(plan_for(supernet, "3x0.6"), head_tokens=TOKENS))
+    verify_artifact(folder, supernet, plan_for(supernet, "3x0.6"))
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("tied", "fp32"), ("untied", "fp32"), ("tied", "int4"), ("tied", "fp16")])
@@ -159,13 +155,11 @@ def test_tokens_that_could_be_chosen_are_found(value: float, tmp_path: Path) -> 
 
 def test_a_whole_head_is_not_that_of_a_plan_with_tokens_nor_the_other_way_round(tmp_path: Path) -> None:
     supernet = opened_supernet(tmp_path / "model", "tied")
-    small, whole = supernet.with_head_tokens(TOKENS), plan_for(supernet, "3x0.6")
-    folder = written(supernet, tmp_path / "whole", "fp32")
+    small = supernet.with_head_tokens(TOKENS)
     with pytest.raises(DamagedFile, match=r"lm_head\.tokens"):
-        verify_artifact(folder, small, dataclasses.replace(whole, head_tokens=TOKENS))
-    folder = written(small, tmp_path / "small", "fp32")
+        verified(written(supernet, tmp_path / "whole", "fp32"), small)
     with pytest.raises(WeightsMismatch, match="not part of this plan"):
-        verify_artifact(folder, supernet, whole)
+        verified(written(small, tmp_path / "small", "fp32"), supernet)
 
 
 @pytest.mark.parametrize(("container", "dtype"), [("gguf", "fp16"), ("gguf", "int4"), ("safetensors", "bf16")])
@@ -191,8 +185,7 @@ def test_bytes_are_counted(kind: str, dtype: str, tmp_path: Path) -> None:
     sizes = {}
     for name, one in (("whole", supernet), ("small", small)):
         folder = written(one, tmp_path / name, dtype)
-        plan = dataclasses.replace(plan_for(one, "3x0.6"), head_tokens=one.head_tokens)
-        counted = weight_bytes(plan.dense(one.architecture), ("onnx",), dtype)
+        counted = weight_bytes(plan_for(one, "3x0.6").dense(one.architecture), ("onnx",), dtype)
         sizes[name] = (folder / "onnx" / "model.onnx.data").stat().st_size, counted
         # Every tensor begins at a page, at most.
         assert 0 <= sizes[name][0] - counted.total < 60 * 4096, (kind, dtype)
@@ -208,9 +201,8 @@ def test_bytes_are_counted(kind: str, dtype: str, tmp_path: Path) -> None:
 def test_a_random_graph_is_that_of_the_file_but_for_its_values(dialect: str, tmp_path: Path) -> None:
     supernet = opened_supernet(tmp_path / "model", "tied").with_head_tokens(TOKENS)
     folder = written(supernet, tmp_path / "out", "fp32", dialect)
-    plan = dataclasses.replace(plan_for(supernet, "3x0.6"), head_tokens=TOKENS)
     (tmp_path / "random" / "onnx").mkdir(parents=True)
-    dense = plan.dense(supernet.architecture)
+    dense = plan_for(supernet, "3x0.6").dense(supernet.architecture)
     write_random(dense, tmp_path / "random" / "onnx", dtype="fp32", dialect=dialect)
     graphs = [(at / "onnx" / "model.onnx").read_bytes() for at in (tmp_path / "random", folder)]
     assert graphs[0] == graphs[1]

@@ -56,8 +56,10 @@ def open_supernet(folder: Path) -> Supernet:
 
 
 def plan_for(supernet: Supernet, shape: str, policy: str = "uniform") -> SubnetPlan:
+    """Of the supernet's strategy, with the head that its cuts have."""
     assert supernet.strategy is not None
-    return derive_plan(supernet.strategy, supernet.architecture, Shape.parse(shape), CutRules(policy=policy))  # type: ignore[arg-type]
+    plan = derive_plan(supernet.strategy, supernet.architecture, Shape.parse(shape), CutRules(policy=policy))  # type: ignore[arg-type]
+    return dataclasses.replace(plan, head_tokens=supernet.head_tokens)
 
 
 def bare_plan(supernet: Supernet) -> SubnetPlan:
