@@ -4,22 +4,21 @@ Two questions are asked of a file. Here: is each weight the expected one, rounde
 And then, in `artifact.py`: does the graph compute with these very weights what the family computes? The limits of both
 do not depend on how coarse the file is.
 
-Integers may have been made from channels that were scaled to look alike (`formats/equalize.py`): what makes a channel
-is divided by what its readers are multiplied with. Any positive factors leave the function as it is, so they are read
-from the file: from the norm, which is not rounded, and from the rows of `up`.
+Integers may have been made from channels that were scaled to look alike: `channels.py` reads the factors from the file.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from amoeba_export.errors import NumbersDiffer, WeightsMismatch
-from amoeba_export.ir import Family, Role
+from amoeba_export.ir import Family
+from amoeba_export.verify.channels import Channels, offset_slack
 from amoeba_export.verify.expected import Expected, ExpectedWeights
 from amoeba_export.verify.numerics import HALF_ULP
 from amoeba_export.verify.opened import Opened
@@ -43,9 +42,6 @@ _WIDEST_STEP = 1.02
 """The widest step that is believed is the largest value of a block over the largest integer, by so much: a file may not
 choose a step that hides what it rounds away."""
 
-_OFFSET_SLACK = 2.0**-22
-"""Of what a file adds to the weight of a norm: it was taken off again and added once more."""
-
 _RECORDED_STEPS = 4.0
 """Integers that were not rounded to nearest (a later column makes up for an earlier one) stay within so many steps."""
 
@@ -53,14 +49,6 @@ _PIECE_VALUES = 1 << 17
 """Values that are compared at once: every step then writes to memory that a processor's cache has."""
 
 _SHOWN = 4
-
-
-@dataclass(slots=True)
-class _Factors:
-    """Powers of two to quarters that the channels of a file were scaled by, by weight: of columns, and of rows."""
-
-    columns: dict[str, torch.Tensor] = field(default_factory=dict)
-    rows: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def check_weights(
@@ -91,14 +79,14 @@ def check_weights(
         raise WeightsMismatch(problems, where=folder)
     findings: list[str] = []
     dtypes: dict[str, str] = {}
-    factors = _Factors()
+    channels = Channels(stored, expected)
     family = expected.wanted.family
     for name in _norms_first(names & (set(expected.shapes) | set(stored.sums)), family):
         found = stored.read(name)
         dtypes[name] = found.dtype
         wanted = _sum(stored.sums.get(name, (name,)), expected)
-        wanted = Expected(found.as_stored(wanted.values), wanted.slack + found.offset * _OFFSET_SLACK)
-        wanted = _scaled(name, wanted, found, factors, stored, family)
+        wanted = Expected(found.as_stored(wanted.values), wanted.slack + offset_slack(found))
+        wanted = channels.scaled(name, wanted, found)
         recorded = (rounding or {}).get(name)
         if recorded is not None and values_digest(found.values) != recorded:
             findings.append(f"{name} is not rounded as its writer recorded")
@@ -243,48 +231,3 @@ def _sum(names: tuple[str, ...], expected: ExpectedWeights) -> Expected:
         return parts[0]
     total = torch.stack([part.values for part in parts]).sum(0)
     return Expected(total, sum((part.slack for part in parts), 0.0) + total.abs() * HALF_ULP["fp32"])
-
-
-_READERS: Mapping[Role, tuple[Role, ...]] = {"attn_in_norm": ("q", "k", "v"), "ffn_in_norm": ("gate", "up")}
-
-
-def _scaled(
-    name: str, wanted: Expected, found: Stored, factors: _Factors, stored: StoredWeights, family: Family
-) -> Expected:
-    """`wanted` with the channels scaled as those of the file are. Only what integers read is ever scaled."""
-    place, values = family.find(name), wanted.values
-    role, layer = (None, None) if place is None else (place.role, place.layer)
-    if role is not None and role in _READERS and values.shape == found.values.shape:
-        readers = [family.weight(reader, layer) for reader in _READERS[role]]
-        if readers[0] in stored.names() and _is_integers(stored.read(readers[0])):
-            factor_D = _on_grid(values, found.values, tolerance=1e-5 + HALF_ULP[found.dtype])
-            factors.columns |= dict.fromkeys(readers, factor_D)
-            return Expected(values / factor_D, wanted.slack)
-        return wanted
-    if name in factors.columns:
-        values = values * factors.columns[name]
-    is_up = place is not None and (place.role, place.part) == ("up", "weight")
-    if is_up and _is_integers(found) and values.shape == found.values.shape:
-        # A row has steps of its own, so how large it is survives rounding.
-        factor_F = _on_grid(values.norm(dim=1), found.values.norm(dim=1), tolerance=0.08)
-        factors.rows |= {name: 1 / factor_F, family.bias("up", layer): 1 / factor_F}
-        factors.columns[family.weight("down", layer)] = factor_F
-    if name in factors.rows:
-        factor = factors.rows[name]
-        values = values * (factor[:, None] if values.dim() == 2 else factor)
-        if values.dim() == 1:  # a quotient on one side, a product on the other
-            return Expected(values, wanted.slack + values.abs() * HALF_ULP["fp32"] * 4)
-    return Expected(values, wanted.slack)
-
-
-def _is_integers(found: Stored) -> bool:
-    return found.steps is not None or found.searched is not None
-
-
-def _on_grid(wanted: torch.Tensor, found: torch.Tensor, *, tolerance: float) -> torch.Tensor:
-    """Wanted / found, where that is a power of two to a multiple of a quarter, and 1 elsewhere."""
-    ratio = wanted / found
-    steps = (ratio.abs().log2() * 4).nan_to_num(0.0, 0.0, 0.0).round().clamp(-64, 64)
-    factor = torch.exp2(steps / 4)
-    near = (ratio / factor - 1).abs() <= tolerance
-    return factor.where(near, 1.0)
