@@ -94,12 +94,12 @@ _EXPORT = "export model --strategy strategy.safetensors --shape 3x0.5 --out"
 COMMANDS: Mapping[str, tuple[str, ...]] = {
     "export onnx": _words(f"{_EXPORT} dist/out --format onnx --refit off"),
     "export safetensors": _words(f"{_EXPORT} dist/out --format safetensors --refit off"),
-    "export gguf": _words(f"{_EXPORT} dist/out --format gguf"),
+    "export gguf": _words(f"{_EXPORT} dist/out --format gguf --refit fast --heal 4ktok"),
     "build": _words("build"),
     "calibrate": _words("calibrate model --recipe recipe.toml --out dist/found.safetensors"),
     "finetune": _words(
-        "finetune model --strategy strategy.safetensors --data text.txt --out dist/adapter --max-steps 12"
-        " --save-every 4 --batch-size 2 --gradient-accumulation 1 --max-length 32 --rank 2 --experts 2"
+        "finetune model --strategy strategy.safetensors --data text.txt --out dist/adapter --max-steps 4"
+        " --save-every 2 --batch-size 2 --gradient-accumulation 1 --max-length 32 --rank 2 --experts 2"
     ),
     "verify": _words("verify artifact --strategy strategy.safetensors"),
     "bench": _words("bench artifact --prompt 8 --generate 8 --rounds 2"),

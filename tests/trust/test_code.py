@@ -83,7 +83,10 @@ def test_code_of_a_model_never_runs(
     """The model is of a type that transformers has: it works, and its code is not needed."""
     plant_everywhere(place.model, mark, module=module.replace("ABSOLUTE", str(place.model / "evil")))
     monkeypatch.chdir(place.model)
-    run = amoeba(*command(name, place, tmp_path / ("out.safetensors" if name == "calibrate" else "out")))
+    words = command(name, place, tmp_path / ("out.safetensors" if name == "calibrate" else "out"))
+    if name == "search" and module != "evil":  # all precisions once: their rounding reads the model as the others do
+        words += ["--dtype", "int8"]
+    run = amoeba(*words)
     assert not mark.exists(), mark.read_text()
     assert run.code == 0, run.err
     if name == "export":

@@ -1,0 +1,111 @@
+"""What integers chosen with data are worth: mean KL divergence from fp32 with all layers in 4 bits.
+
+    python -m benchmarks.rounding --text FILE [--model demo] [--tokens 16384] [--windows 6] [--length 192]
+
+Three ways to the same grid, ONNX `int4` (symmetric, blocks of 32): to nearest, as builders do it; equalized, then to
+nearest; equalized, then with data from the recipe of an export. The files have the same size and speed. Embedding and
+head stay as they are, weights are computed with in fp32, and `--text` should be none that recipes draw from.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from amoeba_export.application.rounded import RECIPE, TOKENS
+from amoeba_export.cli.console import Talk
+from amoeba_export.formats.onnx.rounding import grid_of, scaled_layers
+from amoeba_export.ir import Subnet, Supernet
+from amoeba_export.load import load_supernet
+from amoeba_export.materialize import materialize_subnet
+from amoeba_export.model.host import Host
+from amoeba_export.model.samples import in_a_row, opening_of, windows_of
+from amoeba_export.model.tokenizer import open_tokenizer
+from amoeba_export.refit import load_refit_recipe
+from amoeba_export.refit.recipe import Draw
+from amoeba_export.refit.rounded_layer import RoundedLayer
+from amoeba_export.refit.rounding import round_with_data
+from benchmarks.equalize import rounded
+
+DTYPE = "int4"
+
+
+def to_nearest(subnet: Subnet, *, equalized: bool) -> dict[str, torch.Tensor]:
+    """The weights of the layers, rounded one by one."""
+    weights = {}
+    plain = dict(subnet.stream())
+    for name, scaled in scaled_layers(subnet, DTYPE):
+        weight = scaled if equalized else plain[name].float()
+        grid = grid_of(name, scaled, subnet, DTYPE) if weight.dim() == 2 else None
+        weights[name] = weight if grid is None else rounded(weight, grid.block_size)
+    return weights
+
+
+def with_data(supernet: Supernet, subnet: Subnet, tokens: int) -> dict[str, torch.Tensor]:
+    """The weights of the layers, as an export chooses them."""
+    weights: dict[str, torch.Tensor] = {}
+
+    def take(layers: Iterator[RoundedLayer]) -> None:
+        for layer in layers:
+            weights.update(layer.others)
+            weights.update({name: matrix.values() for name, matrix in layer.matrices.items()})
+
+    round_with_data(
+        supernet,
+        supernet.full_plan(),
+        lambda: scaled_layers(subnet, DTYPE),
+        lambda name, weight: grid_of(name, weight, subnet, DTYPE),
+        Draw(recipe=load_refit_recipe(RECIPE).model_copy(update={"tokens": tokens})),
+        take=take,
+        identity={},
+        host=Host(progress=Talk()),
+    )
+    return weights
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--tokens", type=int, default=TOKENS)
+    parser.add_argument("--windows", type=int, default=6)
+    parser.add_argument("--length", type=int, default=192)
+    arguments = parser.parse_args()
+    supernet = load_supernet(arguments.model)
+    subnet = materialize_subnet(supernet, supernet.full_plan())
+    tokenizer = open_tokenizer(supernet.folder)
+    text = arguments.text.read_text(encoding="utf-8")[: 10 * arguments.windows * arguments.length]
+    ids = in_a_row([text], tokenizer)
+    windows = windows_of(ids, arguments.length, opening_of(tokenizer))[: arguments.windows]
+    model = AutoModelForCausalLM.from_pretrained(supernet.folder, dtype=torch.float32).eval()
+    plain = {name: value.clone() for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def log_probabilities(weights: Mapping[str, torch.Tensor]) -> Iterator[torch.Tensor]:
+        left_out = model.load_state_dict({**plain, **weights}, strict=False)
+        assert not left_out.unexpected_keys, left_out
+        for window in windows:
+            yield torch.log_softmax(model(torch.tensor([window])).logits[0], -1)
+
+    full = list(log_probabilities({}))
+
+    def divergence(weights: Mapping[str, torch.Tensor]) -> float:
+        pairs = zip(full, log_probabilities(weights), strict=True)
+        return sum(float((p.exp() * (p - q)).sum(-1).mean()) for p, q in pairs) / len(full)
+
+    nearest = divergence(to_nearest(subnet, equalized=False))
+    print(f"| {'to nearest':36} | {nearest:.4f} | 1.00 |", flush=True)
+    for name, weights in (
+        ("equalized, to nearest", to_nearest(subnet, equalized=True)),
+        (f"equalized, with data ({arguments.tokens} tokens)", with_data(supernet, subnet, arguments.tokens)),
+    ):
+        found = divergence(weights)
+        print(f"| {name:36} | {found:.4f} | {found / nearest:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
