@@ -43,8 +43,9 @@ _CALIBRATION = Algorithm(name="calibration", version=3)
 _WRITING = Algorithm(name="writing", version=3)
 """The format writers: graphs, quantization, equalization."""
 _COMPARING = Algorithm(name="comparing", version=4)
-_REFITTING = Algorithm(name="refitting", version=2)
-_CHOOSING_INTEGERS = Algorithm(name="choosing integers", version=3)
+REFITTING = Algorithm(name="refitting", version=3)
+HEALING = Algorithm(name="healing", version=3)
+CHOOSING_INTEGERS = Algorithm(name="choosing integers", version=5)
 _MEASURING = Algorithm(name="measuring", version=2)
 _FITTING = Algorithm(name="fitting", version=1)
 _REFINING = Algorithm(name="refining", version=1)
@@ -73,22 +74,25 @@ REFINED_TABLES = Kind(name="refined-tables", made_by=(_WRITING, _MEASURING, _FIT
 FULL_MODELS = Kind(name="full-models", made_by=(_WRITING, _MEASURING))
 """Latencies of an uncut model on a device in each precision, of one run."""
 
-FRONTIERS = Kind(name="frontiers", made_by=(_CALIBRATION, _WRITING, _MEASURING, _FITTING))
+FRONTIERS = Kind(
+    name="frontiers",
+    made_by=(_CALIBRATION, REFITTING, CHOOSING_INTEGERS, _WRITING, _COMPARING, _MEASURING, _FITTING),
+)
 """What can be had of a model on a device, and the plan of every numbered choice."""
 
-REFITS = Kind(name="refits", made_by=(_REFITTING,), is_large=True)
+REFITS = Kind(name="refits", made_by=(REFITTING, HEALING), is_large=True)
 """Refits and healed weights, by the sha256 of the file."""
 
-RECOVERIES = Kind(name="recoveries", made_by=(_REFITTING,))
+RECOVERIES = Kind(name="recoveries", made_by=(REFITTING, HEALING))
 """Which refit came of a model, a plan, a recipe and a seed."""
 
 PACES = Kind(name="paces", made_by=(Algorithm(name="pacing", version=1),))
 """How long some work took the last time."""
 
-ROUNDED = Kind(name="rounded", made_by=(_CHOOSING_INTEGERS, _WRITING), is_large=True)
+ROUNDED = Kind(name="rounded", made_by=(CHOOSING_INTEGERS, _WRITING), is_large=True)
 """Integers chosen with data, by the sha256 of the file."""
 
-ROUNDINGS = Kind(name="roundings", made_by=(_CHOOSING_INTEGERS, _WRITING))
+ROUNDINGS = Kind(name="roundings", made_by=(CHOOSING_INTEGERS, _WRITING))
 """Which integers came of a model, a plan, a dtype, a recipe and a seed."""
 
 KINDS = (

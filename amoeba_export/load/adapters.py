@@ -19,8 +19,6 @@ from amoeba_export.load.sidecars import check_sidecars
 from amoeba_export.load.smol import GATE_WEIGHTS, SmolAdapter
 from amoeba_export.model.tokenizer import has_tokenizer
 
-"""Files one of which a tokenizer is made from."""
-
 
 def add_adapter(supernet: Supernet, folder: Path, *, cache_dir: Path, progress: Progress = SILENT) -> Supernet:
     """`supernet` with the adapter of a folder, checked against it.

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from amoeba_export.cache.kinds import HEALING
 from amoeba_export.errors import NotForExperts
 from amoeba_export.ir import SubnetPlan, Supernet, TensorSpec
 from amoeba_export.model.host import Host
@@ -26,9 +27,6 @@ from amoeba_export.refit.distill import Distillation, Teacher, logits_of, one_by
 from amoeba_export.refit.recipe import Draw, HealSettings
 from amoeba_export.refit.stage import Refitted, adapter_ids, writer_biases
 from amoeba_export.refit.student import Student
-
-VERSION = 3
-"""Raise it when the same inputs give other weights than before."""
 
 FULL_WEIGHTS_BELOW = 1_000_000_000
 """Parameters of a cut up to which all of its weights are trained."""
@@ -78,7 +76,7 @@ def heal(
     rank = settings.rank if settings.rank or is_small else RANK
     student = Student(cut, plan, biases, supernet.refit_of(plan), rank=rank, seed=seed)
     facts = {
-        "heal": VERSION,
+        "heal": HEALING.version,
         "samples": data.digest,
         "plan": plan.geometry,
         "start": plan.refit_id,
@@ -101,7 +99,7 @@ def heal(
             "adapters": list(adapter_ids(supernet)),
             "kind": "heal",
             "settings": {
-                "version": VERSION,
+                "version": HEALING.version,
                 **draw.settings,
                 "start": plan.refit_id,
                 "trained_tokens": run.tokens_done,

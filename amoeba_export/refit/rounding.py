@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
+from amoeba_export.cache.kinds import CHOOSING_INTEGERS
 from amoeba_export.cache.sealed import read_sealed, write_sealed
 from amoeba_export.ir import Family, LayerPlan, Progress, Role, SubnetPlan, Supernet
 from amoeba_export.ir.family import WRITERS
@@ -35,9 +36,6 @@ from amoeba_export.refit.gptq import Rounded, RoundedBlocks, factor_inverse, rou
 from amoeba_export.refit.recipe import Draw
 from amoeba_export.refit.rounded_layer import RoundedLayer, layer_of, tensors_of
 from amoeba_export.refit.streams import Room, Stream
-
-VERSION = 5
-"""Raise it when the same inputs give other integers than before."""
 
 MEMORY_BYTES = 1 << 30
 """What the stream of tokens may take in memory."""
@@ -79,7 +77,13 @@ def round_with_data(
     samples = read_data(draw, supernet.folder).fit
     tensors = RefittedTensors(MergedTensors(supernet, plan), supernet, plan)
     stack = LayerStack(supernet, memory_bytes=0, device=device, tensors=tensors)
-    facts = {"rounding": VERSION, "samples": samples.digest, "plan": plan.geometry, "device": device.type, **identity}
+    facts = {
+        "rounding": CHOOSING_INTEGERS.version,
+        "samples": samples.digest,
+        "plan": plan.geometry,
+        "device": device.type,
+        **identity,
+    }
     with open_workplace(supernet.identity, host) as workplace:
         folder = workplace.folder_of(facts)
         sweep = _Sweep(stack, samples, folder, grid_of, host.progress)

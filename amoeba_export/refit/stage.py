@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from amoeba_export.cache.kinds import REFITTING
 from amoeba_export.errors import NotANumber
 from amoeba_export.ir import Architecture, Axis, LayerPlan, Role, SubnetPlan, Supernet, TensorSpec
 from amoeba_export.ir.family import WRITERS
@@ -26,9 +27,6 @@ from amoeba_export.refit.sweep import Cut, Sweep
 
 MEMORY_BYTES = 3 * 2**29
 """What the streams and the largest solve take together. What does not fit lies on disk."""
-
-VERSION = 3
-"""Raise it when the same inputs give other weights than before."""
 
 _AXES: dict[Role, Axis] = dict(zip(WRITERS, ("query", "ffn"), strict=True))
 
@@ -81,7 +79,7 @@ def refit(
     full = LayerStack(supernet, memory_bytes=0, device=device, tensors=MergedTensors(supernet, supernet.full_plan()))
     cuts = [_cut(supernet, plan, device) for plan in plans]
     facts = {
-        "refit": VERSION,
+        "refit": REFITTING.version,
         "layers": 2,  # how solved layers are written
         "samples": data.digest,
         "strengths": list(draw.recipe.strengths),
@@ -219,7 +217,7 @@ def _result(
         "model_id": supernet.identity,
         "adapters": list(adapter_ids(supernet)),
         "kind": "refit",
-        "settings": {"version": VERSION, **draw.settings, "writers": figures},
+        "settings": {"version": REFITTING.version, **draw.settings, "writers": figures},
         "losses": {text: {name: values[text] for name, values in losses.items()} for text in texts},
     }
     return Refitted(plan=plan, facts=facts, specs=specs, weights=weights)
