@@ -436,17 +436,12 @@ class NothingLoads(BudgetError):
 class BudgetMissed(BudgetError):
     """A built subnet is over its budget when measured, and there is no smaller one.
 
-    `was_given`: Its shape or plan was; else it is the fastest that the search came to.
+    `smaller`: What to do for a smaller one.
     """
 
     def __init__(
-        self, shape: str, metric: str, percentile: int, reached_ms: float, limit_ms: float, *, was_given: bool
+        self, shape: str, metric: str, percentile: int, reached_ms: float, limit_ms: float, *, smaller: str
     ) -> None:
-        smaller = (
-            "let --latency without --shape choose a smaller subnet"
-            if was_given
-            else "calibrate with more removed layers or smaller widths"
-        )
         super().__init__(
             f"The subnet {shape} takes {reached_ms:.4g} ms ({metric} p{percentile}); the budget is {limit_ms:.4g} ms.",
             next_step=f"Allow {reached_ms * 1.03:.3g} ms, or {smaller}.",

@@ -10,6 +10,7 @@ from pathlib import Path
 from amoeba_export.application.choose import Chooser
 from amoeba_export.application.costs import learn, make_predictor, measure_beside_full
 from amoeba_export.application.outcome import Outcome
+from amoeba_export.application.problem import smaller_than_known
 from amoeba_export.application.session import Session
 from amoeba_export.application.trials import Choice, Trial, best_of, next_step
 from amoeba_export.application.wholes import Whole
@@ -82,7 +83,7 @@ def fit_budget(session: Session, build: Build) -> Fitted:
         _learn(choose, dtype, trials)
     chosen = best_of(trials)
     if chosen.outcome.use > 1:
-        raise _missed(chosen.plan, chosen.outcome, was_given=False)
+        raise _missed(chosen.plan, chosen.outcome, smaller=smaller_than_known(chosen.choice.session))
     if not chosen.outcome.is_kept:
         session.progress.warn(
             f"{len(chosen.outcome.latency.rounds)} rounds do not show that any subnet keeps the budget."
@@ -163,7 +164,7 @@ def fit_plan(session: Session, plan: SubnetPlan, build: Build, *, full_dtype: st
     assert fitted.latency and fitted.full
     outcome = Outcome(budgets=settings.budgets, full=fitted.full, latency=fitted.latency)
     if outcome.use > 1:
-        raise _missed(plan, outcome, was_given=True)
+        raise _missed(plan, outcome, smaller="let --latency without --shape choose a smaller subnet")
     return dataclasses.replace(fitted, limit_ms=outcome.limit_ms)
 
 
@@ -208,10 +209,10 @@ def _fitted(trial: Trial, search: SearchResult, choose: Chooser) -> Fitted:
     )
 
 
-def _missed(plan: SubnetPlan, outcome: Outcome, *, was_given: bool) -> BudgetMissed:
+def _missed(plan: SubnetPlan, outcome: Outcome, *, smaller: str) -> BudgetMissed:
     """The error that names the budget that is missed by most."""
     budget, limit_ms, reached_ms = outcome.tightest
-    return BudgetMissed(str(plan.shape), budget.metric, budget.percentile, reached_ms, limit_ms, was_given=was_given)
+    return BudgetMissed(str(plan.shape), budget.metric, budget.percentile, reached_ms, limit_ms, smaller=smaller)
 
 
 def _given(session: Session, plan: SubnetPlan, predictor: Predictor, *, full_dtype: str | None = None) -> Fitted:

@@ -18,6 +18,7 @@ from amoeba_export.ir.derive import CutRules, derive_plan
 from amoeba_export.ir.dtype import AUTO
 from amoeba_export.profile import predict_memory_mb
 from amoeba_export.search import Problem, quality_surface
+from amoeba_export.search.space import CALIBRATE_SMALLER
 
 LEAST_NOISE = 0.005
 """Of a latency that was measured in another run, where its rounds scatter less or were not kept."""
@@ -50,7 +51,15 @@ def problem_of(session: Session, strategy: Strategy) -> Problem:
         dtype=dtype if is_one_of_several else None,
         runtime=session.target.limits,
         runtime_dtype=dtype,
+        smaller=smaller_than_known(session),
     )
+
+
+def smaller_than_known(session: Session) -> str:
+    """What to do for smaller shapes than those that a search in `session` chooses from."""
+    if any(item.role == "quality" for item in session.supernet.inputs):
+        return "measure smaller shapes, too, with 'amoeba evaluate --grid' and --depths or --widths"
+    return CALIBRATE_SMALLER
 
 
 def memory_mb(session: Session, dense: DenseArchitecture) -> float:

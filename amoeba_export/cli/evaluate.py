@@ -5,6 +5,8 @@ Commands are long on purpose: each parameter is a flag, with its help.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -193,23 +195,24 @@ def _show(file: QualityFile) -> None:
     from amoeba_export.evaluate import pareto
 
     names = list(dict.fromkeys(name for entry in file.shapes for name in entry.tasks))
-    figures = ("weights", "prunable", "perplexity", *names, "average")
-    shown = table("shape", *figures, "front", right=figures)
     front = {entry.shape for entry in pareto(file.shapes)}
+    columns: dict[str, Callable[[ShapeQuality], str]] = {
+        "weights": lambda entry: f"{entry.num_params / 1e6:.1f} M",
+        "prunable": lambda entry: percent(entry.prunable),
+        "perplexity": lambda entry: "-" if entry.perplexity is None else f"{entry.perplexity:.2f}",
+        **{name: partial(_accuracy, name) for name in names},
+    }
+    if len(names) > 1:
+        columns["average"] = lambda entry: "-" if entry.task_average is None else f"{100 * entry.task_average:.1f}"
+    figures = tuple(columns)
+    if len(front) < len(file.shapes):  # else it tells none from another
+        columns["front"] = lambda entry: "*" if entry.shape in front else ""
+    shown = table("shape", *columns, right=figures)
     for entry in file.shapes:
-        average = entry.task_average
-        shown.add_row(
-            str(entry.shape),
-            f"{entry.num_params / 1e6:.1f} M",
-            percent(entry.prunable),
-            "-" if entry.perplexity is None else f"{entry.perplexity:.2f}",
-            *(_accuracy(entry, name) for name in names),
-            "-" if average is None else f"{100 * average:.1f}",
-            "*" if entry.shape in front and len(file.shapes) > 1 else "",
-        )
+        shown.add_row(str(entry.shape), *(column(entry) for column in columns.values()))
     answer().print(shown)
 
 
-def _accuracy(entry: ShapeQuality, name: str) -> str:
+def _accuracy(name: str, entry: ShapeQuality) -> str:
     score = entry.tasks.get(name)
     return "-" if score is None else f"{100 * score.score:.1f} +/- {100 * score.stderr:.1f}"

@@ -76,6 +76,6 @@ def finetune(
     console = answer()
     console.print(titled(str(done.folder), facts(rows)))
     console.print()
-    smallest = shape or next(reversed(losses))
-    following = ("amoeba", "export", name, "--strategy", strategy, "--adapter", out, "--shape", smallest)
+    what = ("--shape", shape) if shape else ("--target", "cpu", "--latency", "75%")
+    following = ("amoeba", "export", name, "--strategy", strategy, "--adapter", out, *what)
     console.print(f"next: {command(*following)}")

@@ -47,6 +47,7 @@ class Loop:
         plans = {
             known: derive_plan(supernet.strategy, supernet.architecture, known, rules) for known in sampler.shapes()
         }
+        self.progress.note(f"Reading {data} and the model.")
         examples = read_examples(
             data,
             open_tokenizer(supernet.folder),

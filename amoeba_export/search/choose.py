@@ -48,7 +48,7 @@ def search_plan(problem: Problem, predictor: Predictor, seen: Seen = NOTHING_SEE
     closest = min(range(len(figures)), key=lambda i: (figures[i].refused, figures[i].load))
     if not figures[closest].fits:
         name = f"{sketches[closest].shape} in {problem.dtype}" if problem.dtype else str(sketches[closest].shape)
-        raise _nothing_fits(name, figures[closest], limits)
+        raise _nothing_fits(name, figures[closest], limits, problem.smaller)
     return _ranked(quality_surface(problem.strategy), sketches, figures, limits)
 
 
@@ -177,7 +177,7 @@ def _candidate(sketch: Sketch, figures: _Figures, *, on_pareto: bool) -> Candida
     )
 
 
-def _nothing_fits(closest: str, figures: _Figures, limits: Limits) -> NothingFits:
+def _nothing_fits(closest: str, figures: _Figures, limits: Limits, smaller: str) -> NothingFits:
     wanted, reached = [], []
     for (budget, limit_ms), ms in zip(limits.budgets, figures.budget_ms, strict=True):
         wanted.append(f"{budget.metric} p{budget.percentile} <= {limit_ms:.4g} ms")
@@ -195,6 +195,6 @@ def _nothing_fits(closest: str, figures: _Figures, limits: Limits) -> NothingFit
         " and ".join(wanted),
         closest,
         " and ".join(reached),
-        next_step=f"{advice}, or calibrate with more removed layers or smaller widths.",
+        next_step=f"{advice}, or {smaller}.",
         load=figures.load,
     )

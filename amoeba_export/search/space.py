@@ -30,6 +30,10 @@ Memory = Callable[[DenseArchitecture], float]
 """What a model occupies while it runs, in MiB."""
 
 
+CALIBRATE_SMALLER = "calibrate with more removed layers or smaller widths"
+"""What to do for smaller shapes than a strategy knows."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """What is to be chosen, and under which limits.
@@ -48,6 +52,7 @@ class Problem:
         dtype: The precision, where several are searched: messages name it.
         runtime: What the target's runtime loads; nothing else is chosen.
         runtime_dtype: The precision, for `runtime`.
+        smaller: What to do for smaller shapes than the strategy has figures of.
     """
 
     strategy: Strategy
@@ -61,6 +66,7 @@ class Problem:
     dtype: str | None = None
     runtime: RuntimeLimits = NO_LIMITS
     runtime_dtype: str | None = None
+    smaller: str = CALIBRATE_SMALLER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

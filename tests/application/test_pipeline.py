@@ -529,6 +529,19 @@ def test_what_was_measured_with_an_adapter_decides_its_search(
     assert main([str(word) for word in ("verify", tmp_path / "out", *words)]) == 0
 
 
+def test_where_an_adapter_says_what_shapes_there_are_smaller_ones_are_to_be_measured_with_it(
+    model: Path, strategy: Path, target: Path, adapter: Path
+):
+    request = ExportRequest(model=str(model), strategy=strategy, adapters=(adapter,), target=str(target), latency="30%")
+    write_quality(request, {"4x1": 2.0, "3x1": 2.1})
+    with pytest.raises(NothingFits) as caught:
+        pipeline.search(request)
+    assert caught.value.next_step is not None
+    assert caught.value.next_step.endswith(
+        " ms or more, or measure smaller shapes, too, with 'amoeba evaluate --grid' and --depths or --widths."
+    )
+
+
 def test_a_quality_file_of_other_inputs_is_left_aside(
     model: Path, strategy: Path, target: Path, adapter: Path, tmp_path: Path
 ):
