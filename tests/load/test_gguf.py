@@ -436,6 +436,26 @@ def test_a_model_without_numbers_is_refused(tmp_path: Path) -> None:
     assert "llama.cpp computes no number (NaN) after" in refusal(tmp_path / "nan.gguf", SourceDisagrees)
 
 
+@pytest.mark.usefixtures("llama_cpp_too")
+def test_logits_so_large_that_llama_cpp_says_none_are_refused(tmp_path: Path) -> None:
+    model = tiny_model("llama", vocab_size=len(TOKENS))
+    model.model.norm.weight.data.fill_(1e30)
+    parts_of_letters = [idx for idx, token in enumerate(TOKENS) if not token.isascii()]
+    model.model.embed_tokens.weight.data[parts_of_letters] *= 10
+    write_gguf(tmp_path / "large.gguf", model=model)
+    assert "llama.cpp gives no probabilities after" in refusal(tmp_path / "large.gguf", SourceDisagrees)
+
+
+def test_a_template_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "odd.gguf")
+    content = (tmp_path / "odd.gguf").read_bytes()
+    start = content.index(TEMPLATE.encode())
+    (tmp_path / "odd.gguf").write_bytes(content[: start + 2] + b"\x80" + content[start + 3 :])
+    assert refusal(tmp_path / "odd.gguf", DamagedFile) == (
+        "This file is damaged or not what its name says: tokenizer.chat_template is no text in UTF-8 (at letter 3)"
+    )
+
+
 def test_another_architecture_is_named(tmp_path: Path) -> None:
     write_gguf(tmp_path / "mpt.gguf", arch="mpt")
     assert refusal(tmp_path / "mpt.gguf") == "Models of type 'mpt' are not supported."

@@ -98,7 +98,11 @@ def _logit_differences(
         limit = max(limit, TABLE_LIMIT)
     findings = []
     for prompt, answer in zip(prompts, answers, strict=True):
-        theirs = {int(top["id"]): top["logprob"] for top in answer["completion_probabilities"][0]["top_logprobs"]}
+        told = answer.get("completion_probabilities")
+        if not told:  # NaN, or logits so large that the token which it was to take did not win
+            findings.append(f"llama.cpp gives no probabilities after {len(prompt)} tokens")
+            continue
+        theirs = {int(top["id"]): top["logprob"] for top in told[0]["top_logprobs"]}
         if None in theirs.values():  # JSON has no NaN
             findings.append(f"llama.cpp computes no number (NaN) after {len(prompt)} tokens")
             continue

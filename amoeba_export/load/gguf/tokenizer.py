@@ -142,6 +142,13 @@ def read_vocabulary(file: GgufFile) -> Vocabulary | None:
             if adds:
                 special.setdefault(name, _GPT2_DEFAULT_ID)
     prefix = "tokenizer.chat_template."
+    templates = {
+        key: value
+        for key, value in fields.items()
+        if isinstance(value, str) and (key == "tokenizer.chat_template" or key.startswith(prefix))
+    }
+    for key, value in templates.items():
+        _check_text(value, key, file.path)
     return Vocabulary(
         path=file.path,
         kind=kind,
@@ -155,13 +162,17 @@ def read_vocabulary(file: GgufFile) -> Vocabulary | None:
         adds_eos=adds_eos,
         # llama.cpp puts no space in front of byte-level text, whatever the file says.
         adds_space=kind == "llama" and bool(fields.get("tokenizer.ggml.add_space_prefix", True)),
-        chat_template=fields.get("tokenizer.chat_template"),
-        more_templates={
-            key.removeprefix(prefix): value
-            for key, value in fields.items()
-            if key.startswith(prefix) and isinstance(value, str)
-        },
+        chat_template=templates.pop("tokenizer.chat_template", None),
+        more_templates={key.removeprefix(prefix): value for key, value in templates.items()},
     )
+
+
+def _check_text(text: str, key: str, path: Path) -> None:
+    """Raises `DamagedFile` for bytes that are no UTF-8, which a file of tokens may have and a text may not."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DamagedFile(path, f"{key} is no text in UTF-8 (at letter {error.start + 1})") from error
 
 
 def _refused(path: Path, what: str) -> UnsupportedError:
