@@ -1,16 +1,18 @@
-"""What integers chosen with data are worth: mean KL divergence from fp32 with all layers in 4 bits.
+"""What integers chosen with data are worth: mean KL divergence from fp32 with layers and head in 4 bits.
 
     python -m benchmarks.rounding --text FILE [--model demo] [--tokens 16384] [--windows 6] [--length 192]
 
 Three ways to the same grid, ONNX `int4` (symmetric, blocks of 32): to nearest, as builders do it; equalized, then to
-nearest; equalized, then with data from the recipe of an export. The files have the same size and speed. Embedding and
-head stay as they are, weights are computed with in fp32, and `--text` should be none that recipes draw from.
+nearest; equalized, then with data from the recipe of an export. The files have the same size and speed. The head is
+rounded in all three, and with it the embedding where both are one; weights are computed with in fp32, and `--text`
+should be none that recipes draw from. A second line of each is about the layers alone, with a head in fp32.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from amoeba_export.application.rounded import RECIPE, TOKENS
 from amoeba_export.cli.console import Talk
-from amoeba_export.formats.onnx.rounding import grid_of, scaled_layers
+from amoeba_export.formats.onnx.rounding import grid_of, head_grid, scaled_layers
 from amoeba_export.ir import Subnet, Supernet
 from amoeba_export.load import load_supernet
 from amoeba_export.materialize import materialize_subnet
@@ -34,10 +36,17 @@ from benchmarks.equalize import rounded
 DTYPE = "int4"
 
 
+def head_of(subnet: Subnet) -> str:
+    """The weight that logits come from."""
+    return subnet.family.weight(subnet.architecture.base.logits_role)
+
+
 def to_nearest(subnet: Subnet, *, equalized: bool) -> dict[str, torch.Tensor]:
-    """The weights of the layers, rounded one by one."""
-    weights = {}
+    """The weights of the layers and of the head, rounded one by one."""
     plain = dict(subnet.stream())
+    head = plain[head_of(subnet)].float()
+    grid = head_grid(head, DTYPE)
+    weights = {} if grid is None else {head_of(subnet): rounded(head, grid.block_size)}
     for name, scaled in scaled_layers(subnet, DTYPE):
         weight = scaled if equalized else plain[name].float()
         grid = grid_of(name, scaled, subnet, DTYPE) if weight.dim() == 2 else None
@@ -46,7 +55,7 @@ def to_nearest(subnet: Subnet, *, equalized: bool) -> dict[str, torch.Tensor]:
 
 
 def with_data(supernet: Supernet, subnet: Subnet, tokens: int) -> dict[str, torch.Tensor]:
-    """The weights of the layers, as an export chooses them."""
+    """The weights of the layers and of the head, as an export chooses them."""
     weights: dict[str, torch.Tensor] = {}
 
     def take(layers: Iterator[RoundedLayer]) -> None:
@@ -60,6 +69,7 @@ def with_data(supernet: Supernet, subnet: Subnet, tokens: int) -> dict[str, torc
         lambda: scaled_layers(subnet, DTYPE),
         lambda name, weight: grid_of(name, weight, subnet, DTYPE),
         Draw(recipe=load_refit_recipe(RECIPE).model_copy(update={"tokens": tokens})),
+        head_grid=lambda weight: head_grid(weight, DTYPE),
         take=take,
         identity={},
         host=Host(progress=Talk()),
@@ -83,6 +93,8 @@ def main() -> None:
     windows = windows_of(ids, arguments.length, opening_of(tokenizer))[: arguments.windows]
     model = AutoModelForCausalLM.from_pretrained(supernet.folder, dtype=torch.float32).eval()
     plain = {name: value.clone() for name, value in model.state_dict().items()}
+    if subnet.architecture.base.tied_embeddings:  # the same values a second time
+        del plain[supernet.family.weight("head")]
 
     @torch.no_grad()
     def log_probabilities(weights: Mapping[str, torch.Tensor]) -> Iterator[torch.Tensor]:
@@ -97,14 +109,18 @@ def main() -> None:
         pairs = zip(full, log_probabilities(weights), strict=True)
         return sum(float((p.exp() * (p - q)).sum(-1).mean()) for p, q in pairs) / len(full)
 
-    nearest = divergence(to_nearest(subnet, equalized=False))
-    print(f"| {'to nearest':36} | {nearest:.4f} | 1.00 |", flush=True)
-    for name, weights in (
-        ("equalized, to nearest", to_nearest(subnet, equalized=True)),
-        (f"equalized, with data ({arguments.tokens} tokens)", with_data(supernet, subnet, arguments.tokens)),
+    nearest: tuple[float, float] | None = None
+    for name, choose in (
+        ("to nearest", partial(to_nearest, subnet, equalized=False)),
+        ("equalized, to nearest", partial(to_nearest, subnet, equalized=True)),
+        (f"equalized, with data ({arguments.tokens} tokens)", partial(with_data, supernet, subnet, arguments.tokens)),
     ):
-        found = divergence(weights)
-        print(f"| {name:36} | {found:.4f} | {found / nearest:.2f} |", flush=True)
+        weights = choose()
+        layers = {key: weight for key, weight in weights.items() if key != head_of(subnet)}
+        found = divergence(weights), divergence(layers)
+        nearest = nearest or found
+        for what, own, first in zip(("layers and head", "layers"), found, nearest, strict=True):
+            print(f"| {name:36} | {what:15} | {own:.4f} | {own / first:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

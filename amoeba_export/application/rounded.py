@@ -166,8 +166,14 @@ def _choose(wanted: _Wanted) -> RoundedWeights | None:
     def grid_of(name: str, weight: torch.Tensor) -> Grid | BlockQuantizer | None:
         return container.grid_of(name, weight, subnet, dtype)
 
+    def head_grid(weight: torch.Tensor) -> Grid | None:
+        return container.head_grid(weight, dtype)
+
     weights = container.scaled_layers(subnet, dtype)
-    if not any(weight.dim() == 2 and grid_of(name, weight) for name, weight in weights):
+    head = subnet.family.weight(session.architecture.logits_role)
+    if not any(weight.dim() == 2 and grid_of(name, weight) for name, weight in weights) and not any(
+        name == head and head_grid(weight.float()) for name, weight in subnet.stream()
+    ):
         return None
     made: list[RoundedWeights] = []
 
@@ -181,6 +187,7 @@ def _choose(wanted: _Wanted) -> RoundedWeights | None:
             lambda: container.scaled_layers(subnet, dtype),
             grid_of,
             wanted.draw,
+            head_grid=head_grid,
             take=take,
             identity={"facts": wanted.facts},
             host=session.host,

@@ -36,3 +36,8 @@ def grid_of(name: str, weight: torch.Tensor, subnet: Subnet, dtype: str) -> Grid
     if is_rounded(weight, group, scheme):
         return None
     return Grid(block_size=group, has_offsets=not scheme.symmetric, whole_zeros=True, step_dtype="bf16")
+
+
+def head_grid(weight: torch.Tensor, dtype: str) -> None:
+    """See `ChosenWithData`. It is not rounded."""
+    return

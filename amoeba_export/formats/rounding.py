@@ -28,6 +28,9 @@ class ChosenWithData(Protocol):
     def grid_of(self, name: str, weight: torch.Tensor, subnet: Subnet, dtype: str) -> Grid | BlockQuantizer | None:
         """What a matrix of `scaled_layers` must lie on; None where it stays as it is."""
 
+    def head_grid(self, weight: torch.Tensor, dtype: str) -> Grid | None:
+        """The same of the matrix that logits come from, which is not scaled. It may be the embedding, too."""
+
 
 _MODULES: Mapping[str, str] = MappingProxyType(
     {

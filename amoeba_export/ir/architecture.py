@@ -20,6 +20,7 @@ from amoeba_export.ir.family import (
     LayerKind,
     QkNormScope,
     QueryTemperature,
+    Role,
     Rope,
     TensorTemplate,
 )
@@ -135,6 +136,11 @@ class Architecture:
     def head_params(self) -> int:
         """Weights that logits are computed with: the head's, or the embedding's where it stands for it."""
         return self.num_logits * self.hidden_size
+
+    @property
+    def logits_role(self) -> Role:
+        """The role of the weight that logits come from."""
+        return "embedding" if self.tied_embeddings else "head"
 
     @property
     def has_own_head(self) -> bool:

@@ -86,8 +86,7 @@ class LayerStack:
 
     def head_name(self) -> str:
         """The weight of the vocabulary head: the embedding's where they are tied."""
-        head = self.family.weight("head")
-        return head if head in self.tensors.names() else self.family.weight("embedding")
+        return self.family.weight(self.architecture.logits_role)
 
     def embed(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         """Input of layer 0. [B, T, D]. Only the rows that are looked up are read."""

@@ -20,6 +20,9 @@ from amoeba_export.ir.rounded import BlockQuantizer, Grid
 DAMPING = 0.01
 """Of the mean diagonal of the Gram matrix, as in the paper."""
 
+_ROWS = 4096
+"""Rows that are rounded together: those of a head, all at once, would not fit into a processor's cache."""
+
 _LAZY = 128
 """Columns that are compensated among themselves before the rest is, as in the paper."""
 
@@ -78,7 +81,7 @@ def values_of(
     return codes_OC.float() * steps_OC + offsets_OG.repeat_interleave(block_size, 1)[:, :columns]
 
 
-def factor_inverse(gram_CC: torch.Tensor) -> torch.Tensor:
+def factor_inverse(gram_CC: torch.Tensor, *, damping: float = DAMPING) -> torch.Tensor:
     """The upper Cholesky factor of the inverse of a damped Gram matrix, fp32. `gram_CC` (fp64) is written over.
 
     A channel that no input has gets the mean of the others: nothing depends on it.
@@ -86,13 +89,13 @@ def factor_inverse(gram_CC: torch.Tensor) -> torch.Tensor:
     diagonal_C = gram_CC.diagonal()
     mean = diagonal_C.mean()
     diagonal_C[diagonal_C == 0] = mean if mean > 0 else 1.0
-    damping = DAMPING * diagonal_C.mean()
+    added = damping * diagonal_C.mean()
     for _ in range(8):
-        diagonal_C += damping
+        diagonal_C += added
         factor_CC, failed = torch.linalg.cholesky_ex(gram_CC)
         if not failed:
             break
-        damping = damping * 10  # inputs that are linearly dependent to the last bit
+        added = added * 10  # inputs that are linearly dependent to the last bit
     inverse_CC = torch.cholesky_inverse(factor_CC)
     del factor_CC
     upper_CC: torch.Tensor = torch.linalg.cholesky(inverse_CC, upper=True)
@@ -107,7 +110,15 @@ def round_matrix(w_OC: torch.Tensor, inverse_CC: torch.Tensor, grid: Grid) -> Ro
         inverse_CC: From `factor_inverse`, of the Gram matrix of its inputs.
         grid: What the result must lie on.
     """
-    w_OC = w_OC.clone()
+    parts = [_round_rows(rows_OC.clone(), inverse_CC, grid) for rows_OC in torch.split(w_OC, _ROWS)]
+    codes, steps, offsets = zip(*parts, strict=True)
+    return Rounded(codes_OC=torch.cat(codes), steps_OG=torch.cat(steps), offsets_OG=torch.cat(offsets), grid=grid)
+
+
+def _round_rows(
+    w_OC: torch.Tensor, inverse_CC: torch.Tensor, grid: Grid
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Codes, steps and offsets of some rows, which are written over."""
     rows, columns = w_OC.shape
     size = grid.block_size
     codes_OC = torch.empty(rows, columns, dtype=torch.uint8, device=w_OC.device)
@@ -130,7 +141,7 @@ def round_matrix(w_OC: torch.Tensor, inverse_CC: torch.Tensor, grid: Grid) -> Ro
             errors[:, column - start] = error_O
             w_OC[:, column + 1 : end].addr_(error_O, inverse_CC[column, column + 1 : end], alpha=-1)
         w_OC[:, end:].addmm_(errors, inverse_CC[start:end, end:], alpha=-1)
-    return Rounded(codes_OC=codes_OC, steps_OG=steps_OG, offsets_OG=offsets_OG, grid=grid)
+    return codes_OC, steps_OG, offsets_OG
 
 
 def round_blocks(w_OC: torch.Tensor, square_C: torch.Tensor, quantizer: BlockQuantizer) -> RoundedBlocks:

@@ -7,6 +7,9 @@ the stream of tokens as far as it fits into a bound.
 
 A token counts by the inverse mean square of the stream that enters the layer, as the next norm sees it: the few tokens
 of huge norm, which the first position of a text often is, do not decide alone. Behind a norm, all tokens count alike.
+
+The head comes last. Where it is the embedding, too, what is chosen for its logits is what tokens are looked up in: that
+costs a twentieth of what it gains (dev/LOG.md), and more damping keeps the values nearer to where they were.
 """
 
 from __future__ import annotations
@@ -40,11 +43,16 @@ from amoeba_export.refit.streams import Room, Stream
 MEMORY_BYTES = 1 << 30
 """What the stream of tokens may take in memory."""
 
+HEAD_DAMPING = 0.1
+"""Instead of `gptq.DAMPING`."""
+
 TINY = 1e-12
 
 Weights = Iterable[tuple[str, torch.Tensor]]
 GridOf = Callable[[str, torch.Tensor], Grid | BlockQuantizer | None]
 """What a matrix of the cut model has to lie on; None where it stays as it is."""
+HeadGrid = Callable[[torch.Tensor], Grid | None]
+"""The same of the matrix that logits come from."""
 
 
 def round_with_data(
@@ -54,11 +62,12 @@ def round_with_data(
     grid_of: GridOf,
     draw: Draw,
     *,
+    head_grid: HeadGrid,
     take: Callable[[Iterator[RoundedLayer]], None],
     identity: Mapping[str, object],
     host: Host,
 ) -> None:
-    """Choose the integers of every matrix in the layers of a cut.
+    """Choose the integers of every matrix in the layers of a cut, and of its head.
 
     Args:
         supernet: With its adapters: where the embedding and what a layer computes come from.
@@ -66,7 +75,9 @@ def round_with_data(
         weights: Opens the stream of the weights in its layers, in fp32, layer by layer.
         grid_of: See `GridOf`. A matrix that stays as it is must be in `weights` what it is without scaling.
         draw: Its tokens.
-        take: Is given the layers, in order, and has to store what it wants of them before it returns.
+        head_grid: See `HeadGrid`.
+        take: Is given the layers, in order, and the head as one more, and has to store what it wants of them before it
+            returns.
         identity: What else decides the weights, for what is kept of a run that was stopped.
         host: Where layers run and finished ones are kept.
 
@@ -91,7 +102,8 @@ def round_with_data(
             for position, own in _by_layer(weights(), supernet.family, len(plan.layers)):
                 sweep.through(position, plan.layers[position], own)
                 advance(1)
-        take(sweep.read(position) for position in range(len(plan.layers)))
+            sweep.close(len(plan.layers), head_grid)
+        take(sweep.read(position) for position in range(len(plan.layers) + 1))
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -150,8 +162,29 @@ class _Sweep:
         if before is not None:
             before.remove()
 
+    @torch.no_grad()
+    def close(self, position: int, grid_of: HeadGrid) -> None:
+        """Round the head, which is kept at `position`, where that is not done yet."""
+        if self._known(position) is None:
+            name = self._stack.head_name()
+            weight_VD = self._stack.weight(name)
+            grid = grid_of(weight_VD)
+            matrices = {} if grid is None else {name: self._round_head(weight_VD, grid)}
+            write_sealed(self._path(position), save(tensors_of(RoundedLayer(matrices=matrices, others={}))))
+        if self._stream is not None:
+            self._stream.remove()
+
+    def _round_head(self, weight_VD: torch.Tensor, grid: Grid) -> Rounded:
+        gram_DD = torch.zeros(self._width, self._width, dtype=torch.float64, device=weight_VD.device)
+        for batch_idx in range(len(self._samples.batches)):
+            x_TD = self._stack.norm(self._entering(batch_idx)).flatten(0, 1)
+            gram_DD += x_TD.T @ x_TD
+        inverse_DD = factor_inverse(gram_DD, damping=HEAD_DAMPING)
+        with _one_thread():
+            return round_matrix(weight_VD, inverse_DD, grid)
+
     def read(self, position: int) -> RoundedLayer:
-        """A layer that was rounded."""
+        """A layer that was rounded, or the head."""
         layer = self._known(position)
         assert layer is not None, "asked for when all layers are rounded"
         return layer

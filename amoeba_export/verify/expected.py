@@ -59,8 +59,7 @@ class ExpectedWeights:
     def read(self, name: str) -> Expected:
         """One of `shapes`."""
         if self._is_some_rows(name):
-            tied, family = self._supernet.architecture.tied_embeddings, self._supernet.family
-            whole = self._read(family.weight("embedding") if tied else name)
+            whole = self._read(self._supernet.family.weight(self._supernet.architecture.logits_role))
             return Expected(whole.values[list(self._plan.head_tokens or ())], whole.slack)
         return self._read(name)
 

@@ -59,8 +59,7 @@ def masked_logits(
 
 def _held_head(supernet: Supernet, refit: Refit) -> nn.Module | None:
     """The head that a refit holds; None where it leaves the supernet's."""
-    tied = supernet.architecture.tied_embeddings
-    name = supernet.family.weight("embedding" if tied else "head")
+    name = supernet.family.weight(supernet.architecture.logits_role)
     if name not in refit.tensors.names():
         return None
     held_VD = refit.tensors.read(name).float()

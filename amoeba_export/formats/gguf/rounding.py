@@ -77,6 +77,11 @@ def grid_of(name: str, weight: torch.Tensor, subnet: Subnet, dtype: str) -> Grid
     return Grid(block_size=BLOCK, has_offsets=False, step_dtype="fp16")
 
 
+def head_grid(weight: torch.Tensor, dtype: str) -> None:
+    """See `ChosenWithData`. It has 6 or 8 bits, and loses little."""
+    return
+
+
 def _blocks_of(name: str, weight: torch.Tensor, subnet: Subnet, dtype: str) -> LlamaCppBlocks | None:
     """None for a matrix in F16, and for one that is multiplied before it is written."""
     dense, place = subnet.architecture, subnet.family.place(name)

@@ -45,3 +45,12 @@ def grid_of(name: str, weight: torch.Tensor, subnet: Subnet, dtype: str) -> Grid
     if is_rounded(weight, encoding):
         return None
     return Grid(block_size=encoding.block_size, has_offsets=encoding.has_offsets, step_dtype="fp32")
+
+
+def head_grid(weight: torch.Tensor, dtype: str) -> Grid | None:
+    """See `ChosenWithData`. Blocks are those of the layers; narrower ones, of odd widths, stay as they are."""
+    precision = PRECISIONS[dtype]
+    encoding = precision.head_of(weight.shape[1])
+    if encoding is None or encoding.bits != BITS or encoding != precision.linear or is_rounded(weight, encoding):
+        return None
+    return Grid(block_size=encoding.block_size, has_offsets=encoding.has_offsets, step_dtype="fp32")

@@ -39,9 +39,7 @@ def of_all_tokens(
     """
     if tokens is None:
         return logits_BSN
-    store.take_rows(
-        names.weight("head"), names.weight("embedding" if base.tied_embeddings else "head"), tokens, base.vocab_size
-    )
+    store.take_rows(names.weight("head"), names.weight(base.logits_role), tokens, base.vocab_size)
     op, constant, node = store.recorder.op, store.recorder.constant, names.node("head")
     dtype = store.precision.activation
     places_11N = store.table(names.tokens, np.array(tokens, np.int64)[None, None], DataType.INT64)
