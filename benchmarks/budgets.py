@@ -21,6 +21,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ import numpy as np
 from amoeba_export import ExportRequest
 from amoeba_export.application import pipeline
 from amoeba_export.application.resolve import read_plan
+from amoeba_export.artifact import read_manifest
 from amoeba_export.backends import Subject, measure_latency
 from amoeba_export.backends.targets import read_target
 from amoeba_export.cli.console import Talk
@@ -125,24 +127,33 @@ def again(args: argparse.Namespace, rows: list[dict[str, object]]) -> None:
     made = [row for row in rows if "out" in row]
     if not made:
         sys.exit("No budget could be kept.")
-    target, architecture = read_target(args.target), load_supernet(args.model).architecture
-    full = Subject(dense=architecture.uncut, dtype=args.dtype, label="the full model")
+    full_ms, times_ms = beside_full(
+        args.model, args.target, args.dtype, [Path(str(row["out"])) for row in made], args.rounds
+    )
+    for row, one_ms in zip(made, times_ms, strict=True):
+        row["use_again"] = one_ms / full_ms / float(str(row["budget"]))
+
+
+def beside_full(
+    model: str, target_name: str, dtype: str, artifacts: Sequence[Path], rounds: int
+) -> tuple[float, list[float]]:
+    """Decode latencies, ms a token, from one interleaved run: the full model's in `dtype`, and each artifact's."""
+    target, architecture = read_target(target_name), load_supernet(model).architecture
+    full = Subject(dense=architecture.uncut, dtype=dtype, label="the full model")
     subjects = []
-    for i, row in enumerate(made):
-        out = Path(str(row["out"]))
+    for i, out in enumerate(artifacts):
         subjects += [full] * (i % 4 == 0)
-        subjects.append(
-            Subject(dense=read_plan(out).dense(architecture), artifact=out, dtype=args.dtype, label=out.name)
-        )
-    results = measure_latency(subjects, Workload(), target=target, progress=Talk(), rounds=args.rounds)
-    full_ms, times = [], []
+        manifest = read_manifest(out)
+        dense = read_plan(out).dense(architecture)
+        subjects.append(Subject(dense=dense, artifact=out, dtype=manifest.dtype, label=out.name))
+    results = measure_latency(subjects, Workload(), target=target, progress=Talk(), rounds=rounds)
+    full_ms, times_ms = [], []
     for subject, result in zip(subjects, results, strict=True):
         if not isinstance(result, Latency):
             raise result
-        (full_ms if subject is full else times).append(result.decode.p50_ms)
+        (full_ms if subject is full else times_ms).append(result.decode.p50_ms)
     print("the full model:", *(f"{ms:.2f}" for ms in full_ms), "ms", flush=True)
-    for row, one in zip(made, times, strict=True):
-        row["use_again"] = one / statistics.median(full_ms) / float(str(row["budget"]))
+    return statistics.median(full_ms), times_ms
 
 
 def summary(rows: list[dict[str, object]]) -> dict[str, object]:

@@ -40,7 +40,12 @@ def recovered(fitted: Fitted, build: Build) -> Fitted:
                 raise
             session.progress.warn(f"The weights are not refitted: {error.what} '--refit off' accepts that.")
             return fitted
-    session, plan = healed_unless_worse(session, plan)
+    try:
+        session, plan = healed_unless_worse(session, plan)
+    except InputError as error:
+        if heals:
+            raise
+        session.progress.warn(f"The cut is refitted and not healed: {error.what} '--heal off' accepts that.")
     if plan.refit_id == fitted.plan.refit_id:
         return fitted
     folder = build(session, plan)

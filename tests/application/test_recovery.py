@@ -18,8 +18,8 @@ from amoeba_export.application.refit import heal as heal_alone
 from amoeba_export.application.refit import refit as refit_alone
 from amoeba_export.application.resolve import read_heal
 from amoeba_export.application.ways import Replay
-from amoeba_export.errors import BadValue, NothingIsCut, RefitDiffers, UnknownName, UsageError
-from amoeba_export.refit import HealSettings, RefitRecipe
+from amoeba_export.errors import BadValue, NothingIsCut, RefitDiffers, TooFewSamples, UnknownName, UsageError
+from amoeba_export.refit import HEAL_RECIPE, HealSettings, RefitRecipe
 from tests.listener import Listener
 from tests.model.models import save_tokenizer
 from tests.tiny import save_tiny
@@ -219,6 +219,24 @@ def test_a_model_that_cannot_be_refitted_is_exported_as_it_is_cut(
     asked = dataclasses.replace(request_, shape=None, plan=given, refit=None, out=tmp_path / "again")
     assert export(asked, progress=listener).plan == result.plan
     assert any(warning.startswith("The weights are not refitted") for warning in listener.notes)
+
+
+def test_a_cut_whose_texts_are_too_short_to_heal_is_shipped_as_it_is_refitted(
+    request_: ExportRequest, tmp_path: Path, recipe: RefitRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default, with a warning; not where a heal was asked for."""
+    recipe = recipe.model_copy(update={"heal_tokens": 1024})
+    set_recipe(monkeypatch, recipe)
+    too_long = recipe.model_copy(update={"tokens": 10**9})
+    monkeypatch.setattr(
+        "amoeba_export.application.request.load_refit_recipe", lambda name: too_long if name == HEAL_RECIPE else recipe
+    )
+    listener = Listener()
+    result = export(dataclasses.replace(request_, heal=None), progress=listener)
+    assert result.plan.refit_id is not None
+    assert any(note.startswith("The cut is refitted and not healed: The calibration data") for note in listener.notes)
+    with pytest.raises(TooFewSamples):
+        export(dataclasses.replace(request_, heal="1ktok", out=tmp_path / "asked"))
 
 
 def test_a_plan_that_names_a_refit_is_healed_from_there(request_: ExportRequest, tmp_path: Path) -> None:

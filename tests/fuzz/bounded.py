@@ -35,15 +35,19 @@ def violation(reader: str, root: Path, content: bytes) -> str | None:
         except UnicodeEncodeError:
             return f"{type(error).__name__} whose message cannot be printed"
         return "an error that is called a bug" if error.exit_code == 1 and type(error) is not AmoebaError else None
-    except OutOfTime:
-        return f"more than {CPU_SECONDS:g} seconds"
+    except OutOfTime as error:
+        return f"more than {CPU_SECONDS:g} seconds in {_where(error)}"
     except Exception as error:
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "amoeba_export" in frame.filename]
-        where = f"{Path(frames[-1].filename).name}:{frames[-1].name}" if frames else "outside"
-        return f"{type(error).__name__} in {where}: {str(error)[:200]}"
+        return f"{type(error).__name__} in {_where(error)}: {str(error)[:200]}"
     finally:
         file.write_bytes(valid)
     return None
+
+
+def _where(error: BaseException) -> str:
+    """The last function of the package that an error went through."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "amoeba_export" in frame.filename]
+    return f"{Path(frames[-1].filename).name}:{frames[-1].name}" if frames else "outside"
 
 
 @contextlib.contextmanager
