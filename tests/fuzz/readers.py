@@ -31,10 +31,15 @@ from amoeba_export.load import check_strategy, import_upstream, load_supernet, r
 from amoeba_export.load.refit import read_refit
 from amoeba_export.materialize.inputs import check_inputs
 from amoeba_export.model.data import DataRecipe, read_documents, read_questions
+from amoeba_export.model.layers import LayerStack
 from amoeba_export.model.tokenizer import open_tokenizer
 from amoeba_export.profile import read_table
 from amoeba_export.refit.recipe import load_refit_recipe
 from tests.fuzz.valid import MODEL
+
+
+IMPORTED_LATE = (LayerStack,)
+"""What a reader imports at its first damaged file and not before: that takes seconds, which are not the file's."""
 
 
 @dataclass(frozen=True)
