@@ -37,7 +37,6 @@ from amoeba_export.profile import read_table
 from amoeba_export.refit.recipe import load_refit_recipe
 from tests.fuzz.valid import MODEL
 
-
 IMPORTED_LATE = (LayerStack,)
 """What a reader imports at its first damaged file and not before: that takes seconds, which are not the file's."""
 
