@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from amoeba_export.errors import DamagedFile, NonFiniteWeights, NotFound, UnsupportedError, WeightsMismatch
 from amoeba_export.ir.dtype import FLOATS
 from amoeba_export.load.quantized import dequantize, packed_weights, read_state
-from amoeba_export.reading import parse_json_object, read_json_object
+from amoeba_export.reading import MAX_NAME_BYTES, is_name_too_long, parse_json_object, read_json_object
 from amoeba_export.reading.bounds import shown
 
 SINGLE = "model.safetensors"
@@ -131,10 +131,6 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     return tuple(folder / shard for shard in shards)
 
 
-MAX_NAME_BYTES = 255
-"""The longest name of a file that common file systems hold."""
-
-
 def _read_index(path: Path) -> dict[str, str]:
     weight_map = read_json_object(path, what="The index of shards").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -142,7 +138,7 @@ def _read_index(path: Path) -> dict[str, str]:
     for shard in weight_map.values():
         if not isinstance(shard, str) or PurePath(shard).name != shard:
             raise DamagedFile(path, f"it names a shard outside its folder: {shown(shard)}")
-        if len(shard.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
+        if is_name_too_long(shard):
             raise DamagedFile(path, f"it names a shard by more than {MAX_NAME_BYTES} bytes, which no file system holds")
     return weight_map
 

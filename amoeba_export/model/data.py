@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from amoeba_export.errors import EmptyData, InputError
+from amoeba_export.reading import MAX_NAME_BYTES, is_name_too_long
 from amoeba_export.reading.questions import MultipleChoice, read_question
 from amoeba_export.reading.records import Record, read_text, records_in
 
@@ -54,6 +55,8 @@ class DataRecipe(BaseModel):
     def _one_source(self) -> DataRecipe:
         if (self.file is None) == (self.hub is None):
             raise ValueError("give either 'file' or 'hub'")
+        if self.file is not None and is_name_too_long(self.file):
+            raise ValueError(f"'file' has a name of more than {MAX_NAME_BYTES} bytes, which no file system holds")
         return self
 
 

@@ -17,6 +17,10 @@ MAX_ANY = 1e300
 """Of any number in a file, also of one that we carry and do not read: a float can hold it."""
 MAX_DEPTH = 64
 """Levels of lists and tables in one another."""
+MAX_NAME_BYTES = 255
+"""Of the name of a file: the longest one that common file systems hold."""
+_MAX_PATH_BYTES = 2048
+"""Of a path in a file. Systems take 4096 bytes, with the folder that it is relative to."""
 MAX_EXPERTS = 1024
 MAX_EXPERTS_OF_ALL_LAYERS = 2**17
 MAX_SIZES = {
@@ -62,3 +66,9 @@ def shown(value: object, *, longest: int = 60) -> str:
         return f"a number of {value.bit_length()} bits"
     text = repr(value)
     return text if len(text) <= longest else f"{text[:longest]}..."
+
+
+def is_name_too_long(path: str) -> bool:
+    """Whether a path, or a part of it, is longer than file systems hold: asking for such a file is an OSError."""
+    encoded = path.encode("utf-8", "surrogatepass")
+    return len(encoded) > _MAX_PATH_BYTES or any(len(part) > MAX_NAME_BYTES for part in encoded.split(b"/"))
