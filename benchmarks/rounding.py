@@ -31,6 +31,7 @@ from amoeba_export.refit import load_refit_recipe
 from amoeba_export.refit.recipe import Draw
 from amoeba_export.refit.rounded_layer import RoundedLayer
 from amoeba_export.refit.rounding import round_with_data
+from amoeba_export.refit.scaled_cut import ScaledCut
 from benchmarks.equalize import rounded
 
 DTYPE = "int4"
@@ -66,10 +67,12 @@ def with_data(supernet: Supernet, subnet: Subnet, tokens: int) -> dict[str, torc
     round_with_data(
         supernet,
         supernet.full_plan(),
-        lambda: scaled_layers(subnet, DTYPE),
-        lambda name, weight: grid_of(name, weight, subnet, DTYPE),
+        ScaledCut(
+            weights=lambda: scaled_layers(subnet, DTYPE),
+            grid_of=lambda name, weight: grid_of(name, weight, subnet, DTYPE),
+            head_grid=lambda weight: head_grid(weight, DTYPE),
+        ),
         Draw(recipe=load_refit_recipe(RECIPE).model_copy(update={"tokens": tokens})),
-        head_grid=lambda weight: head_grid(weight, DTYPE),
         take=take,
         identity={},
         host=Host(progress=Talk()),

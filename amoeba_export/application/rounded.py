@@ -23,7 +23,7 @@ from amoeba_export.cache import Cache
 from amoeba_export.cache.kinds import ROUNDED, ROUNDINGS
 from amoeba_export.errors import InputError, NotFound, WrongModel
 from amoeba_export.ir import SILENT, InputId, Progress, SubnetPlan, Supernet, TensorSpec
-from amoeba_export.ir.rounded import BlockQuantizer, Grid, RoundedWeights
+from amoeba_export.ir.rounded import RoundedWeights
 from amoeba_export.load.rounded import CODES, OFFSETS, PACKED, STEPS, pack_codes, read_rounded, write_rounded
 from amoeba_export.materialize import materialize_subnet
 from amoeba_export.refit import OFF, Draw
@@ -158,22 +158,18 @@ def _choose(wanted: _Wanted) -> RoundedWeights | None:
     from amoeba_export.formats.rounding import chosen_with_data
     from amoeba_export.refit.rounded_layer import RoundedLayer
     from amoeba_export.refit.rounding import round_with_data
+    from amoeba_export.refit.scaled_cut import ScaledCut
 
     session, dtype = wanted.session, wanted.session.dtype
     subnet = materialize_subnet(session.supernet, wanted.plan)
     container = chosen_with_data(wanted.container)
-
-    def grid_of(name: str, weight: torch.Tensor) -> Grid | BlockQuantizer | None:
-        return container.grid_of(name, weight, subnet, dtype)
-
-    def head_grid(weight: torch.Tensor) -> Grid | None:
-        return container.head_grid(weight, dtype)
-
-    weights = container.scaled_layers(subnet, dtype)
+    cut = ScaledCut(
+        weights=lambda: container.scaled_layers(subnet, dtype),
+        grid_of=lambda name, weight: container.grid_of(name, weight, subnet, dtype),
+        head_grid=lambda weight: container.head_grid(weight, dtype),
+    )
     head = subnet.family.weight(session.architecture.logits_role)
-    if not any(weight.dim() == 2 and grid_of(name, weight) for name, weight in weights) and not any(
-        name == head and head_grid(weight.float()) for name, weight in subnet.stream()
-    ):
+    if not cut.has_choice(lambda: next(weight for name, weight in subnet.stream() if name == head)):
         return None
     made: list[RoundedWeights] = []
 
@@ -184,10 +180,8 @@ def _choose(wanted: _Wanted) -> RoundedWeights | None:
         round_with_data(
             session.supernet,
             wanted.plan,
-            lambda: container.scaled_layers(subnet, dtype),
-            grid_of,
+            cut,
             wanted.draw,
-            head_grid=head_grid,
             take=take,
             identity={"facts": wanted.facts},
             host=session.host,

@@ -15,7 +15,7 @@ costs a twentieth of what it gains (dev/LOG.md), and more damping keeps the valu
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,9 +25,9 @@ from torch import nn
 
 from amoeba_export.cache.kinds import CHOOSING_INTEGERS
 from amoeba_export.cache.sealed import read_sealed, write_sealed
-from amoeba_export.ir import Family, LayerPlan, Progress, Role, SubnetPlan, Supernet
+from amoeba_export.ir import LayerPlan, Progress, Role, SubnetPlan, Supernet
 from amoeba_export.ir.family import WRITERS
-from amoeba_export.ir.rounded import BlockQuantizer, Grid
+from amoeba_export.ir.rounded import Grid
 from amoeba_export.model.host import Host
 from amoeba_export.model.layer import DecoderLayer
 from amoeba_export.model.layers import LayerStack
@@ -38,6 +38,7 @@ from amoeba_export.refit.data import read_data
 from amoeba_export.refit.gptq import Rounded, RoundedBlocks, factor_inverse, round_blocks, round_matrix
 from amoeba_export.refit.recipe import Draw
 from amoeba_export.refit.rounded_layer import RoundedLayer, layer_of, tensors_of
+from amoeba_export.refit.scaled_cut import ScaledCut
 from amoeba_export.refit.streams import Room, Stream
 
 MEMORY_BYTES = 1 << 30
@@ -48,21 +49,13 @@ HEAD_DAMPING = 0.1
 
 TINY = 1e-12
 
-Weights = Iterable[tuple[str, torch.Tensor]]
-GridOf = Callable[[str, torch.Tensor], Grid | BlockQuantizer | None]
-"""What a matrix of the cut model has to lie on; None where it stays as it is."""
-HeadGrid = Callable[[torch.Tensor], Grid | None]
-"""The same of the matrix that logits come from."""
-
 
 def round_with_data(
     supernet: Supernet,
     plan: SubnetPlan,
-    weights: Callable[[], Weights],
-    grid_of: GridOf,
+    cut: ScaledCut,
     draw: Draw,
     *,
-    head_grid: HeadGrid,
     take: Callable[[Iterator[RoundedLayer]], None],
     identity: Mapping[str, object],
     host: Host,
@@ -72,10 +65,8 @@ def round_with_data(
     Args:
         supernet: With its adapters: where the embedding and what a layer computes come from.
         plan: The cut.
-        weights: Opens the stream of the weights in its layers, in fp32, layer by layer.
-        grid_of: See `GridOf`. A matrix that stays as it is must be in `weights` what it is without scaling.
+        cut: Its weights, and their grids.
         draw: Its tokens.
-        head_grid: See `HeadGrid`.
         take: Is given the layers, in order, and the head as one more, and has to store what it wants of them before it
             returns.
         identity: What else decides the weights, for what is kept of a run that was stopped.
@@ -97,30 +88,14 @@ def round_with_data(
     }
     with open_workplace(supernet.identity, host) as workplace:
         folder = workplace.folder_of(facts)
-        sweep = _Sweep(stack, samples, folder, grid_of, host.progress)
+        sweep = _Sweep(stack, samples, folder, cut, host.progress)
         with host.progress.track(f"Rounding {plan.shape} with data", len(plan.layers)) as advance:
-            for position, own in _by_layer(weights(), supernet.family, len(plan.layers)):
+            for position, own in cut.by_layer(supernet.family, len(plan.layers)):
                 sweep.through(position, plan.layers[position], own)
                 advance(1)
-            sweep.close(len(plan.layers), head_grid)
+            sweep.close(len(plan.layers))
         take(sweep.read(position) for position in range(len(plan.layers) + 1))
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _by_layer(weights: Weights, family: Family, count: int) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
-    """The weights of each layer by their full names. A layer that has none left is there, too."""
-    position, held = 0, dict[str, torch.Tensor]()
-    for name, weight in weights:
-        found = family.place(name).layer
-        assert found is not None, name
-        while position < found:
-            yield position, held
-            position, held = position + 1, {}
-        assert position == found, f"{name} came late"
-        held[name] = weight
-    while position < count:
-        yield position, held
-        position, held = position + 1, {}
 
 
 class _Reached(Exception):
@@ -133,14 +108,8 @@ class _Reached(Exception):
 class _Sweep:
     """See the module."""
 
-    def __init__(self, stack: LayerStack, samples: Samples, folder: Path, grid_of: GridOf, progress: Progress) -> None:
-        self._stack, self._samples, self._folder, self._grid_of, self._progress = (
-            stack,
-            samples,
-            folder,
-            grid_of,
-            progress,
-        )
+    def __init__(self, stack: LayerStack, samples: Samples, folder: Path, cut: ScaledCut, progress: Progress) -> None:
+        self._stack, self._samples, self._folder, self._cut, self._progress = stack, samples, folder, cut, progress
         shapes = [tuple(batch.tokens_BT.shape) for batch in samples.batches]
         self._room = Room(folder, shapes, memory_bytes=MEMORY_BYTES, device=stack.device, progress=progress)
         self._width = stack.architecture.hidden_size
@@ -163,12 +132,12 @@ class _Sweep:
             before.remove()
 
     @torch.no_grad()
-    def close(self, position: int, grid_of: HeadGrid) -> None:
+    def close(self, position: int) -> None:
         """Round the head, which is kept at `position`, where that is not done yet."""
         if self._known(position) is None:
             name = self._stack.head_name()
             weight_VD = self._stack.weight(name)
-            grid = grid_of(weight_VD)
+            grid = self._cut.head_grid(weight_VD)
             matrices = {} if grid is None else {name: self._round_head(weight_VD, grid)}
             write_sealed(self._path(position), save(tensors_of(RoundedLayer(matrices=matrices, others={}))))
         if self._stream is not None:
@@ -198,7 +167,7 @@ class _Sweep:
         grids = {
             self._local(name): (name, grid)
             for name, weight in own.items()
-            if weight.dim() == 2 and (grid := self._grid_of(name, weight)) is not None
+            if weight.dim() == 2 and (grid := self._cut.grid_of(name, weight)) is not None
         }
         matrices: dict[str, Rounded | RoundedBlocks] = {}
         for names in self._sharing(module, list(grids)):

@@ -141,14 +141,7 @@ def read_vocabulary(file: GgufFile) -> Vocabulary | None:
         for name, adds in (("bos", adds_bos), ("eos", adds_eos)):
             if adds:
                 special.setdefault(name, _GPT2_DEFAULT_ID)
-    prefix = "tokenizer.chat_template."
-    templates = {
-        key: value
-        for key, value in fields.items()
-        if isinstance(value, str) and (key == "tokenizer.chat_template" or key.startswith(prefix))
-    }
-    for key, value in templates.items():
-        _check_text(value, key, file.path)
+    templates = _templates(file)
     return Vocabulary(
         path=file.path,
         kind=kind,
@@ -162,17 +155,24 @@ def read_vocabulary(file: GgufFile) -> Vocabulary | None:
         adds_eos=adds_eos,
         # llama.cpp puts no space in front of byte-level text, whatever the file says.
         adds_space=kind == "llama" and bool(fields.get("tokenizer.ggml.add_space_prefix", True)),
-        chat_template=templates.pop("tokenizer.chat_template", None),
-        more_templates={key.removeprefix(prefix): value for key, value in templates.items()},
+        chat_template=templates.pop("", None),
+        more_templates=templates,
     )
 
 
-def _check_text(text: str, key: str, path: Path) -> None:
-    """Raises `DamagedFile` for bytes that are no UTF-8, which a file of tokens may have and a text may not."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DamagedFile(path, f"{key} is no text in UTF-8 (at letter {error.start + 1})") from error
+def _templates(file: GgufFile) -> dict[str, str]:
+    """Chat templates by name, the usual one as "". Raises `DamagedFile`: tokens may be any bytes, and these not."""
+    found = {}
+    for key, value in file.fields.items():
+        stem, _, name = key.partition(".chat_template")
+        if stem != "tokenizer" or not isinstance(value, str) or (name and not name.startswith(".")):
+            continue
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DamagedFile(file.path, f"{key} is no text in UTF-8 (at letter {error.start + 1})") from error
+        found[name.removeprefix(".")] = value
+    return found
 
 
 def _refused(path: Path, what: str) -> UnsupportedError:
