@@ -73,7 +73,7 @@ def write_model_card(subnet: Subnet, folder: Path, *, needs_code: bool) -> None:
         for idx, (layer, dims) in enumerate(zip(plan.layers, dense.layers, strict=True))
     )
     code = (
-        "Its layers differ, which no stock model type has: `modeling_amoeba.py` beside the weights runs it.\n\n"
+        "No stock model type computes these layers: `modeling_amoeba.py` beside the weights runs them.\n\n"
         if needs_code
         else ""
     )
