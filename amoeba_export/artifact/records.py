@@ -178,11 +178,12 @@ class VocabularyRecord:
     Attributes:
         tokens: Number of tokens that have logits.
         of: Number of tokens of the model.
-        text: The text of the figures below. It did not choose the tokens. None without a tokenizer, as the figures.
+        text: The text of the figures below. It did not choose the tokens. Text and figures are None without a
+            tokenizer.
         num_tokens: Number of predicted tokens of this text.
         unwritable: Share of these tokens that are not kept: the model can never write them.
-        loss: Mean loss on the others, among the kept tokens, in nats.
-        loss_of_all_tokens: The same among all tokens, as with the whole head.
+        loss: Mean loss on the other tokens, in nats, by the probabilities among the kept tokens.
+        loss_of_all_tokens: The same by the probabilities among all tokens, as with the whole head.
     """
 
     tokens: int

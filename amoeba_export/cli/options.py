@@ -210,7 +210,7 @@ QualityLoss = Annotated[
     typer.Option(
         "--quality-loss",
         metavar="5%",
-        help="The same limit, relative to the full model: so much worse at most.",
+        help="The same limit, as the share by which it may be worse than the full model.",
         rich_help_panel="Quality",
     ),
 ]
