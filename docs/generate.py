@@ -36,9 +36,17 @@ ARCHITECTURE, README = HERE.parent / "ARCHITECTURE.md", HERE.parent / "README.md
 
 
 def commands_page() -> str:
-    """Every command and option, by Typer's own generator."""
+    """Every command and option, by Typer's own generator, which shortens its lists of commands: here they are whole."""
     call = [sys.executable, "-m", "typer", "amoeba_export.cli.app", "utils", "docs", "--name", "amoeba"]
-    return subprocess.run(call, capture_output=True, check=True, text=True).stdout.rstrip() + "\n"
+    page = subprocess.run(call, capture_output=True, check=True, text=True).stdout.rstrip() + "\n"
+    says = dict(re.findall(r"^#+ `(.+)`\n\n(.+)", page, re.MULTILINE))
+    lines, inside = [], ""
+    for line in page.splitlines():
+        if heading := re.fullmatch(r"#+ `(.+)`", line):
+            inside = heading[1]
+        listed = re.fullmatch(r"\* `([a-z]+)`: .*", line)
+        lines.append(f"* `{listed[1]}`: {says[f'{inside} {listed[1]}']}" if listed else line)
+    return "\n".join(lines) + "\n"
 
 
 def errors_page() -> str:

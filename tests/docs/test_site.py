@@ -31,6 +31,10 @@ def test_the_generated_pages_are_up_to_date(page: str) -> None:
     assert (DOCS / page).read_text(encoding="utf-8") == GENERATE["PAGES"][page]()
 
 
+def test_lists_of_commands_are_whole() -> None:
+    assert not re.findall(r"^\* .*\.\.\.$", TEXTS[DOCS / "commands.md"], re.MULTILINE)
+
+
 def test_every_page_is_in_the_navigation_once() -> None:
     found = re.findall(r"[\w-]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:")[1])
     assert sorted(found) == [path.name for path in PAGES]
