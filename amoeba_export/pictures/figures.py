@@ -159,7 +159,8 @@ def _draw_frontier(axes: Any, frontier: Frontier) -> None:
     axes.plot([], [], linestyle="none", marker="D", markersize=8, color="0.35", label="the full model")
     axes.plot([], [], linestyle="none", marker="o", markersize=9, color="0.35", label="a choice, with its number")
     axes.plot([], [], linestyle="none", marker="o", markersize=3, color=GREY, label="something is as fast and better")
-    axes.legend(fontsize=8.5)
+    # Below the axis: a legend inside covers points or error bars of a full picture.
+    axes.legend(fontsize=8.5, loc="upper center", bbox_to_anchor=(0.5, -0.11), ncols=4, frameon=False)
 
 
 def _draw_mark(axes: Any, point: FrontierPoint, colour: str, label_at: LabelPlace) -> None:
@@ -171,7 +172,11 @@ def _draw_mark(axes: Any, point: FrontierPoint, colour: str, label_at: LabelPlac
         style = {"color": "white", "ha": "center", "va": "center_baseline", "fontsize": 7.5, "fontweight": "bold"}
         axes.annotate(str(point.number), place, zorder=6, **style)
     if point.is_whole:
-        offset, ha = {"right": ((10, 0), "left"), "above": ((0, 13), "center"), "below": ((0, -14), "center")}[label_at]
+        offset, ha = {
+            "right": ((14 if point.chosen else 10, 0), "left"),
+            "above": ((0, 13), "center"),
+            "below": ((0, -14), "center"),
+        }[label_at]
         beside = {"textcoords": "offset points", "xytext": offset, "ha": ha, "va": "center_baseline"}
         axes.annotate(point.dtype, place, zorder=6, fontsize=9, fontweight="bold", **beside)
     if point.chosen:

@@ -140,14 +140,16 @@ def visible(frontier: Frontier) -> Iterable[FrontierPoint]:
 
 
 def label_place(frontier: Frontier, point: FrontierPoint) -> LabelPlace:
-    """Right of a mark, unless a full model is there: then below, or above where one is there, too."""
-    near = [
-        other
-        for other in frontier.wholes
-        if other is not point and point.latency_ms <= other.latency_ms <= 1.35 * point.latency_ms
-    ]
+    """Right of a mark, unless a full model is there: then below, or above where one or its label is there, too."""
+    slower = sorted(frontier.wholes, key=lambda one: one.latency_ms)
+    if point in slower:
+        slower = slower[slower.index(point) + 1 :]
+    near = [other for other in slower if point.latency_ms <= other.latency_ms <= 1.35 * point.latency_ms]
     if not near:
         return "right"
+    beside = label_place(frontier, near[0])
+    if beside != "right":
+        return "below" if beside == "above" else "above"
     return "below" if all(frontier.badness(other) >= frontier.badness(point) - 0.05 for other in near) else "above"
 
 

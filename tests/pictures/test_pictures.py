@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from amoeba_export.pictures import (
     write_frontiers,
 )
 from amoeba_export.pictures.axes import linear_axis, ratio_axis
-from amoeba_export.pictures.frontier import frontier_picture
+from amoeba_export.pictures.frontier import frontier_picture, label_place
 
 HOSTILE = '<script>alert("a|b")</script>'
 
@@ -98,6 +99,18 @@ def test_every_mark_lies_inside_the_axes() -> None:
         for mark in picture.marks:
             assert picture.left < mark.x < picture.width - picture.right
             assert picture.top < mark.y < picture.height - picture.bottom
+
+
+@pytest.mark.parametrize("ms", [(7.0, 8.3, 9.9), (7.0, 7.0, 7.0)], ids=["near", "equal"])
+def test_labels_of_near_full_models_do_not_meet(ms: tuple[float, float, float]) -> None:
+    dtypes = ("int4", "int4-mixed", "int8")
+    wholes = [point(dtype, "4x1", each, 3.7, is_whole=True) for dtype, each in zip(dtypes, ms, strict=True)]
+    drawn = replace(frontier(), points=numbered(wholes, mode="min"))
+    assert {one.dtype: label_place(drawn, one) for one in drawn.wholes} == {
+        "int4": "above",
+        "int4-mixed": "below",
+        "int8": "right",
+    }
 
 
 def test_the_page_says_every_figure_and_needs_nothing_else() -> None:
