@@ -111,16 +111,16 @@ def budget_loop() -> None:
     picture.box(20, 30, 170, 70, "cost table\na dozen graphs,\nmeasured once", colour=SOFT)
     picture.box(20, 130, 170, 70, "quality\na grid of shapes and\neach precision", colour=SOFT)
     picture.box(260, 80, 160, 70, "choose\nbest quality that is\npredicted to fit")
-    picture.box(490, 80, 150, 70, "build, verify\nand measure beside\nthe full model", colour=VIOLET)
-    picture.box(710, 80, 130, 70, "publish\nthe budget is kept", colour=GREEN)
+    picture.box(480, 80, 150, 70, "build, verify\nand measure beside\nthe full model", colour=VIOLET)
+    picture.box(690, 80, 150, 70, "publish\nthe budget is kept", colour=GREEN)
     picture.arrow((190, 65), (225, 65), (225, 105), (258, 105))
     picture.arrow((190, 165), (225, 165), (225, 125), (258, 125))
-    picture.arrow((420, 115), (488, 115))
-    picture.arrow((640, 115), (708, 115))
-    picture.arrow((565, 150), (565, 215))
-    picture.box(455, 217, 220, 60, "correct the predictions\nmeasured / predicted", colour=ORANGE)
-    picture.arrow((455, 247), (340, 247), (340, 152))
-    picture.text(574, 190, "over the budget, or far under it", colour=SOFT, size=12)
+    picture.arrow((420, 115), (478, 115))
+    picture.arrow((630, 115), (688, 115))
+    picture.arrow((555, 150), (555, 215))
+    picture.box(445, 217, 220, 60, "correct the predictions\nmeasured / predicted", colour=ORANGE)
+    picture.arrow((445, 247), (340, 247), (340, 152))
+    picture.text(564, 190, "over the budget, or far under it", colour=SOFT, size=12)
     picture.write("budget-loop.svg")
 
 
@@ -129,7 +129,7 @@ def recovery() -> None:
     picture = Picture(
         860,
         270,
-        "A refit: in each kept layer, two matrices are solved so that the cut's stream follows the full model's",
+        "A refit: in each kept layer, two matrices are fitted so that the cut's stream follows the full model's",
     )
     picture.text(20, 65, "full model", bold=True)
     picture.text(20, 205, "cut", bold=True)
@@ -140,7 +140,7 @@ def recovery() -> None:
         picture.box(x, 35, 120, 50, f"{name}\nas it was")
         picture.arrow((x + 120, 60), (x + 178, 60))
         if stays:
-            picture.box(x, 170, 120, 62, f"{name}\nnarrower\no, down: solved", colour=VIOLET)
+            picture.box(x, 170, 120, 62, f"{name}\nnarrower\no, down: fitted", colour=VIOLET)
             reaches = x + 120 + (180 if i == 1 else 0)
             picture.arrow((reaches + 30, 64), (reaches + 30, 135), (x + 105, 135), (x + 105, 168), dashed=True)
         else:
