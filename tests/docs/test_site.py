@@ -82,6 +82,18 @@ def test_links_out_of_the_pages_lead_to_the_repository() -> None:
         resolved("gone.md", page, repo)
 
 
+def test_lines_end_neither_inside_an_option_nor_before_a_unit() -> None:
+    together = HOOKS["kept_together"]
+    assert together("<code>export --heal off</code>") == '<code>export <span class="option">--heal</span> off</code>'
+    assert (
+        together("<code>one-lora</code>, 75 % of 8.7 ms, 2 GiB")
+        == "<code>one-lora</code>, 75\u00a0% of 8.7\u00a0ms, 2\u00a0GiB"
+    )
+    assert together("4 shapes, 2 steps") == "4 shapes, 2 steps"
+    block = "<pre><span></span><code>head -n 5 s\namoeba export --latency 50 ms\n</code></pre>"
+    assert together(block) == block
+
+
 def test_pages_with_pieces_of_files_are_generated() -> None:
     """A page on GitHub shows what is in its file: a marker of an extension of MkDocs would be shown as it is."""
     assert [path.name for path in PAGES if "--8<--" in TEXTS[path]] == []
