@@ -102,6 +102,7 @@ def _whole_point(
     is_first = whole.rise == 0 and whole.latency is reference
     if metric not in ("loss", "perplexity") and not is_first:
         return None
+    occupied_mb, limit_mb = memory_mb(session.in_dtype(whole.dtype), session.full), settings.memory_limit_mb
     fits = all(budget.is_met(whole.latency, reference) for budget in settings.budgets)
     return FrontierPoint(
         dtype=whole.dtype,
@@ -112,8 +113,8 @@ def _whole_point(
         latency_source=whole.latency.source,
         quality=rounded(metric, known[1], whole.rise),
         quality_source="measured",
-        memory_mb=memory_mb(session.in_dtype(whole.dtype), session.full),
-        fits=fits,
+        memory_mb=occupied_mb,
+        fits=fits and (limit_mb is None or occupied_mb <= limit_mb),
         chosen=chosen == (whole.dtype, session.full),
     )
 

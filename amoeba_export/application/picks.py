@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from amoeba_export.application.costs import device_facts
+from amoeba_export.application.problem import smaller_than_known
 from amoeba_export.application.selection import with_strategy
 from amoeba_export.application.session import Session
 from amoeba_export.application.sweep import Swept, sweep
@@ -15,7 +16,7 @@ from amoeba_export.application.vocabulary import vocabulary_input
 from amoeba_export.application.wholes import Whole, measure_wholes
 from amoeba_export.artifact import sha256_file
 from amoeba_export.cache.kinds import FRONTIERS
-from amoeba_export.errors import InputError, NothingGoodEnough, NothingToPick
+from amoeba_export.errors import BudgetError, InputError, NothingGoodEnough, NothingToPick
 from amoeba_export.ir import SubnetPlan
 from amoeba_export.ir.frontier import Frontier, FrontierLimit, FrontierPoint, numbered
 from amoeba_export.ir.metric import KEPT_WEIGHTS, good_enough, mode_of, stricter
@@ -80,7 +81,7 @@ def pick(session: Session, number: int) -> Pick:
 
 
 def pick_quality(swept: Swept, *, stricter_by: float = 0.0) -> Pick:
-    """The fastest model of a frontier that is as good as its session asks.
+    """The fastest model of a frontier that is as good as its session asks, in a precision and in memory that it allows.
 
     Args:
         swept: With a limit of quality in its settings.
@@ -88,13 +89,15 @@ def pick_quality(swept: Swept, *, stricter_by: float = 0.0) -> Pick:
 
     Raises:
         NothingGoodEnough: Nothing is, not even the full model.
+        BudgetError: Nothing is small enough for the memory.
     """
     frontier, session = swept.frontier, swept.session
     limit, mode = quality_limit(swept), mode_of(frontier.quality_metric)
+    allowed = _allowed(session, frontier)
     least = stricter(limit, stricter_by, mode)
-    good = [one for one in frontier.points if good_enough(one.quality, limit if one.is_whole else least, mode)]
+    good = [one for one in allowed if good_enough(one.quality, limit if one.is_whole else least, mode)]
     if not good:
-        best = min(frontier.points, key=frontier.badness)
+        best = min(allowed, key=frontier.badness)
         raise NothingGoodEnough(frontier.quality_metric, limit, best.name, best.quality)
     point = min(good, key=lambda one: (one.latency_ms, frontier.badness(one)))
     session.progress.note(
@@ -111,10 +114,20 @@ def pick_quality(swept: Swept, *, stricter_by: float = 0.0) -> Pick:
         limits=(*frontier.limits, line),
         points=numbered(points, mode=frontier.mode),
     )
-    if not point.is_whole:
-        supernet = dataclasses.replace(session.supernet, strategy=swept.strategies[point.dtype])
-        session = session.with_supernet(supernet)
     return _picked(session, frontier, point, swept.plan_of(point), swept.wholes)
+
+
+def _allowed(session: Session, frontier: Frontier) -> list[FrontierPoint]:
+    """What may be chosen, at least one. The other full models are there for comparison."""
+    limit_mb = session.settings.memory_limit_mb
+    points = [one for one in frontier.points if one.dtype in session.settings.dtypes]
+    found = [one for one in points if limit_mb is None or one.memory_mb is None or one.memory_mb <= limit_mb]
+    if limit_mb is not None and not found:
+        raise BudgetError(
+            f"No model on the frontier is within {limit_mb:.4g} MiB of memory.",
+            next_step=f"Allow more memory, or {smaller_than_known(session)}.",
+        )
+    return found
 
 
 def quality_limit(swept: Swept) -> float:

@@ -41,12 +41,10 @@ class Swept:
 
     Attributes:
         session: With the strategy that it rests on.
-        strategies: The same for each precision, with what shapes are worth once they are refitted.
     """
 
     session: Session
     wholes: tuple[Whole, ...]
-    strategies: Mapping[str, Strategy]
     searches: Searches
     frontier: Frontier
 
@@ -92,7 +90,7 @@ def sweep(session: Session, *, measure: int = 0) -> Swept:
         wholes, measured = _measure(session, wholes, _spread(frontier, measure), searches)
         searches = _search_all(session, wholes, strategies, measured, prospects=prospects)
         frontier = frontier_of(session, wholes, searches, quality_error=error)
-    return Swept(session=session, wholes=wholes, strategies=strategies, searches=searches, frontier=frontier)
+    return Swept(session=session, wholes=wholes, searches=searches, frontier=frontier)
 
 
 def _compare(session: Session, wholes: Sequence[Whole]) -> Prospects | None:
@@ -101,7 +99,8 @@ def _compare(session: Session, wholes: Sequence[Whole]) -> Prospects | None:
     as_cut = _search_all(session, wholes, {one.dtype: prior for one in wholes})
     expected = usual_strategy(prior)
     searches = _search_all(session, wholes, {one.dtype: expected for one in wholes})
-    points = _spread(frontier_of(session, wholes, searches), MOST_REFITS)
+    allowed = [one for one in wholes if one.dtype in session.settings.dtypes]  # what cuts compete with
+    points = _spread(frontier_of(session, allowed, searches), MOST_REFITS)
     rise_of = {one.dtype: one.rise for one in wholes}
     chosen: dict[str, tuple[Searched, Candidate]] = {}
     for point in points:

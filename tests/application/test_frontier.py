@@ -9,11 +9,19 @@ from pathlib import Path
 import pytest
 
 from amoeba_export import ExportRequest, export
-from amoeba_export.application import goal, pipeline
+from amoeba_export.application import goal, pipeline, recovery
 from amoeba_export.application.fit import Fitted
 from amoeba_export.application.worth import quality_figures
 from amoeba_export.artifact import read_manifest
-from amoeba_export.errors import InputError, NothingGoodEnough, NothingToPick, Problems, QualityTooLow, UsageError
+from amoeba_export.errors import (
+    BudgetError,
+    InputError,
+    NothingGoodEnough,
+    NothingToPick,
+    Problems,
+    QualityTooLow,
+    UsageError,
+)
 from amoeba_export.ir import Shape
 from amoeba_export.ir.frontier import MOST_NUMBERED, Frontier, FrontierPoint, numbered
 from amoeba_export.load import read_strategy, write_strategy
@@ -192,6 +200,32 @@ def test_the_fastest_that_is_good_enough(
     assert [one.dtype for one in result.manifest.reference] == list(FASTER)
 
 
+@pytest.mark.parametrize(
+    ("limit", "name"),
+    [
+        pytest.param({"quality": "4.34", "dtype": "fp32"}, "4x0.83 in fp32", id="no other precision"),
+        pytest.param({"quality": "4.0", "dtype": "fp32"}, "full model in fp32", id="nor the whole model in another"),
+        pytest.param({"quality": "4.36", "memory": "1.3MB"}, "4x0.83 in int8", id="int4 whole takes 1.3 MB"),
+    ],
+)
+def test_the_fastest_is_in_a_precision_and_in_memory_that_are_allowed(
+    request_of: ExportRequest, limit: dict[str, str], name: str
+):
+    request = dataclasses.replace(request_of, refit="off", **limit)
+    found = pipeline.search(request)
+    assert found.frontier is not None and found.frontier.chosen is not None
+    assert found.frontier.chosen.name == name
+    limit_mb = found.settings.memory_limit_mb
+    assert all(one.fits <= (limit_mb is None or (one.memory_mb or 0.0) <= limit_mb) for one in found.frontier.points)
+
+
+def test_where_nothing_is_small_enough_no_larger_one_is_taken(request_of: ExportRequest, tmp_path: Path):
+    with pytest.raises(BudgetError) as caught:
+        export(dataclasses.replace(request_of, quality="6", memory="0.4MiB", refit="off", out=tmp_path / "out"))
+    assert caught.value.what == "No model on the frontier is within 0.4 MiB of memory."
+    assert not (tmp_path / "out").exists()
+
+
 def test_where_nothing_is_good_enough_the_best_is_named(request_of: ExportRequest, tmp_path: Path):
     with pytest.raises(NothingGoodEnough) as caught:
         export(dataclasses.replace(request_of, quality="3.9", refit="off", out=tmp_path / "out"))
@@ -268,6 +302,22 @@ def test_a_cut_that_turns_out_worse_makes_way_for_a_slower_one(
     assert first.frontier.chosen is not None
     assert result.frontier.chosen.quality <= 6 - (0.3 - (6 - first.frontier.chosen.quality)) + 1e-6
     assert result.frontier.chosen.latency_ms > first.frontier.chosen.latency_ms
+
+
+def test_a_limit_is_not_kept_by_a_refit_that_is_not_shipped(
+    request_of: ExportRequest, refits: list[list[Shape]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The quick refit that chose the cut promised as much."""
+    monkeypatch.setattr(recovery, "refitted_unless_worse", lambda session, plan, recipe: (session, plan))
+    request = dataclasses.replace(request_of, quality="5.2", dtype="fp32", refit="fast", heal="off")
+    first = pipeline.search(request)
+    assert first.frontier is not None and first.frontier.chosen is not None
+    assert first.frontier.chosen.quality_source in ("refitted", "predicted")
+    made = export(dataclasses.replace(request, out=tmp_path / "out"))
+    shape, manifest = made.plan.shape, made.manifest
+    assert made.plan.refit_id is None and manifest is not None and manifest.quality is not None
+    assert manifest.quality["loss"] == pytest.approx(10 - shape.depth - 2 * shape.width, abs=0.01)
+    assert manifest.quality["loss"] <= 5.2
 
 
 def point(latency_ms: float, quality: float, **more: object) -> FrontierPoint:
