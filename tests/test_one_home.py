@@ -43,6 +43,7 @@ HOMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("JSON from outside", r"parse_constant|object_pairs_hook", ("reading/json_object.py",)),
     ("JSON that was written and read back", r"loads\(json\.dumps", ("reading/json_object.py",)),
     ("JSON in a cache entry", r"json\.loads\(\((found|entry|place) / ", ("cache/store.py",)),
+    ("versions of algorithms", r"\bAlgorithm\(name=|^_?[A-Z]*VERSION = ", ("cache/kinds.py",)),
     ("versions of schemas", r"schema version \{", ("reading/json_object.py",)),
     ("atomic files", r"\.part\b\"|\bos\.replace\(", ("replacing.py",)),
     ("large reserved files", r"posix_fallocate|ftruncate|os\.pwrite", ("reserved_file.py",)),
