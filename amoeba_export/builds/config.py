@@ -65,7 +65,9 @@ class Shared(Table):
         default=None, description="How to fit the remaining weights: off, fast, full, or the refit file of the plan."
     )
     heal: str | None = Field(default=None, description="Distillation after the refit, such as 20m, 2Mtok or off.")
-    calibration_data: tuple[str, ...] = Field(default=(), description="Texts from your domain for the refit.")
+    calibration_data: tuple[str, ...] = Field(
+        default=(), description="Texts from your domain for the refit and for rounding."
+    )
     vocab_keep: str | None = Field(
         default=None,
         description="Compute the logits of some tokens only: a number, such as '8192', a text, or a JSON list of ids.",

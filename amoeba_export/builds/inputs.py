@@ -14,6 +14,7 @@ from amoeba_export.artifact import MANIFEST_NAME, read_manifest, tool_versions
 from amoeba_export.backends.targets import read_target
 from amoeba_export.builds.entry import Entry, LockedEntry
 from amoeba_export.cache import Cache, canonical_key
+from amoeba_export.cache.kinds import ARTIFACT
 from amoeba_export.calibrate.recipe import load_recipe
 from amoeba_export.errors import InputError
 from amoeba_export.ir import InputId, Target
@@ -21,10 +22,10 @@ from amoeba_export.load.demo import demo_gguf
 from amoeba_export.load.identity import file_sha256
 from amoeba_export.load.locate import locate_model
 from amoeba_export.reading import as_json
-from amoeba_export.refit import HEAL_RECIPE, OFF, SHORTLIST_RECIPE
+from amoeba_export.refit import HEAL_RECIPE, OFF, SHORTLIST_RECIPE, load_refit_recipe
 
 FORMAT = 1
-"""Raise it when the same inputs give another artifact than before."""
+"""Raise it when the same inputs give another artifact than before, and no algorithm of `ARTIFACT` is another."""
 
 _NOT_CONTENT = (
     "model",
@@ -44,7 +45,7 @@ _NOT_CONTENT = (
 
 
 def entry_inputs(entry: Entry, cache: Cache) -> tuple[InputId, ...]:
-    """Model, adapters, strategy or recipe, plan, target and settings of an entry.
+    """Model, adapters, strategy or recipe, refit, texts, vocabulary, plan, target and settings of an entry.
 
     Raises:
         InputError: One of them is not there.
@@ -60,6 +61,8 @@ def entry_inputs(entry: Entry, cache: Cache) -> tuple[InputId, ...]:
         sha256 = load_recipe(request.recipe).identity
         found.append(InputId(role="recipe", id=f"{Path(request.recipe).stem}, seed {request.seed}", sha256=sha256))
     found += _recovery_inputs(request, cache)
+    for text in request.calibration_data:  # of refits, of integers, of a vocabulary
+        found.append(InputId(role="text", id=text.name, sha256=file_sha256(text, cache_dir=cache.root)))
     if request.vocab_keep is not None:
         found.append(_vocabulary_input(request, cache))
     if request.plan is not None:
@@ -75,16 +78,16 @@ def entry_inputs(entry: Entry, cache: Cache) -> tuple[InputId, ...]:
 
 
 def _vocabulary_input(request: ExportRequest, cache: Cache) -> InputId:
-    """The file, or the number of tokens and the texts that they are counted in."""
+    """The file, or the number of tokens and the recipe in whose texts they are counted."""
     text = request.vocab_keep or ""
     if not text.isdecimal():
         return InputId(role="vocabulary", id=Path(text).name, sha256=file_sha256(Path(text), cache_dir=cache.root))
-    texts = request.refit_recipe(DEFAULT_REFIT).identity
-    return InputId(role="vocabulary", id=f"{text} tokens", sha256=_digest({"tokens": int(text), "texts": texts}))
+    recipe = load_refit_recipe(DEFAULT_REFIT).identity
+    return InputId(role="vocabulary", id=f"{text} tokens", sha256=_digest({"tokens": int(text), "texts": recipe}))
 
 
 def _recovery_inputs(request: ExportRequest, cache: Cache) -> list[InputId]:
-    """The recipes of refit and healing with their texts, or the refit file."""
+    """The recipes of refit and healing, or the refit file."""
     refit = refit_of(request)
     if refit == OFF:
         return []
@@ -93,13 +96,14 @@ def _recovery_inputs(request: ExportRequest, cache: Cache) -> list[InputId]:
     is_search = request.shape is None and request.plan is None
     heals = heal_of(request) is not None
     names = dict.fromkeys([refit, *([SHORTLIST_RECIPE] if is_search else []), *([HEAL_RECIPE] if heals else [])])
-    return [InputId(role="refit", id=name, sha256=request.refit_recipe(name).identity) for name in names]
+    return [InputId(role="refit", id=name, sha256=load_refit_recipe(name).identity) for name in names]
 
 
 def fingerprint(inputs: Iterable[InputId]) -> str:
     """Content address of an artifact: its inputs, and the versions of what computes it."""
     by_content = [[one.role, one.sha256] for one in inputs]
-    return _digest({"format": FORMAT, "inputs": by_content, "tool": tool_versions()})
+    made_by = {algorithm.name: algorithm.version for algorithm in ARTIFACT}
+    return _digest({"format": FORMAT, "made_by": made_by, "inputs": by_content, "tool": tool_versions()})
 
 
 def changed_inputs(locked: LockedEntry, inputs: Iterable[InputId]) -> list[str]:

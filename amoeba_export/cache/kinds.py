@@ -95,6 +95,9 @@ ROUNDED = Kind(name="rounded", made_by=(CHOOSING_INTEGERS, _WRITING), is_large=T
 ROUNDINGS = Kind(name="roundings", made_by=(CHOOSING_INTEGERS, _WRITING))
 """Which integers came of a model, a plan, a dtype, a recipe and a seed."""
 
+ARTIFACT = (_UNPACKING, _CALIBRATION, REFITTING, HEALING, CHOOSING_INTEGERS, _WRITING)
+"""What decides the files of an artifact besides its inputs and what was measured: a build makes an older one again."""
+
 KINDS = (
     DIGESTS,
     MODELS,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -11,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from amoeba_export.artifact import read_manifest, verify_checksums
+from amoeba_export.builds import inputs
 from amoeba_export.builds.lock import read_lock
 from amoeba_export.builds.outcome import BuildReport, read_report
+from amoeba_export.cache.kinds import ARTIFACT, CHOOSING_INTEGERS
 from amoeba_export.cli.app import main
 from amoeba_export.errors import NotLocked, UnknownName
 from amoeba_export.ir.frontier import Frontier
@@ -311,3 +314,25 @@ def test_every_data_file_of_a_recipe_is_an_input(run: Build, project: Path, chan
         "The build 'whole' is locked and its inputs have changed: the recipe 'mine, seed 0' is another one."
     ]
     assert statuses(run()) == {"whole": "built"}
+
+
+def test_a_text_is_an_input_without_a_refit_too(run: Build, project: Path):
+    """Integers may be chosen with it."""
+    (project / "mine.txt").write_text("some words " * 100)
+    (project / "amoeba.toml").write_text(f'{HEAD}calibration_data = ["mine.txt"]\n{TWO}')
+    assert statuses(run(only=("half",)))["half"] == "built"
+    assert statuses(run(only=("half",)))["half"] == "up-to-date"
+    (project / "mine.txt").write_text("other words " * 100)
+    report = run(only=("half",), locked=True)
+    assert [entry.error.message for entry in report.failed if entry.error] == [
+        "The build 'half' is locked and its inputs have changed: the text 'mine.txt' is another one."
+    ]
+    assert statuses(run(only=("half",)))["half"] == "built"
+
+
+def test_what_an_older_algorithm_made_is_made_again_but_for_a_lock(run: Build, monkeypatch: pytest.MonkeyPatch):
+    run(only=("half",))
+    newer = [dataclasses.replace(one, version=one.version + (one is CHOOSING_INTEGERS)) for one in ARTIFACT]
+    monkeypatch.setattr(inputs, "ARTIFACT", newer)
+    assert statuses(run(only=("half",), locked=True))["half"] == "up-to-date"
+    assert statuses(run(only=("half",)))["half"] == "built"
