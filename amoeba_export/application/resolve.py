@@ -124,6 +124,9 @@ def _bad_values(request: ExportRequest, metric: str) -> list[AmoebaError]:
                 check(given)
         except AmoebaError as error:
             problems.append(error)
+    for path in request.calibration_data:  # a refit that nobody asked for is skipped where texts cannot be used
+        if not path.is_file():
+            problems.append(NotFound("A text of --calibration-data", path, next_step="Give a .txt or .jsonl file."))
     if request.heal not in (None, OFF) and request.refit == OFF:
         problems.append(BadValue("--heal", request.heal, "used with a refit: it starts there"))
     if request.percentile not in (50, 90):

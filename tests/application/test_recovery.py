@@ -18,7 +18,15 @@ from amoeba_export.application.refit import heal as heal_alone
 from amoeba_export.application.refit import refit as refit_alone
 from amoeba_export.application.resolve import read_heal
 from amoeba_export.application.ways import Replay
-from amoeba_export.errors import BadValue, NothingIsCut, RefitDiffers, TooFewSamples, UnknownName, UsageError
+from amoeba_export.errors import (
+    BadValue,
+    NotFound,
+    NothingIsCut,
+    RefitDiffers,
+    TooFewSamples,
+    UnknownName,
+    UsageError,
+)
 from amoeba_export.refit import HEAL_RECIPE, HealSettings, RefitRecipe
 from tests.listener import Listener
 from tests.model.models import save_tokenizer
@@ -283,6 +291,14 @@ def test_a_text_that_nothing_is_fitted_on_is_said(request_: ExportRequest, texts
         listener = Listener()
         settings = resolve_settings(request, listener)
         assert (said in listener.notes) == is_said, settings.summary
+
+
+def test_a_text_that_is_not_there_is_said_before_the_work(request_: ExportRequest, tmp_path: Path) -> None:
+    """Whether a refit was asked for or not: without its texts, a cut would be shipped as it was cut."""
+    for refit in (None, "off", "fast"):
+        with pytest.raises(NotFound) as caught:
+            export(dataclasses.replace(request_, refit=refit, calibration_data=(tmp_path / "no.txt",), dry_run=True))
+        assert caught.value.what == f"A text of --calibration-data was not found: {tmp_path / 'no.txt'}"
 
 
 def test_a_refit_made_by_itself_is_what_export_makes(request_: ExportRequest, tmp_path: Path) -> None:
