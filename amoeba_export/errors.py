@@ -448,6 +448,26 @@ class BudgetMissed(BudgetError):
         )
 
 
+class MemoryExceeded(BudgetError):
+    """A given shape or plan, or a number of a frontier, is over the memory limit."""
+
+    def __init__(self, shape: str, occupied_mb: float, limit_mb: float, *, smaller: str) -> None:
+        super().__init__(
+            f"The subnet {shape} occupies {occupied_mb:.4g} MiB; the limit is {limit_mb:.4g} MiB.",
+            next_step=f"Allow more memory, or {smaller}.",
+        )
+
+
+class NothingInMemory(BudgetError):
+    """Every model of a frontier is over the memory limit."""
+
+    def __init__(self, limit_mb: float, *, smaller: str) -> None:
+        super().__init__(
+            f"No model on the frontier is within {limit_mb:.4g} MiB of memory.",
+            next_step=f"Allow more memory, or {smaller}.",
+        )
+
+
 class SlowerThanBaseline(BudgetError):
     """`amoeba bench --fail-if-slower`: the whole interval of an artifact is over the limit."""
 

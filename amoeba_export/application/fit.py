@@ -10,15 +10,17 @@ from pathlib import Path
 from amoeba_export.application.choose import Chooser
 from amoeba_export.application.costs import learn, make_predictor, measure_beside_full
 from amoeba_export.application.outcome import Outcome
-from amoeba_export.application.problem import smaller_than_known
+from amoeba_export.application.problem import memory_mb, smaller_than_known
 from amoeba_export.application.session import Session
 from amoeba_export.application.trials import Choice, Trial, best_of, next_step
 from amoeba_export.application.wholes import Whole
 from amoeba_export.backends import Subject
-from amoeba_export.errors import BudgetMissed, TargetError
+from amoeba_export.errors import BudgetMissed, MemoryExceeded, TargetError
 from amoeba_export.ir import DenseArchitecture, Latency, Progress, SubnetPlan
 from amoeba_export.profile import pool_rounds
 from amoeba_export.search import Candidate, Predictor, SearchResult
+
+_CHOOSE_SMALLER = "let --latency without --shape choose a smaller subnet"
 
 Build = Callable[[Session, SubnetPlan], Path]
 """Writes a plan's files in the session's dtype in place of the last one's, and returns their folder."""
@@ -146,15 +148,18 @@ def fit_plan(session: Session, plan: SubnetPlan, build: Build, *, full_dtype: st
         full_dtype: Precision of the full model that it is measured beside; None means its own.
 
     Raises:
+        MemoryExceeded: There is a limit, and it is predicted to be over it.
         BudgetMissed: There is a budget, and it is over it.
         TargetError: The target cannot be used, or measuring failed.
     """
+    settings, dense = session.settings, plan.dense(session.architecture)
+    limit_mb = settings.memory_limit_mb
+    if limit_mb is not None and (occupied_mb := memory_mb(session, dense)) > limit_mb:
+        raise MemoryExceeded(str(plan.shape), occupied_mb, limit_mb, smaller=_CHOOSE_SMALLER)
     folder = build(session, plan)
-    settings = session.settings
     if settings.target is None:
         return Fitted(session=session, plan=plan)
     if session.is_measured:
-        dense = plan.dense(session.architecture)
         measured = _measure(session, dense, folder, full_dtype=full_dtype, enough=lambda outcome: outcome.is_decided)
         fitted = Fitted(session=session, plan=plan, latency=measured.latency, full=measured.full)
     else:
@@ -164,7 +169,7 @@ def fit_plan(session: Session, plan: SubnetPlan, build: Build, *, full_dtype: st
     assert fitted.latency and fitted.full
     outcome = Outcome(budgets=settings.budgets, full=fitted.full, latency=fitted.latency)
     if outcome.use > 1:
-        raise _missed(plan, outcome, smaller="let --latency without --shape choose a smaller subnet")
+        raise _missed(plan, outcome, smaller=_CHOOSE_SMALLER)
     return dataclasses.replace(fitted, limit_ms=outcome.limit_ms)
 
 

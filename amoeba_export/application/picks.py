@@ -16,7 +16,7 @@ from amoeba_export.application.vocabulary import vocabulary_input
 from amoeba_export.application.wholes import Whole, measure_wholes
 from amoeba_export.artifact import sha256_file
 from amoeba_export.cache.kinds import FRONTIERS
-from amoeba_export.errors import BudgetError, InputError, NothingGoodEnough, NothingToPick
+from amoeba_export.errors import InputError, NothingGoodEnough, NothingInMemory, NothingToPick
 from amoeba_export.ir import SubnetPlan
 from amoeba_export.ir.frontier import Frontier, FrontierLimit, FrontierPoint, numbered
 from amoeba_export.ir.metric import KEPT_WEIGHTS, good_enough, mode_of, stricter
@@ -89,7 +89,7 @@ def pick_quality(swept: Swept, *, stricter_by: float = 0.0) -> Pick:
 
     Raises:
         NothingGoodEnough: Nothing is, not even the full model.
-        BudgetError: Nothing is small enough for the memory.
+        NothingInMemory: Nothing is small enough for the memory.
     """
     frontier, session = swept.frontier, swept.session
     limit, mode = quality_limit(swept), mode_of(frontier.quality_metric)
@@ -123,10 +123,7 @@ def _allowed(session: Session, frontier: Frontier) -> list[FrontierPoint]:
     points = [one for one in frontier.points if one.dtype in session.settings.dtypes]
     found = [one for one in points if limit_mb is None or one.memory_mb is None or one.memory_mb <= limit_mb]
     if limit_mb is not None and not found:
-        raise BudgetError(
-            f"No model on the frontier is within {limit_mb:.4g} MiB of memory.",
-            next_step=f"Allow more memory, or {smaller_than_known(session)}.",
-        )
+        raise NothingInMemory(limit_mb, smaller=smaller_than_known(session))
     return found
 
 

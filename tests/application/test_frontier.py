@@ -14,9 +14,9 @@ from amoeba_export.application.fit import Fitted
 from amoeba_export.application.worth import quality_figures
 from amoeba_export.artifact import read_manifest
 from amoeba_export.errors import (
-    BudgetError,
     InputError,
     NothingGoodEnough,
+    NothingInMemory,
     NothingToPick,
     Problems,
     QualityTooLow,
@@ -220,7 +220,7 @@ def test_the_fastest_is_in_a_precision_and_in_memory_that_are_allowed(
 
 
 def test_where_nothing_is_small_enough_no_larger_one_is_taken(request_of: ExportRequest, tmp_path: Path):
-    with pytest.raises(BudgetError) as caught:
+    with pytest.raises(NothingInMemory) as caught:
         export(dataclasses.replace(request_of, quality="6", memory="0.4MiB", refit="off", out=tmp_path / "out"))
     assert caught.value.what == "No model on the frontier is within 0.4 MiB of memory."
     assert not (tmp_path / "out").exists()

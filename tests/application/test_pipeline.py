@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +23,7 @@ from amoeba_export.errors import (
     AmoebaError,
     BudgetMissed,
     EstimateRefused,
+    MemoryExceeded,
     NothingFits,
     NumbersDiffer,
     OutputExists,
@@ -200,6 +202,19 @@ def test_a_given_shape_is_refused_after_all_rounds_at_the_earliest(
         export(dataclasses.replace(request, latency=f"{share:.3f}%", out=tmp_path / "b"), progress=listener)
     more = [note for note in listener.notes if note.startswith("Too close to call")]
     assert len(more) == 2  # after 5 and after 10
+
+
+def test_a_given_shape_over_the_memory_limit_is_refused_before_it_is_built(
+    model: Path, strategy: Path, target: Path, tmp_path: Path
+):
+    request = ExportRequest(
+        model=str(model), strategy=strategy, target=str(target), shape="3x0.5", memory="0.4MiB", out=tmp_path / "out"
+    )
+    with pytest.raises(MemoryExceeded) as caught:
+        export(request)
+    assert re.fullmatch(r"The subnet 3x0\.5 occupies [\d.]+ MiB; the limit is 0\.4 MiB\.", caught.value.what)
+    assert not imaginary.BACKEND.measured_artifacts and not request.out.exists()  # type: ignore[union-attr]
+    assert export(dataclasses.replace(request, memory="4MiB")).plan.shape == Shape(3, 0.5)
 
 
 def test_what_is_measured_refines_the_cost_table(model: Path, strategy: Path, target: Path, tmp_path: Path):
