@@ -188,6 +188,8 @@ def _facts(session: Session) -> dict[str, object]:
         "formats": list(settings.formats),
         "policy": settings.policy,
         "refit": settings.refit != OFF,
+        "rounding": settings.request.rounding,
+        "seed": settings.request.seed,
         "calibration_data": [sha256_file(path) for path in settings.request.calibration_data],
         "memory_limit_mb": settings.memory_limit_mb,
     }

@@ -128,6 +128,16 @@ def test_a_pick_without_a_frontier_makes_one_and_says_so(request_of: ExportReque
     assert first.plan.shape == Shape(2, 0.5)
 
 
+@pytest.mark.parametrize("other", [{"rounding": "nearest"}, {"seed": 1}, {"refit": "fast"}])
+def test_a_number_means_a_choice_of_the_same_settings(request_of: ExportRequest, other: dict[str, object]):
+    """How integers are chosen, and on which samples refits are, decides losses and so the numbers."""
+    request = dataclasses.replace(request_of, refit="off", pick=1, dry_run=True)
+    export(request)
+    listener = Listener()
+    export(dataclasses.replace(request, **other), progress=listener)  # type: ignore[arg-type]
+    assert "The cache has no frontier for these settings: making one." in listener.notes
+
+
 def test_a_number_that_is_not_there_is_named(request_of: ExportRequest):
     count = len(pipeline.frontier(request_of).numbered)
     with pytest.raises(NothingToPick) as caught:
