@@ -243,5 +243,7 @@ class PackedWriter:
 
     def close(self) -> None:
         """See `Writer`. Raises `WeightsMismatch` when a weight was not given."""
-        self._inner.close()
-        self._awaited.check_complete()
+        try:
+            self._inner.close()
+        finally:  # one that is missing holds up all that are scaled with it: it is named, and not their parts
+            self._awaited.check_complete()

@@ -235,3 +235,17 @@ def test_a_weight_of_another_shape_is_named(supernets: dict[str, Supernet], tmp_
     writer = open_writer(subnet, tmp_path, dtype="w4a16")
     with pytest.raises(WeightsMismatch, match=r"up_proj\.weight is \[2, 2\], not \[256, 128\]"):
         writer.accept("model.layers.0.mlp.up_proj.weight", torch.zeros(2, 2))
+
+
+def test_what_is_missing_is_named_and_not_the_parts_that_wait_for_it(
+    supernets: dict[str, Supernet], tmp_path: Path
+) -> None:
+    """The norm, k and v are scaled with q, and written with it."""
+    subnet, lacking = materialize_subnet(supernets["wide"], supernets["wide"].full_plan()), "layers.1.self_attn.q_proj"
+    writer = open_writer(subnet, tmp_path, dtype="w4a16")
+    for name, weight in subnet.stream():
+        if lacking not in name:
+            writer.accept(name, weight)
+    with pytest.raises(WeightsMismatch) as caught:
+        writer.close()
+    assert caught.value.what.endswith(f": model.{lacking}.weight is missing.")
