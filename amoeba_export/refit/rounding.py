@@ -2,8 +2,8 @@
 
 Prune, refit, round: each sees the error of those before it. The cut comes as the stream of its final weights, scaled as
 its format scales them, so that inputs and Gram matrices are those of the file. Matrices that have the same input share
-a Gram matrix; which ones do is seen when the layer runs. In memory are one layer, one Gram matrix with its factor, and
-the stream of tokens as far as it fits into a bound.
+a Gram matrix; which ones do is seen when the layer runs. In memory are one layer or the head, one Gram matrix with its
+factor, and the stream of tokens as far as it fits into a bound.
 
 A token counts by the inverse mean square of the stream that enters the layer, as the next norm sees it: the few tokens
 of huge norm, which the first position of a text often is, do not decide alone. Behind a norm, all tokens count alike.
@@ -89,11 +89,12 @@ def round_with_data(
     with open_workplace(supernet.identity, host) as workplace:
         folder = workplace.folder_of(facts)
         sweep = _Sweep(stack, samples, folder, cut, host.progress)
-        with host.progress.track(f"Rounding {plan.shape} with data", len(plan.layers)) as advance:
+        with host.progress.track(f"Rounding {plan.shape} with data", len(plan.layers) + 1) as advance:
             for position, own in cut.by_layer(supernet.family, len(plan.layers)):
                 sweep.through(position, plan.layers[position], own)
                 advance(1)
             sweep.close(len(plan.layers))
+            advance(1)
         take(sweep.read(position) for position in range(len(plan.layers) + 1))
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -86,6 +86,22 @@ def test_an_artifact_has_the_integers_of_its_rounding(
     assert verify(tmp_path / "out", model=str(tmp_path / "model")).verification is not None
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_of_some_tokens_has_the_integers_of_the_whole_one(
+    request_: ExportRequest, tmp_path: Path, tied: bool
+) -> None:
+    model = save_tiny(tmp_path / "model", tie_word_embeddings=tied)
+    save_tokenizer(model)
+    (tmp_path / "ids.json").write_text(json.dumps(list(range(60))))
+    result = export(dataclasses.replace(request_, vocab_keep=str(tmp_path / "ids.json")))
+    held, kept = read_rounded(rounding_file(tmp_path)), list(result.plan.head_tokens or ())
+    assert 60 <= len(kept) < 128
+    stored = STORED["onnx"](tmp_path / "out" / "onnx", ExpectedWeights(result.supernet, result.plan).wanted)
+    whole = held.tensors.read("model.embed_tokens.weight" if tied else "lm_head.weight")
+    torch.testing.assert_close(stored.read("lm_head.weight").values, whole[kept], atol=1e-6, rtol=1e-5)
+    assert ("model.embed_tokens.weight" in held.tensors.names()) == tied
+
+
 def test_the_same_request_gives_the_same_bytes_and_another_way_of_rounding_others(
     request_: ExportRequest, tmp_path: Path
 ) -> None:
