@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from amoeba_export.application.problem import memory_mb, rounded, whole_quality, worse_by_rounding
+from amoeba_export.application.problem import memory_mb, rounded, whole_quality
 from amoeba_export.application.session import Session
 from amoeba_export.application.wholes import Whole
 from amoeba_export.ir import DenseArchitecture, Latency, Shape
@@ -123,7 +123,7 @@ def _points(
     session: Session, whole: Whole, search: SearchResult, limits: Sequence[FrontierLimit], chosen: Taken | None
 ) -> list[FrontierPoint]:
     """The subnets of one search that a picture needs; those that break the memory limit are not among them."""
-    limit_mb, worse_by = session.settings.memory_limit_mb, worse_by_rounding(session.strategy, whole)
+    limit_mb = session.settings.memory_limit_mb
     most_ms = min((limit.latency_ms for limit in limits if limit.latency_ms), default=math.inf)
     kept = [
         one
@@ -138,7 +138,7 @@ def _points(
             latency_ms=one.predicted_ms,
             latency_error=one.uncertainty,
             latency_source=_source(session, one),
-            quality=one.quality.value + badness(worse_by, search.mode),
+            quality=rounded(search.quality_metric, one.quality.value, whole.rise),
             quality_source=one.quality.source,
             memory_mb=one.memory_mb,
             fits=one.fits and one.predicted_ms <= most_ms,

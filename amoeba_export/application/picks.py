@@ -131,14 +131,21 @@ def quality_limit(swept: Swept) -> float:
     """The worst quality that is accepted; shares are of the full model in the precision that budgets refer to.
 
     Raises:
-        InputError: The strategy knows no quality, and the share of kept weights stands in for it.
+        InputError: The strategy knows no quality, and the share of kept weights stands in for it. Or it is a share of
+            what is not known.
     """
     frontier, wanted = swept.frontier, swept.session.settings.quality
     assert wanted, "there is such a limit"
     if frontier.quality_metric == KEPT_WEIGHTS:
         raise quality_unknown()
-    full = next(one.quality for one in frontier.wholes if one.dtype == frontier.reference_dtype)
-    return wanted.resolve(full, mode_of(frontier.quality_metric))
+    full = next((one.quality for one in frontier.wholes if one.dtype == frontier.reference_dtype), None)
+    if full is None and wanted.value is None:  # what rounding costs is known as a loss alone
+        raise InputError(
+            f"The {frontier.quality_metric} of the full model in {frontier.reference_dtype} is not known, and a share "
+            "of it is no limit.",
+            next_step="Give the worst value that is accepted, with --quality.",
+        )
+    return wanted.resolve(full or 0.0, mode_of(frontier.quality_metric))
 
 
 def quality_unknown() -> InputError:

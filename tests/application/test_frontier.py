@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -227,6 +228,43 @@ def test_the_fastest_is_in_a_precision_and_in_memory_that_are_allowed(
     assert found.frontier.chosen.name == name
     limit_mb = found.settings.memory_limit_mb
     assert all(one.fits <= (limit_mb is None or (one.memory_mb or 0.0) <= limit_mb) for one in found.frontier.points)
+
+
+@pytest.mark.parametrize(
+    ("metric", "limit", "dtype"),
+    [
+        ("perplexity", "500", "int4"),
+        ("perplexity", "90", "int8"),
+        ("accuracy", "0.6", "int8"),
+        ("accuracy", "0.6", None),
+    ],
+)
+def test_what_is_said_of_a_choice_is_what_its_artifact_says(
+    request_of: ExportRequest, strategy: Path, tmp_path: Path, metric: str, limit: str, dtype: str | None
+):
+    """Rounding multiplies a perplexity. Of an accuracy it tells nothing, and neither is one of a rounded full model."""
+    known, path = read_strategy(strategy), tmp_path / "other.safetensors"
+    values = {
+        shape: math.exp(loss) if metric == "perplexity" else 1 - loss / 20 for shape, loss in known.quality.items()
+    }
+    write_strategy(dataclasses.replace(known, quality=values, quality_metric=metric), path)
+    request = dataclasses.replace(request_of, strategy=path, quality=limit, dtype=dtype, refit="off")
+    result = export(dataclasses.replace(request, out=tmp_path / "out"))
+    assert result.frontier is not None and result.frontier.chosen is not None
+    assert result.manifest is not None and result.manifest.quality is not None
+    assert not result.frontier.chosen.is_whole
+    assert result.manifest.quality[metric] == pytest.approx(result.frontier.chosen.quality, rel=1e-5)
+
+
+def test_a_share_of_a_quality_that_nobody_knows_is_refused(request_of: ExportRequest, strategy: Path, tmp_path: Path):
+    known, path = read_strategy(strategy), tmp_path / "other.safetensors"
+    values = {shape: 1 - loss / 20 for shape, loss in known.quality.items()}
+    write_strategy(dataclasses.replace(known, quality=values, quality_metric="accuracy"), path)
+    request = dataclasses.replace(request_of, strategy=path, quality_loss="5%", dtype="int8", refit="off")
+    with pytest.raises(
+        InputError, match="The accuracy of the full model in int8 is not known, and a share of it is no limit"
+    ):
+        pipeline.search(request)
 
 
 def test_where_nothing_is_small_enough_no_larger_one_is_taken(request_of: ExportRequest, tmp_path: Path):
