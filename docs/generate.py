@@ -1,4 +1,7 @@
-"""Write what is made from the code: the reference pages, the JSON schemas, the layers. Tests compare them."""
+"""Write what is made from the code: the reference pages, the JSON schemas, the layers. Tests compare them.
+
+Long on purpose: one list of pages, a function for each.
+"""
 
 from __future__ import annotations
 

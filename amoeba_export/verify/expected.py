@@ -56,6 +56,14 @@ class ExpectedWeights:
         tokens = self._plan.head_tokens
         return Wanted(shapes=self.shapes, family=self._supernet.family, dense=dense, head_tokens=tokens)
 
+    def is_chosen(self, name: str) -> bool:
+        """Whether `read` gives what data chose."""
+        return self._rounded is not None and name in self._rounded.names()
+
+    def unrounded(self) -> ExpectedWeights | None:
+        """The same without what data chose; None where it chose nothing."""
+        return None if self._rounded is None else ExpectedWeights(self._supernet, self._plan)
+
     def read(self, name: str) -> Expected:
         """One of `shapes`."""
         if self._is_some_rows(name):
@@ -69,7 +77,7 @@ class ExpectedWeights:
 
     def _read(self, name: str) -> Expected:
         """One of `shapes`, with all tokens."""
-        if self._rounded is not None and name in self._rounded.names():
+        if self._rounded is not None and self.is_chosen(name):
             return Expected(self._rounded.read(name), 0.0)
         refit = self._supernet.refit_of(self._plan)
         if refit is not None and name in refit.tensors.names():

@@ -17,7 +17,9 @@ from amoeba_export.application.rounded import ROUNDED_NAME
 from amoeba_export.application.session import open_session
 from amoeba_export.application.verify import verify
 from amoeba_export.errors import NotFound, NumbersDiffer, UnknownName
+from amoeba_export.formats.write import write_formats
 from amoeba_export.load.rounded import read_rounded
+from amoeba_export.materialize import materialize_subnet
 from amoeba_export.refit import RefitRecipe
 from amoeba_export.refit.gptq import Grid, Rounded
 from amoeba_export.refit.rounding import RoundedLayer
@@ -153,6 +155,36 @@ def test_a_model_without_a_tokenizer_is_rounded_to_nearest(request_: ExportReque
     result = export(dataclasses.replace(request_, model=str(bare)))
     assert result.manifest is not None
     assert not [item for item in result.manifest.inputs if item.role == "rounding"]
+
+
+@pytest.mark.parametrize("wrong", ["model.layers.1.mlp.down_proj.weight", "model.embed_tokens.weight"])
+def test_integers_that_do_not_stand_for_the_model_are_found(
+    request_: ExportRequest, tmp_path: Path, wrong: str
+) -> None:
+    """Whatever chose them: file and rounding agree here, and are both wrong."""
+    session = open_session(resolve(request_))
+    plan = session.supernet.full_plan()
+    held = rounded.with_rounding(session, plan).rounded
+    assert held is not None
+    tensors = held.tensors
+
+    class OneIsZero:
+        names, shape, dtype, packed = tensors.names, tensors.shape, tensors.dtype, tensors.packed
+
+        def read(self, name: str) -> torch.Tensor:
+            return tensors.read(name) * (name != wrong)
+
+    subnet = materialize_subnet(session.supernet, plan)
+    for name, source in (("right", tensors), ("wrong", OneIsZero())):
+        folder = tmp_path / name
+        folder.mkdir()
+        write_formats(subnet, folder, {"onnx": "int4"}, options={"onnx": {"rounded": source}})
+        used = dataclasses.replace(held, tensors=source)
+        if name == "right":
+            verify_artifact(folder, session.supernet, plan, rounded=used)
+        else:
+            with pytest.raises(NumbersDiffer, match=f"{wrong} has integers that do not stand for the model's"):
+                verify_artifact(folder, session.supernet, plan, rounded=used)
 
 
 def test_matrices_that_have_a_grid_need_no_data(request_: ExportRequest, tmp_path: Path) -> None:
