@@ -60,7 +60,7 @@ def measure_rounding(session: Session, *, with_data: bool = True) -> Rounding:
     """
     session = session.with_supernet(session.supernet.with_head_tokens(None))  # a smaller head is rounded no otherwise
     loss = None
-    if has_tokenizer(session.supernet.folder):
+    if has_tokenizer(session.supernet.text_folder):
         loss = _kept(session, None, lambda: _unrounded_loss(session, _windows(session)))
     if session.dtype == "fp32":
         return Rounding(rise=0.0, loss=loss)
@@ -131,7 +131,7 @@ def _loss(windows: Sequence[Sequence[int]], logits: Sequence[torch.Tensor]) -> f
 
 def _windows(session: Session) -> list[list[int]]:
     """Of the text, in the model's tokens."""
-    return _read_windows(session.supernet.folder, *few_windows(session.architecture))
+    return _read_windows(session.supernet.text_folder, *few_windows(session.architecture))
 
 
 @lru_cache(maxsize=1)

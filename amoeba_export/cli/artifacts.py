@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import typer
 from rich.console import RenderableType
 
 from amoeba_export.artifact import FileEntry, FullModelRecord, LatencyRecord, Manifest, RefitRecord, VerificationRecord
@@ -85,6 +86,23 @@ def verified(record: VerificationRecord) -> str:
 def command(*words: str | Path) -> str:
     """A command line that can be pasted."""
     return shlex.join(map(str, words))
+
+
+def words_given(context: typer.Context, *, but: Container[str]) -> Iterator[str]:
+    """The arguments and options that the running command was given, to be pasted behind another one.
+
+    Args:
+        context: Of the running command.
+        but: Parameters to leave out, by their names in Python.
+    """
+    for parameter in sorted(context.command.params, key=lambda one: one.param_type_name):  # arguments first
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
+        if name in but or source is None or source.name != "COMMANDLINE":
+            continue
+        value = context.params[name]
+        for one in value if isinstance(value, list | tuple) else [value]:
+            yield from ([str(one)] if parameter.param_type_name == "argument" else [parameter.opts[0], str(one)])
 
 
 def _latency_rows(latency: LatencyRecord, full: Latency | None) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from amoeba_export.cli.artifacts import command
+from amoeba_export.cli.artifacts import command, words_given
 from amoeba_export.cli.choices import checked_plots, frontier_table, write_plots
 from amoeba_export.cli.console import Talk, answer, print_json, titled
 from amoeba_export.cli.options import (
@@ -40,8 +40,12 @@ from amoeba_export.cli.options import (
     split_commas,
 )
 
+NOT_OF_A_NUMBER = ("latency", "throughput", "quality", "quality_loss", "measure", "plot", "as_json")
+"""Lines in the picture and ways to show it: the numbers do not depend on them, and a choice need not keep a limit."""
+
 
 def frontier(
+    context: typer.Context,
     target: Target,
     model: Model = None,
     latency: Latency = None,
@@ -111,6 +115,6 @@ def frontier(
     console = answer()
     console.print(titled(f"{found.model} on {found.target}", frontier_table(found, numbers=True)))
     if found.numbered:
-        call = command("amoeba", "export", *([model] if model else []), "--target", target, "--pick", "N")
+        call = command("amoeba", "export", *words_given(context, but=NOT_OF_A_NUMBER), "--pick", "N")
         console.print()
         console.print(f"next: {call}")

@@ -134,7 +134,7 @@ CalibrationData = Annotated[
     typer.Option(
         "--calibration-data",
         metavar="F",
-        help="Text or JSONL from your domain, for half of the tokens of the refit. Repeatable.",
+        help="Text or JSONL from your domain, for half of the tokens of refit, heal and rounding. Repeatable.",
         rich_help_panel="Quality",
     ),
 ]

@@ -5,6 +5,7 @@ Commands are long on purpose: each parameter is a flag, with its help.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,7 +66,8 @@ def refit(
         seed=seed,
         progress=Talk(),
     )
-    _show(held, name, plan, out, as_json=as_json)
+    following = ("--plan", plan, *_words_of(strategy, adapter), "--refit", out)
+    _show(held, out, following=("amoeba", "export", name, *following), as_json=as_json)
 
 
 def heal(
@@ -106,10 +108,19 @@ def heal(
         seed=seed,
         progress=Talk(),
     )
-    _show(held, name, plan, out, as_json=as_json)
+    following = ("--plan", plan, *_words_of(strategy, adapter), "--refit", out)
+    _show(held, out, following=("amoeba", "export", name, *following), as_json=as_json)
 
 
-def _show(held: Refit, model: str, plan: Path, out: Path, *, as_json: bool) -> None:
+def _words_of(strategy: Path | None, adapters: list[Path] | None) -> list[str | Path]:
+    """Options of the supernet that a fit was made with, for the command that uses it."""
+    words: list[str | Path] = ["--strategy", strategy] if strategy else []
+    for adapter in adapters or ():
+        words += ["--adapter", adapter]
+    return words
+
+
+def _show(held: Refit, out: Path, *, following: Sequence[str | Path], as_json: bool) -> None:
     if as_json:
         losses = {text: dict(values) for text, values in held.losses.items()}
         print_json({"out": str(out), "kind": held.kind, "sha256": held.identity, "losses": losses})
@@ -122,4 +133,4 @@ def _show(held: Refit, model: str, plan: Path, out: Path, *, as_json: bool) -> N
         shown.add_row(text, *(f"{values[name]:.4f}" for name in ("full", "cut", "refit")))
     console.print(titled("Held-out loss", shown))
     console.print()
-    console.print(f"next: {command('amoeba', 'export', model, '--plan', plan, '--refit', out)}")
+    console.print(f"next: {command(*following)}")

@@ -65,7 +65,7 @@ def read_data(draw: Draw, folder: Path) -> RefitData:
 
     Args:
         draw: Says how much of what.
-        folder: The model's folder, for its tokenizer.
+        folder: Where the tokenizer is: `Supernet.text_folder`.
 
     Raises:
         InputError: A text cannot be used, is too short, or the model has no tokenizer.

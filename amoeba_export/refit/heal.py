@@ -68,7 +68,7 @@ def heal(
     if supernet.architecture.expert_size:
         raise NotForExperts("healed", "--heal off")
     device, seed = host.chosen_device, draw.seed
-    data = read_data(draw, supernet.folder)
+    data = read_data(draw, supernet.text_folder)
     teacher = Teacher(supernet, device)
     cut = LayerStack(supernet, memory_bytes=0, device=device, tensors=MergedTensors(supernet, plan))
     biases = [writer_biases(supernet, plan, kept) for kept in plan.layers]

@@ -76,7 +76,7 @@ def round_with_data(
         InputError: The texts of the recipe cannot be used.
     """
     device = host.chosen_device
-    samples = read_data(draw, supernet.folder).fit
+    samples = read_data(draw, supernet.text_folder).fit
     tensors = RefittedTensors(MergedTensors(supernet, plan), supernet, plan)
     stack = LayerStack(supernet, memory_bytes=0, device=device, tensors=tensors)
     facts = {

@@ -75,7 +75,7 @@ def refit(
     """
     # Long on purpose: the facts of a run are listed here.
     device, progress = host.chosen_device, host.progress
-    data = read_data(draw, supernet.folder)
+    data = read_data(draw, supernet.text_folder)
     full = LayerStack(supernet, memory_bytes=0, device=device, tensors=MergedTensors(supernet, supernet.full_plan()))
     cuts = [_cut(supernet, plan, device) for plan in plans]
     facts = {

@@ -183,8 +183,8 @@ def _nothing_fits(closest: str, figures: _Figures, limits: Limits, smaller: str)
         wanted.append(f"{budget.metric} p{budget.percentile} <= {limit_ms:.4g} ms")
         reached.append(f"{ms:.4g} ms")
     if limits.memory_limit_mb is not None and figures.memory_mb is not None:
-        wanted.append(f"memory <= {limits.memory_limit_mb:.4g} MB")
-        reached.append(f"{figures.memory_mb:.4g} MB")
+        wanted.append(f"memory <= {limits.memory_limit_mb:.4g} MiB")
+        reached.append(f"{figures.memory_mb:.4g} MiB")
     if len(wanted) == 1 and figures.uncertainty:
         reached[0] += f", give or take {100 * figures.uncertainty:.0f} %"
     advice = "Relax the limits"

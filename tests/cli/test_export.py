@@ -94,7 +94,7 @@ def test_the_frontier_is_shown_and_a_number_of_it_taken(
     lines = squeezed(run.out)
     assert lines[0] == "llama on imaginary"
     assert lines[1] == "dtype shape decode p50 loss memory"
-    assert lines[-1] == f"next: amoeba export {model} --target {target} --pick N"
+    assert lines[-1] == f"next: amoeba export {model} --target {target} --strategy {strategy} --pick N"
     found = Frontier.from_json(json.loads((tmp_path / "a.json").read_text()), where="a.json")
     assert (tmp_path / "a.html").read_text().startswith("<!doctype html>")
     numbers = [line.split()[0] for line in lines[2 : 2 + len(found.numbered)]]

@@ -77,6 +77,17 @@ def test_adapters_are_in_what_was_fitted_and_not_added_again(tmp_path: Path, rec
         materialize_subnet(without, named)
 
 
+def test_texts_are_read_with_the_tokenizer_that_an_adapter_brings(tmp_path: Path, recipe: RefitRecipe) -> None:
+    """The model's own has tokens that a smaller vocabulary lacks."""
+    supernet = opened(tmp_path / "model")
+    (tmp_path / "adapter").mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (supernet.folder / name).rename(tmp_path / "adapter" / name)
+    supernet = dataclasses.replace(supernet, tokenizer_folder=tmp_path / "adapter")
+    held, (named,) = fitted(supernet, [cut(supernet)], recipe, tmp_path / "refit")
+    assert named.refit_id in held.refits
+
+
 def test_a_plan_without_biases_gets_none(tmp_path: Path, recipe: RefitRecipe) -> None:
     supernet = opened(tmp_path / "model")
     plan = dataclasses.replace(cut(supernet), compensate=False)

@@ -165,8 +165,10 @@ def _templates(file: GgufFile) -> dict[str, str]:
     found = {}
     for key, value in file.fields.items():
         stem, _, name = key.partition(".chat_template")
-        if stem != "tokenizer" or not isinstance(value, str) or (name and not name.startswith(".")):
+        if stem != "tokenizer" or (name and not name.startswith(".")):
             continue
+        if not isinstance(value, str):
+            raise DamagedFile(file.path, f"{key} is no text")
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
