@@ -42,7 +42,7 @@ _UNPACKING = Algorithm(name="unpacking", version=3)
 _CALIBRATION = Algorithm(name="calibration", version=3)
 _WRITING = Algorithm(name="writing", version=3)
 """The format writers: graphs, quantization, equalization."""
-_COMPARING = Algorithm(name="comparing", version=4)
+_COMPARING = Algorithm(name="comparing", version=5)
 REFITTING = Algorithm(name="refitting", version=4)
 HEALING = Algorithm(name="healing", version=4)
 CHOOSING_INTEGERS = Algorithm(name="choosing integers", version=7)

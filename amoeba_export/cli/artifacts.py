@@ -101,6 +101,9 @@ def words_given(context: typer.Context, *, but: Container[str]) -> Iterator[str]
         if name in but or source is None or source.name != "COMMANDLINE":
             continue
         value = context.params[name]
+        if value is True:
+            yield parameter.opts[0]
+            continue
         for one in value if isinstance(value, list | tuple) else [value]:
             yield from ([str(one)] if parameter.param_type_name == "argument" else [parameter.opts[0], str(one)])
 

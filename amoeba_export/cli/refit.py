@@ -5,13 +5,12 @@ Commands are long on purpose: each parameter is a flag, with its help.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from amoeba_export.cli.artifacts import command
+from amoeba_export.cli.artifacts import command, words_given
 from amoeba_export.cli.console import Talk, answer, facts, print_json, table, titled
 from amoeba_export.cli.options import (
     Adapters,
@@ -32,8 +31,12 @@ PlanFile = Annotated[
 ]
 WeightsFile = Annotated[Path, typer.Option("--out", metavar="F", help="Where to write refit.safetensors.")]
 
+OF_THE_FIT = ("out", "refit", "duration", "as_json")
+"""Parameters that an export of its result does not need again."""
+
 
 def refit(
+    context: typer.Context,
     plan: PlanFile,
     out: WeightsFile,
     model: Model = None,
@@ -66,11 +69,11 @@ def refit(
         seed=seed,
         progress=Talk(),
     )
-    following = ("--plan", plan, *_words_of(strategy, adapter), "--refit", out)
-    _show(held, out, following=("amoeba", "export", name, *following), as_json=as_json)
+    _show(held, out, context, as_json=as_json)
 
 
 def heal(
+    context: typer.Context,
     plan: PlanFile,
     out: WeightsFile,
     duration: Annotated[
@@ -108,19 +111,10 @@ def heal(
         seed=seed,
         progress=Talk(),
     )
-    following = ("--plan", plan, *_words_of(strategy, adapter), "--refit", out)
-    _show(held, out, following=("amoeba", "export", name, *following), as_json=as_json)
+    _show(held, out, context, as_json=as_json)
 
 
-def _words_of(strategy: Path | None, adapters: list[Path] | None) -> list[str | Path]:
-    """Options of the supernet that a fit was made with, for the command that uses it."""
-    words: list[str | Path] = ["--strategy", strategy] if strategy else []
-    for adapter in adapters or ():
-        words += ["--adapter", adapter]
-    return words
-
-
-def _show(held: Refit, out: Path, *, following: Sequence[str | Path], as_json: bool) -> None:
+def _show(held: Refit, out: Path, context: typer.Context, *, as_json: bool) -> None:
     if as_json:
         losses = {text: dict(values) for text, values in held.losses.items()}
         print_json({"out": str(out), "kind": held.kind, "sha256": held.identity, "losses": losses})
@@ -133,4 +127,5 @@ def _show(held: Refit, out: Path, *, following: Sequence[str | Path], as_json: b
         shown.add_row(text, *(f"{values[name]:.4f}" for name in ("full", "cut", "refit")))
     console.print(titled("Held-out loss", shown))
     console.print()
-    console.print(f"next: {command(*following)}")
+    given = words_given(context, but=OF_THE_FIT)
+    console.print(f"next: {command('amoeba', 'export', *given, '--refit', out)}")
