@@ -199,6 +199,21 @@ def test_a_heal_that_makes_a_cut_worse_is_not_shipped(
     assert any("The cut is better without it." in note for note in listener.notes)
 
 
+def test_the_commands_say_how_their_file_is_exported(request_: ExportRequest, tmp_path: Path, amoeba: Any) -> None:
+    export(dataclasses.replace(request_, refit="off"))
+    plan, fitted, healed = (
+        tmp_path / "out" / "plan.json",
+        tmp_path / "fitted.safetensors",
+        tmp_path / "healed.safetensors",
+    )
+    given = (request_.model, "--plan", plan, "--recipe", request_.recipe)
+    for words, file in ((("refit",), fitted), (("heal", "--refit", fitted, "--heal", "1ktok"), healed)):
+        run = amoeba(*words, *given, "--out", file)
+        assert run.code == 0, run.err
+        following = " ".join(run.out[run.out.index("next: ") + 6 :].split())
+        assert following == " ".join(map(str, ("amoeba export", *given, "--refit", file)))
+
+
 def test_verify_finds_the_refit_and_misses_it(request_: ExportRequest, tmp_path: Path, amoeba: Any) -> None:
     result = export(request_)
     words = ("verify", tmp_path / "out", "--model", request_.model)
