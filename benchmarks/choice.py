@@ -167,6 +167,8 @@ def print_table(
                 *(f"{best.losses[n]:.3f}" for n in names),
                 f"{100 * (best.loss / point.loss - 1):+.1f} %",
             ]
+        else:
+            cells += ["none", *("" for _ in names), ""]
         print(f"| {percent:g} % | {' | '.join(cells)} |", flush=True)
 
 
