@@ -11,7 +11,7 @@ from functools import partial
 
 from amoeba_export.application.costs import make_predictor
 from amoeba_export.application.loadable import say_cost
-from amoeba_export.application.problem import Known, problem_of, smallest_known, whole_strategy, worse_by_rounding
+from amoeba_export.application.problem import Known, problem_of, smallest_known, whole_strategy
 from amoeba_export.application.prospects import (
     WITHIN,
     Prospects,
@@ -19,7 +19,6 @@ from amoeba_export.application.prospects import (
     at_best,
     densified,
     measure_prospects,
-    nats,
     shortlist,
     weighs_refits,
 )
@@ -29,6 +28,7 @@ from amoeba_export.application.trials import Choice, Trial, seen_in
 from amoeba_export.application.wholes import Whole, chosen_with_data, measure_wholes
 from amoeba_export.errors import InputError, NothingFits, NothingLoads
 from amoeba_export.ir import DenseArchitecture, Shape, Strategy
+from amoeba_export.ir.metric import nats
 from amoeba_export.refit import OFF
 from amoeba_export.search import (
     Found,
@@ -92,7 +92,7 @@ class Chooser:
                 # A finer precision that fits and loses next to nothing needs no such comparison, and no half a minute.
                 self.wholes, self._has_rounded = chosen_with_data(self._opened, self.wholes), True
                 whole = self._best_whole(self._opened, look)
-            if whole is not None and whole.worse_by <= NEGLIGIBLE_RISE:
+            if whole is not None and whole.rise <= NEGLIGIBLE_RISE:
                 return Choice(session=self._opened.in_dtype(whole.dtype), found=whole)
             try:
                 return self._among_all(look)
@@ -123,14 +123,14 @@ class Chooser:
                 seen = dataclasses.replace(seen, measured=())
             with suppress(NothingFits, NothingLoads):
                 result = search_plan(problem_of(here, strategy), predictor, seen)
-                return Found(dtype=one.dtype, worse_by=worse_by_rounding(strategy, one), search=result)
+                return Found(dtype=one.dtype, rise=one.rise, search=result)
         return None
 
     def _is_decided(self, whole: Found | None) -> bool:
         """Whether integers chosen with data would change nothing: not what is chosen, nor what is said of it."""
         if self._has_rounded:
             return True
-        if whole is None or whole.worse_by > NEGLIGIBLE_RISE:
+        if whole is None or whole.rise > NEGLIGIBLE_RISE:
             return False
         return all(one.rounding is None or one.rounding.how is None for one in self.wholes if one.dtype == whole.dtype)
 
@@ -143,12 +143,12 @@ class Chooser:
         for one in self._weighed(session):
             strategy, here = strategies[one.dtype], session.in_dtype(one.dtype)
             problem = problem_of(here, strategy)
-            worse_by, full_use = worse_by_rounding(strategy, one), self._use(one)
+            full_use = self._use(one)
             options.append(
                 Option(
                     dtype=one.dtype,
-                    worse_by=worse_by,
-                    bound=worse_by + least_badness(problem, full_use),
+                    rise=one.rise,
+                    bound=least_badness(problem, full_use, one.rise),
                     full_use=full_use,
                     search=partial(self._search, here, problem, look),
                 )
@@ -212,7 +212,7 @@ class Chooser:
             here = session.in_dtype(dtype)
             with suppress(NothingFits, NothingLoads):
                 result = search_plan(problem_of(here, prior), self._predictor(here), self._seen(dtype, look))
-                options.append(Searched(dtype=dtype, worse_by=rises[dtype], search=result))
+                options.append(Searched(dtype=dtype, rise=rises[dtype], search=result))
                 limit = min([limit, *(line.expected + WITHIN for line in options[-1].lines(full))])
         chosen = shortlist(options, full, to_beat=to_beat)
         if not chosen:

@@ -6,12 +6,12 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from amoeba_export.application.problem import memory_mb, rounded, whole_quality
+from amoeba_export.application.problem import memory_mb, whole_quality
 from amoeba_export.application.session import Session
 from amoeba_export.application.wholes import Whole
 from amoeba_export.ir import DenseArchitecture, Latency, Shape
 from amoeba_export.ir.frontier import Frontier, FrontierLimit, FrontierPoint, LatencySource, numbered
-from amoeba_export.ir.metric import Mode, badness, is_higher_better, mode_of
+from amoeba_export.ir.metric import Mode, after_rise, badness, is_higher_better, mode_of
 from amoeba_export.search import Candidate, SearchResult
 
 NEAR, NEAR_ON_FRONT = 0.05, 0.01
@@ -111,7 +111,7 @@ def _whole_point(
         latency_ms=whole.latency.of(settings.metric, settings.percentile),
         latency_error=whole.latency.uncertainty or 0.0,
         latency_source=whole.latency.source,
-        quality=rounded(metric, known[1], whole.rise),
+        quality=after_rise(metric, known[1], whole.rise),
         quality_source="measured",
         memory_mb=occupied_mb,
         fits=fits and (limit_mb is None or occupied_mb <= limit_mb),
@@ -138,7 +138,7 @@ def _points(
             latency_ms=one.predicted_ms,
             latency_error=one.uncertainty,
             latency_source=_source(session, one),
-            quality=rounded(search.quality_metric, one.quality.value, whole.rise),
+            quality=after_rise(search.quality_metric, one.quality.value, whole.rise),
             quality_source=one.quality.source,
             memory_mb=one.memory_mb,
             fits=one.fits and one.predicted_ms <= most_ms,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from amoeba_export.application.fit import Fitted
-from amoeba_export.application.problem import rounded, whole_quality
+from amoeba_export.application.problem import whole_quality
 from amoeba_export.application.request import ResolvedRequest
 from amoeba_export.application.rounded import rounded_input
 from amoeba_export.application.session import Session
@@ -23,6 +23,7 @@ from amoeba_export.artifact import (
     tool_versions,
 )
 from amoeba_export.ir import SubnetPlan
+from amoeba_export.ir.metric import after_rise
 from amoeba_export.verify import VerifyReport
 
 
@@ -117,7 +118,7 @@ def reference_records(session: Session, wholes: Sequence[Whole]) -> tuple[FullMo
                 dtype=whole.dtype,
                 latency_ms=latency.of(settings.metric, settings.percentile),
                 source=latency.source,
-                quality=quality and {quality[0]: rounded(*quality, whole.rise)},
+                quality=quality and {quality[0]: after_rise(*quality, whole.rise)},
                 keeps_budget=keeps if budgets else None,
                 rounding=whole.rounding.how if whole.rounding else None,
             )

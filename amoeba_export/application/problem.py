@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from functools import partial
 from typing import Any
 
@@ -80,20 +79,6 @@ def whole_quality(session: Session, whole: Whole) -> tuple[str, float] | None:
         return (surface.metric, known.value) if known else None
     loss = whole.rounding.loss if whole.rounding else None
     return None if loss is None else ("loss", loss)
-
-
-def rounded(metric: str, value: float, rise: float) -> float:
-    """A loss or perplexity after a loss that rises by `rise`; other metrics do not tell."""
-    return value + rise if metric == "loss" else value * math.exp(rise) if metric == "perplexity" else value
-
-
-def worse_by_rounding(strategy: Strategy, whole: Whole) -> float:
-    """The same as a difference in the strategy's metric, at the full model."""
-    surface = quality_surface(strategy)
-    full = surface.at(strategy.num_layers, 1.0)
-    if surface.metric == "perplexity" and full is not None:
-        return rounded("perplexity", full.value, whole.rise) - full.value
-    return whole.rise
 
 
 def whole_strategy(session: Session, whole: Whole) -> Strategy:

@@ -16,6 +16,7 @@ from statistics import fmean
 from amoeba_export.application.refits import is_worse, refitted, rise_by, rise_with
 from amoeba_export.application.session import Session
 from amoeba_export.ir import Refit, Shape, Strategy
+from amoeba_export.ir.metric import after_rise, nats
 from amoeba_export.refit import SHORTLIST_RECIPE
 from amoeba_export.search import Candidate, Quality, SearchResult, quality_surface
 
@@ -38,12 +39,12 @@ class Searched:
 
     Attributes:
         dtype: Its name.
-        worse_by: Rise of the loss by rounding.
+        rise: Rise of the loss by rounding.
         search: What there is in it, before any refit.
     """
 
     dtype: str
-    worse_by: float
+    rise: float
     search: SearchResult
 
     def lines(self, full: float) -> list[Line]:
@@ -60,9 +61,9 @@ class Searched:
                 Line(
                     option=self,
                     candidate=candidate,
-                    as_cut=base + cut + self.worse_by,
-                    expected=base + usual_share(candidate.shape) * cut + self.worse_by,
-                    at_best=base + BEST_SHARE * cut + self.worse_by,
+                    as_cut=base + cut + self.rise,
+                    expected=base + usual_share(candidate.shape) * cut + self.rise,
+                    at_best=base + BEST_SHARE * cut + self.rise,
                 )
             )
         return found
@@ -144,7 +145,7 @@ class Prospects:
         for shape, value in prior.quality.items():
             cut = nats(prior.quality_metric, value) - nats(prior.quality_metric, full)
             rise = self.loss(dtype, shape.depth, cut)
-            quality[shape] = _figure(prior.quality_metric, nats(prior.quality_metric, full) + rise)
+            quality[shape] = after_rise(prior.quality_metric, full, rise)
         return dataclasses.replace(prior, quality=quality)
 
     def told(self, result: SearchResult) -> SearchResult:
@@ -186,7 +187,7 @@ def usual_strategy(strategy: Strategy) -> Strategy:
     metric, full = strategy.quality_metric, strategy.quality[Shape(strategy.num_layers, 1.0)]
     base = nats(metric, full)
     quality = {
-        shape: _figure(metric, base + usual_share(shape) * (nats(metric, value) - base))
+        shape: after_rise(metric, full, usual_share(shape) * (nats(metric, value) - base))
         if shape != Shape(strategy.num_layers, 1.0)
         else value
         for shape, value in strategy.quality.items()
@@ -282,12 +283,3 @@ def _interpolated(measured: Sequence[Measured], depth: int) -> float:
     high = min((known for known in logs if known >= depth), default=max(logs))
     position = (depth - low) / (high - low) if high != low else 0.0
     return math.exp(logs[low] + position * (logs[high] - logs[low]))
-
-
-def nats(metric: str, value: float) -> float:
-    """A loss or perplexity as a loss."""
-    return math.log(value) if metric == "perplexity" else value
-
-
-def _figure(metric: str, nats: float) -> float:
-    return math.exp(nats) if metric == "perplexity" else nats

@@ -39,7 +39,8 @@ def refitted(session: Session, plans: Sequence[SubnetPlan], recipe_name: str) ->
     missing = {plan.geometry: plan for plan in plans if found[plan.geometry] is None}
     if missing:
         session.progress.note(
-            f"Refitting with the recipe '{recipe.name}': {recipe.tokens} tokens, {len(missing)} plan(s)."
+            f"Refitting with the recipe '{recipe.name}': {recipe.tokens} tokens, "
+            f"{len(missing)} {'plan' if len(missing) == 1 else 'plans'}."
         )
 
         def keep(made: Sequence[Refitted]) -> None:
@@ -51,7 +52,7 @@ def refitted(session: Session, plans: Sequence[SubnetPlan], recipe_name: str) ->
     for plan in plans:
         held = found[plan.geometry]
         assert held is not None, "made or found above"
-        session.progress.note(told(held))
+        session.progress.note(_told(plan, held))
         session = _with(session, held)
         named.append(dataclasses.replace(plan, refit_id=held.identity))
     return session, named
@@ -130,7 +131,7 @@ def healed(session: Session, plan: SubnetPlan) -> tuple[Session, SubnetPlan]:
             host=session.host,
         )
         (held,) = kept
-    session.progress.note(told(held))
+    session.progress.note(_told(plan, held))
     return _with(session, held), dataclasses.replace(plan, refit_id=held.identity)
 
 
@@ -198,13 +199,13 @@ def holding_refit(
     return dataclasses.replace(supernet, refits={**supernet.refits, held.identity: held})
 
 
-def told(held: Refit) -> str:
+def _told(plan: SubnetPlan, held: Refit) -> str:
     """What a refit did, in one line."""
     texts = "; ".join(
         f"on '{text}' {losses['cut']:.3f} to {losses['refit']:.3f} (full model {losses['full']:.3f})"
         for text, losses in held.losses.items()
     )
-    return f"{'Healed' if held.kind == 'heal' else 'Refitted'}: loss {texts}."
+    return f"{'Healed' if held.kind == 'heal' else 'Refitted'} {plan.shape}: loss {texts}."
 
 
 def _facts(session: Session, plan: SubnetPlan, draw: Draw, *, kind: str) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def _compare(session: Session, wholes: Sequence[Whole]) -> Prospects | None:
         dense = _candidate(searches, point).dense
         candidate = next((one for one in _all(as_cut, point) if one.dense == dense), None)
         if candidate is not None:
-            option = Searched(dtype=point.dtype, worse_by=rise_of[point.dtype], search=as_cut[point.dtype][0])
+            option = Searched(dtype=point.dtype, rise=rise_of[point.dtype], search=as_cut[point.dtype][0])
             chosen.setdefault(point.shape, (option, candidate))
     if not chosen:
         return None

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from amoeba_export.application.fit import Fitted
-from amoeba_export.application.problem import rounded, whole_quality
-from amoeba_export.application.prospects import nats
+from amoeba_export.application.problem import whole_quality
 from amoeba_export.application.refits import rise_with
+from amoeba_export.ir.metric import after_rise, nats
 from amoeba_export.search import quality_surface
 
 
@@ -24,7 +24,7 @@ def quality_figures(fitted: Fitted) -> dict[str, float] | None:
     strategy, shape = session.supernet.strategy, fitted.plan.shape
     if strategy is None or not strategy.quality:
         known = whole_quality(session, whole) if whole and strategy is None else None
-        return known and {known[0]: rounded(*known, rise), f"{known[0]}_full": known[1]}
+        return known and {known[0]: after_rise(*known, rise), f"{known[0]}_full": known[1]}
     surface = quality_surface(strategy)
     quality = fitted.candidate.quality if fitted.candidate else None
     if quality is None or quality.source in ("refitted", "predicted"):
@@ -35,6 +35,6 @@ def quality_figures(fitted: Fitted) -> dict[str, float] | None:
     if held is not None and full is not None and surface.metric in ("loss", "perplexity"):
         loss = nats(surface.metric, full.value) + rise_with(held)
         value = math.exp(loss) if surface.metric == "perplexity" else loss
-    figures = {surface.metric: None if value is None else rounded(surface.metric, value, rise)}
+    figures = {surface.metric: None if value is None else after_rise(surface.metric, value, rise)}
     figures[f"{surface.metric}_full"] = full and full.value
     return {name: figure for name, figure in figures.items() if figure is not None} or None

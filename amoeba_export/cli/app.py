@@ -163,3 +163,5 @@ def _quiet_libraries() -> None:
         os.environ.setdefault(name, value)
     # Where it is installed, peft imports it, and it then misses a kernel that nothing here would use.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # It warns of templates for pairs of texts, which no GGUF holds.
+    logging.getLogger("gguf.vocab").setLevel(logging.ERROR)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -35,6 +36,16 @@ def is_higher_better(metric: str) -> bool:
 def badness(metric: _Value, mode: Mode) -> _Value:
     """The value, its sign such that less is better."""
     return metric if mode == "min" else -metric
+
+
+def nats(metric: str, value: float) -> float:
+    """A loss or perplexity as a loss."""
+    return math.log(value) if metric == "perplexity" else value
+
+
+def after_rise(metric: str, value: float, rise: float) -> float:
+    """A loss or perplexity after the loss rose by `rise` nats a token; a metric of another kind does not tell."""
+    return value + rise if metric == "loss" else value * math.exp(rise) if metric == "perplexity" else value
 
 
 def stricter(limit: float, by: float, mode: Mode) -> float:

@@ -103,15 +103,22 @@ def refit(
         with progress.track(f"Refitting {' and '.join(str(plan.shape) for plan in plans)}", num_layers) as advance:
             for _ in sweep.layers():
                 advance(1)
-        losses_full = _losses(full, data, lambda batch_idx: sweep.last(None, batch_idx))
         made = []
-        for cut_idx, cut in enumerate(cuts):
-            losses = {
-                "full": losses_full,
-                "cut": _losses(full, data, _run_cut(cut, data)),
-                "refit": _losses(full, data, lambda batch_idx, i=cut_idx: sweep.last(i, batch_idx)),  # type: ignore[misc]
-            }
-            made.append(_result(supernet, cut.plan, draw, sweep, cut_idx, losses))
+        with progress.track("Measuring held-out losses", 1 + 2 * len(cuts)) as advance:
+
+            def losses_of(last: Callable[[int], torch.Tensor]) -> dict[str, float]:
+                losses = _losses(full, data, last)
+                advance(1)
+                return losses
+
+            losses_full = losses_of(lambda batch_idx: sweep.last(None, batch_idx))
+            for cut_idx, cut in enumerate(cuts):
+                losses = {
+                    "full": losses_full,
+                    "cut": losses_of(_run_cut(cut, data)),
+                    "refit": losses_of(lambda batch_idx, i=cut_idx: sweep.last(i, batch_idx)),  # type: ignore[misc]
+                }
+                made.append(_result(supernet, cut.plan, draw, sweep, cut_idx, losses))
         take(made)
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from amoeba_export.errors import NothingFits, NothingLoads
 from amoeba_export.ir import DenseArchitecture
-from amoeba_export.ir.metric import badness
+from amoeba_export.ir.metric import after_rise, badness
 from amoeba_export.search.grid import grid_sketches
 from amoeba_export.search.space import Problem, SearchResult
 from amoeba_export.search.surface import quality_surface
@@ -23,14 +23,14 @@ class Option:
     """One precision that may be searched.
 
     Attributes:
-        worse_by: By how much rounding makes the quality metric worse, measured on the full model; never negative.
+        rise: Of the loss by rounding, measured on the full model, in nats a token; never negative.
         bound: What the quality, rounding included, cannot be better than, as `badness`; infinite where nothing can fit.
         full_use: Largest share of a limit that the whole model takes.
         search: Searches it with its own cost model. Raises `NothingFits`.
     """
 
     dtype: str
-    worse_by: float
+    rise: float
     bound: float
     full_use: float
     search: Callable[[], SearchResult]
@@ -38,16 +38,17 @@ class Option:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """The best of one precision."""
+    """The best of one precision. `rise`: of the loss by rounding, in nats a token."""
 
     dtype: str
-    worse_by: float
+    rise: float
     search: SearchResult
 
     @property
     def badness(self) -> float:
         """Quality of the choice, rounding included, such that smaller is better."""
-        return badness(self.search.best.quality.value, self.search.mode) + self.worse_by
+        metric = self.search.quality_metric
+        return badness(after_rise(metric, self.search.best.quality.value, self.rise), self.search.mode)
 
 
 def search_precisions(options: Sequence[Option], known: Found | None = None) -> Found:
@@ -73,7 +74,7 @@ def search_precisions(options: Sequence[Option], known: Found | None = None) -> 
         if best is not None and option.bound >= best.badness:
             continue
         try:
-            found = Found(dtype=option.dtype, worse_by=option.worse_by, search=option.search())
+            found = Found(dtype=option.dtype, rise=option.rise, search=option.search())
         except (NothingFits, NothingLoads) as error:
             failures.append(error)
             continue
@@ -85,21 +86,25 @@ def search_precisions(options: Sequence[Option], known: Found | None = None) -> 
     return best
 
 
-def least_badness(problem: Problem, full_use: float) -> float:
-    """What no subnet of the problem can be better than, by its quality before rounding; infinite if none can fit.
+def least_badness(problem: Problem, full_use: float, rise: float = 0.0) -> float:
+    """What no subnet of the problem can be better than, rounding included; infinite if none can fit.
 
     Args:
         problem: With a quality that is measured or calibrated.
+        rise: Of the loss by rounding, in nats a token.
         full_use: The largest share of any limit that the full model takes, above 1 where it does not fit.
     """
     surface = quality_surface(problem.strategy)
-    mode = surface.mode
+
+    def rounded(value: float) -> float:
+        return badness(after_rise(surface.metric, value, rise), surface.mode)
+
     if problem.rules.policy == "adaptive" or problem.space == "layers":
-        return min((badness(value, mode) for value in problem.strategy.quality.values()), default=-1.0)
+        return min((rounded(value) for value in problem.strategy.quality.values()), default=-1.0)
     sketches = grid_sketches(problem.strategy, problem.architecture, problem.rules)
     return min(
         (
-            badness(sketch.quality.value, mode)
+            rounded(sketch.quality.value)
             for sketch in sketches
             if FASTER_THAN_ITS_SHARE * _share(sketch.dense) * full_use <= 1
         ),

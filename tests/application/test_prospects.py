@@ -85,10 +85,10 @@ class Weighing:
         return 1 + sum(0.05 + 1e-7 * dense.base.prunable_params(layer) for layer in dense.layers), 0.0
 
 
-def searched(latency: str, dtype: str = "fp32", worse_by: float = 0.0) -> Searched:
+def searched(latency: str, dtype: str = "fp32", rise: float = 0.0) -> Searched:
     strategy = densified(own_strategy(quality={Shape(d, w): loss(Shape(d, w)) for d in (30, 27, 24, 20) for w in W}))
     result = search_plan(Problem(strategy=strategy, architecture=SMOL, budgets=(Budget.parse(latency),)), Weighing())
-    return Searched(dtype=dtype, worse_by=worse_by, search=result)
+    return Searched(dtype=dtype, rise=rise, search=result)
 
 
 W = (1.0, 0.875, 0.75, 0.5)

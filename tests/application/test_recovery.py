@@ -83,7 +83,7 @@ def test_an_export_is_refitted_and_says_so_everywhere(request_: ExportRequest, t
     assert manifest["refit"]["sha256"] == named == result.plan.refit_id
     assert manifest["refit"]["kind"] == "refit" and set(manifest["refit"]["losses"]) == {"mix", "another"}
     assert [item["sha256"] for item in manifest["inputs"] if item["role"] == "refit"] == [named]
-    assert any(note.startswith("Refitted: loss on") for note in listener.notes)
+    assert any(note.startswith(f"Refitted {result.plan.shape}: loss on") for note in listener.notes)
     bare = export(dataclasses.replace(request_, refit="off", out=tmp_path / "bare"))
     assert bare.plan.refit_id is None and "refit_id" not in plan_of(tmp_path / "bare")
     assert "refit" not in json.loads((tmp_path / "bare" / "amoeba.json").read_text(encoding="utf-8"))

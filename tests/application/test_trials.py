@@ -45,7 +45,7 @@ def choice(depth: int, loss: float = 3.0, dtype: str = "fp32") -> Choice:
         quality_metric="loss",
     )
     rise = {"fp32": 0.0, "int4": 0.3}[dtype]
-    return Choice(session=cast(Session, None), found=Found(dtype=dtype, worse_by=rise, search=search))
+    return Choice(session=cast(Session, None), found=Found(dtype=dtype, rise=rise, search=search))
 
 
 def trial(depth: int, use: float, scatter: Sequence[float] = NARROW, loss: float = 3.0, dtype: str = "fp32") -> Trial:

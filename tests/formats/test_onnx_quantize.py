@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -136,3 +138,13 @@ def test_a_hidden_size_that_no_block_divides_keeps_its_embedding_in_full(tmp_pat
     np.testing.assert_array_equal(stored["model.embed_tokens.weight"], source["model.embed_tokens.weight"].numpy())
     expected = torch_logits(dense, source, tokens(1, 5))
     assert (OnnxDecoder(folder)(tokens(1, 5)) - expected).norm() < 0.05 * expected.norm()
+
+
+def test_onnxruntime_does_not_set_up_the_users_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its quantizer calls logging.basicConfig(level=INFO) when it is imported."""
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", logging.WARNING)
+    monkeypatch.delitem(sys.modules, "onnxruntime.quantization.matmul_nbits_quantizer")
+    quantize.quantize_rows(torch.ones(2, 64), ENCODINGS[0])
+    assert (root.handlers, root.level) == ([], logging.WARNING)

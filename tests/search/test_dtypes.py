@@ -23,10 +23,10 @@ def _search(dtype: str, limit: str) -> SearchResult:
     return searched(own_strategy(), SMOL, table, [Budget.parse(limit)])
 
 
-def _options(limit: str, **worse_by: float) -> list[Option]:
+def _options(limit: str, **rises: float) -> list[Option]:
     return [
-        Option(dtype=dtype, worse_by=rise, bound=rise, full_use=1.0, search=partial(_search, dtype, limit))
-        for dtype, rise in worse_by.items()
+        Option(dtype=dtype, rise=rise, bound=rise, full_use=1.0, search=partial(_search, dtype, limit))
+        for dtype, rise in rises.items()
     ]
 
 
@@ -38,6 +38,18 @@ def test_rounding_is_weighed_against_the_larger_subnet_that_it_affords() -> None
     found = search_precisions(_options("14ms", fp32=0.0, int4=5.0))
     assert found.dtype == "fp32"
     assert found.badness < _search("int4", "14ms").best.quality.value + 5
+
+
+def test_rounding_raises_a_perplexity_by_a_factor() -> None:
+    """A rise of the loss by 0.1 is 1.1 at a perplexity of 10, and 10 at one of 100."""
+    search = _search("int4", "90ms")
+    worth = {}
+    for value in (10.0, 100.0):
+        candidate = replace(search.best, quality=search.best.quality._replace(value=value))
+        result = replace(search, quality_metric="perplexity", candidates=(candidate,))
+        worth[value] = Found(dtype="int4", rise=0.1, search=result).badness
+    assert worth == pytest.approx({10: 10 * math.exp(0.1), 100: 100 * math.exp(0.1)})
+    assert Found(dtype="int4", rise=0.1, search=search).badness == pytest.approx(search.best.quality.value + 0.1)
 
 
 def test_the_first_precision_wins_a_tie() -> None:
@@ -60,12 +72,12 @@ def test_what_cannot_be_better_is_not_searched() -> None:
     def hopeless() -> SearchResult:
         raise AssertionError("searched")
 
-    whole = Found(dtype="int8", worse_by=0.1, search=_search("int4", "90ms"))
+    whole = Found(dtype="int8", rise=0.1, search=_search("int4", "90ms"))
     bounds = {"fp32": whole.badness, "int4": whole.badness + 1}
-    option = Option(dtype="", worse_by=0.0, bound=0.0, full_use=1.0, search=hopeless)
+    option = Option(dtype="", rise=0.0, bound=0.0, full_use=1.0, search=hopeless)
     options = [replace(option, dtype=name, bound=bound) for name, bound in bounds.items()]
     assert search_precisions(options, whole) is whole
-    better = Option(dtype="fp32", worse_by=0.0, bound=0.0, full_use=1.0, search=partial(_search, "fp32", "90ms"))
+    better = Option(dtype="fp32", rise=0.0, bound=0.0, full_use=1.0, search=partial(_search, "fp32", "90ms"))
     assert search_precisions([better], whole).dtype == "fp32"
 
 
@@ -77,7 +89,7 @@ def test_where_nothing_can_fit_the_fastest_says_what_comes_closest() -> None:
     with pytest.raises(NothingFits) as closest:
         _search("int4", "1ms")
     assert str(caught.value) == str(closest.value)
-    whole = Found(dtype="int4", worse_by=0.1, search=_search("int4", "90ms"))
+    whole = Found(dtype="int4", rise=0.1, search=_search("int4", "90ms"))
     assert search_precisions(hopeless, whole) is whole
 
 

@@ -14,6 +14,9 @@ Legend: O out, I in, B blocks of a row, E blocks of offsets, S weights of a bloc
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,9 +65,25 @@ def is_rounded(w_OI: torch.Tensor, encoding: Blockwise) -> bool:
     )
 
 
+@contextmanager
+def _logging_as_it_is() -> Iterator[None]:
+    """An import inside configures nothing: this one of onnxruntime sends every library's log to the screen."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
 def _symmetric(w_OI: _Floats, blocks_OBS: _Floats, encoding: Blockwise) -> Quantized:
     # Imported here: most files have no integers.
-    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, DefaultWeightOnlyQuantizer
+    with _logging_as_it_is():
+        from onnxruntime.quantization.matmul_nbits_quantizer import (
+            DefaultWeightOnlyQuantConfig,
+            DefaultWeightOnlyQuantizer,
+        )
 
     config = DefaultWeightOnlyQuantConfig(block_size=encoding.block_size, is_symmetric=True, bits=encoding.bits)
     w_IO = np.ascontiguousarray(w_OI.T)  # its kernels want it so, and only a chunk is ever turned
