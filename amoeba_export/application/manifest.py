@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from amoeba_export.application.fit import Fitted
@@ -38,7 +39,7 @@ def make_manifest(fitted: Fitted, report: VerifyReport) -> Manifest:
         dtype=settings.dtype or written[settings.formats[0]],
         latency=_latency(settings, fitted),
         quality=quality_figures(fitted),
-        reference=reference_records(session, fitted.wholes),
+        reference=reference_records(session, _of_this_run(fitted)),
         refit=_refit(session, fitted.plan),
         vocabulary=measure_vocabulary(supernet, fitted.plan),
         verification=verification_record(report),
@@ -100,6 +101,16 @@ def _latency(settings: ResolvedRequest, fitted: Fitted) -> LatencyRecord | None:
         uncertainty=fitted.uncertainty,
         full_dtype=fitted.wholes[0].dtype if fitted.wholes else None,
         device=latency.device,
+    )
+
+
+def _of_this_run(fitted: Fitted) -> tuple[Whole, ...]:
+    """The uncut model in each precision, as fast as in the run that measured the artifact: a device's speed drifts."""
+    now = fitted.full
+    if now is None or now.source != "measured":
+        return fitted.wholes
+    return tuple(
+        dataclasses.replace(one, latency=one.latency.as_when(fitted.wholes[0].latency, now)) for one in fitted.wholes
     )
 
 

@@ -111,7 +111,8 @@ class FullModelRecord:
 
     Attributes:
         dtype: The precision.
-        latency_ms: Latency, in the metric and at the percentile of the artifact's `latency`.
+        latency_ms: Latency, in the metric and at the percentile of the artifact's `latency`. In a manifest, as
+            fast as in the run that measured the artifact: scaled by what the full model took before and then.
         source: `measured` (on a graph with these dims), or the kind of estimate of `latency_ms`.
         quality: In the metric of the artifact's `quality`, with the rise from rounding; None if it is not known.
         keeps_budget: Whether it keeps every budget; None without a budget.

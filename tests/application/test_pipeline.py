@@ -302,9 +302,12 @@ def test_a_machine_that_is_slower_than_it_was_is_no_faster_in_other_precisions(
     request = ExportRequest(model=str(model), strategy=strategy, target=str(precisions), latency="75%")
     pipeline.search(request)
     monkeypatch.setattr(imaginary.BACKEND, "pace", 12.0)
-    fitted = export(dataclasses.replace(request, out=tmp_path / "out")).fitted
-    assert fitted is not None
+    result = export(dataclasses.replace(request, out=tmp_path / "out"))
+    fitted, manifest = result.fitted, result.manifest
+    assert fitted is not None and fitted.full is not None and manifest is not None
     assert (fitted.session.dtype, len(imaginary.BACKEND.measured_artifacts)) == ("int8", 1)
+    full_ms = fitted.full.of("decode")
+    assert [one.latency_ms for one in manifest.reference] == pytest.approx([full_ms, 0.5 * full_ms, 0.3 * full_ms])
 
 
 @pytest.mark.parametrize(
