@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from amoeba_export.application.choose import Chooser
 from amoeba_export.application.costs import learn, make_predictor, measure_beside_full
-from amoeba_export.application.outcome import Outcome
+from amoeba_export.application.outcome import Outcome, sure
 from amoeba_export.application.problem import memory_mb, smaller_than_known
 from amoeba_export.application.session import Session
 from amoeba_export.application.trials import Choice, Trial, best_of, next_step
@@ -112,7 +113,11 @@ def _try_in_turn(choose: Chooser, build: Build, progress: Progress) -> tuple[lis
         progress.note(f"Building {name}: {best.predicted_ms:.4g} ms expected, the limit is {limit_ms:.4g} ms.")
         plan = best.make_plan()
         folder = build(session, plan)
-        outcome = _measure(session, best.dense, folder, full_dtype=choose.wholes[0].dtype, enough=_is_enough)
+        outcome = sure(
+            partial(_measure, session, best.dense, folder, full_dtype=choose.wholes[0].dtype, enough=_is_enough),
+            expected_use=best.predicted_ms / limit_ms,
+            progress=progress,
+        )
         close = " Too close to it to be sure." if outcome.use <= 1 and not outcome.is_kept else ""
         progress.note(f"Measured {name}: {outcome.reached_ms:.4g} ms, the limit is {outcome.limit_ms:.4g} ms.{close}")
         expected_ms = best.predicted_ms * (outcome.limit_ms / limit_ms)

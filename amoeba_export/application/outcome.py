@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from amoeba_export.application.costs import MOST_ROUNDS
-from amoeba_export.ir import Budget, Latency
+from amoeba_export.ir import Budget, Latency, Progress
 from amoeba_export.profile import Comparison, compare_rounds, early_verdict
+
+SURPRISE = 0.1
+"""Of the expected time: what is measured to be further from it is measured again."""
+
+AGREEMENT = 0.05
+"""Two runs that differ by more of the time do not confirm each other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,3 +112,30 @@ def _rounds_ms(latency: Latency, budget: Budget) -> list[float]:
     """What the budget is about, in each round. For p90, a round's median times the tail that all have in common."""
     tail = budget.of(latency) / latency.of(budget.metric)
     return [ms * tail for ms in latency.rounds_of(budget.metric)]
+
+
+def sure(measure: Callable[[], Outcome], *, expected_use: float, progress: Progress) -> Outcome:
+    """What was measured. A surprise is measured again, and a third time where the two differ; the median is taken.
+
+    All rounds of a run share what the device does besides, so they may agree and be wrong, and the next choice rests on
+    them. Of two that agree, the slower one is taken.
+
+    Args:
+        measure: Starts a run.
+        expected_use: Share of the first budget that the subnet is expected to take.
+        progress: Told of another run.
+    """
+    first = measure()
+    if abs(_use(first) / expected_use - 1) <= SURPRISE:
+        return first
+    expected_ms = expected_use * first.limit_ms
+    progress.note(f"It takes {first.reached_ms:.4g} ms, and {expected_ms:.4g} ms were expected: measuring again.")
+    runs = [first, measure()]
+    if abs(_use(runs[1]) / _use(first) - 1) > AGREEMENT:
+        runs.append(measure())
+    return sorted(runs, key=_use)[1]
+
+
+def _use(outcome: Outcome) -> float:
+    """Share of the first budget."""
+    return outcome.reached_ms / outcome.limit_ms

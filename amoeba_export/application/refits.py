@@ -99,6 +99,13 @@ def rise_with(held: Refit) -> float:
     return fmean(losses["refit"] - losses["full"] for losses in held.losses.values())
 
 
+def heals(session: Session) -> bool:
+    """Whether an export heals its cut: where that was asked for, or the model is small."""
+    settings = session.settings
+    is_small = session.full.num_params <= HEALED_UP_TO
+    return settings.heal is not None and (is_small or settings.request.heal is not None)
+
+
 def healed(session: Session, plan: SubnetPlan) -> tuple[Session, SubnetPlan]:
     """The plan with the name of what healing made of its refit, and a session that has it.
 
@@ -107,10 +114,10 @@ def healed(session: Session, plan: SubnetPlan) -> tuple[Session, SubnetPlan]:
     settings = session.settings.heal
     if settings is None:
         return session, plan
-    size = session.supernet.full_plan().dense(session.architecture).num_params
-    if session.settings.request.heal is None and size > HEALED_UP_TO:
+    if not heals(session):
+        billions = session.full.num_params / 1e9
         session.progress.note(
-            f"The cut is not healed, because the model has {size / 1e9:.1f} billion parameters. To heal it: --heal 20m."
+            f"The cut is not healed, because the model has {billions:.1f} billion parameters. To heal it: --heal 20m."
         )
         return session, plan
     draw = session.draw(HEAL_RECIPE)

@@ -47,6 +47,8 @@ REFITTING = Algorithm(name="refitting", version=4)
 HEALING = Algorithm(name="healing", version=4)
 CHOOSING_INTEGERS = Algorithm(name="choosing integers", version=7)
 _MEASURING = Algorithm(name="measuring", version=2)
+_WEIGHING = Algorithm(name="weighing", version=1)
+"""What cuts are worth once they are refitted and healed."""
 _FITTING = Algorithm(name="fitting", version=1)
 _REFINING = Algorithm(name="refining", version=1)
 
@@ -76,7 +78,7 @@ FULL_MODELS = Kind(name="full-models", made_by=(_WRITING, _MEASURING))
 
 FRONTIERS = Kind(
     name="frontiers",
-    made_by=(_CALIBRATION, REFITTING, CHOOSING_INTEGERS, _WRITING, _COMPARING, _MEASURING, _FITTING),
+    made_by=(_CALIBRATION, REFITTING, _WEIGHING, CHOOSING_INTEGERS, _WRITING, _COMPARING, _MEASURING, _FITTING),
 )
 """What can be had of a model on a device, and the plan of every numbered choice."""
 

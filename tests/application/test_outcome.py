@@ -8,8 +8,8 @@ from statistics import median
 import pytest
 
 from amoeba_export.application.costs import MOST_ROUNDS
-from amoeba_export.application.outcome import Outcome
-from amoeba_export.ir import Budget, Latency, Timing, Workload
+from amoeba_export.application.outcome import Outcome, sure
+from amoeba_export.ir import SILENT, Budget, Latency, Timing, Workload
 
 NARROW = (0.99, 1.0, 1.01, 1.0, 0.995)
 WIDE = (0.9, 1.0, 1.1, 1.05, 0.95)
@@ -125,3 +125,19 @@ def test_a_p90_is_compared_with_its_tail() -> None:
     assert tailed.use == pytest.approx(1.08)
     assert tailed.is_decided
     assert not tailed.is_kept
+
+
+@pytest.mark.parametrize(
+    ("uses", "taken"),
+    [
+        pytest.param([0.93], 0.93, id="about what was expected"),
+        pytest.param([1.2, 1.22], 1.22, id="a surprise that a second run confirms"),
+        pytest.param([0.7, 0.69], 0.7, id="faster than expected, confirmed: the slower one"),
+        pytest.param([1.29, 0.91, 0.92], 0.92, id="the device was busy: the other two agree"),
+        pytest.param([0.6, 0.93, 0.91], 0.91, id="the full model was disturbed"),
+    ],
+)
+def test_a_surprise_is_measured_again(uses: list[float], taken: float) -> None:
+    left = [outcome(use, NARROW) for use in uses]
+    found = sure(lambda: left.pop(0), expected_use=0.9, progress=SILENT)
+    assert found.use == pytest.approx(taken) and not left
