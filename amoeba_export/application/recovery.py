@@ -25,25 +25,25 @@ def recovered(fitted: Fitted, build: Build) -> Fitted:
     """
     session, plan = fitted.session, fitted.plan
     settings = session.settings
-    heals = settings.heal is not None and settings.request.heal is not None
+    is_asked = settings.heal is not None and settings.request.heal is not None
     if plan.keeps_everything(session.architecture):
-        if heals:
+        if is_asked:
             session.progress.warn("Nothing is cut, so nothing is healed.")
         return fitted
-    if settings.refit == OFF or (plan.refit_id is not None and not heals):
+    if settings.refit == OFF or (plan.refit_id is not None and not is_asked):
         return fitted
     if plan.refit_id is None:
         try:
             session, plan = refitted_unless_worse(session, plan, settings.refit)
         except InputError as error:
-            if settings.request.refit is not None or heals:
+            if settings.request.refit is not None or is_asked:
                 raise
             session.progress.warn(f"The weights are not refitted: {error.what} '--refit off' accepts that.")
             return fitted
     try:
         session, plan = healed_unless_worse(session, plan)
     except InputError as error:
-        if heals:
+        if is_asked:
             raise
         session.progress.warn(f"The cut is refitted and not healed: {error.what} '--heal off' accepts that.")
     if plan.refit_id == fitted.plan.refit_id:

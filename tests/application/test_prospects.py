@@ -181,6 +181,17 @@ def test_the_choice_is_the_best_refitted_shape_and_not_the_best_cut(
     assert any(note.startswith("A refit changes which shape is best") for note in listener.notes)
 
 
+def test_a_choice_expects_of_a_heal_what_it_usually_recovers(
+    search: Callable[..., tuple[ExportResult, Listener]], refits: list[list[Shape]]
+) -> None:
+    """The recipe `full` heals, and `fast` does not."""
+    found, listener = search("70%", "full")
+    rise = prospects.HEAL_SHARE * 0.2 * (1 - found.plan.shape.width)
+    assert found.search is not None and found.search.best.quality.source == "refitted"
+    assert found.search.best.quality.value == pytest.approx(3 + rise, abs=1e-6)
+    assert "A heal is expected to leave 0.7 of these rises." in listener.notes
+
+
 def test_a_shape_whose_refit_is_not_shipped_is_worth_what_it_is_as_it_was_cut(
     request_of: Callable[..., ExportRequest],
     refits: list[list[Shape]],
