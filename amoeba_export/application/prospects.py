@@ -255,8 +255,7 @@ def measure_prospects(session: Session, chosen: Sequence[tuple[Searched, Candida
     session.progress.note(f"A refit changes which shape is best: refitting and comparing {names}.")
     distinct = {plan.geometry: plan for plan in plans}
     made, named = refitted(session, list(distinct.values()), SHORTLIST_RECIPE)
-    is_healed = heals(session) and not session.architecture.expert_size  # experts are not
-    share = HEAL_SHARE if is_healed else 1.0
+    share = HEAL_SHARE if heals(session) else 1.0
     rises = {plan.geometry: share * rise_after_refit(made.supernet.refits[plan.refit_id or ""]) for plan in named}
     prospects = Prospects(
         measured=tuple(
@@ -270,7 +269,7 @@ def measure_prospects(session: Session, chosen: Sequence[tuple[Searched, Candida
             for (option, candidate), plan in zip(chosen, plans, strict=True)
         )
     )
-    if is_healed:
+    if heals(session):
         session.progress.note(f"A heal is expected to leave {HEAL_SHARE:g} of these rises.")
     if prospects.error is not None:
         session.progress.note(

@@ -100,10 +100,14 @@ def rise_with(held: Refit) -> float:
 
 
 def heals(session: Session) -> bool:
-    """Whether an export heals its cut: where that was asked for, or the model is small."""
-    settings = session.settings
-    is_small = session.full.num_params <= HEALED_UP_TO
-    return settings.heal is not None and (is_small or settings.request.heal is not None)
+    """Whether an export heals its cut. Experts are not, and a large model only where that is asked for."""
+    is_possible = session.settings.heal is not None and not session.architecture.expert_size
+    return is_possible and not _is_left_alone(session)
+
+
+def _is_left_alone(session: Session) -> bool:
+    """Whether the model is too large to be healed without being asked for."""
+    return session.settings.request.heal is None and session.full.num_params > HEALED_UP_TO
 
 
 def healed(session: Session, plan: SubnetPlan) -> tuple[Session, SubnetPlan]:
@@ -114,7 +118,7 @@ def healed(session: Session, plan: SubnetPlan) -> tuple[Session, SubnetPlan]:
     settings = session.settings.heal
     if settings is None:
         return session, plan
-    if not heals(session):
+    if _is_left_alone(session):
         billions = session.full.num_params / 1e9
         session.progress.note(
             f"The cut is not healed, because the model has {billions:.1f} billion parameters. To heal it: --heal 20m."

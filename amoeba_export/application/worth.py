@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from amoeba_export.application.fit import Fitted
 from amoeba_export.application.problem import whole_quality
 from amoeba_export.application.refits import rise_with
-from amoeba_export.ir.metric import after_rise, nats
+from amoeba_export.ir.metric import after_rise
 from amoeba_export.search import quality_surface
 
 
@@ -33,8 +31,7 @@ def quality_figures(fitted: Fitted) -> dict[str, float] | None:
     value = quality and quality.value
     held = session.supernet.refit_of(fitted.plan)
     if held is not None and full is not None and surface.metric in ("loss", "perplexity"):
-        loss = nats(surface.metric, full.value) + rise_with(held)
-        value = math.exp(loss) if surface.metric == "perplexity" else loss
+        value = after_rise(surface.metric, full.value, rise_with(held))
     figures = {surface.metric: None if value is None else after_rise(surface.metric, value, rise)}
     figures[f"{surface.metric}_full"] = full and full.value
     return {name: figure for name, figure in figures.items() if figure is not None} or None

@@ -38,7 +38,13 @@ class Option:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """The best of one precision. `rise`: of the loss by rounding, in nats a token."""
+    """The best of one precision.
+
+    Attributes:
+        dtype: Its name.
+        rise: Of the loss by rounding, in nats a token.
+        search: What it is the best of.
+    """
 
     dtype: str
     rise: float
@@ -91,8 +97,8 @@ def least_badness(problem: Problem, full_use: float, rise: float = 0.0) -> float
 
     Args:
         problem: With a quality that is measured or calibrated.
-        rise: Of the loss by rounding, in nats a token.
         full_use: The largest share of any limit that the full model takes, above 1 where it does not fit.
+        rise: Of the loss by rounding, in nats a token.
     """
     surface = quality_surface(problem.strategy)
 

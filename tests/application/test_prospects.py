@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -12,7 +14,7 @@ from amoeba_export import ExportRequest, export
 from amoeba_export.application import pipeline, prospects, recovery, selection
 from amoeba_export.application.pipeline import ExportResult
 from amoeba_export.application.prospects import Measured, Prospects, Searched, densified, rise_after_refit, shortlist
-from amoeba_export.application.refits import rise_by, rise_with
+from amoeba_export.application.refits import heals, rise_by, rise_with
 from amoeba_export.application.session import Session
 from amoeba_export.calibrate import Recipe
 from amoeba_export.errors import InputError
@@ -190,6 +192,24 @@ def test_a_choice_expects_of_a_heal_what_it_usually_recovers(
     assert found.search is not None and found.search.best.quality.source == "refitted"
     assert found.search.best.quality.value == pytest.approx(3 + rise, abs=1e-6)
     assert "A heal is expected to leave 0.7 of these rises." in listener.notes
+
+
+@pytest.mark.parametrize(
+    ("params", "experts", "asked", "is_healed"),
+    [
+        pytest.param(1e8, False, None, True, id="small"),
+        pytest.param(7e9, False, None, False, id="large"),
+        pytest.param(7e9, False, "20m", True, id="large, and asked for"),
+        pytest.param(1e8, True, "20m", False, id="experts are not healed"),
+    ],
+)
+def test_what_is_healed(params: float, experts: bool, asked: str | None, is_healed: bool) -> None:
+    settings = SimpleNamespace(heal=object(), request=SimpleNamespace(heal=asked))
+    size, architecture = SimpleNamespace(num_params=params), SimpleNamespace(expert_size=64 if experts else None)
+    session: Any = SimpleNamespace(settings=settings, full=size, architecture=architecture)
+    assert heals(session) == is_healed
+    settings.heal = None
+    assert not heals(session)
 
 
 def test_a_shape_whose_refit_is_not_shipped_is_worth_what_it_is_as_it_was_cut(
