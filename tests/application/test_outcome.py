@@ -127,6 +127,12 @@ def test_a_p90_is_compared_with_its_tail() -> None:
     assert not tailed.is_kept
 
 
+def test_a_surprise_far_below_the_budget_changes_nothing() -> None:
+    """As of a whole model that fits easily."""
+    left = [outcome(0.47, NARROW)]
+    assert sure(left.pop, expected_use=0.55, progress=SILENT).use == pytest.approx(0.47)
+
+
 @pytest.mark.parametrize(
     ("uses", "taken"),
     [
